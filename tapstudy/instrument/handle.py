@@ -1,0 +1,211 @@
+"""Put a policy on a pipeline or a transformer, read what happened, take it off again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import mean
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+
+from tapstudy.core.schedule import mask_text
+from tapstudy.instrument.adapters import ADAPTERS, Adapter, find_adapter
+from tapstudy.instrument.instrument import Instrument, StepEvent
+from tapstudy.instrument.trajectory import ContextRun
+from tapstudy.policies.base import Policy
+from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.tap import TAPPolicy
+
+
+def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle:
+    """Run every supported transformer of `target` under `policy` until the handle is removed.
+
+    Args:
+        target: a diffusers pipeline, or a transformer. On a pipeline new runs are recognised by themselves; on a bare
+            transformer call `handle.reset()` before a run that starts at the timestep where the last one stopped.
+        policy: a policy that has seen nothing; every context of every transformer gets a copy.
+        shadow: also run a full pass beside every prediction, so that listeners learn the true residual. Saves nothing.
+
+    Raises:
+        TypeError: no supported transformer in `target`.
+        RuntimeError: the transformer already runs under a policy or a diffusers cache.
+        ValueError: `probe_depth` beyond the last block.
+    """
+    if not isinstance(policy, Policy):
+        raise TypeError(f"apply_policy needs a Policy object, got {policy!r}")
+    transformers = _transformers(target)
+    scheduler: Callable[[], Any] = lambda: getattr(target, "scheduler", None)  # noqa: E731
+    instruments: dict[str, Instrument] = {}
+    try:
+        for name, (model, adapter) in transformers.items():
+            instrument = Instrument(model, adapter, policy, scheduler=scheduler, shadow=shadow)
+            instrument.attach()
+            instruments[name] = instrument
+    except BaseException:
+        for instrument in instruments.values():
+            instrument.detach()
+        raise
+    return Handle(instruments)
+
+
+def apply_tap(target: Any, config: TAPConfig | None = None) -> Handle:
+    """Run TAP on every supported transformer of a pipeline (or on a transformer); see `TAPConfig`, `apply_policy`."""
+    if config is not None and not isinstance(config, TAPConfig):
+        raise TypeError(f"apply_tap needs a TAPConfig, got {config!r}; write apply_tap(pipe, TAPConfig(interval=6))")
+    return apply_policy(target, TAPPolicy(config))
+
+
+@contextmanager
+def tap(target: Any, **settings: Any) -> Iterator[Handle]:
+    """TAP for the length of a `with` block; settings are the fields of `TAPConfig`.
+
+    >>> with tapstudy.tap(pipe, interval=6) as handle:  # doctest: +SKIP
+    ...     image = pipe("a fox in the snow").images[0]
+    >>> print(handle.summary())  # doctest: +SKIP
+    """
+    with apply_tap(target, TAPConfig.of(settings)) as handle:
+        yield handle
+
+
+def _transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
+    if isinstance(target, nn.Module):
+        modules = {type(target).__name__: target}
+    else:
+        components: dict[str, Any] = getattr(target, "components", None) or {}
+        modules = {name: module for name, module in components.items() if isinstance(module, nn.Module)}
+    found = {
+        name: (module, adapter) for name, module in modules.items() if (adapter := find_adapter(module)) is not None
+    }
+    if not found:
+        classes = sorted({type(module).__name__ for module in modules.values()}) or [type(target).__name__]
+        raise TypeError(
+            f"no supported transformer in {type(target).__name__}: found {', '.join(classes)}; supported are "
+            f"{', '.join(sorted(ADAPTERS))}"
+        )
+    return found
+
+
+class Handle:
+    """The policy in force on a pipeline or transformer. As a context manager it removes itself."""
+
+    def __init__(self, instruments: dict[str, Instrument]) -> None:
+        self._instruments = instruments
+        self._last: Summary | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def summary(self) -> Summary:
+        """What happened in the last (or current) run. Remains readable after `remove`."""
+        if self._last is not None:
+            return self._last
+        return Summary([
+            ContextSummary.of(name, run)
+            for name, instrument in self._instruments.items()
+            for run in instrument.runs.values()
+        ])  # fmt: skip
+
+    def reset(self) -> None:
+        """Forget the current run: the next call of a transformer is step 0."""
+        for instrument in self._instruments.values():
+            instrument.reset()
+
+    def remove(self) -> None:
+        """Take the policy off; the model is again exactly what it was. Safe to call twice."""
+        if self._last is None:
+            self._last = self.summary()
+        for instrument in self._instruments.values():
+            instrument.detach()
+
+    def listen(self, listener: Callable[[StepEvent], None]) -> None:
+        """Call `listener` after every pass of every transformer, with what happened in it."""
+        for instrument in self._instruments.values():
+            instrument.listeners.append(listener)
+
+    @contextmanager
+    def context(self, name: str) -> Iterator[None]:
+        """Name the guidance branch of the calls in the block, for custom loops that make several calls per step."""
+        for instrument in self._instruments.values():
+            instrument.named_context = name
+        try:
+            yield
+        finally:
+            for instrument in self._instruments.values():
+                instrument.named_context = None
+
+
+@dataclass(frozen=True)
+class ContextSummary:
+    """One context of one transformer along its last run.
+
+    Attributes:
+        mask: one letter per step: F full, . skipped, s skipped but computed beside (shadow).
+        choices: tokens that took each predictor, by label, without those nobody took.
+        seconds: of every step, by kind.
+        cache_bytes: most memory its history has held.
+        fail_opens: steps that ran in full although the policy wanted to skip, by reason.
+    """
+
+    transformer: str
+    context: str
+    mask: str
+    choices: dict[str, int]
+    seconds: dict[str, list[float]]
+    cache_bytes: int
+    fail_opens: dict[str, int]
+
+    @property
+    def num_full(self) -> int:
+        return self.mask.count("F")
+
+    @property
+    def num_skipped(self) -> int:
+        return len(self.mask) - self.num_full
+
+    @classmethod
+    def of(cls, transformer: str, run: ContextRun) -> ContextSummary:
+        counts = run.choices.tolist() if run.choices is not None else []
+        choices = {str(label): count for label, count in zip(run.policy.labels, counts, strict=False) if count}
+        mask = mask_text([i for i, kind in enumerate(run.kinds) if kind == "full"], run.step)
+        mask = "".join("s" if kind == "shadow" else letter for letter, kind in zip(mask, run.kinds, strict=True))
+        return cls(
+            transformer, run.name, mask, choices, run.clock.seconds(), run.cache_bytes, dict(Counter(run.fail_opens))
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.transformer} / {self.context}: {self.num_full} full and {self.num_skipped} skipped of "
+            f"{len(self.mask)} steps",
+            f"  mask     {self.mask}",
+        ]
+        lines += [
+            f"  {kind:<8} {1e3 * mean(values):.2f} ms a step ({len(values)} steps)"
+            for kind, values in self.seconds.items()
+            if values
+        ]
+        lines.append(f"  history  {self.cache_bytes / 2**20:.2f} MiB")
+        if self.choices:
+            total = sum(self.choices.values())
+            shares = sorted(self.choices.items(), key=lambda item: -item[1])
+            lines.append("  choices  " + ", ".join(f"{label} {100 * count / total:.0f}%" for label, count in shares))
+        lines += [f"  ran in full {count} times: {reason}" for reason, count in self.fail_opens.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One entry per transformer and context."""
+
+    contexts: list[ContextSummary]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.contexts)) or "nothing has run yet"

@@ -1,0 +1,129 @@
+"""The hooks: one on the transformer, one on every block, one on the probed attention, one on the tail.
+
+A full step runs untouched but for two looks: the probe at the first input of the probed block's self-attention, and
+the residual, input of the tail minus input of the first block. At a skip step the probed block is stopped by an
+exception when its attention is about to run, the other blocks hand their input on, and the tail receives the input of
+the first block plus the predicted residual (with the residual in latent space the exception, or no forward at all,
+reaches the transformer's own hook, which returns model input plus predicted residual).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffusers.hooks import ModelHook
+
+try:  # not exported; only needed to receive the names that pipelines give their calls
+    from diffusers.hooks.hooks import StateManager
+except ImportError:  # pragma: no cover
+    StateManager = object
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from tapstudy.instrument.instrument import Instrument
+
+NAME = "tapstudy"
+
+
+class StopForward(Exception):
+    """Unwinds the forward pass once the probe is known. Carries no tensor, so no traceback can hold one."""
+
+
+class ContextName(StateManager):  # type: ignore[misc]
+    """Receives the name of a pipeline's `cache_context`."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def set_context(self, context: Any) -> None:
+        self.name = getattr(context, "name", context)
+
+    # diffusers up to 0.40 calls this on every state manager it finds
+    _set_context = set_context
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        self.name = None
+
+
+class RootHook(ModelHook):
+    """On the transformer. The only stateful hook: diffusers resets it after a pipeline call."""
+
+    _is_stateful = True
+
+    def __init__(self, instrument: Instrument) -> None:
+        super().__init__()
+        self.instrument = instrument
+        self.context = ContextName()
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.instrument.forward(self.fn_ref.original_forward, self.context.name, args, kwargs)
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.instrument.end_trajectory()
+        return module
+
+
+class BlockHook(ModelHook):
+    """On a block: runs it, stops it at the probe, or hands its input on."""
+
+    def __init__(self, instrument: Instrument, index: int, stream: int | None) -> None:
+        super().__init__()
+        self.instrument, self.index, self.stream = instrument, index, stream
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = self.instrument.call
+        if call is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        if self.index == 0:
+            call.start = args[0] if args else kwargs["hidden_states"]
+        if not call.skips or self.index < call.probe_depth:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        if self.index == call.probe_depth and call.wants_probe:
+            try:
+                return self.fn_ref.original_forward(*args, **kwargs)
+            except StopForward:
+                if call.latent:
+                    raise
+        return self._pass_through(args, kwargs)
+
+    def _pass_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if self.stream is None:
+            return hidden
+        encoder = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
+        return (hidden, encoder) if self.stream == 0 else (encoder, hidden)
+
+
+class ProbeHook(ModelHook):
+    """On the self-attention of the probed block: takes the probe, and stops there at a skip step."""
+
+    def __init__(self, instrument: Instrument) -> None:
+        super().__init__()
+        self.instrument = instrument
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        call = self.instrument.call
+        if call is not None and call.wants_probe:
+            call.probe = args[0] if args else kwargs["hidden_states"]
+            if call.skips:
+                raise StopForward
+        return args, kwargs
+
+
+class TailHook(ModelHook):
+    """On the first module after the blocks: reads the residual of a full step, or puts the predicted one in."""
+
+    def __init__(self, instrument: Instrument) -> None:
+        super().__init__()
+        self.instrument = instrument
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        call = self.instrument.call
+        if call is None or call.latent:
+            return args, kwargs
+        tail: Tensor = args[0] if args else kwargs["hidden_states"]
+        replaced = self.instrument.at_tail(call, tail)
+        if args:
+            return (replaced, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": replaced}

@@ -1,0 +1,1 @@
+"""Embedded models: pipeline, data, training, judging."""

@@ -1,0 +1,73 @@
+"""The models that come with the package: where they are, how they were made, how to load them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from diffusers import DiTTransformer2DModel
+from safetensors import SafetensorError
+
+from tapstudy.models.classifier import Classifier
+from tapstudy.models.pipeline import LabelPipeline
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def data_folder() -> Path:
+    """The folder with the embedded models: `TAPSTUDY_DATA`, the source tree's `data/`, or the installed package's."""
+    if "TAPSTUDY_DATA" in os.environ:
+        return Path(os.environ["TAPSTUDY_DATA"])
+    package = Path(__file__).parents[1]
+    source = package.parent / "data"
+    return source if (source / "models").is_dir() else package / "_data"
+
+
+def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipeline:
+    """An embedded model, ready to sample, from disk alone.
+
+    Args:
+        model: "mnist-dit", or the folder of a `LabelPipeline` saved with `save_pretrained`.
+        dtype: of the weights in memory.
+
+    Raises:
+        FileNotFoundError: no such model, or its weights are missing.
+        ValueError: the weights cannot be read or do not fit the configuration.
+
+    >>> pipe = tapstudy.load("mnist-dit")  # doctest: +SKIP
+    >>> pipe([3, 1, 4], guidance_scale=2.0).images[0].show()  # doctest: +SKIP
+    """
+    folder = _folder(model)
+    for part in ("transformer/config.json", f"transformer/{WEIGHTS}", "scheduler/scheduler_config.json"):
+        if not (folder / part).is_file():
+            raise FileNotFoundError(f"{folder} is not a complete model: {part} is missing")
+    try:
+        return LabelPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the weights in {folder / 'transformer' / WEIGHTS} cannot be used ({error}); restore the file"
+        ) from error
+
+
+def load_classifier(name: str = "mnist-classifier") -> Classifier:
+    """The embedded judge of label accuracy."""
+    return Classifier.load(data_folder() / "models" / name)
+
+
+def untrained_like(pipe: LabelPipeline, *, seed: int = 0) -> LabelPipeline:
+    """The same model with random weights: the control for what training contributes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DiTTransformer2DModel.from_config(pipe.transformer.config)
+    return LabelPipeline(model.to(pipe.transformer.dtype).eval(), pipe.scheduler)
+
+
+def _folder(model: str | Path) -> Path:
+    embedded = data_folder() / "models"
+    if isinstance(model, str) and (embedded / model).is_dir():
+        return embedded / model
+    if Path(model).is_dir():
+        return Path(model)
+    known = sorted(path.parent.name for path in embedded.glob("*/model_index.json"))
+    raise FileNotFoundError(f"no model {str(model)!r}: the embedded models are {', '.join(known) or 'none'}")

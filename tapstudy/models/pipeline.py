@@ -1,0 +1,131 @@
+"""The sampling pipeline of the embedded models: class labels in, images out, no text and no autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+def flow_matching_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of the embedded models: 1000 training times, no shift."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+class LabelPipeline(DiffusionPipeline):
+    """Class-conditional sampling in pixel space with classifier-free guidance.
+
+    Args:
+        transformer: predicts the flow velocity; class `num_embeds_ada_norm` means "no label".
+        scheduler: any flow-matching scheduler.
+    """
+
+    model_cpu_offload_seq = "transformer"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(self, transformer: DiTTransformer2DModel, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 2.0,
+        *,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample one image per label.
+
+        Args:
+            class_labels: one label or one per image; None samples without a label (`batch_size` images, which
+                needs `guidance_scale` 1: there is nothing to guide towards).
+            num_inference_steps: sampling steps.
+            guidance_scale: v = v_none + scale * (v_label - v_none); 1 or less runs the labelled branch alone.
+                Both branches run as one batch, labelled first.
+            batch_size: number of images when there are no labels.
+            generator: one for the batch, or a list with one per image.
+            latents: starting noise (batch, channels, height, width), drawn from `generator` when None.
+            output_type: "pil", "np" (batch, height, width, bands) or "pt" (batch, bands, height, width), both in
+                [0, 1], or "latent" (batch, bands, height, width), unclipped, in [-1, 1].
+            callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after every step; may
+                return a dict with other latents.
+
+        Raises:
+            ValueError: a label out of range, guidance without labels, bad step count, wrong latents.
+        """
+        null_label = self.transformer.config.num_embeds_ada_norm
+        labels = self._check_labels(class_labels, batch_size, guidance_scale, null_label)
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        guided = guidance_scale > 1
+        device, dtype = self._execution_device, self.transformer.dtype
+        x = self._start(len(labels), generator, latents, device, dtype)  # (B, C, H, W)
+        model_labels = torch.cat([labels, torch.full_like(labels, null_label)]) if guided else labels
+        model_labels = model_labels.to(device)  # (B,) or (2B,)
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            model_input = torch.cat([x, x]) if guided else x
+            velocity = self.transformer(
+                model_input,
+                timestep=t.to(dtype).expand(len(model_input)),
+                class_labels=model_labels,
+                return_dict=False,
+            )[0]
+            if guided:
+                labelled, free = velocity.chunk(2)
+                velocity = free + guidance_scale * (labelled - free)  # (B, C, H, W)
+            x = self.scheduler.step(velocity, t, x, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
+
+        images = self.image_processor.postprocess(x, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _start(
+        self,
+        count: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        config = self.transformer.config
+        shape = (count, config.in_channels, config.sample_size, config.sample_size)
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
+        return latents.to(device, dtype)
+
+    @staticmethod
+    def _check_labels(
+        class_labels: int | Sequence[int] | torch.Tensor | None, batch_size: int, guidance_scale: float, null_label: int
+    ) -> torch.Tensor:
+        if class_labels is None:
+            if guidance_scale > 1:
+                raise ValueError(
+                    f"guidance_scale {guidance_scale} needs class_labels: a sample without a label has nothing to be "
+                    "guided towards; pass labels, or guidance_scale=1"
+                )
+            return torch.full((batch_size,), null_label)
+        labels = torch.as_tensor(class_labels).reshape(-1)
+        if labels.numel() == 0:
+            raise ValueError("class_labels is empty: pass at least one label")
+        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= null_label:
+            raise ValueError(f"class_labels must be integers in 0..{null_label - 1}, got {labels.tolist()}")
+        return labels.long().cpu()

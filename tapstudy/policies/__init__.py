@@ -1,0 +1,1 @@
+"""Policies: when a model runs in full, and what stands in for it in between."""

@@ -1,0 +1,64 @@
+"""What TAP and its controls share: schedule, anchors and family. They differ in which predictor a token takes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tapstudy.core.anchors import Anchors
+from tapstudy.core.schedule import is_full_step
+from tapstudy.core.scoring import assemble
+from tapstudy.policies.base import Policy, Prediction, RunInfo
+from tapstudy.policies.config import TAPConfig
+from tapstudy.predictors.family import Candidates, Family, candidates
+
+
+class AnchoredPolicy(Policy):
+    """Full steps on a schedule; in between, a predictor of a family applied to the anchors.
+
+    Args:
+        config: schedule, residual site, history and, unless `family` is given, the family.
+        family: any other family of linear predictors.
+    """
+
+    def __init__(self, config: TAPConfig | None = None, *, family: Family | None = None) -> None:
+        self.config = config or TAPConfig()
+        self.family = family or self.config.family
+        self.labels = self.family.labels
+        self.residual_site = self.config.residual
+        self.probe_depth = self.config.probe_depth
+        self.anchors = Anchors(self.family.num_anchors, self.config.history_dtype)
+        self.run = RunInfo()
+
+    def begin(self, run: RunInfo) -> None:
+        if self.config.cooldown_steps and run.num_steps is None:
+            raise ValueError(
+                f"cooldown_steps={self.config.cooldown_steps} needs the number of sampling steps, which a bare "
+                "transformer does not tell: apply the policy to the pipeline"
+            )
+        self.run = run
+        self.anchors.clear()
+
+    def wants_full(self, step: int) -> bool:
+        config = self.config
+        if self.run.num_steps is not None and step >= self.run.num_steps - config.cooldown_steps:
+            return True
+        if config.full_steps is not None:
+            return step in config.full_steps
+        return is_full_step(step, interval=config.interval, warmup_steps=config.warmup_steps)
+
+    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
+        self.anchors.push(step, probe if self.needs_probe else None, residual)
+
+    def candidates(self, step: int) -> Candidates:
+        return candidates(self.family, self.anchors.steps, step)
+
+    def apply(self, found: Candidates, choice: Tensor, losses: Tensor | None = None) -> Prediction:
+        """The prediction that `choice`, (batch, token) into the distinct candidates, makes for the residual."""
+        residual = assemble(self.anchors.residuals, found.weights, choice)
+        if losses is not None:
+            losses = losses[..., found.inverse.to(losses.device)]  # (B, N, P): one per member of the family
+        return Prediction(residual, found.first.to(choice.device)[choice], losses)
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.anchors.nbytes

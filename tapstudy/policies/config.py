@@ -1,0 +1,142 @@
+"""Every option of the method, in one frozen object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+import torch
+
+from tapstudy.core.scoring import Distance, Granularity
+from tapstudy.core.weights import Basis, Differences
+from tapstudy.policies.base import ResidualSite
+from tapstudy.predictors.taylor import Clip, TaylorFamily
+
+
+@dataclass(frozen=True, kw_only=True)
+class TAPConfig:
+    """Settings of TAP; the defaults are the paper's.
+
+    Args:
+        interval: N; a full step, then N - 1 skip steps. 1 never skips.
+        warmup_steps: w; the first w steps run in full.
+        orders: orders m of the Taylor predictors.
+        shifts: s in the horizons k - s (paper: 0..lambda in steps of delta).
+        distance: how proxy losses compare predicted and actual probe: "cosine", "l2" or "l1".
+        residual: "hidden" (input of the tail norm minus input of the first block) or "latent" (model output minus
+            model input).
+        probe_depth: block whose modulated input is the probe; that many blocks run at a skip step.
+        differences: "recursive" (the rule of TaylorSeer and TAP) or "divided" (true divided differences).
+        basis: "taylor" (powers of the horizon) or "newton" (interpolation through the anchors).
+        clip: what happens to horizons below 0: None keeps them, "zero" raises them to 0, "one" raises all below 1.
+        history_dtype: dtype of the stored residuals.
+        cooldown_steps: the last so many steps run in full.
+        granularity: who chooses together: "token", "region" (windows of `region_size` tokens squared), "step" (all
+            tokens of a sample) or "global" (the whole batch).
+        full_steps: explicit full steps, in place of `interval` and `warmup_steps`; must hold step 0.
+        region_size: side of a region, in tokens.
+
+    Raises:
+        TypeError, ValueError: a value that cannot be meant.
+    """
+
+    interval: int = 8
+    warmup_steps: int = 3
+    orders: tuple[int, ...] = (0, 1, 2)
+    shifts: tuple[float, ...] = (0, 1, 2, 3, 4)
+    distance: Distance = "cosine"
+    residual: ResidualSite = "hidden"
+    probe_depth: int = 0
+    differences: Differences = "recursive"
+    basis: Basis = "taylor"
+    clip: Clip = None
+    history_dtype: torch.dtype = torch.float32
+    cooldown_steps: int = 0
+    granularity: Granularity = "token"
+    full_steps: tuple[int, ...] | None = None
+    region_size: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("interval", 1),
+            ("warmup_steps", 1),
+            ("probe_depth", 0),
+            ("cooldown_steps", 0),
+            ("region_size", 1),
+        ):
+            _check_integer(name, getattr(self, name), least)
+        object.__setattr__(self, "orders", tuple(sorted(_unique("orders", self.orders))))
+        object.__setattr__(self, "shifts", tuple(sorted(_unique("shifts", self.shifts))))
+        for order in self.orders:
+            _check_integer("orders", order, 0)
+        if any(
+            isinstance(shift, bool) or not isinstance(shift, int | float) or not shift >= 0 for shift in self.shifts
+        ):
+            raise ValueError(
+                f"TAPConfig: shifts must be numbers of at least 0 (the horizon is k - s), got {self.shifts}"
+            )
+        for name, choices in (
+            ("distance", get_args(Distance)),
+            ("residual", get_args(ResidualSite)),
+            ("differences", get_args(Differences)),
+            ("basis", get_args(Basis)),
+            ("clip", (None, "zero", "one")),
+            ("granularity", get_args(Granularity)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"TAPConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")
+        if not (isinstance(self.history_dtype, torch.dtype) and self.history_dtype.is_floating_point):
+            raise TypeError(f"TAPConfig: history_dtype must be a floating torch.dtype, got {self.history_dtype!r}")
+        if self.full_steps is not None:
+            self._check_full_steps(self.full_steps)
+
+    def _check_full_steps(self, steps: tuple[int, ...]) -> None:
+        object.__setattr__(self, "full_steps", tuple(sorted(_unique("full_steps", steps))))
+        for step in steps:
+            _check_integer("full_steps", step, 0)
+        if 0 not in steps:
+            raise ValueError(f"TAPConfig: full_steps must hold step 0 (there is no history before it), got {steps}")
+        if max(self.orders) >= len(steps):
+            raise ValueError(
+                f"TAPConfig: order {max(self.orders)} needs {max(self.orders) + 1} anchors, but full_steps has only "
+                f"{len(steps)}: {steps}; leave the order out or add full steps"
+            )
+
+    @property
+    def family(self) -> TaylorFamily:
+        return TaylorFamily(self.orders, self.shifts, self.differences, self.basis, self.clip)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> TAPConfig:
+        """From loose settings, naming any field that does not exist.
+
+        Raises:
+            TypeError: an unknown field, with the nearest known one.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(known)}"
+                raise TypeError(f"TAPConfig has no field {name!r}; {hint}")
+        return cls(**settings)
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"TAPConfig: {name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"TAPConfig: {name} must be at least {least}, got {value}")
+
+
+def _unique(name: str, values: object) -> tuple[Any, ...]:
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"TAPConfig: {name} must be a sequence of numbers, got {values!r}")
+    found = tuple(values)
+    if not found:
+        raise ValueError(f"TAPConfig: {name} must not be empty")
+    if len(set(found)) < len(found):
+        raise ValueError(f"TAPConfig: {name} must not repeat a value, got {found}")
+    return found

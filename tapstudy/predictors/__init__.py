@@ -1,0 +1,1 @@
+"""Families of predictors: labels, and weights over the anchors."""

@@ -1,0 +1,65 @@
+"""What every family of linear predictors offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tapstudy.core.weights import Row, distinct_rows
+
+
+@dataclass(frozen=True)
+class Label:
+    """Names a predictor: its order m, and the shift s in its horizon k - s."""
+
+    order: int
+    shift: float
+
+    def __str__(self) -> str:
+        return f"m={self.order} s={self.shift:g}"
+
+
+class Family(Protocol):
+    """Predictors in order of preference: on equal losses the earlier one wins."""
+
+    @property
+    def labels(self) -> tuple[Label, ...]: ...
+
+    @property
+    def num_anchors(self) -> int:
+        """How many anchors the family can use."""
+        ...
+
+    def rows(self, anchors: Sequence[int], step: int) -> list[Row]:
+        """One row of weights per label, for a prediction at `step` from anchors at the given steps, newest first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The distinct predictors of a family at one step.
+
+    Attributes:
+        weights: (distinct, anchor), float64, on the CPU.
+        first: for each distinct predictor, the index in the family of the first one like it, (distinct,).
+        inverse: for each member of the family, its position among the distinct ones, (predictor,).
+    """
+
+    weights: Tensor
+    first: Tensor
+    inverse: Tensor
+
+
+def candidates(family: Family, anchors: Sequence[int], step: int) -> Candidates:
+    """The family's predictors at `step`, identical ones merged."""
+    rows = family.rows(anchors, step)
+    first, inverse = distinct_rows(rows)
+    return Candidates(
+        torch.tensor([rows[index] for index in first], dtype=torch.float64),
+        torch.tensor(first),
+        torch.tensor(inverse),
+    )
