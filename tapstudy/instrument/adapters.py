@@ -34,7 +34,7 @@ class Adapter:
     """
 
     blocks: tuple[str, ...]
-    grid: Callable[[nn.Module, Arguments], Grid]
+    grid: Callable[[Any, Arguments], Grid]
     streams: tuple[int | None, ...] = (None,)
     attention: str = "attn1"
     tail: str = "norm_out"
@@ -52,7 +52,7 @@ class Adapter:
         return blocks, model.get_submodule(self.tail)
 
 
-def _patches(model: nn.Module, arguments: Arguments) -> Grid:
+def _patches(model: Any, arguments: Arguments) -> Grid:
     height, width = arguments["hidden_states"].shape[-2:]
     patch = model.config.patch_size
     return 1, height // patch, width // patch

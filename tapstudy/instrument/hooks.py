@@ -30,7 +30,7 @@ class StopForward(Exception):
     """Unwinds the forward pass once the probe is known. Carries no tensor, so no traceback can hold one."""
 
 
-class ContextName(StateManager):  # type: ignore[misc]
+class ContextName(StateManager):
     """Receives the name of a pipeline's `cache_context`."""
 
     def __init__(self) -> None:

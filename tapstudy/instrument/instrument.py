@@ -141,7 +141,8 @@ class Instrument:
                 del module._diffusers_hook
         if self._hooked and hasattr(self.model, "_diffusers_hook"):
             # other hooks stay on the transformer; its cached list of hooked children is out of date
-            self.model._diffusers_hook._child_registries_cache = None
+            root: Any = self.model._diffusers_hook
+            root._child_registries_cache = None
         self._hooked.clear()
         self.reset()
 

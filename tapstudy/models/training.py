@@ -227,5 +227,6 @@ def _sample_grid(state: TrainState, path: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     count = state.model.config.num_embeds_ada_norm
     generator = torch.Generator().manual_seed(0)
-    images = pipe([label for label in range(count) for _ in range(4)], guidance_scale=2.0, generator=generator).images
+    labels = [label for label in range(count) for _ in range(4)]
+    (images,) = pipe(labels, guidance_scale=2.0, generator=generator, return_dict=False)
     make_image_grid(images, rows=count, cols=4).save(path)
