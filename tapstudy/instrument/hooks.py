@@ -9,6 +9,9 @@ reaches the transformer's own hook, which returns model input plus predicted res
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +28,15 @@ if TYPE_CHECKING:
     from tapstudy.instrument.instrument import Instrument
 
 NAME = "tapstudy"
+
+# Decisions between steps stay in Python under torch.compile. The reason is what a user of fullgraph=True gets to read.
+_REASON = {
+    "reason": "tapstudy decides in Python what a step runs; compile the model without fullgraph=True, or only its "
+    "blocks, with compile_repeated_blocks()"
+}
+in_python: Callable[..., Any] = functools.partial(
+    torch.compiler.disable, **_REASON if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+)
 
 
 class StopForward(Exception):
@@ -57,8 +69,7 @@ class RootHook(ModelHook):
         self.instrument = instrument
         self.context = ContextName()
 
-    # Under torch.compile this bookkeeping stays in Python; the transformer's own forward is still compiled.
-    @torch.compiler.disable(recursive=False)
+    @in_python(recursive=False)  # the transformer's own forward, called from here, is compiled
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.instrument.forward(self.fn_ref.original_forward, self.context.name, args, kwargs)
 
@@ -131,7 +142,7 @@ class TailHook(ModelHook):
         super().__init__()
         self.instrument = instrument
 
-    @torch.compiler.disable
+    @in_python
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         call = self.instrument.call
         if call is None or call.latent:

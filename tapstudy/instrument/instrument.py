@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter, Grid
 from tapstudy.instrument.caution import draws_noise, too_short
-from tapstudy.instrument.hooks import NAME, BlockHook, ProbeHook, RootHook, StopForward, TailHook
+from tapstudy.instrument.hooks import NAME, BlockHook, ProbeHook, RootHook, StopForward, TailHook, in_python
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
@@ -286,7 +286,7 @@ class Instrument:
     # Under torch.compile the bookkeeping before and after a pass stays in Python; what is compiled lies between, in
     # the transformer's own forward.
 
-    @torch.compiler.disable(recursive=False)
+    @in_python(recursive=False)
     def forward(
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -310,7 +310,7 @@ class Instrument:
             self.call = None
         return output
 
-    @torch.compiler.disable
+    @in_python
     def _prepare(
         self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[ContextRun, Call | None, torch.device]:
@@ -355,7 +355,7 @@ class Instrument:
             return_dict=arguments.get("return_dict", True),
         )
 
-    @torch.compiler.disable
+    @in_python
     def _conclude(self, run: ContextRun, call: Call | None) -> None:
         """Book the pass and tell the listeners."""
         if call is None:
@@ -389,7 +389,7 @@ class Instrument:
             return self._observe(call, tail)
         return call.hidden_tokens.put(call.start, start + self._predict(call)).to(tail.dtype)
 
-    @torch.compiler.disable
+    @in_python
     def _finish_latent(self, call: Call, output: Any) -> Any:
         """With the residual in latent space: the output of this pass. `output` is what the model gave, if it ran."""
         channels = self.adapter.channel_dim
