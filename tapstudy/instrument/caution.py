@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
+from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, RunInfo
 
 _NOISY_NAMES = ("Ancestral", "DDPM", "LCM", "TCD", "SCM", "SDE", "SdeVe", "CMStochastic", "CogVideoXDPM", "RePaint")
@@ -27,3 +30,40 @@ def too_short(policy: Policy, num_steps: int) -> bool:
     return all(run.wants_full(step) for step in range(num_steps)) and not all(
         longer.wants_full(step) for step in range(num_steps + 1000)
     )
+
+
+class Cautions:
+    """The warnings about one transformer, each given once."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self._given: set[str] = set()
+
+    def warn(self, message: str) -> None:
+        if message not in self._given:
+            self._given.add(message)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+    def about_sampling(self, policy: Policy, scheduler: Any, num_steps: int | None) -> None:
+        """At the start of a trajectory."""
+        if draws_noise(scheduler):
+            self.warn(
+                f"{type(scheduler).__name__} adds fresh noise at every step, which no predictor can foresee: expect "
+                "worse images from skipped steps than with a deterministic scheduler"
+            )
+        if num_steps is not None and too_short(policy, num_steps):
+            self.warn(
+                f"{num_steps} sampling steps are too few: the policy's schedule skips none of them; use a smaller "
+                "warmup_steps or interval, or more steps"
+            )
+
+    def about_skips(self, runs: Mapping[str, ContextRun]) -> None:
+        """At the end of a trajectory."""
+        kinds = {kind for run in runs.values() for kind in run.kinds}
+        reasons = {reason for run in runs.values() for reason in run.fail_opens}
+        if reasons and kinds == {"full"}:
+            self.warn(
+                f"no step of {self.model} was skipped although the policy wanted to: {', '.join(sorted(reasons))}; if "
+                "the conditioning changes from call to call, name the guidance branches with "
+                'handle.context("cond")'
+            )

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter, Grid
+from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import find_transformers
-from tapstudy.instrument.instrument import Instrument, StepEvent
+from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.latent import Form
 from tapstudy.policies.base import Policy, Prediction, ResidualSite
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.adapters import ADAPTERS, Adapter, find_adapter
-from tapstudy.instrument.instrument import Instrument, StepEvent
+from tapstudy.instrument.call import StepEvent
+from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -14,97 +12,14 @@ import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
-from tapstudy.instrument.adapters import Adapter, Grid
-from tapstudy.instrument.caution import draws_noise, too_short
+from tapstudy.instrument.adapters import Adapter
+from tapstudy.instrument.call import Call, StepEvent
+from tapstudy.instrument.caution import Cautions
 from tapstudy.instrument.hooks import NAME, BlockHook, ProbeHook, RootHook, StopForward, TailHook, in_python
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
-from tapstudy.policies.base import Policy, Prediction, RunInfo
-
-
-@dataclass
-class Call:
-    """One forward pass of the transformer in progress.
-
-    Attributes:
-        skips: no block beyond the probe runs.
-        predicts: the residual is predicted; without `skips` this is a shadow pass, which also knows the truth.
-        latent: the residual lives in latent space.
-        hidden_tokens: where the image tokens are in the input of the first block and of the tail.
-        probe_tokens: where they are in the probed block's attention input.
-        model_input: the latent.
-        return_dict: whether the caller wants an output object rather than a tuple.
-        start: hidden state entering the first block, (batch, sequence, channel).
-        attention_input: modulated input of the probed block, (batch, sequence, channel).
-        probe: its image tokens, (batch, token, channel).
-        residual: the true one, of the image tokens, where it was computed.
-    """
-
-    run: ContextRun
-    step: int
-    timestep: Tensor | float | None
-    skips: bool
-    predicts: bool
-    wants_probe: bool
-    latent: bool
-    grid: Grid
-    hidden_tokens: ImageTokens
-    probe_tokens: ImageTokens
-    model_input: Tensor
-    return_dict: bool
-    start: Tensor | None = None
-    attention_input: Tensor | None = None
-    residual: Tensor | None = None
-    prediction: Prediction | None = None
-
-    @property
-    def kind(self) -> str:
-        return "skip" if self.skips else "shadow" if self.predicts else "full"
-
-    @property
-    def probe(self) -> Tensor | None:
-        sequence = self.attention_input
-        return None if sequence is None else self.probe_tokens.take(sequence)
-
-    def give_up(self, reason: str) -> None:
-        """Let this pass run in full although the policy wants to skip."""
-        if self.predicts:
-            self.run.fail_opens[reason] += 1
-        self.skips = self.predicts = False
-
-    def incomplete(self, *sequences: Tensor | None) -> str | None:
-        """Why a full pass that showed these hidden states cannot enter the history, or None."""
-        if any(sequence is None for sequence in sequences):
-            return "first block not reached"
-        if self.wants_probe and self.attention_input is None:
-            return "probe not reached"
-        fits = [self.hidden_tokens.fit(sequence) for sequence in sequences if sequence is not None]
-        if self.wants_probe and self.attention_input is not None:
-            fits.append(self.probe_tokens.fit(self.attention_input))
-        return None if all(fits) else f"no room for a token grid of {self.grid}"
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """What a listener is told after every pass. Tensors belong to the model: copy what you keep.
-
-    Attributes:
-        context: name of the guidance branch.
-        kind: "full", "skip" or "shadow" (a skip step whose truth was computed beside it).
-        probe: of the image tokens, (batch, token, channel), None if nobody needed it.
-        residual: the true residual of the image tokens, None at a skip step.
-        prediction: the policy's, None at a full step.
-    """
-
-    context: str
-    step: int
-    timestep: Tensor | float | None
-    kind: str
-    grid: Grid
-    probe: Tensor | None
-    residual: Tensor | None
-    prediction: Prediction | None
+from tapstudy.policies.base import Policy, RunInfo
 
 
 class Instrument:
@@ -137,7 +52,7 @@ class Instrument:
         self._signature = inspect.signature(type(model).forward)
         self._hooked: list[nn.Module] = []
         self._probed_list = 0
-        self._warned: set[str] = set()
+        self._cautions = Cautions(type(model).__name__)
 
     # Attaching and detaching
 
@@ -199,7 +114,7 @@ class Instrument:
 
     def reset(self) -> None:
         """Forget the current trajectory, histories and all."""
-        self._warn_of_no_skips()
+        self._cautions.about_skips(self.runs)
         self._forget()
 
     def _forget(self) -> None:
@@ -212,7 +127,7 @@ class Instrument:
         for run in self.runs.values():
             run.policy = self.policy.fresh()
             run.key = run.timestep = None
-        self._warn_of_no_skips()
+        self._cautions.about_skips(self.runs)
         self._ended = True
 
     def _find_run(self, name: str | None, arguments: dict[str, Any]) -> ContextRun:
@@ -222,11 +137,11 @@ class Instrument:
         run = self.runs.get(name) if name is not None else match_run(self.runs.values(), key, timestep)
         calls = run.step if run is not None else 0
         if self._watch.starts(timestep, self.scheduler(), calls) or self._ended or not self.runs:
-            self._warn_of_no_skips()
+            self._cautions.about_skips(self.runs)
             self.runs.clear()
             self._ended = False
             self._refuse_other_caches()  # one may have been enabled since
-            self._warn_of_scheduler()
+            self._cautions.about_sampling(self.policy, self.scheduler(), self._num_steps())
             run = None
         if run is None:
             named = name is not None
@@ -251,40 +166,8 @@ class Instrument:
         run.policy.begin(RunInfo(self._num_steps(), run.grid))
         run.observed = False
 
-    # Warnings, each once
-
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=2)
-
-    def _warn_of_scheduler(self) -> None:
-        scheduler, num_steps = self.scheduler(), self._num_steps()
-        if scheduler is not None and draws_noise(scheduler):
-            self._warn(
-                f"{type(scheduler).__name__} adds fresh noise at every step, which no predictor can foresee: expect "
-                "worse images from skipped steps than with a deterministic scheduler"
-            )
-        if num_steps is not None and too_short(self.policy, num_steps):
-            self._warn(
-                f"{num_steps} sampling steps are too few: the policy's schedule skips none of them; use a smaller "
-                "warmup_steps or interval, or more steps"
-            )
-
-    def _warn_of_no_skips(self) -> None:
-        kinds = {kind for run in self.runs.values() for kind in run.kinds}
-        reasons = {reason for run in self.runs.values() for reason in run.fail_opens}
-        if reasons and kinds == {"full"}:
-            self._warn(
-                f"no step of {type(self.model).__name__} was skipped although the policy wanted to: "
-                f"{', '.join(sorted(reasons))}; if the conditioning changes from call to call, name the guidance "
-                'branches with handle.context("cond")'
-            )
-
-    # One pass
-
-    # Under torch.compile the bookkeeping before and after a pass stays in Python; what is compiled lies between, in
-    # the transformer's own forward.
+    # One pass. Under torch.compile the bookkeeping before and after it stays in Python; what is compiled lies between,
+    # in the transformer's own forward.
 
     @in_python(recursive=False)
     def forward(
@@ -419,7 +302,9 @@ class Instrument:
         """A full pass that showed too little to learn from."""
         call.give_up(reason)
         call.attention_input = None
-        self._warn(f"a step of {type(self.model).__name__} ran in full and taught the policy nothing: {reason}")
+        self._cautions.warn(
+            f"a step of {type(self.model).__name__} ran in full and taught the policy nothing: {reason}"
+        )
         return unchanged
 
     def _predict(self, call: Call) -> Tensor:

@@ -1,0 +1,96 @@
+"""One forward pass of a transformer under a policy: what the hooks share, and what listeners are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tapstudy.instrument.adapters import Grid
+from tapstudy.instrument.tokens import ImageTokens
+from tapstudy.instrument.trajectory import ContextRun
+from tapstudy.policies.base import Prediction
+
+
+@dataclass
+class Call:
+    """One forward pass of the transformer in progress.
+
+    Attributes:
+        skips: no block beyond the probe runs.
+        predicts: the residual is predicted; without `skips` this is a shadow pass, which also knows the truth.
+        latent: the residual lives in latent space.
+        hidden_tokens: where the image tokens are in the input of the first block and of the tail.
+        probe_tokens: where they are in the probed block's attention input.
+        model_input: the latent.
+        return_dict: whether the caller wants an output object rather than a tuple.
+        start: hidden state entering the first block, (batch, sequence, channel).
+        attention_input: modulated input of the probed block, (batch, sequence, channel).
+        probe: its image tokens, (batch, token, channel).
+        residual: the true one, of the image tokens, where it was computed.
+    """
+
+    run: ContextRun
+    step: int
+    timestep: Tensor | float | None
+    skips: bool
+    predicts: bool
+    wants_probe: bool
+    latent: bool
+    grid: Grid
+    hidden_tokens: ImageTokens
+    probe_tokens: ImageTokens
+    model_input: Tensor
+    return_dict: bool
+    start: Tensor | None = None
+    attention_input: Tensor | None = None
+    residual: Tensor | None = None
+    prediction: Prediction | None = None
+
+    @property
+    def kind(self) -> str:
+        return "skip" if self.skips else "shadow" if self.predicts else "full"
+
+    @property
+    def probe(self) -> Tensor | None:
+        sequence = self.attention_input
+        return None if sequence is None else self.probe_tokens.take(sequence)
+
+    def give_up(self, reason: str) -> None:
+        """Let this pass run in full although the policy wants to skip."""
+        if self.predicts:
+            self.run.fail_opens[reason] += 1
+        self.skips = self.predicts = False
+
+    def incomplete(self, *sequences: Tensor | None) -> str | None:
+        """Why a full pass that showed these hidden states cannot enter the history, or None."""
+        if any(sequence is None for sequence in sequences):
+            return "first block not reached"
+        if self.wants_probe and self.attention_input is None:
+            return "probe not reached"
+        fits = [self.hidden_tokens.fit(sequence) for sequence in sequences if sequence is not None]
+        if self.wants_probe and self.attention_input is not None:
+            fits.append(self.probe_tokens.fit(self.attention_input))
+        return None if all(fits) else f"no room for a token grid of {self.grid}"
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a listener is told after every pass. Tensors belong to the model: copy what you keep.
+
+    Attributes:
+        context: name of the guidance branch.
+        kind: "full", "skip" or "shadow" (a skip step whose truth was computed beside it).
+        probe: of the image tokens, (batch, token, channel), None if nobody needed it.
+        residual: the true residual of the image tokens, None at a skip step.
+        prediction: the policy's, None at a full step.
+    """
+
+    context: str
+    step: int
+    timestep: Tensor | float | None
+    kind: str
+    grid: Grid
+    probe: Tensor | None
+    residual: Tensor | None
+    prediction: Prediction | None
