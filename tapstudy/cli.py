@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from tapstudy.commands.bench import app as bench
 from tapstudy.commands.demo import demo
 from tapstudy.commands.sample import sample
 from tapstudy.commands.train import app as train
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("sample")(sample)
+app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.utils import make_image_grid
+from safetensors.torch import save_file
 from torch import Tensor
 
+from tapstudy.models.embedded import WEIGHTS, load
 from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
 from tapstudy.models.quality import Quality
 from tapstudy.models.training import Recipe
@@ -74,11 +76,10 @@ class Provenance:
 
 def export(model: DiTTransformer2DModel, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> LabelPipeline:
     """Save the model as a pipeline folder and return it as it will be loaded."""
-    pipe = LabelPipeline(DiTTransformer2DModel.from_config(model.config), flow_matching_scheduler())
-    pipe.transformer.load_state_dict(model.state_dict())
-    pipe.transformer.to(dtype)
-    pipe.save_pretrained(folder, safe_serialization=True)
-    return LabelPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32)
+    LabelPipeline(model, flow_matching_scheduler()).save_pretrained(folder, safe_serialization=True)
+    weights = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, Path(folder) / "transformer" / WEIGHTS, metadata={"format": "pt"})
+    return load(folder)
 
 
 def write_card(
