@@ -17,8 +17,8 @@ from torch import Tensor
 Distance = Literal["cosine", "l2", "l1"]
 Granularity = Literal["token", "region", "step", "global"]
 
-# Tokens are scored in chunks whose float64 basis fits the cache of one core.
-CHUNK_BYTES = 1 << 20
+# Tokens are scored in chunks whose float64 basis is at most this large: small enough for a processor's last cache.
+CHUNK_BYTES = 4 << 20
 
 
 def predictor_losses(
@@ -41,28 +41,27 @@ def predictor_losses(
     rows = (actual.flatten(0, -2), *(anchor.flatten(0, -2) for anchor in anchors))  # (B * N, D) each
     chunk = max(1, CHUNK_BYTES // (rows[0].shape[-1] * dtype.itemsize * len(rows)))
     if actual.device.type != "cpu":
-        chunk *= 256  # accelerators want few, large launches
+        chunk *= 64  # accelerators want few, large launches
     score = _absolute_losses if distance == "l1" else _gram_losses
     losses = torch.cat([
-        score([part.to(dtype) for part in parts], weights, distance)
+        score(list(parts), weights, distance)
         for parts in zip(*(row.split(chunk) for row in rows), strict=True)
     ])  # fmt: skip
     return losses.view(*actual.shape[:-1], len(weights))
 
 
 def _gram_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Tensor:
-    actual = rows[0]  # (T, D)
-    basis = [actual, *(anchor - actual for anchor in rows[1:])]  # J + 1 of (T, D)
-    pairs = [(i, j) for i in range(len(basis)) for j in range(i, len(basis))]
-    gram = torch.stack([torch.linalg.vecdot(basis[i], basis[j]) for i, j in pairs], dim=-1)  # (T, K)
+    basis = torch.stack(rows, dim=1).to(weights.dtype)  # (T, J + 1, D)
+    basis[:, 1:] -= basis[:, :1]  # [F, F_1 - F, .., F_J - F]
+    gram = basis @ basis.mT  # (T, J + 1, J + 1)
     # e_p in that basis; the first coefficient is zero for predictors that reproduce constants.
     error = torch.cat([weights.sum(dim=1, keepdim=True) - 1, weights], dim=1)  # (P, J + 1)
-    quadratic = torch.stack([error[:, i] * error[:, j] * (1 if i == j else 2) for i, j in pairs])  # (K, P)
-    norm = gram[:, :1]  # |F|^2, (T, 1)
-    square = (gram @ quadratic).clamp_(min=0)  # |e_p|^2, (T, P)
+    products = error[:, :, None] * error[:, None]  # (P, J + 1, J + 1)
+    norm = gram[:, 0, :1]  # |F|^2, (T, 1)
+    square = (gram.flatten(1) @ products.flatten(1).T).clamp_(min=0)  # |e_p|^2, (T, P)
     if distance == "l2":
         return square.div_(torch.where(norm > 0, norm, 1)).sqrt_()
-    along = gram[:, : len(basis)] @ error.T  # <e_p, F>, (T, P)
+    along = gram[:, 0] @ error.T  # <e_p, F>, (T, P)
     predicted = norm + 2 * along + square  # |prediction|^2
     across = (square - along * along / norm).clamp_(min=0)  # |part of e_p at right angles to F|^2
     cosine = (norm + along) / (norm * predicted).sqrt_()
@@ -73,6 +72,7 @@ def _gram_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Ten
 
 def _absolute_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Tensor:
     del distance
+    rows = [row.to(weights.dtype) for row in rows]
     actual = rows[0]  # (T, D)
     norm = actual.abs().sum(dim=-1)  # (T,)
     losses = []

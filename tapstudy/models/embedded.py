@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError
 
 from tapstudy.models.classifier import Classifier
@@ -43,11 +43,16 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipel
         if not (folder / part).is_file():
             raise FileNotFoundError(f"{folder} is not a complete model: {part} is missing")
     try:
-        return LabelPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype)
+        transformer = DiTTransformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the weights in {folder / 'transformer' / WEIGHTS} cannot be used ({error}); restore the file"
         ) from error
+
+    if transformer.dtype != dtype:
+        transformer.to(dtype)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    return LabelPipeline(transformer.eval(), scheduler)
 
 
 def load_classifier(name: str = "mnist-classifier") -> Classifier:

@@ -142,7 +142,7 @@ def _start(model_config: dict[str, Any], recipe: Recipe, initial: str | Path | N
     if initial is None:
         model = DiTTransformer2DModel.from_config(model_config)
     else:
-        model = DiTTransformer2DModel.from_pretrained(initial, use_safetensors=True, torch_dtype=torch.float32)
+        model = DiTTransformer2DModel.from_pretrained(initial, use_safetensors=True)
     # eval mode only turns off the per-block label dropout; the models have no other.
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(True)
     optimizer = torch.optim.AdamW(

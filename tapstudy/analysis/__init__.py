@@ -1,0 +1,1 @@
+"""Dataset in, Dataset out: the study itself. Never imports diffusers."""

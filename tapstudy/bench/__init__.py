@@ -1,0 +1,1 @@
+"""Speed, FLOPs, and how far accelerated images are from the reference."""

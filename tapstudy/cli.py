@@ -1,0 +1,24 @@
+"""The command line: each command is a thin wrapper around a function of the package."""
+
+from __future__ import annotations
+
+import typer
+
+from tapstudy.commands.bench import app as bench
+from tapstudy.commands.demo import demo
+from tapstudy.commands.sample import sample
+from tapstudy.commands.train import app as train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Study and run TAP, the Token-Adaptive Predictor, on diffusion transformers.",
+)
+app.command("demo")(demo)
+app.command("sample")(sample)
+app.add_typer(bench, name="bench")
+app.add_typer(train, name="train")
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,55 @@
+"""`tapstudy bench`: measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tapstudy.commands.errors import user_errors
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed and quality.")
+
+
+@app.command("skip-step")
+def skip_step(
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    batch_size: Annotated[int, typer.Option(min=1, help="images; guidance doubles it")] = 8,
+    steps: Annotated[int, typer.Option(min=4)] = 50,
+) -> None:
+    """Cost of a skip step beside a full one, and its parts."""
+    with user_errors():
+        import torch
+
+        from tapstudy import load
+        from tapstudy.bench.skip_step import skip_step_cost
+
+        pipe = load(model)
+        pipe.set_progress_bar_config(disable=True)
+        labels = [i % 10 for i in range(batch_size)]
+        cost = skip_step_cost(pipe, lambda: pipe(labels, steps, output_type="latent"))
+        typer.echo(f"{model}, batch {batch_size} with guidance, {torch.get_num_threads()} threads, medians:\n{cost}")
+
+
+@app.command("quality")
+def quality(
+    data: Annotated[Path | None, typer.Option(help="folder with mnist_test.npz; fetched when absent")] = None,
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    count: Annotated[int, typer.Option(min=200, help="samples")] = 1000,
+) -> None:
+    """Label accuracy and Frechet distance of a model's guided samples."""
+    with user_errors():
+        from tapstudy import load
+        from tapstudy.models.data import load_images
+        from tapstudy.models.embedded import load_classifier
+        from tapstudy.models.quality import measure_quality
+
+        pipe = load(model)
+        pipe.set_progress_bar_config(disable=True)
+        found, _ = measure_quality(pipe, load_classifier(), load_images("mnist", "test", data), count=count)
+        typer.echo(
+            f"{model}: label accuracy {100 * found.label_accuracy:.1f} % and Frechet distance "
+            f"{found.frechet_distance:.3f} over {count} samples (judge: {100 * found.classifier_accuracy:.2f} % "
+            "of the test images)"
+        )

@@ -1,0 +1,72 @@
+"""`tapstudy demo`: TAP on the embedded model, with a table and three figures, in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tapstudy.commands.errors import user_errors
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures"),
+    seeds: Annotated[int, typer.Option(min=1, help="images per label")] = 2,
+) -> None:
+    """Sample digits with the reference, plain sampling with fewer steps, FORA, Taylor and TAP, and compare them."""
+    with user_errors():
+        _run(out, seeds)
+
+
+def _run(out: Path, seeds: int) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from tapstudy import TAPConfig, load
+    from tapstudy.analysis.proxy_correlation import within_token_spearman
+    from tapstudy.analysis.stats import mean_interval, with_interval
+    from tapstudy.bench.compare import Request, compare, table_rows
+    from tapstudy.models.embedded import load_classifier
+    from tapstudy.plots.choice_maps import plot_choice_maps
+    from tapstudy.plots.image_grid import plot_image_grid
+    from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
+    from tapstudy.plots.style import save
+    from tapstudy.recording.scores import teacher_forced_scores
+
+    console = Console()
+    pipe = load("mnist-dit")
+    request = Request(seeds=tuple(range(seeds)))
+    comparison = compare(pipe, load_classifier(), request=request)
+
+    table = Table(
+        title=f"mnist-dit, {len(request.pairs)} digits, {request.steps} steps, guidance {request.guidance_scale:g}"
+    )
+    for name in ("N", "method", "full passes", "step mask (F full, . skipped)"):
+        table.add_column(name, no_wrap=True)
+    for name in ("FLOPs ratio", "latency ratio", "PSNR to reference [95 %], dB", "label accuracy"):
+        table.add_column(name, justify="right")
+    for i, row in enumerate(table_rows(comparison, mean_interval)):
+        table.add_row(*row, end_section=i % 5 == 0)
+    Console(width=max(console.width, 170)).print(table)
+    console.print(
+        "PSNR on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix products and "
+        "convolutions. Latency: one timed call per row after a warm-up."
+    )
+
+    console.print("Scoring every predictor along the exact trajectory of four digits ...")
+    call: dict[str, Any] = {"class_labels": [2, 3, 5, 8], "num_inference_steps": request.steps, "output_type": "latent"}
+    scores = teacher_forced_scores(pipe, call, config=TAPConfig(interval=8), seed=0)
+    by_image = within_token_spearman(scores).mean(["context", "token"]).groupby("distance").mean()
+    figures: dict[str, Any] = {
+        "demo_images": plot_image_grid(comparison, samples=10),
+        "demo_choice_maps": plot_choice_maps(scores, sample=1),
+        "demo_proxy_vs_truth": plot_proxy_vs_truth(scores, with_interval(by_image)),
+    }
+    for name, figure in figures.items():
+        for path in save(figure, out, name):
+            console.print(f"wrote {path}")

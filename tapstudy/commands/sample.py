@@ -1,0 +1,118 @@
+"""`tapstudy sample`: one configuration, every option of the method."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tapstudy.commands.errors import user_errors
+
+
+class PolicyName(StrEnum):
+    tap = "tap"
+    fixed = "fixed"
+    oracle = "oracle"
+    random = "random"
+    full = "full"
+
+
+def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
+
+
+def sample(
+    labels: Annotated[str, typer.Argument(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    out: Annotated[Path, typer.Option(help="image file to write")] = Path("sample.png"),
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    seed: Annotated[int, typer.Option(help="of the noise; image i uses seed + i")] = 0,
+    policy: Annotated[PolicyName, typer.Option(help="who predicts")] = PolicyName.tap,
+    fixed_order: Annotated[int, typer.Option(help="order of --policy fixed")] = 1,
+    fixed_shift: Annotated[float, typer.Option(help="shift of --policy fixed")] = 0,
+    interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
+    warmup_steps: Annotated[int, typer.Option(help="w: full steps at the start")] = 3,
+    cooldown_steps: Annotated[int, typer.Option(help="full steps at the end")] = 0,
+    full_steps: Annotated[str, typer.Option(help="explicit full steps, e.g. 0,1,2,10,30")] = "",
+    orders: Annotated[str, typer.Option(help="orders of the family")] = "0,1,2",
+    shifts: Annotated[str, typer.Option(help="shifts s of the horizons k - s")] = "0,1,2,3,4",
+    distance: Annotated[str, typer.Option(help="cosine, l2 or l1")] = "cosine",
+    residual: Annotated[str, typer.Option(help="hidden or latent")] = "hidden",
+    probe_depth: Annotated[int, typer.Option(help="block whose modulated input is the probe")] = 0,
+    differences: Annotated[str, typer.Option(help="recursive or divided")] = "recursive",
+    basis: Annotated[str, typer.Option(help="taylor or newton")] = "taylor",
+    clip: Annotated[str, typer.Option(help="none, zero or one: floor of the horizons")] = "none",
+    history_dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64")] = "float32",
+    granularity: Annotated[str, typer.Option(help="token, region, step or global")] = "token",
+    region_size: Annotated[int, typer.Option(help="side of a region, in tokens")] = 4,
+) -> None:
+    """Sample digits with one configuration and say what was run and what was skipped."""
+    with user_errors():
+        import torch
+        from diffusers.utils import make_image_grid
+
+        from tapstudy import TAPConfig, apply_policy, load
+
+        dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+        if history_dtype not in dtypes:
+            raise ValueError(f"--history-dtype must be one of {', '.join(dtypes)}, got {history_dtype!r}")
+        settings: dict[str, Any] = {
+            "interval": interval,
+            "warmup_steps": warmup_steps,
+            "cooldown_steps": cooldown_steps,
+            "full_steps": _numbers(full_steps, int, "--full-steps") if full_steps else None,
+            "orders": _numbers(orders, int, "--orders"),
+            "shifts": _numbers(shifts, float, "--shifts"),
+            "distance": distance,
+            "residual": residual,
+            "probe_depth": probe_depth,
+            "differences": differences,
+            "basis": basis,
+            "clip": None if clip == "none" else clip,
+            "history_dtype": dtypes[history_dtype],
+            "granularity": granularity,
+            "region_size": region_size,
+        }
+        chosen = _policy(policy, TAPConfig.of(settings), fixed_order, fixed_shift, seed)
+        wanted = list(_numbers(labels, int, "LABELS"))
+        pipe = load(model)
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(wanted))]
+        with apply_policy(pipe, chosen) as handle:
+            started = time.perf_counter()
+            (images,) = pipe(wanted, steps, guidance, generator=generators, return_dict=False)
+            seconds = time.perf_counter() - started
+        columns = min(len(images), 10)
+        blank = images[0].copy()
+        blank.paste(0, (0, 0, *blank.size))
+        padded = images + [blank] * (-len(images) % columns)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        make_image_grid(padded, rows=len(padded) // columns, cols=columns).save(out)
+        typer.echo(handle.summary())
+        typer.echo(f"{len(images)} images in {seconds:.2f} s, written to {out}")
+
+
+def _policy(name: PolicyName, config: Any, order: int, shift: float, seed: int) -> Any:
+    from tapstudy.policies.fixed import FixedPolicy
+    from tapstudy.policies.full import FullPolicy
+    from tapstudy.policies.oracle import OraclePolicy
+    from tapstudy.policies.random import RandomPolicy
+    from tapstudy.policies.tap import TAPPolicy
+
+    match name:
+        case PolicyName.tap:
+            return TAPPolicy(config)
+        case PolicyName.fixed:
+            return FixedPolicy(order, shift, config=config)
+        case PolicyName.oracle:
+            return OraclePolicy(config)
+        case PolicyName.random:
+            return RandomPolicy(config, seed=seed)
+        case PolicyName.full:
+            return FullPolicy()

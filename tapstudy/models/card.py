@@ -1,0 +1,156 @@
+"""Writes a trained model in diffusers' folder format, with the card that says what it is and how good."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiTTransformer2DModel
+from diffusers.utils import make_image_grid
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tapstudy.models.embedded import WEIGHTS, load
+from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
+from tapstudy.models.quality import Quality
+from tapstudy.models.training import Recipe
+
+CARD = """\
+---
+license: apache-2.0
+library_name: diffusers
+tags: [diffusion, flow-matching, class-conditional, mnist]
+---
+# {name}
+
+A class-conditional diffusion transformer in pixel space: diffusers' `DiTTransformer2DModel`,
+{parameters:.1f} M parameters, {size} x {size} x {channels}, patch {patch} ({tokens} tokens), width {width},
+{heads} heads, {layers} layers.
+Labels 0 to {last_label}; label {null_label} means "no label". Written by `tapstudy train {name}`.
+
+{grid_text}
+
+```python
+import tapstudy
+
+pipe = tapstudy.load("{name}")
+images = pipe([3, 1, 4], guidance_scale=2.0).images
+```
+
+## Training
+* Data: {data}.
+* Objective: flow matching. x_t = (1 - t) x + t noise, target noise - x, t logit-normal(0, 1), `timestep = 1000 t`.
+  Labels dropped to {null_label} with probability {recipe.label_dropout}, once per image, outside the model.
+* Optimiser: AdamW, rate {recipe.learning_rate:g} (linear warm-up of {recipe.rate_warmup_steps} steps, constant, then
+  linear to 0 over the last {decay:.0f} % of the run), weight decay {recipe.weight_decay:g}, gradients clipped at
+  {recipe.gradient_clip:g}, batch {recipe.batch_size}, bf16 autocast, `torch.compile`, average of the weights with decay
+  {recipe.ema_decay:g}.
+* {history}
+* This run: {steps:,} steps, {seen:,} images, {hours:.1f} hours on {compute}. Mean loss of the first and last 100
+  steps: {first_loss:.4f}, {last_loss:.4f}; every step is in `loss.csv`, drawn in `loss.png`.
+* Stored in float16; loaded in float32 unless asked otherwise.
+
+## Quality
+{quality_table}
+
+Judged by the embedded `mnist-classifier` (test accuracy {classifier_accuracy:.2f} %): share of samples classified as
+their label, and Frechet distance between its {features} features of the samples and of the 10,000 test images (lower
+is better). Sampled with {count:,} images, {sampling_steps} Euler steps, guidance {guidance:g}, matrix products in bf16.
+
+## Limits
+Digits only. Made to study acceleration methods on, not to make good digits. MNIST: Y. LeCun, C. Cortes, C. Burges,
+CC BY-SA 3.0.
+"""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the card tells beside recipe and measures."""
+
+    data: str
+    compute: str
+    history: str = "Started from random weights."
+
+
+def export(model: DiTTransformer2DModel, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> LabelPipeline:
+    """Save the model as a pipeline folder and return it as it will be loaded."""
+    LabelPipeline(model, flow_matching_scheduler()).save_pretrained(folder, safe_serialization=True)
+    weights = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, Path(folder) / "transformer" / WEIGHTS, metadata={"format": "pt"})
+    return load(folder)
+
+
+def write_card(
+    folder: str | Path,
+    name: str,
+    *,
+    model: DiTTransformer2DModel,
+    recipe: Recipe,
+    provenance: Provenance,
+    qualities: dict[str, Quality],
+    samples: Tensor,
+    loss_log: str | Path,
+) -> None:
+    """`README.md`, `samples.png` (ten columns, one per label), `loss.csv` and `loss.png` beside the weights.
+
+    Args:
+        qualities: measures by model name; the first is this model's.
+        samples: (n, bands, H, W) in [-1, 1], labels going round.
+        loss_log: the run's `loss.csv`.
+    """
+    from tapstudy.plots.loss_curve import plot_loss
+    from tapstudy.plots.style import save
+
+    folder, config = Path(folder), model.config
+    with Path(loss_log).open(newline="") as file:
+        rows = [(int(row["step"]), float(row["loss"]), float(row["seconds"])) for row in csv.DictReader(file)]
+    losses = [loss for _, loss, _ in rows]
+    (folder / "loss.csv").write_text(
+        "step,loss,seconds\n" + "".join(f"{step},{loss:.6f},{seconds:.1f}\n" for step, loss, seconds in rows)
+    )
+    for path in save(plot_loss(losses), folder, "loss"):
+        if path.suffix == ".svg":
+            path.unlink()
+    classes = config.num_embeds_ada_norm
+    pictures = LabelPipeline(model, flow_matching_scheduler()).image_processor.postprocess(samples[: 10 * classes])
+    make_image_grid(pictures, rows=10, cols=classes).save(folder / "samples.png")
+    best = next(iter(qualities.values()))
+    side = config.sample_size // config.patch_size
+    table = ["| model | label accuracy | Frechet distance |", "|---|---|---|"]
+    table += [
+        f"| {label} | {100 * quality.label_accuracy:.1f} % | {quality.frechet_distance:.3f} |"
+        for label, quality in qualities.items()
+    ]
+    text = CARD.format(
+        name=name,
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        size=config.sample_size,
+        channels=config.in_channels,
+        patch=config.patch_size,
+        tokens=side * side,
+        width=config.num_attention_heads * config.attention_head_dim,
+        heads=config.num_attention_heads,
+        layers=config.num_layers,
+        last_label=classes - 1,
+        null_label=classes,
+        grid_text="![samples, one column per label, guidance 2](samples.png)",
+        data=provenance.data,
+        recipe=recipe,
+        decay=100 * recipe.decay_share,
+        history=provenance.history,
+        steps=len(rows),
+        seen=len(rows) * recipe.batch_size,
+        hours=rows[-1][2] / 3600,
+        compute=provenance.compute,
+        first_loss=sum(losses[:100]) / len(losses[:100]),
+        last_loss=sum(losses[-100:]) / len(losses[-100:]),
+        quality_table="\n".join(table),
+        classifier_accuracy=100 * best.classifier_accuracy,
+        features=128,
+        count=best.count,
+        sampling_steps=best.steps,
+        guidance=best.guidance_scale,
+    )
+    (folder / "README.md").write_text(text)

@@ -1,0 +1,1 @@
+"""Dataset in, Axes or Figure out. One figure per file; nothing is computed here."""

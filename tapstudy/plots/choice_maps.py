@@ -1,0 +1,68 @@
+"""Which predictor every token takes, step by step, beside the image."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from tapstudy.plots.style import predictor_colour, style
+
+
+def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "cond") -> Figure:
+    """One row per window between anchors, one column per distance k; colour is the chosen predictor.
+
+    Args:
+        scores: with `choice` (sample, context, step, token), `clean_image` (sample, anchor, y, x), and coordinates
+            `distance`, `row`, `col`, `order`, `shift`.
+    """
+    choice = scores["choice"].isel(sample=sample).sel(context=context)  # (step, token)
+    distance = scores["distance"].values
+    window = np.cumsum(distance == 1) - 1
+    colours = _palette(scores)  # (predictor, 3)
+    rows, columns = int(scores["row"].max()) + 1, int(scores["col"].max()) + 1
+    with style():
+        figure, axes = plt.subplots(
+            window[-1] + 1, distance.max() + 1, squeeze=False,
+            figsize=(1.0 * (distance.max() + 1) + 0.4, 1.05 * (window[-1] + 1) + 1.0),
+            gridspec_kw={"wspace": 0.06, "hspace": 0.06},
+        )  # fmt: skip
+        for axis in axes.flat:
+            axis.axis("off")
+        for i, step in enumerate(choice["step"].values):
+            axis = axes[window[i], distance[i]]
+            axis.axis("on")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            axis.imshow(colours[choice.sel(step=step).values].reshape(rows, columns, 3))
+            if window[i] == 0:
+                axis.set_title(f"k = {distance[i]}", fontsize=8, pad=3)
+        for w, axis in enumerate(axes[:, 0]):
+            anchor = int(choice["step"].values[window == w][0]) - 1
+            axis.set_title(
+                f"clean image\nexpected at step {anchor}" if w == 0 else f"at step {anchor}", fontsize=7, pad=2
+            )
+            axis.imshow(scores["clean_image"].isel(sample=sample).sel(anchor=anchor), cmap="gray_r", vmin=0, vmax=1)
+        _draw_legend(figure, scores)
+        figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)
+    return figure
+
+
+def _palette(scores: xr.Dataset) -> np.ndarray:
+    orders, shifts = scores["order"].values, scores["shift"].values
+    return np.array(
+        [predictor_colour(int(m), float(s), float(shifts.max())) for m, s in zip(orders, shifts, strict=True)]
+    )
+
+
+def _draw_legend(figure: Figure, scores: xr.Dataset) -> None:
+    orders, shifts = np.unique(scores["order"].values), np.unique(scores["shift"].values)
+    axis = figure.add_axes((0.36, 0.03, 0.32, 0.055))
+    grid = [[predictor_colour(int(m), float(s), float(shifts.max())) for s in shifts] for m in orders]
+    axis.imshow(grid, aspect="auto")
+    axis.set_yticks(range(len(orders)), [f"order {m}" for m in orders], fontsize=7)
+    axis.set_xticks(range(len(shifts)), [f"k - {s:g}" if s else "k" for s in shifts], fontsize=7)
+    axis.set_xlabel("horizon", fontsize=7, labelpad=1)
+    axis.tick_params(length=0)

@@ -1,0 +1,41 @@
+"""Proxy loss against true error."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from tapstudy.plots.style import BLUE, style
+
+
+def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray) -> Figure:
+    """Left: density over samples, steps, tokens and distinct predictors. Right: rank correlation by distance.
+
+    Args:
+        scores: with `proxy_loss`, `true_error` (..., step, token, predictor), `is_distinct` (step, predictor).
+        spearman: (distance, bound) with bounds mean, low, high: an interval over images of the rank correlation
+            within (step, token).
+    """
+    distinct = scores["is_distinct"].broadcast_like(scores["proxy_loss"]).values
+    proxy, truth = (scores[name].values[distinct] for name in ("proxy_loss", "true_error"))
+    seen = (proxy > 0) & (truth > 0)
+    with style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0), constrained_layout=True)
+        density = left.hexbin(
+            proxy[seen], truth[seen], xscale="log", yscale="log", bins="log", gridsize=60, cmap="viridis", linewidths=0
+        )
+        figure.colorbar(density, ax=left, label="count")
+        left.set_xlabel("proxy loss (cosine distance of the probe)")
+        left.set_ylabel("true error (relative, residual)")
+        left.set_title(f"{np.count_nonzero(seen):,} predictions")
+        k, mean = spearman["distance"].values, spearman.sel(bound="mean").values
+        low, high = spearman.sel(bound="low").values, spearman.sel(bound="high").values
+        right.errorbar(k, mean, yerr=[mean - low, high - mean], color=BLUE, marker="o", markersize=4, capsize=2)
+        right.axhline(0, color="0.6", linewidth=0.8)
+        right.set_ylim(-0.2, 1)
+        right.set_xlabel("distance k to the last anchor (steps)")
+        right.set_ylabel("Spearman over predictors")
+        right.set_title(f"rank correlation within a token\n(95 % interval over {scores.sizes['sample']} images)")
+    return figure

@@ -1,0 +1,56 @@
+"""One look for all figures: colour-blind safe, legible in print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+
+ORDER_COLOURS = (("#4d4d4d", "#e0e0e0"), ("#08519c", "#c6dbef"), ("#a63603", "#fdd0a2"), ("#006d2c", "#c7e9c0"))
+
+RC: dict[str, Any] = {
+    "figure.dpi": 120,
+    "savefig.dpi": 200,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "tapstudy",  # the same figure gives the same file
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the package's style, leaving the caller's settings alone."""
+    with mpl.rc_context(RC):  # type: ignore[arg-type]
+        yield
+
+
+def predictor_colour(order: int, shift: float, longest: float) -> tuple[float, float, float]:
+    """Hue by order, fading from dark to light as the shift grows."""
+    dark, light = (to_rgb(colour) for colour in ORDER_COLOURS[order % len(ORDER_COLOURS)])
+    share = shift / longest if longest else 0.0
+    red, green, blue = ((1 - share) * a + share * b for a, b in zip(dark, light, strict=True))
+    return red, green, blue
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write `name.png` and `name.svg`; the same figure gives the same bytes."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    with style():
+        figure.savefig(paths[0], metadata={"Software": None}, bbox_inches="tight")
+        figure.savefig(paths[1], metadata={"Date": None}, bbox_inches="tight")
+    return paths

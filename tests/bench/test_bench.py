@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+
+from tapstudy.analysis.stats import mean_interval
+from tapstudy.bench.compare import Request, compare, table_rows
+from tapstudy.bench.flops import count_flops
+from tapstudy.bench.image_error import psnr, ssim
+from tapstudy.bench.skip_step import skip_step_cost
+from tapstudy.models.classifier import Classifier
+
+
+def test_psnr_by_hand():
+    reference = torch.zeros(2, 1, 4, 4)
+    images = torch.stack([torch.full((1, 4, 4), 0.1), torch.zeros(1, 4, 4)])
+    found = psnr(images, reference)
+    assert found[0].item() == pytest.approx(20, abs=1e-4)
+    assert math.isinf(found[1])
+    assert psnr(images, reference, data_range=2.0)[0].item() == pytest.approx(20 + 20 * math.log10(2), abs=1e-4)
+
+
+def test_unrelated_images_score_under_12_db():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(8, 1, 28, 28, generator=generator) for _ in range(2))
+    assert (psnr(a, b) < 12).all()
+    assert (ssim(a, b) < 0.2).all()
+    torch.testing.assert_close(ssim(a, a), torch.ones(8))
+
+
+def test_flops_by_hand():
+    layer = torch.nn.Linear(3, 5)
+    assert count_flops(lambda: layer(torch.zeros(7, 3))) == 2 * 7 * 3 * 5
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    from tests.conftest import make_tiny_pipe
+
+    torch.manual_seed(0)
+    request = Request(labels=(0, 1), seeds=(0, 1), steps=12)
+    return compare(make_tiny_pipe(), Classifier().eval(), request=request, intervals=(3,))
+
+
+def test_comparison(comparison):
+    methods = ["reference", "fewer steps", "FORA (order 0)", "Taylor order 1", "Taylor order 2", "TAP"]
+    assert comparison["method"].values.tolist() == methods
+    assert comparison["full_passes"].values.tolist() == [12, 6, 6, 6, 6, 6]
+    assert comparison["mask"].values.tolist()[1:3] == ["FFFFFF", "FFF..F..F..F"]
+    ratios = dict(zip(methods, comparison["flops_ratio"].values, strict=True))
+    assert ratios["fewer steps"] == 2
+    # skip steps cost something, and TAP's more than a fixed predictor's
+    assert 2 > ratios["FORA (order 0)"] > ratios["TAP"] > 1.5
+    assert torch.isinf(torch.tensor(comparison["psnr"].values[0])).all()
+    assert (comparison["psnr"].values[1:] > 5).all()
+    assert comparison["seed"].values.tolist() == [0, 0, 1, 1]
+    assert comparison["image"].shape == (6, 4, 8, 8)
+
+
+def test_table(comparison):
+    rows = table_rows(comparison, mean_interval)
+    assert rows[0][:3] == ["", "reference", "12"]
+    assert rows[-1][:4] == ["3", "TAP", "6", "FFF..F..F..F"]
+    assert "[" in rows[-1][6]
+
+
+def test_skip_step_parts(tiny_pipe, sample):
+    cost = skip_step_cost(tiny_pipe, sample)
+    assert set(cost.parts) == {
+        "pos_embed",
+        "block 0 norm1",
+        "scoring",
+        "assembly",
+        "norm_out",
+        "proj_out_1",
+        "proj_out_2",
+    }
+    assert all(seconds > 0 for name, seconds in cost.parts.items() if name != "norm_out")
+    assert "of a full step" in str(cost)
+    assert not any(module._forward_hooks for module in tiny_pipe.transformer.modules())

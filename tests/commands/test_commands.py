@@ -1,0 +1,90 @@
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tapstudy.cli import app
+from tests.conftest import make_tiny_pipe
+
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_pipe().save_pretrained(folder)
+    return str(folder)
+
+
+def image_size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_sample_takes_every_option(model, tmp_path):
+    out = tmp_path / "new" / "digits.png"
+    options = (
+        "--interval 4 --warmup-steps 2 --cooldown-steps 1 --orders 0,1 --shifts 0,2 --distance l2 --residual latent "
+        "--probe-depth 1 --differences divided --basis newton --clip zero --history-dtype float64 --granularity region "
+        "--region-size 2 --steps 12 --guidance 1.5 --seed 3"
+    )
+    result = run(app, ["sample", "1,2,3", "--model", model, "--out", str(out), *options.split()])
+    assert result.exit_code == 0, result.output
+    assert "FF...F...F.F" in result.output
+    assert image_size(out) == (24, 8)
+
+
+def test_sample_covers_the_configuration():
+    from dataclasses import fields
+
+    from typer.main import get_command
+
+    from tapstudy import TAPConfig
+
+    options = {parameter.name for parameter in get_command(app).commands["sample"].params}
+    assert {field.name for field in fields(TAPConfig)} <= options
+
+
+@pytest.mark.parametrize("policy", ["tap", "fixed", "oracle", "random", "full"])
+def test_sample_policies(model, tmp_path, policy):
+    out = tmp_path / "digits.png"
+    result = run(app, ["sample", "0,1,2,3,4,5,6,7,8,9,0", "--model", model, "--out", str(out), "--steps", "6"]
+                 + ["--policy", policy, "--full-steps", "0,1,3"])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    mask = {"full": "FFFFFF", "oracle": "FFsFss"}.get(policy, "FF.F..")
+    assert mask in result.output
+    assert image_size(out) == (80, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "--interval", "0"], "interval must be at least 1"),
+        (["sample", "--orders", "a"], "--orders must be numbers"),
+        (["sample", "--shifts", "-1"], "shifts must be numbers of at least 0"),
+        (["sample", "--history-dtype", "int8"], "--history-dtype must be one of"),
+        (["sample", "--model", "nothing"], "no model 'nothing'"),
+        (["sample", "11"], "class_labels must be integers in 0..9"),
+        (["sample", "--probe-depth", "99"], "probe_depth 99 is beyond the last block"),
+        (["train", "mnist-dit", "--data", "/nonexistent"], "no image set at"),
+        (["bench", "quality", "--data", "/nonexistent"], "no image set at"),
+    ],
+)
+def test_bad_input_ends_with_one_line(model, arguments, message, tmp_path):
+    if arguments[0] != "train" and "--model" not in arguments:
+        arguments = [*arguments, "--model", model]
+    if arguments[0] == "train":
+        arguments = [*arguments, "--work", str(tmp_path), "--out", str(tmp_path / "out")]
+    result = run(app, arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_unknown_option_is_refused():
+    assert run(app, ["sample", "--intervall", "4"]).exit_code == 2
+
+
+def test_bench_skip_step(model):
+    result = run(app, ["bench", "skip-step", "--model", model, "--batch-size", "2", "--steps", "12"])
+    assert result.exit_code == 0, result.output
+    assert "scoring" in result.output

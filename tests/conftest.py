@@ -1,0 +1,50 @@
+"""Fixtures shared by all tests: a tiny transformer with random weights behind the real pipeline."""
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+
+from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
+
+
+def make_tiny_pipe(seed: int = 0, dtype: torch.dtype = torch.float32) -> LabelPipeline:
+    torch.manual_seed(seed)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=1,
+        out_channels=1,
+        num_layers=3,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+        activation_fn="gelu-approximate",
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )
+    pipe = LabelPipeline(model.to(dtype).eval(), flow_matching_scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def tiny_pipe() -> LabelPipeline:
+    return make_tiny_pipe()
+
+
+@pytest.fixture
+def sample(tiny_pipe):
+    """Sample latents from the tiny pipeline: `sample(labels, steps=20, seed=0)`."""
+
+    def run(labels=(1, 2), *, steps=20, seed=0, pipe=tiny_pipe, guidance_scale=2.0, **kwargs):
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(labels))]
+        return pipe(
+            list(labels),
+            steps,
+            guidance_scale,
+            generator=generators,
+            output_type="latent",
+            **kwargs,
+        ).images
+
+    return run

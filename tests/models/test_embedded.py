@@ -1,0 +1,65 @@
+import shutil
+
+import pytest
+import torch
+
+import tapstudy
+from tapstudy.models.classifier import classify
+from tapstudy.models.embedded import WEIGHTS, data_folder, load_classifier, untrained_like
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pipe = tapstudy.load("mnist-dit")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_samples_are_the_digits_asked_for(digits):
+    labels = torch.arange(10)
+    images = digits(labels, 25, 2.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    assert (classify(load_classifier(), images)[0] == labels).sum() >= 9
+    assert digits.transformer.dtype == torch.float32
+
+
+def test_untrained_control_has_the_shape_but_not_the_weights(digits):
+    control = untrained_like(digits, seed=1)
+    again = untrained_like(digits, seed=1)
+    a, b, c = (p.transformer.proj_out_2.weight for p in (control, again, digits))
+    assert torch.equal(a, b)
+    assert a.shape == c.shape
+    assert not torch.equal(a, c)
+
+
+def test_size_and_format():
+    folder = data_folder() / "models" / "mnist-dit"
+    assert (folder / "transformer" / WEIGHTS).stat().st_size < 20e6
+    assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
+    card = (folder / "README.md").read_text()
+    for part in ("Training", "Quality", "Frechet", "MNIST", "loss.csv"):
+        assert part in card
+
+
+def test_unknown_missing_and_corrupt(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model 'mnist-dot': the embedded models are .*mnist-dit"):
+        tapstudy.load("mnist-dot")
+    folder = tmp_path / "model"
+    shutil.copytree(data_folder() / "models" / "mnist-dit", folder)
+    weights = folder / "transformer" / WEIGHTS
+    intact = weights.read_bytes()
+    for damaged in (intact[:1000], b"\xff" * 64 + intact[64:], b""):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"weights in .* cannot be used"):
+            tapstudy.load(folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"not a complete model: transformer/{WEIGHTS} is missing"):
+        tapstudy.load(folder)
+
+
+def test_weights_of_another_model(tmp_path, tiny_pipe):
+    folder = tmp_path / "model"
+    shutil.copytree(data_folder() / "models" / "mnist-dit", folder)
+    tiny_pipe.save_pretrained(tmp_path / "tiny")
+    shutil.copy(tmp_path / "tiny" / "transformer" / WEIGHTS, folder / "transformer" / WEIGHTS)
+    with pytest.raises(ValueError, match=r"weights in .* cannot be used"):
+        tapstudy.load(folder)

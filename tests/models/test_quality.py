@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from tapstudy.models.classifier import Classifier, classify, train_classifier
+from tapstudy.models.data import ImageSet
+from tapstudy.models.quality import frechet_distance, measure_quality
+
+
+def test_frechet_distance_of_known_gaussians():
+    """N(0, I) and N(m, s^2 I): |m|^2 + d (1 - s)^2."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
+    b = 2 * torch.randn(200_000, 3, generator=generator, dtype=torch.float64) + 1
+    assert frechet_distance(a, b) == pytest.approx(3 + 3, rel=0.01)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_needs_rows():
+    with pytest.raises(ValueError, match="the second set has 3 rows of 4 features"):
+        frechet_distance(torch.randn(9, 4), torch.randn(3, 4))
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """A classifier trained on two flat grey levels."""
+    labels = torch.arange(256) % 2
+    noise = torch.randint(0, 40, (256, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    images = ImageSet((noise + 200 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+    return train_classifier(images, epochs=20, batch_size=32), images
+
+
+def test_classifier_learns_and_round_trips(judged, tmp_path):
+    model, images = judged
+    pixels, labels = images.batch(torch.arange(len(images)))
+    found, features = classify(model, pixels)
+    assert (found == labels).all()
+    assert features.shape == (256, 128)
+    model.save(tmp_path)
+    again = Classifier.load(tmp_path)
+    assert torch.equal(classify(again, pixels)[1], features)
+    with pytest.raises(FileNotFoundError, match="no classifier at"):
+        Classifier.load(tmp_path / "absent")
+
+
+def test_measure_quality(judged, tiny_pipe):
+    model, images = judged
+    quality, samples = measure_quality(tiny_pipe, model, images, count=200, steps=2)
+    assert samples.shape == (200, 1, 8, 8)
+    assert quality.classifier_accuracy == 1
+    assert 0 <= quality.label_accuracy <= 0.2  # labels 2 to 9 are unknown to this judge
+    assert quality.frechet_distance > 0

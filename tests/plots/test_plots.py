@@ -1,0 +1,90 @@
+"""What is drawn, from datasets made by the real functions on the tiny model."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_tiny_pipe
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from tapstudy import TAPConfig
+from tapstudy.analysis.proxy_correlation import within_token_spearman
+from tapstudy.analysis.stats import with_interval
+from tapstudy.bench.compare import Request, compare
+from tapstudy.models.classifier import Classifier
+from tapstudy.plots.choice_maps import plot_choice_maps
+from tapstudy.plots.image_grid import plot_image_grid
+from tapstudy.plots.loss_curve import plot_loss
+from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
+from tapstudy.plots.style import predictor_colour, save
+from tapstudy.recording.scores import teacher_forced_scores
+
+
+@pytest.fixture(scope="module")
+def scores():
+    call = {"class_labels": [1, 2, 3], "num_inference_steps": 16, "output_type": "latent"}
+    return teacher_forced_scores(make_tiny_pipe(), call, config=TAPConfig(interval=6))
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def test_choice_maps_draw_the_choices(scores):
+    figure = plot_choice_maps(scores, sample=1)
+    drawn = [axis for axis in figure.axes if axis.axison and axis.images]
+    maps = [axis for axis in drawn if axis.images[0].get_array().shape == (4, 4, 3)]
+    assert len(maps) == scores.sizes["step"]
+    choice = scores["choice"].isel(sample=1).sel(context="cond", step=3).values
+    expected = [predictor_colour(int(scores.order[c]), float(scores["shift"][c]), 4.0) for c in choice]
+    np.testing.assert_allclose(maps[0].images[0].get_array().reshape(-1, 3), expected)
+    legend = figure.axes[-1]
+    assert [label.get_text() for label in legend.get_yticklabels()] == ["order 0", "order 1", "order 2"]
+    assert [label.get_text() for label in legend.get_xticklabels()] == ["k", "k - 1", "k - 2", "k - 3", "k - 4"]
+
+
+def test_predictors_have_different_colours():
+    colours = {predictor_colour(m, s, 4) for m in range(3) for s in range(5)}
+    assert len(colours) == 15
+
+
+def test_proxy_vs_truth(scores):
+    by_image = within_token_spearman(scores).mean(["context", "token"]).groupby("distance").mean()
+    figure = plot_proxy_vs_truth(scores, with_interval(by_image))
+    left, right = figure.axes[:2]
+    assert left.get_xscale() == left.get_yscale() == "log"
+    assert "proxy loss" in left.get_xlabel()
+    counted = int(scores["is_distinct"].sum()) * 3 * 2 * 16
+    assert left.collections[0].get_array().sum() <= counted
+    np.testing.assert_allclose(right.lines[0].get_xdata(), [1, 2, 3, 4, 5])
+    np.testing.assert_allclose(right.lines[0].get_ydata(), by_image.mean("sample"))
+    assert "3 images" in right.get_title()
+
+
+def test_image_grid():
+    torch.manual_seed(0)
+    request = Request(labels=(0, 1), seeds=(0, 1), steps=8)
+    comparison = compare(make_tiny_pipe(), Classifier().eval(), request=request, intervals=(3,))
+    figure = plot_image_grid(comparison)
+    assert len(figure.axes) == 6 * 4
+    np.testing.assert_allclose(figure.axes[5].images[0].get_array(), comparison["image"][1, 1])
+    assert [axis.get_ylabel() for axis in figure.axes[::4]][-1] == "N = 3   TAP"
+    assert figure.axes[7].texts[0].get_text() == f"{float(comparison['psnr'][1].mean()):.1f} dB"
+
+
+def test_loss_curve():
+    figure = plot_loss(np.linspace(1, 0, 200), window=50)
+    assert len(figure.axes[0].lines[1].get_xdata()) == 151
+
+
+def test_saving_twice_gives_the_same_files(scores, tmp_path):
+    for name in ("a", "b"):
+        save(plot_choice_maps(scores), tmp_path / name, "maps")
+    for kind in ("png", "svg"):
+        assert (tmp_path / "a" / f"maps.{kind}").read_bytes() == (tmp_path / "b" / f"maps.{kind}").read_bytes()

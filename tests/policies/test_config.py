@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from tapstudy import TAPConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"interval": 0}, ValueError, "interval must be at least 1, got 0"),
+        ({"interval": 2.5}, TypeError, "interval must be an integer"),
+        ({"interval": True}, TypeError, "interval must be an integer"),
+        ({"warmup_steps": 0}, ValueError, "warmup_steps must be at least 1"),
+        ({"probe_depth": -1}, ValueError, "probe_depth must be at least 0"),
+        ({"shifts": (0, -1)}, ValueError, "shifts must be numbers of at least 0"),
+        ({"shifts": (0, float("nan"))}, ValueError, "shifts must be numbers of at least 0"),
+        ({"shifts": ()}, ValueError, "shifts must not be empty"),
+        ({"shifts": 3}, TypeError, "shifts must be a sequence"),
+        ({"orders": (0, 0)}, ValueError, "orders must not repeat"),
+        ({"orders": (-1,)}, ValueError, "orders must be at least 0"),
+        ({"orders": (0.5,)}, TypeError, "orders must be an integer"),
+        ({"distance": "cos"}, ValueError, "distance must be one of"),
+        ({"residual": "pixel"}, ValueError, "residual must be one of"),
+        ({"differences": "central"}, ValueError, "differences must be one of"),
+        ({"basis": "chebyshev"}, ValueError, "basis must be one of"),
+        ({"clip": "two"}, ValueError, "clip must be one of"),
+        ({"granularity": "head"}, ValueError, "granularity must be one of"),
+        ({"history_dtype": torch.int32}, TypeError, "history_dtype must be a floating"),
+        ({"full_steps": (1, 5)}, ValueError, "must hold step 0"),
+        ({"full_steps": (0, 1, 5), "orders": (0, 7)}, ValueError, "order 7 needs 8 anchors, but full_steps has only 3"),
+        ({"intervall": 4}, TypeError, "no field 'intervall'; did you mean 'interval'"),
+        ({"zzz": 4}, TypeError, "known fields: interval, warmup_steps"),
+    ],
+)
+def test_bad_settings(settings, error, message):
+    with pytest.raises(error, match=message):
+        TAPConfig.of(settings)
+
+
+def test_settings_are_frozen_and_sorted():
+    config = TAPConfig(orders=[2, 0], shifts=[1, 0])
+    assert config.orders == (0, 2)
+    assert config.shifts == (0, 1)
+    with pytest.raises(AttributeError):
+        config.interval = 3
+
+
+def test_family_has_fifteen_members_in_order_of_preference():
+    labels = TAPConfig().family.labels
+    assert len(labels) == 15
+    assert [(label.order, label.shift) for label in labels[:6]] == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]

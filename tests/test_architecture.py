@@ -1,0 +1,52 @@
+"""The imports of every module obey the house's arrows."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import tapstudy
+
+ROOT = Path(tapstudy.__file__).parent
+ALLOWED = {
+    "core": set(),
+    "predictors": {"core"},
+    "policies": {"core", "predictors"},
+    "instrument": {"core", "predictors", "policies"},
+    "recording": {"core", "policies", "instrument"},
+    "analysis": {"core", "predictors"},
+    "plots": set(),
+    "models": {"plots"},
+    "bench": {"core", "predictors", "policies", "instrument", "models"},
+    "commands": None,
+}
+FORBIDDEN = {
+    "core": {"diffusers", "numpy", "xarray", "scipy"},
+    "predictors": {"diffusers", "numpy", "xarray", "scipy"},
+    "policies": {"diffusers", "numpy", "xarray", "scipy"},
+    "analysis": {"diffusers"},
+    "plots": {"diffusers", "torch", "scipy"},
+    "recording": {"diffusers"},
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("package", [path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "_"])
+def test_arrows(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imported(path):
+            parts = name.split(".")
+            assert parts[0] not in FORBIDDEN.get(package, set()), f"{path}: {name}"
+            if parts[0] == "tapstudy" and len(parts) > 1 and ALLOWED[package] is not None:
+                assert parts[1] in {package} | ALLOWED[package], f"{path}: {name}"
+
+
+def test_no_file_grows_beyond_one_reading():
+    assert not [str(path) for path in ROOT.rglob("*.py") if len(path.read_text().splitlines()) > 400]
