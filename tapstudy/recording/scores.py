@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from tapstudy.core.scoring import predictor_losses
+from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import apply_policy
-from tapstudy.instrument.instrument import StepEvent
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.full import FullPolicy
