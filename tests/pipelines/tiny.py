@@ -85,12 +85,12 @@ def flow(**settings: Any) -> diffusers.FlowMatchEulerDiscreteScheduler:
 
 @factory
 def dit() -> Built:
-    # always square; the pipeline always decodes
+    """Always square, and the pipeline always decodes."""
     transformer = diffusers.DiTTransformer2DModel(**HEADS, num_layers=3, sample_size=8, out_channels=8)
-    return (
-        diffusers.DiTPipeline(transformer, image_vae(), diffusers.DDIMScheduler()),
-        {"class_labels": [3], "output_type": "np"},
-    )
+    # a random network's noise prediction would be divided by next to nothing at the first steps; its velocity is tame
+    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
+    pipe = diffusers.DiTPipeline(transformer, image_vae(), scheduler)
+    return pipe, {"class_labels": [3], "output_type": "np"}
 
 
 @factory
@@ -98,7 +98,6 @@ def pixart_alpha() -> Built:
     transformer = diffusers.PixArtTransformer2DModel(
         **HEADS, num_layers=3, sample_size=8, cross_attention_dim=16, caption_channels=text.WIDTH
     )
-    # a random network's noise prediction would be divided by next to nothing at the first steps; its velocity is tame
     scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="v_prediction")
     pipe = diffusers.PixArtAlphaPipeline(text.tokenizer(), text.t5(), image_vae(), transformer, scheduler)
     return pipe, GUIDED | IMAGE | PADDED | {"use_resolution_binning": False, "clean_caption": False}
