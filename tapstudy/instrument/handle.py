@@ -37,7 +37,7 @@ def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"apply_policy needs a Policy object, got {policy!r}")
-    transformers = _transformers(target)
+    transformers = find_transformers(target)
     scheduler: Callable[[], Any] = lambda: getattr(target, "scheduler", None)  # noqa: E731
     instruments: dict[str, Instrument] = {}
     try:
@@ -71,12 +71,18 @@ def tap(target: Any, **settings: Any) -> Iterator[Handle]:
         yield handle
 
 
-def _transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
+def find_transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
+    """Every supported transformer of a pipeline (Wan 2.2 has two) by component name, with its adapter.
+
+    Raises TypeError when there is none.
+    """
     if isinstance(target, nn.Module):
         modules = {type(target).__name__: target}
     else:
         components: dict[str, Any] = getattr(target, "components", None) or {}
         modules = {name: module for name, module in components.items() if isinstance(module, nn.Module)}
+    # torch.compile(model) is a wrapper that calls the model it holds
+    modules = {name: getattr(module, "_orig_mod", module) for name, module in modules.items()}
     found = {
         name: (module, adapter) for name, module in modules.items() if (adapter := find_adapter(module)) is not None
     }
@@ -84,7 +90,7 @@ def _transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
         classes = sorted({type(module).__name__ for module in modules.values()}) or [type(target).__name__]
         raise TypeError(
             f"no supported transformer in {type(target).__name__}: found {', '.join(classes)}; supported are "
-            f"{', '.join(sorted(ADAPTERS))}"
+            f"{', '.join(sorted(ADAPTERS))}; add your own with tapstudy.register_adapter"
         )
     return found
 
@@ -134,13 +140,14 @@ class Handle:
     @contextmanager
     def context(self, name: str) -> Iterator[None]:
         """Name the guidance branch of the calls in the block, for custom loops that make several calls per step."""
-        for instrument in self._instruments.values():
+        outer = {instrument: instrument.named_context for instrument in self._instruments.values()}
+        for instrument in outer:
             instrument.named_context = name
         try:
             yield
         finally:
-            for instrument in self._instruments.values():
-                instrument.named_context = None
+            for instrument, before in outer.items():
+                instrument.named_context = before
 
 
 @dataclass(frozen=True)

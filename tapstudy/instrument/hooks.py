@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers.hooks import ModelHook
 
 try:  # not exported; only needed to receive the names that pipelines give their calls
@@ -56,6 +57,8 @@ class RootHook(ModelHook):
         self.instrument = instrument
         self.context = ContextName()
 
+    # Under torch.compile this bookkeeping stays in Python; the transformer's own forward is still compiled.
+    @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.instrument.forward(self.fn_ref.original_forward, self.context.name, args, kwargs)
 
@@ -65,26 +68,36 @@ class RootHook(ModelHook):
 
 
 class BlockHook(ModelHook):
-    """On a block: runs it, stops it at the probe, or hands its input on."""
+    """On a block: runs it, stops it at the probe, or hands its input on.
 
-    def __init__(self, instrument: Instrument, index: int, stream: int | None) -> None:
+    Args:
+        stream: position of the image stream in the tuple the block returns, None for that tensor alone.
+        first: whether this is the first block of the model.
+        place: -1 before the probed block, 0 for that block, 1 behind it. (Not the block's number: under torch.compile
+            one compiled graph then serves all blocks of a kind.)
+    """
+
+    def __init__(self, instrument: Instrument, stream: int | None, *, first: bool, place: int) -> None:
         super().__init__()
-        self.instrument, self.index, self.stream = instrument, index, stream
+        self.instrument, self.stream, self.first, self.place = instrument, stream, first, place
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         call = self.instrument.call
         if call is None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        if self.index == 0:
+        if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
-        if not call.skips or self.index < call.probe_depth:
+        if not call.skips or self.place < 0:
             return self.fn_ref.original_forward(*args, **kwargs)
-        if self.index == call.probe_depth and call.wants_probe:
+        if self.place == 0 and call.wants_probe:
             try:
-                return self.fn_ref.original_forward(*args, **kwargs)
+                output = self.fn_ref.original_forward(*args, **kwargs)
             except StopForward:
                 if call.latent:
                     raise
+            else:  # its attention was not called, so there is no probe; nothing is lost: all blocks so far have run
+                call.give_up("probe not reached")
+                return output
         return self._pass_through(args, kwargs)
 
     def _pass_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -105,7 +118,7 @@ class ProbeHook(ModelHook):
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         call = self.instrument.call
         if call is not None and call.wants_probe:
-            call.probe = args[0] if args else kwargs["hidden_states"]
+            call.attention_input = args[0] if args else kwargs["hidden_states"]
             if call.skips:
                 raise StopForward
         return args, kwargs
@@ -118,6 +131,7 @@ class TailHook(ModelHook):
         super().__init__()
         self.instrument = instrument
 
+    @torch.compiler.disable
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         call = self.instrument.call
         if call is None or call.latent:

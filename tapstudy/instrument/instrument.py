@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -13,9 +15,11 @@ from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter, Grid
+from tapstudy.instrument.caution import draws_noise, too_short
 from tapstudy.instrument.hooks import NAME, BlockHook, ProbeHook, RootHook, StopForward, TailHook
-from tapstudy.instrument.latent import from_tokens, latent_residual, latent_sum, like_output, sample_of, to_tokens
-from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, same_key
+from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
+from tapstudy.instrument.tokens import ImageTokens
+from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 
 
@@ -26,9 +30,12 @@ class Call:
     Attributes:
         skips: no block beyond the probe runs.
         predicts: the residual is predicted; without `skips` this is a shadow pass, which also knows the truth.
-        start: hidden state entering the first block, (batch, token, channel).
-        probe: modulated input of the probed block.
-        residual: the true one, where it was computed.
+        hidden_tokens: where the image tokens are in the input of the first block and of the tail.
+        probe_tokens: where they are in the probed block's attention input.
+        start: hidden state entering the first block, (batch, sequence, channel).
+        attention_input: modulated input of the probed block, (batch, sequence, channel).
+        probe: its image tokens, (batch, token, channel).
+        residual: the true one, of the image tokens, where it was computed.
     """
 
     run: ContextRun
@@ -37,17 +44,40 @@ class Call:
     skips: bool
     predicts: bool
     wants_probe: bool
-    probe_depth: int
     latent: bool
     grid: Grid
+    hidden_tokens: ImageTokens
+    probe_tokens: ImageTokens
     start: Tensor | None = None
-    probe: Tensor | None = None
+    attention_input: Tensor | None = None
     residual: Tensor | None = None
     prediction: Prediction | None = None
 
     @property
     def kind(self) -> str:
         return "skip" if self.skips else "shadow" if self.predicts else "full"
+
+    @property
+    def probe(self) -> Tensor | None:
+        sequence = self.attention_input
+        return None if sequence is None else self.probe_tokens.take(sequence)
+
+    def give_up(self, reason: str) -> None:
+        """Let this pass run in full although the policy wants to skip."""
+        if self.predicts:
+            self.run.fail_opens[reason] += 1
+        self.skips = self.predicts = False
+
+    def incomplete(self, *sequences: Tensor | None) -> str | None:
+        """Why a full pass that showed these hidden states cannot enter the history, or None."""
+        if any(sequence is None for sequence in sequences):
+            return "first block not reached"
+        if self.wants_probe and self.attention_input is None:
+            return "probe not reached"
+        fits = [self.hidden_tokens.fit(sequence) for sequence in sequences if sequence is not None]
+        if self.wants_probe and self.attention_input is not None:
+            fits.append(self.probe_tokens.fit(self.attention_input))
+        return None if all(fits) else f"no room for a token grid of {self.grid}"
 
 
 @dataclass(frozen=True)
@@ -57,8 +87,8 @@ class StepEvent:
     Attributes:
         context: name of the guidance branch.
         kind: "full", "skip" or "shadow" (a skip step whose truth was computed beside it).
-        probe: (batch, token, channel), None if nobody needed it.
-        residual: the true residual, None at a skip step.
+        probe: of the image tokens, (batch, token, channel), None if nobody needed it.
+        residual: the true residual of the image tokens, None at a skip step.
         prediction: the policy's, None at a full step.
     """
 
@@ -101,30 +131,44 @@ class Instrument:
         self._watch = TrajectoryWatch()
         self._signature = inspect.signature(type(model).forward)
         self._hooked: list[nn.Module] = []
+        self._probed_list = 0
+        self._warned: set[str] = set()
 
     # Attaching and detaching
 
     def attach(self) -> None:
-        blocks, tail = self.adapter.modules(self.model)
-        if self.policy.probe_depth >= len(blocks):
+        blocks, tails = self.adapter.modules(self.model)
+        depth = self.policy.probe_depth
+        if depth >= len(blocks):
             raise ValueError(
-                f"probe_depth {self.policy.probe_depth} is beyond the last block: {type(self.model).__name__} has "
-                f"{len(blocks)} blocks"
+                f"probe_depth {depth} is beyond the last block: {type(self.model).__name__} has {len(blocks)} blocks"
             )
         if NAME in getattr(getattr(self.model, "_diffusers_hook", None), "hooks", {}):
             raise RuntimeError(
                 f"this {type(self.model).__name__} already runs under a policy: call remove() on its handle first"
             )
-        if getattr(self.model, "is_cache_enabled", False):
-            raise RuntimeError(
-                f"a diffusers cache is enabled on this {type(self.model).__name__}: call disable_cache() first; two "
-                "caches would predict from each other's predictions"
-            )
-        for index, (block, stream) in enumerate(blocks):
-            self._hook(block, BlockHook(self, index, stream))
-        self._hook(blocks[self.policy.probe_depth][0].get_submodule(self.adapter.attention), ProbeHook(self))
-        self._hook(tail, TailHook(self))
+        self._refuse_other_caches()
+        probed, self._probed_list = blocks[depth]
+        attention = probed.get_submodule(self.adapter.attention)
+        for index, (block, block_list) in enumerate(blocks):
+            stream = self.adapter.streams[block_list]
+            place = (index > depth) - (index < depth)
+            self._hook(block, BlockHook(self, stream, first=index == 0, place=place))
+        self._hook(attention, ProbeHook(self))
+        for tail in tails:
+            self._hook(tail, TailHook(self))
         self._hook(self.model, RootHook(self))
+
+    def _refuse_other_caches(self) -> None:
+        for module in self.model.modules():
+            hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+            # offloading and casting hooks keep no state from step to step, caches do
+            found = next((hook for hook in hooks.values() if hook._is_stateful and type(hook) is not RootHook), None)
+            if found is not None:
+                raise RuntimeError(
+                    f"a diffusers cache is enabled on this {type(self.model).__name__} (found {type(found).__name__}): "
+                    "call disable_cache() first; two caches would predict from each other's predictions"
+                )
 
     def _hook(self, module: nn.Module, hook: Any) -> None:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
@@ -150,6 +194,10 @@ class Instrument:
 
     def reset(self) -> None:
         """Forget the current trajectory, histories and all."""
+        self._warn_of_no_skips()
+        self._forget()
+
+    def _forget(self) -> None:
         self.runs.clear()
         self._watch.forget()
         self._ended = False
@@ -158,41 +206,74 @@ class Instrument:
         """The pipeline call is over: free the histories, keep the counts for the summary."""
         for run in self.runs.values():
             run.policy = self.policy.fresh()
-            run.key = None
+            run.key = run.timestep = None
+        self._warn_of_no_skips()
         self._ended = True
 
     def _find_run(self, name: str | None, arguments: dict[str, Any]) -> ContextRun:
         """The context of this call; starts a new trajectory when it is time."""
+        timestep = arguments.get(self.adapter.timestep)
         key = None if name is not None else arguments.get(self.adapter.key)
-        run = self._match(name, key)
+        run = self.runs.get(name) if name is not None else match_run(self.runs.values(), key, timestep)
         calls = run.step if run is not None else 0
-        if self._watch.starts(arguments.get("timestep"), self.scheduler(), calls) or self._ended:
+        if self._watch.starts(timestep, self.scheduler(), calls) or self._ended or not self.runs:
+            self._warn_of_no_skips()
             self.runs.clear()
             self._ended = False
+            self._refuse_other_caches()  # one may have been enabled since
+            self._warn_of_scheduler()
             run = None
         if run is None:
+            named = name is not None
             if name is None:
                 name = f"context-{len(self.runs)}" if self.runs else "default"
-            run = self.runs[name] = ContextRun(name)
+            run = self.runs[name] = ContextRun(name, named)
         run.key = key
         return run
 
-    def _match(self, name: str | None, key: Any) -> ContextRun | None:
-        if name is not None:
-            return self.runs.get(name)
-        for run in self.runs.values():
-            if run.key is key:
-                return run
-        # Conditioning rebuilt at every step: compare values, but never with a context already served at this step.
-        behind = min((run.step for run in self.runs.values()), default=0)
-        return next((run for run in self.runs.values() if run.step == behind and same_key(run.key, key)), None)
-
-    def _begin(self, run: ContextRun, grid: Grid) -> None:
-        """Give `run` an empty history."""
+    def _num_steps(self) -> int | None:
+        """Sampling steps of this trajectory, if a scheduler tells; image-to-image runs begin in the middle."""
         timesteps = getattr(self.scheduler(), "timesteps", None)
+        if not isinstance(timesteps, Tensor):
+            return None
+        return len(timesteps) - (getattr(self.scheduler(), "begin_index", None) or 0)
+
+    def _begin(self, run: ContextRun, arguments: dict[str, Any]) -> None:
+        """Give `run` an empty history."""
+        run.grid = self.adapter.grid(self.model, arguments)
         run.policy = self.policy.fresh()
-        run.policy.begin(RunInfo(len(timesteps) if isinstance(timesteps, Tensor) else None, grid))
+        run.policy.begin(RunInfo(self._num_steps(), run.grid))
         run.observed = False
+
+    # Warnings, each once
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+    def _warn_of_scheduler(self) -> None:
+        scheduler, num_steps = self.scheduler(), self._num_steps()
+        if scheduler is not None and draws_noise(scheduler):
+            self._warn(
+                f"{type(scheduler).__name__} adds fresh noise at every step, which no predictor can foresee: expect "
+                "worse images from skipped steps than with a deterministic scheduler"
+            )
+        if num_steps is not None and too_short(self.policy, num_steps):
+            self._warn(
+                f"{num_steps} sampling steps are too few: the policy's schedule skips none of them; use a smaller "
+                "warmup_steps or interval, or more steps"
+            )
+
+    def _warn_of_no_skips(self) -> None:
+        kinds = {kind for run in self.runs.values() for kind in run.kinds}
+        reasons = {reason for run in self.runs.values() for reason in run.fail_opens}
+        if reasons and kinds == {"full"}:
+            self._warn(
+                f"no step of {type(self.model).__name__} was skipped although the policy wanted to: "
+                f"{', '.join(sorted(reasons))}; if the conditioning changes from call to call, name the guidance "
+                'branches with handle.context("cond")'
+            )
 
     # One pass
 
@@ -201,21 +282,30 @@ class Instrument:
     ) -> Any:
         """The transformer's forward under the policy."""
         arguments = self._signature.bind(self.model, *args, **kwargs).arguments
-        run = self._find_run(self.named_context if self.named_context is not None else name, arguments)
+        name = self.named_context if self.named_context is not None else name
+        reason = self.adapter.bypass(arguments)
+        if reason is not None:
+            return self._bypass(lambda: original(*args, **kwargs), reason, arguments)
+        run = self._find_run(name, arguments)
         self.call = call = self._open(run, arguments)
         try:
-            with run.clock.measure(arguments[self.adapter.latent].device) as note:
+            with run.clock.measure(read_latent(arguments[self.adapter.latent]).device) as note:
                 if call.latent:
                     output = self._latent_pass(call, lambda: original(*args, **kwargs), arguments)
                 else:
                     output = original(*args, **kwargs)
                 note["kind"] = call.kind
+            if call.predicts and call.prediction is None:
+                raise RuntimeError(
+                    f"{type(self.model).__name__} skipped its blocks, but its tail {self.adapter.tail!r} did not run: "
+                    "the adapter does not fit this model; tapstudy.check tells more"
+                )
         except BaseException:
-            self.reset()  # a half-done step has no place in a history
+            self._forget()  # a half-done step has no place in a history
             raise
         finally:
             self.call = None
-        run.finish(call.kind, type(output), call.prediction)
+        run.finish(call.kind, call.timestep, call.prediction)
         event = StepEvent(
             run.name, call.step, call.timestep, call.kind, call.grid, call.probe, call.residual, call.prediction
         )
@@ -223,66 +313,92 @@ class Instrument:
             listener(event)
         return output
 
+    def _bypass(self, original: Callable[[], Any], reason: str, arguments: dict[str, Any]) -> Any:
+        """A pass that is not what the history is about: run it as it is, in a context of its own. No event."""
+        run = self._find_run(reason, arguments)
+        with run.clock.measure(next(self.model.parameters()).device) as note:
+            output = original()
+            note["kind"] = "full"
+        if not self.policy.wants_full(run.step):
+            run.fail_opens[reason] += 1
+        run.finish("full", arguments.get(self.adapter.timestep), None)
+        return output
+
     def _open(self, run: ContextRun, arguments: dict[str, Any]) -> Call:
         """Decide what this pass does, before any of the model runs."""
-        shape = arguments[self.adapter.latent].shape
-        grid = self.adapter.grid(self.model, arguments)
+        shape = read_latent(arguments[self.adapter.latent]).shape
         changed = run.shape is not None and run.shape != shape
         if run.shape != shape:
-            self._begin(run, grid)
+            self._begin(run, arguments)
             run.shape = shape
         policy = run.policy
         full = policy.wants_full(run.step)
         if not (full or run.observed):
             run.fail_opens["input shape changed" if changed else "no history yet"] += 1
             full = True
+        count = prod(run.grid)
         return Call(
             run,
             run.step,
-            arguments.get("timestep"),
+            arguments.get(self.adapter.timestep),
             skips=not (full or self.shadow),
             predicts=not full,
             wants_probe=policy.needs_probe,
-            probe_depth=policy.probe_depth,
             latent=policy.residual_site == "latent",
-            grid=grid,
+            grid=run.grid,
+            hidden_tokens=ImageTokens(count, self.adapter.start(0, arguments)),
+            probe_tokens=ImageTokens(count, self.adapter.start(self._probed_list, arguments)),
         )
 
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
-        """Called with the input of the tail, (batch, token, channel); returns what the tail shall see."""
+        """Called with the input of the tail, (batch, sequence, channel); returns what the tail shall see."""
+        if not call.skips:
+            reason = call.incomplete(call.start, tail)
+            if reason is not None:
+                return self._unobserved(call, reason, tail)
         assert call.start is not None
+        start = call.hidden_tokens.take(call.start)  # (B, N, D)
         if not call.skips:
             # float32 (or better) keeps start + residual equal to the tail input when the model runs in bf16
             wide = torch.promote_types(tail.dtype, torch.float32)
-            call.residual = tail.detach().to(wide) - call.start.detach().to(wide)
+            call.residual = call.hidden_tokens.take(tail).detach().to(wide) - start.detach().to(wide)
         if not call.predicts:
             return self._observe(call, tail)
-        return (call.start + self._predict(call)).to(call.start.dtype)
+        return call.hidden_tokens.put(call.start, start + self._predict(call)).to(tail.dtype)
 
     def _latent_pass(self, call: Call, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
         """The whole forward with the residual in latent space: nothing after the probe runs at a skip step."""
-        latent: Tensor = arguments[self.adapter.latent]
+        latent = read_latent(arguments[self.adapter.latent])
         channels = self.adapter.channel_dim
-        if call.skips:
-            kind, shape = call.run.output_kind, call.run.output_shape
-            if call.wants_probe:
-                with contextlib.suppress(StopForward):
-                    original()
-        else:
-            output = original()
-            sample = sample_of(output)
-            kind, shape = type(output), sample.shape
-            call.run.output_shape = shape
+        output = None
+        if call.skips and call.wants_probe:
+            with contextlib.suppress(StopForward):
+                output = original()  # only comes back if the probe was not reached, and then it ran in full
+        if not call.skips:
+            output = original() if output is None else output
+            sample, call.run.form = Form.read(output)
+            reason = call.incomplete()
+            if reason is not None:
+                return self._unobserved(call, reason, output)
             call.residual = to_tokens(latent_residual(latent, sample), call.grid, channels)
             if not call.predicts:
                 return self._observe(call, output)
-        residual = from_tokens(self._predict(call), call.grid, channels, shape)
-        return like_output(kind, latent_sum(latent, residual, latent.dtype))
+        form = call.run.form
+        assert form is not None
+        residual = from_tokens(self._predict(call), call.grid, channel_dim=channels, shape=form.shape)
+        return form.wrap(latent_sum(latent, residual), return_dict=arguments.get("return_dict", True))
 
     def _observe(self, call: Call, unchanged: Any) -> Any:
         assert call.residual is not None
         call.run.policy.observe(call.step, call.probe, call.residual)
         call.run.observed = True
+        return unchanged
+
+    def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:
+        """A full pass that showed too little to learn from."""
+        call.give_up(reason)
+        call.attention_input = None
+        self._warn(f"a step of {type(self.model).__name__} ran in full and taught the policy nothing: {reason}")
         return unchanged
 
     def _predict(self, call: Call) -> Tensor:

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Self
 
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
 from tapstudy.instrument.adapters import Grid
 
 
-def sample_of(output: Any) -> Tensor:
-    """The prediction in a transformer's output, whether tuple or output object."""
-    return output[0] if isinstance(output, tuple) else output.sample
+def read_latent(latent: Tensor | list[Any]) -> Tensor:
+    """The latent as one tensor; samples in a list are stacked, of a list of images per sample the last counts."""
+    if isinstance(latent, Tensor):
+        return latent
+    return torch.stack([sample[-1] if isinstance(sample, list) else sample for sample in latent])
 
 
-def like_output(kind: type[Any], sample: Tensor) -> Any:
-    """An output of the class that the last full pass returned."""
-    return (sample,) if issubclass(kind, tuple) else kind(sample=sample)
+@dataclass(frozen=True)
+class Form:
+    """What a transformer's output looks like, to make one without running it.
+
+    Attributes:
+        kind: class of the output.
+        listed: whether the samples come in a list.
+    """
+
+    kind: type[Any]
+    shape: torch.Size
+    dtype: torch.dtype
+    listed: bool
+
+    @classmethod
+    def read(cls, output: Any) -> tuple[Tensor, Self]:
+        """The prediction in a transformer's output, and the form of that output."""
+        sample = output[0] if isinstance(output, tuple) else output.sample
+        tensor = read_latent(sample)
+        return tensor, cls(type(output), tensor.shape, tensor.dtype, isinstance(sample, list))
+
+    def wrap(self, tensor: Tensor, *, return_dict: bool) -> Any:
+        """An output holding `tensor`, as the transformer would return it."""
+        sample = list(tensor.to(self.dtype)) if self.listed else tensor.to(self.dtype)
+        if not return_dict:
+            return (sample,)
+        return (Transformer2DModelOutput if issubclass(self.kind, tuple) else self.kind)(sample=sample)
 
 
 def latent_residual(latent: Tensor, output: Tensor) -> Tensor:
@@ -27,13 +56,18 @@ def latent_residual(latent: Tensor, output: Tensor) -> Tensor:
     return output - latent.detach().to(wide) if output.shape == latent.shape else output
 
 
-def latent_sum(latent: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
+def latent_sum(latent: Tensor, residual: Tensor) -> Tensor:
     """Undo `latent_residual`."""
-    return (latent + residual if residual.shape == latent.shape else residual).to(dtype)
+    return latent + residual if residual.shape == latent.shape else residual
 
 
 def to_tokens(latent: Tensor, grid: Grid, channel_dim: int) -> Tensor:
-    """Latent (batch, channel, [frame,] row, column), channels anywhere -> (batch, token, patch values)."""
+    """Latent (batch, channel, [frame,] row, column), channels anywhere -> (batch, token, patch values).
+
+    Packed latents are tokens already; those behind the image (references) are left out.
+    """
+    if latent.ndim == 3:
+        return latent[:, : prod(grid)]
     latent = latent.movedim(channel_dim, -1)  # (B, [F,] H, W, C)
     if latent.ndim == 4:
         latent = latent.unsqueeze(1)
@@ -43,8 +77,12 @@ def to_tokens(latent: Tensor, grid: Grid, channel_dim: int) -> Tensor:
     return latent.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4).flatten(1, 3)  # (B, N, pt * ph * pw * C)
 
 
-def from_tokens(tokens: Tensor, grid: Grid, channel_dim: int, shape: torch.Size) -> Tensor:
-    """Undo `to_tokens`; `shape` is that of the latent."""
+def from_tokens(tokens: Tensor, grid: Grid, *, channel_dim: int, shape: torch.Size) -> Tensor:
+    """Undo `to_tokens`; `shape` is that of the latent. Tokens that were left out are zero."""
+    if len(shape) == 3:
+        packed = tokens.new_zeros(shape)
+        packed[:, : prod(grid)] = tokens
+        return packed
     like = torch.empty(shape, device="meta").movedim(channel_dim, -1)
     video = like.ndim == 5
     spatial = like.shape[1:4] if video else (1, *like.shape[1:3])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tapstudy.instrument.adapters import Grid
 from tapstudy.instrument.clock import StepClock
+from tapstudy.instrument.latent import Form
 from tapstudy.policies.base import Policy, Prediction
 from tapstudy.policies.full import FullPolicy
 
@@ -20,38 +23,43 @@ class ContextRun:
 
     Attributes:
         name: the pipeline's name for it, or a made-up one.
+        named: whether the pipeline (or the caller) gave that name.
         policy: with its own history.
-        key: the conditioning that tells this context apart when the pipeline gives no name.
+        key: the conditioning that tells this context apart when nobody gives a name.
+        timestep: of its last call.
         shape: of the latent input; a change empties the history.
+        grid: of the image tokens.
         observed: whether the policy has seen a full step since its history was last emptied.
         kinds: "full", "skip" or "shadow", one per step so far.
         fail_opens: why steps ran in full although the policy wanted to skip.
         choices: how many tokens took each labelled predictor.
         cache_bytes: most memory its history has held.
-        output_kind, output_shape: class and sample shape of the transformer's last output.
+        form: what the transformer's last output looked like.
     """
 
     name: str
+    named: bool = False
     policy: Policy = field(default_factory=FullPolicy)
     key: Any = None
+    timestep: Tensor | float | None = None
     shape: torch.Size | None = None
+    grid: Grid = (1, 1, 1)
     observed: bool = False
     kinds: list[str] = field(default_factory=list)
     fail_opens: Counter[str] = field(default_factory=Counter)
     clock: StepClock = field(default_factory=StepClock)
     choices: Tensor | None = None
     cache_bytes: int = 0
-    output_kind: type[Any] = tuple
-    output_shape: torch.Size = field(default_factory=torch.Size)
+    form: Form | None = None
 
     @property
     def step(self) -> int:
         return len(self.kinds)
 
-    def finish(self, kind: str, output_kind: type[Any], prediction: Prediction | None) -> None:
+    def finish(self, kind: str, timestep: Tensor | float | None, prediction: Prediction | None) -> None:
         """Book a completed step."""
         self.kinds.append(kind)
-        self.output_kind = output_kind
+        self.timestep = timestep
         self.cache_bytes = max(self.cache_bytes, self.policy.cache_bytes)
         if prediction is None or prediction.choice is None:
             return
@@ -109,10 +117,34 @@ def timestep_value(timestep: Tensor | float) -> float:
     return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
 
 
-def same_key(held: Any, given: Any) -> bool:
-    """Equal conditioning: the same object, or tensors of equal values."""
-    if held is given:
-        return True
+def match_run(runs: Iterable[ContextRun], key: Any, timestep: Tensor | float | None) -> ContextRun | None:
+    """The context without a name that a call with conditioning `key` belongs to.
+
+    The conditioning is held, so that no other tensor can take its address: the same object means the same context.
+    Conditioning rebuilt at every step is compared by value, but never with a context already served at this timestep
+    (two branches may have equal conditioning), and first with the one that has had the fewest calls.
+    """
+    unnamed = [run for run in runs if not run.named]
+    for run in unnamed:
+        if _alike(run.key, key, lambda held, given: False):
+            return run
+    waiting = [run for run in unnamed if timestep is None or not same_value(run.timestep, timestep)]
+    if timestep is None:
+        behind = min((run.step for run in waiting), default=0)
+        waiting = [run for run in waiting if run.step == behind]
+    waiting.sort(key=lambda run: run.step)
+    return next((run for run in waiting if _alike(run.key, key, same_value)), None)
+
+
+def _alike(held: Any, given: Any, equal: Callable[[Any, Any], bool]) -> bool:
+    """The same object, or equal ones, or lists of such."""
+    if isinstance(held, list | tuple) and isinstance(given, list | tuple):
+        return len(held) == len(given) and all(_alike(h, g, equal) for h, g in zip(held, given, strict=True))
+    return held is given or equal(held, given)
+
+
+def same_value(held: Any, given: Any) -> bool:
+    """Tensors of equal shape, dtype and values (waits for the device), or equal numbers."""
     if isinstance(held, Tensor) and isinstance(given, Tensor):
         return held.shape == given.shape and held.dtype == given.dtype and torch.equal(held, given)
-    return False
+    return isinstance(held, int | float) and isinstance(given, int | float) and held == given

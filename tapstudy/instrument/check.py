@@ -1,0 +1,250 @@
+"""Does TAP work on this model? A few forward passes tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tapstudy.instrument.adapters import Adapter, Grid
+from tapstudy.instrument.handle import find_transformers
+from tapstudy.instrument.instrument import Instrument, StepEvent
+from tapstudy.instrument.latent import Form, to_tokens
+from tapstudy.policies.base import Policy, Prediction, ResidualSite
+
+TOLERANCE = 1e-5
+_COMPUTES = re.compile(r"attn\d*|attention|ff(n|_context)?|feed_forward|(img_|txt_)?mlp")
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """A full step, then a skip step that was given the true residual, with the residual at one site.
+
+    Attributes:
+        full_error: largest difference between the outputs of the plain model and of the full step; must be 0.
+        skip_error: the same for the skip step, over the image tokens, relative to the largest output.
+        kinds: what the two steps turned out to be; must be full, skip.
+        reasons: why the second step was not skipped.
+        computed: attention and feed-forward modules that ran inside blocks, at the full and at the skip step.
+        stray: modules in or behind the probed block that should not have run at the skip step, but did.
+        probe_shape: (batch, token, channel), None if it was not reached.
+        grid: frames, rows and columns of the image tokens.
+    """
+
+    site: ResidualSite
+    full_error: float
+    skip_error: float
+    kinds: tuple[str, ...]
+    reasons: tuple[str, ...]
+    computed: tuple[int, int]
+    stray: tuple[str, ...]
+    probe_shape: tuple[int, ...] | None
+    grid: Grid
+
+    @property
+    def problems(self) -> list[str]:
+        found = []
+        if self.full_error > 0:
+            found.append(f"the hooks change the output of a full step, by {self.full_error:.1e}")
+        if self.kinds != ("full", "skip"):
+            found.append(f"nothing was skipped ({', '.join(self.reasons) or 'for no known reason'})")
+        if not self.skip_error <= TOLERANCE:  # also when it is not a number
+            found.append(f"the skip step, given the true residual, is off by {self.skip_error:.1e}")
+        if self.stray:
+            found.append(f"these should not have run at the skip step: {', '.join(self.stray)}")
+        if self.probe_shape is not None and self.probe_shape[1] != prod(self.grid):
+            found.append(f"the token grid {self.grid} does not fit a probe of shape {self.probe_shape}")
+        return [f"residual in {self.site} space: {problem}" for problem in found]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found. `print` it.
+
+    Attributes:
+        model: class of the transformer.
+        adapter: its row.
+        blocks: number of blocks in each list.
+        probe: path of the attention module whose input is the probe.
+        contexts: how guidance branches are told apart.
+        sites: the steps run with the residual in hidden and in latent space.
+        stray_streams: block lists whose blocks do not return the image stream where `adapter.streams` says.
+    """
+
+    model: str
+    adapter: Adapter
+    blocks: dict[str, int]
+    probe: str
+    contexts: str
+    sites: tuple[SiteReport, ...]
+    stray_streams: tuple[str, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that is wrong; empty if TAP works."""
+        streams = [
+            f"blocks of {name} do not return the image stream where the adapter's streams {self.adapter.streams} say"
+            for name in self.stray_streams
+        ]
+        return streams + [problem for site in self.sites for problem in site.problems]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __str__(self) -> str:
+        first = self.sites[0]
+        lines = [
+            f"{self.model}: TAP {'works' if self.ok else 'does NOT work'}",
+            "  blocks     " + " + ".join(f"{count} {name}" for name, count in self.blocks.items()),
+            f"  probe      input of {self.probe}, {first.probe_shape or 'not reached'}",
+            f"  residual   input of {self.adapter.tail} minus input of {next(iter(self.blocks))}.0",
+            "  tokens     {} x {} x {} (frames x rows x columns)".format(*first.grid),
+            f"  contexts   {self.contexts}",
+        ]
+        lines += [
+            f"  {site.site:<10} full step off by {site.full_error:.1e}, skip step with the true residual by "
+            f"{site.skip_error:.1e}; attention and feed-forward modules that ran: {site.computed[0]} and "
+            f"{site.computed[1]}"
+            for site in self.sites
+        ]
+        return "\n".join([*lines, *(f"  PROBLEM    {problem}" for problem in self.problems)])
+
+
+def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) -> Report:
+    """Whether the instrument reads and replaces the right tensors of a transformer.
+
+    Runs the model plainly; then a full step under the instrument, which must give the same output to the last bit;
+    then a skip step that is given the true residual, which must give it up to rounding.
+
+    Args:
+        model: a transformer with an adapter, in eval mode (dropout would look like a problem), under no policy.
+        inputs: keyword arguments for one call of its forward, of any size.
+        probe_depth: block whose modulated input is the probe.
+
+    Raises:
+        TypeError, RuntimeError, ValueError: as `apply_policy`.
+
+    >>> print(tapstudy.check(pipe.transformer, inputs))  # doctest: +SKIP
+    """
+    ((model, adapter),) = find_transformers(model).values()
+    paths = {module: path for path, module in model.named_modules()}
+    with torch.no_grad():
+        with _finished(model) as outputs:
+            plain, _ = Form.read(model(**inputs))
+        sites = tuple(
+            _check_site(model, adapter, inputs, plain=plain, policy=_Replay(site, probe_depth))
+            for site in ("hidden", "latent")
+        )
+    blocks, _ = adapter.modules(model)
+    named = "the name of cache_context, else " if hasattr(model, "cache_context") else ""
+    return Report(
+        model=type(model).__name__,
+        adapter=adapter,
+        blocks={name: len(list(model.get_submodule(name).children())) for name in adapter.blocks},
+        probe=paths[blocks[probe_depth][0].get_submodule(adapter.attention)],
+        contexts=f"told apart by {named}{adapter.key}",
+        sites=sites,
+        stray_streams=_stray_streams(model, adapter, outputs),
+    )
+
+
+class _Replay(Policy):
+    """One full step; then the residual it saw, again and again."""
+
+    needs_probe = True
+
+    def __init__(self, site: Any, probe_depth: int) -> None:
+        self.residual_site, self.probe_depth = site, probe_depth
+
+    def wants_full(self, step: int) -> bool:
+        return step == 0
+
+    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
+        self.residual = residual.clone()
+
+    def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
+        return Prediction(self.residual)
+
+
+def _check_site(
+    model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any], *, plain: Tensor, policy: Policy
+) -> SiteReport:
+    events: list[StepEvent] = []
+    instrument = Instrument(model, adapter, policy)
+    instrument.listeners.append(events.append)
+    instrument.attach()
+    try:
+        with _finished(model) as at_full:
+            full, _ = Form.read(model(**inputs))
+        with _finished(model) as at_skip:
+            skip, _ = Form.read(model(**inputs))
+        reasons = {reason for run in instrument.runs.values() for reason in run.fail_opens}
+        instrument.runs.clear()  # the report says what was not skipped; a warning on top would only repeat it
+    finally:
+        instrument.detach()
+    blocks, _ = adapter.modules(model)
+    paths = {module: path for path, module in model.named_modules()}
+    inside = {module for block, _ in blocks for module in block.modules()}
+    computing = {module for module in inside if _COMPUTES.fullmatch(paths[module].rpartition(".")[2])}
+    late = [block for block, _ in blocks[policy.probe_depth :]]
+    stopped = {module for block in late[1:] for module in block.modules() if module is not block}
+    stopped |= computing & set(late[0].modules())
+    first, last = events[0], events[-1]
+    image = [to_tokens(sample, last.grid, adapter.channel_dim) for sample in (skip, plain)]
+    return SiteReport(
+        site=policy.residual_site,
+        full_error=_difference(full, plain),
+        skip_error=_difference(*image) / max(float(plain.abs().max()), torch.finfo(torch.float32).tiny),
+        kinds=tuple(event.kind for event in events),
+        reasons=tuple(sorted(reasons)),
+        computed=(len(computing & at_full.keys()), len(computing & at_skip.keys())),
+        stray=tuple(sorted(paths[module] for module in stopped & at_skip.keys())),
+        probe_shape=None if first.probe is None else tuple(first.probe.shape),
+        grid=last.grid,
+    )
+
+
+def _stray_streams(model: nn.Module, adapter: Adapter, shapes: Mapping[nn.Module, tuple[Any, Any]]) -> tuple[str, ...]:
+    blocks, _ = adapter.modules(model)
+    stray = set()
+    for block, block_list in blocks:
+        entered, left = shapes[block]
+        stream = adapter.streams[block_list]
+        # a block that returns several streams has a tuple of shapes here, one that returns a tensor has its shape
+        several = isinstance(left, tuple) and not isinstance(left, torch.Size)
+        if several != (stream is not None) or entered != (left[stream] if several else left):
+            stray.add(block_list)
+    return tuple(adapter.blocks[index] for index in sorted(stray))
+
+
+@contextmanager
+def _finished(model: nn.Module) -> Iterator[dict[nn.Module, tuple[Any, Any]]]:
+    """Collects the modules whose forward comes to its end, with the shapes of first argument and output."""
+    finished: dict[nn.Module, tuple[Any, Any]] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        finished[module] = _shape(args[0] if args else kwargs.get("hidden_states")), _shape(output)
+
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in model.modules()]
+    try:
+        yield finished
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_shape, value))
+    return getattr(value, "shape", None)
+
+
+def _difference(left: Tensor, right: Tensor) -> float:
+    return float((left.double() - right.double()).abs().max())

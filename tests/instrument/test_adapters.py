@@ -1,0 +1,227 @@
+"""Every supported class: the hooks read the right tensors, put them back in the right place, and leave no trace."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+import torch
+from torch import nn
+
+import tapstudy
+from tapstudy.instrument.adapters import ADAPTERS, Adapter, find_adapter
+from tests.instrument.replay import Replay, relative_error, steps
+from tests.instrument.tiny_models import CLASSES, VARIANTS, make
+
+
+@pytest.fixture(params=VARIANTS)
+def tiny(request):
+    return make(request.param)
+
+
+def test_a_tiny_model_for_every_row():
+    assert {type(make(name).model).__name__ for name in CLASSES} == set(ADAPTERS)
+    assert len(ADAPTERS) == 13
+
+
+@pytest.mark.parametrize("site", ["hidden", "latent"])
+def test_full_step_is_bit_equal_and_exact_residual_gives_the_full_output(tiny, site):
+    plain = tiny()
+    (full, skip), events = steps(tiny, Replay(site=site))
+    assert torch.equal(full, plain)
+    assert [event.kind for event in events] == ["full", "skip"]
+    assert relative_error(skip, plain) < 1e-5
+
+
+@pytest.mark.parametrize("site", ["hidden", "latent"])
+def test_the_injected_residual_matters(tiny, site):
+    """So the exact match above is no accident: twice the residual is another output."""
+    plain = tiny()
+    (_, skip), _ = steps(tiny, Replay(site=site, factor=2.0))
+    assert relative_error(skip, plain) > 1e-2
+
+
+def test_grid_counts_the_image_tokens(tiny):
+    _, (full, skip) = steps(tiny, Replay())
+    for event in (full, skip):
+        assert prod(event.grid) == tiny.tokens == event.probe.shape[1]
+    assert full.residual.shape[:2] == (2, tiny.tokens)
+    assert torch.equal(full.probe, skip.probe)
+
+
+GRIDS = {
+    "CogVideoX": (3, 2, 3), "DiT": (1, 4, 4), "Flux": (1, 4, 6), "Flux2": (1, 4, 6), "HunyuanVideo": (3, 2, 3),
+    "LTX": (3, 2, 3), "Lumina2": (1, 4, 6), "PixArt": (1, 4, 6), "QwenImage": (1, 4, 6), "SD3": (1, 4, 6),
+    "Sana": (1, 4, 6), "Wan": (3, 2, 3), "ZImage": (1, 4, 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_grid_is_frames_rows_columns(name):
+    _, events = steps(make(name), Replay(), calls=1)
+    assert events[0].grid == GRIDS[name]
+
+
+def _heavy(model: nn.Module, adapter: Adapter) -> dict[nn.Module, str]:
+    """Attention and feed-forward modules inside the blocks, by class, and the parts they are made of."""
+    found = {}
+    for name in adapter.blocks:
+        for path, module in model.get_submodule(name).named_modules(prefix=name):
+            if any(word in type(module).__name__ for word in ("Attention", "FeedForward", "GLUMBConv")):
+                found.update({part: f"{path}.{inner}" for inner, part in module.named_modules()})
+    return found
+
+
+def _ran(tiny, modules):
+    """Paths of the modules that finish during one call."""
+    done = set()
+    handles = [module.register_forward_hook(lambda m, *_: done.add(modules[m])) for module in modules]
+    tiny()
+    for handle in handles:
+        handle.remove()
+    return done
+
+
+@pytest.mark.parametrize("site", ["hidden", "latent"])
+def test_no_attention_and_no_feed_forward_runs_at_a_skip_step(tiny, site):
+    heavy = _heavy(tiny.model, find_adapter(tiny.model))
+    with tapstudy.apply_policy(tiny.model, Replay(site=site)):
+        assert len(_ran(tiny, heavy)) >= 2 * 3  # the full step: attention and feed-forward in every block
+        assert _ran(tiny, heavy) == set()
+
+
+def test_without_a_probe_no_module_of_any_block_runs(tiny):
+    adapter = find_adapter(tiny.model)
+    inside = {
+        module: path
+        for name in adapter.blocks
+        for path, module in tiny.model.get_submodule(name).named_modules(prefix=name)
+        if path.count(".") >= 2
+    }
+    if "DiT" in type(tiny.model).__name__:  # its tail reads the first block's timestep embedder
+        inside = {module: path for module, path in inside.items() if ".norm1.emb" not in path}
+    plain = tiny()
+    with tapstudy.apply_policy(tiny.model, Replay(needs_probe=False)):
+        tiny()
+        assert _ran(tiny, inside) == set()
+        assert relative_error(tiny(), plain) < 1e-5
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_probe_depth(name):
+    tiny = make(name)
+    plain = tiny()
+    depths = sum(len(tiny.model.get_submodule(part)) for part in find_adapter(tiny.model).blocks)
+    probes = []
+    for depth in range(depths):
+        for site in ("hidden", "latent"):
+            (full, skip), events = steps(tiny, Replay(site=site, probe_depth=depth))
+            assert torch.equal(full, plain)
+            assert [event.kind for event in events] == ["full", "skip"]
+            assert relative_error(skip, plain) < 1e-5
+            assert torch.equal(events[0].probe, events[1].probe)
+            assert events[0].probe.shape[1] == tiny.tokens
+        probes.append(events[0].probe)
+    assert all(not torch.equal(probes[0], probe) for probe in probes[1:])
+    with pytest.raises(ValueError, match="beyond the last block"):
+        tapstudy.apply_policy(tiny.model, Replay(probe_depth=depths))
+
+
+def test_removal_leaves_no_trace(tiny):
+    def traces():
+        return {path: sorted(vars(module)) for path, module in tiny.model.named_modules()}
+
+    plain, before, keys = tiny(), traces(), list(tiny.model.state_dict())
+    handle = tapstudy.apply_policy(tiny.model, Replay())
+    tiny(), tiny()
+    assert traces() != before
+    handle.remove()
+    handle.remove()  # twice does no harm
+    assert traces() == before
+    assert list(tiny.model.state_dict()) == keys
+    assert torch.equal(tiny(), plain)
+
+
+def test_half_precision_round_trip(tiny):
+    """The residual is kept in float32, so that even bf16 models get back exactly what they computed."""
+    model = tiny.model.to(torch.bfloat16)
+    cast = {key: _to_bf16(value) for key, value in tiny.inputs.items()}
+    tiny = type(tiny)(model, cast, tiny.tokens, tiny.latent, tiny.timestep)
+    plain = tiny()
+    (full, skip), events = steps(tiny, Replay())
+    assert torch.equal(full, plain)
+    assert events[1].kind == "skip"
+    assert torch.equal(skip, plain)
+    assert skip.dtype == torch.bfloat16
+
+
+def _to_bf16(value):
+    if isinstance(value, list) and isinstance(value[0], torch.Tensor):
+        return [_to_bf16(item) for item in value]
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(torch.bfloat16) if floating else value
+
+
+# Registering
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.self_attention = nn.Linear(width, width)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.self_attention(torch.tanh(hidden_states))
+
+
+class HomeMade(nn.Module):
+    """A transformer that diffusers has never heard of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.ModuleList(_Block(8) for _ in range(3))
+        self.last = nn.LayerNorm(8)
+
+    def forward(self, hidden_states, timestep, return_dict=True):
+        shape = hidden_states.shape
+        hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, C)
+        for block in self.stack:
+            hidden_states = block(hidden_states)
+        return (self.last(hidden_states).transpose(1, 2).view(shape),)
+
+
+HOME_MADE = Adapter(
+    ("stack",), lambda model, arguments: (1, *arguments["hidden_states"].shape[2:]), attention="self_attention",
+    tail="last",
+)  # fmt: skip
+HOME_INPUTS = {"hidden_states": torch.linspace(-1, 1, 2 * 8 * 12).view(2, 8, 3, 4), "timestep": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize("by", [HomeMade, "HomeMade"])
+def test_register_adapter(monkeypatch, by):
+    monkeypatch.setattr("tapstudy.instrument.adapters.ADAPTERS", dict(ADAPTERS))
+    with pytest.raises(TypeError, match=r"no supported transformer in HomeMade.*register_adapter"):
+        tapstudy.check(HomeMade(), HOME_INPUTS)
+    tapstudy.register_adapter(by, HOME_MADE)
+    report = tapstudy.check(HomeMade(), HOME_INPUTS)
+    assert report.ok, report
+    assert report.sites[0].grid == (1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "message"),
+    [(HomeMade, "row", "needs an Adapter"), (HomeMade(), HOME_MADE, "class"), (dict, HOME_MADE, "class")],
+)
+def test_register_adapter_refuses(model, adapter, message):
+    with pytest.raises(TypeError, match=message):
+        tapstudy.register_adapter(model, adapter)
+
+
+def test_adapter_checks_itself():
+    with pytest.raises(ValueError, match="streams needs one entry per block list, got 1 for the 2 lists"):
+        Adapter(("a", "b"), lambda model, arguments: (1, 1, 1))
+
+
+def test_a_subclass_uses_the_row_of_its_base():
+    base = type(make("Wan").model)
+    assert find_adapter(type("MyWan", (base,), {})(num_layers=1, num_attention_heads=1)) is ADAPTERS[base.__name__]

@@ -1,0 +1,192 @@
+"""`tapstudy.check` accepts what works and finds what does not: every way to break the mechanism is tried."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tapstudy
+from tapstudy.instrument import hooks, instrument
+from tapstudy.instrument.adapters import ADAPTERS
+from tests.instrument.tiny_models import CLASSES, VARIANTS, make
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_accepts(name):
+    tiny = make(name)
+    plain = tiny()
+    report = tapstudy.check(tiny.model, tiny.inputs)
+    assert report.ok, report
+    assert report.model == type(tiny.model).__name__
+    assert all(site.computed[0] >= 6 and site.computed[1] == 0 for site in report.sites)
+    assert torch.equal(tiny(), plain)
+    assert not hasattr(tiny.model, "_diffusers_hook")
+
+
+def test_report_reads_well():
+    tiny = make("Flux")
+    text = str(tapstudy.check(tiny.model, tiny.inputs, probe_depth=2))
+    for part in (
+        "FluxTransformer2DModel: TAP works",
+        "2 transformer_blocks + 2 single_transformer_blocks",
+        "input of single_transformer_blocks.0.attn, (2, 24, 32)",
+        "input of norm_out minus input of transformer_blocks.0",
+        "1 x 4 x 6",
+        "cache_context, else encoder_hidden_states",
+        "full step off by 0.0e+00",
+    ):
+        assert part in text
+    assert "PROBLEM" not in text
+
+
+# Mutations of the hooks
+
+
+def probe_that_does_not_stop(monkeypatch):
+    def pre_forward(self, module, *args, **kwargs):
+        self.instrument.call.attention_input = args[0] if args else kwargs["hidden_states"]
+        return args, kwargs
+
+    monkeypatch.setattr(hooks.ProbeHook, "pre_forward", pre_forward)
+
+
+def probe_that_stops_too_late(monkeypatch):
+    stop = hooks.ProbeHook.pre_forward
+
+    def post_forward(self, module, output):
+        if self.instrument.call.skips:
+            raise hooks.StopForward
+        return output
+
+    def pre_forward(self, module, *args, **kwargs):
+        try:
+            return stop(self, module, *args, **kwargs)
+        except hooks.StopForward:
+            return args, kwargs
+
+    monkeypatch.setattr(hooks.ProbeHook, "pre_forward", pre_forward)
+    monkeypatch.setattr(hooks.ProbeHook, "post_forward", post_forward)
+
+
+def blocks_that_run_anyway(monkeypatch):
+    def new_forward(self, module, *args, **kwargs):
+        call = self.instrument.call
+        if self.first:
+            call.start = args[0] if args else kwargs["hidden_states"]
+        if self.place == 0 and call.skips:
+            try:
+                self.fn_ref.original_forward(*args, **kwargs)
+            except hooks.StopForward:
+                return self._pass_through(args, kwargs)
+        return self.fn_ref.original_forward(*args, **kwargs)
+
+    monkeypatch.setattr(hooks.BlockHook, "new_forward", new_forward)
+
+
+def residual_a_thousandth_off(monkeypatch):
+    predict = instrument.Instrument._predict
+    monkeypatch.setattr(instrument.Instrument, "_predict", lambda self, call: 1.001 * predict(self, call))
+
+
+def residual_of_the_neighbouring_token(monkeypatch):
+    predict = instrument.Instrument._predict
+    monkeypatch.setattr(instrument.Instrument, "_predict", lambda self, call: predict(self, call).roll(1, dims=1))
+
+
+def residual_of_the_other_sample(monkeypatch):
+    predict = instrument.Instrument._predict
+    monkeypatch.setattr(instrument.Instrument, "_predict", lambda self, call: predict(self, call).flip(0))
+
+
+def full_step_that_changes_the_tail(monkeypatch):
+    observe = instrument.Instrument._observe
+    monkeypatch.setattr(
+        instrument.Instrument, "_observe", lambda self, call, tail: observe(self, call, tail) * (1 + 1e-6)
+    )
+
+
+HOOK_MUTATIONS = {
+    probe_that_does_not_stop: "nothing was skipped",
+    probe_that_stops_too_late: "should not have run",
+    blocks_that_run_anyway: "should not have run",
+    residual_a_thousandth_off: "is off by",
+    residual_of_the_neighbouring_token: "is off by",
+    residual_of_the_other_sample: "is off by",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("mutate", HOOK_MUTATIONS)
+def test_finds_broken_hooks(monkeypatch, mutate, name):
+    tiny = make(name)
+    mutate(monkeypatch)
+    report = tapstudy.check(tiny.model, tiny.inputs)
+    assert not report.ok
+    assert "does NOT work" in str(report)
+    assert any(HOOK_MUTATIONS[mutate] in problem for problem in report.problems), report
+
+
+def test_finds_a_changed_full_step(monkeypatch):
+    full_step_that_changes_the_tail(monkeypatch)
+    tiny = make("Wan")
+    (problem,) = tapstudy.check(tiny.model, tiny.inputs).sites[0].problems[:1]
+    assert "change the output of a full step" in problem
+
+
+# Wrong rows
+
+
+ROW_MUTATIONS = {
+    ("SD3", "streams", (0,)): "image stream",
+    ("SD3", "streams", (None,)): "image stream",
+    ("Flux", "streams", (0, 1)): "image stream",
+    ("Flux", "streams", (1, 0)): "image stream",
+    ("Flux2", "streams", (0, None)): "image stream",
+    ("Flux2", "streams", (1, 1)): "image stream",
+    ("QwenImage", "streams", (0,)): "image stream",
+    ("HunyuanVideo", "streams", (1, 0)): "image stream",
+    ("CogVideoX", "streams", (1,)): "image stream",
+    ("Wan", "streams", (0,)): "image stream",
+    ("Wan", "attention", "attn2"): "should not have run",
+    ("PixArt", "attention", "attn2"): "should not have run",
+    ("Lumina2", "image_start", (None,)): "is off by",
+    ("ZImage", "image_start", (lambda arguments: 1,)): "is off by",
+    ("Wan", "grid", lambda model, arguments: (1, 2, 3)): "is off by",
+    ("Wan", "grid", lambda model, arguments: (3, 3, 3)): "nothing was skipped",
+    ("Wan", "tail", "patch_embedding"): "nothing was skipped",
+}
+
+
+@pytest.mark.parametrize(("name", "field", "value"), ROW_MUTATIONS)
+def test_finds_a_wrong_row(monkeypatch, name, field, value):
+    tiny = make(name)
+    cls = type(tiny.model).__name__
+    monkeypatch.setitem(ADAPTERS, cls, replace(ADAPTERS[cls], **{field: value}))
+    with pytest.MonkeyPatch.context():
+        report = _check_quietly(tiny)
+    assert not report.ok
+    assert any(ROW_MUTATIONS[name, field, value] in problem for problem in report.problems), report
+
+
+def _check_quietly(tiny):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return tapstudy.check(tiny.model, tiny.inputs)
+
+
+@pytest.mark.parametrize("name", ["SD3", "Flux", "Flux2", "Lumina2"])
+def test_finds_a_probe_slice_off_by_one(monkeypatch, name):
+    """At the depth where text and image share one sequence, starting one token early shows in the probe alone."""
+    tiny = make(name)
+    cls = type(tiny.model).__name__
+    row = ADAPTERS[cls]
+    assert tapstudy.check(tiny.model, tiny.inputs, probe_depth=2).ok, row
+
+
+def test_refuses_what_it_does_not_know():
+    with pytest.raises(TypeError, match="no supported transformer in Linear"):
+        tapstudy.check(torch.nn.Linear(2, 2), {})

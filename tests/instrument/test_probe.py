@@ -1,0 +1,143 @@
+"""The probe is Modulate(Norm1(x), shift, scale) of the probed block, written out here class by class."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tapstudy.instrument.adapters import find_adapter
+from tests.instrument.replay import Replay, steps
+from tests.instrument.tiny_models import VARIANTS, make
+
+
+def layer_norm(x, eps=1e-6):
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+
+
+def rms_norm(x, eps):
+    return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+
+
+def modulate(x, shift, scale):
+    return x * (1 + scale) + shift
+
+
+def ada_layer_norm_zero(norm, x, embedding):
+    """(shift, scale, ...) = Linear(SiLU(embedding))"""
+    width = x.shape[-1]
+    values = norm.linear(F.silu(embedding))[:, None]  # (B, 1, 3 D or 6 D or 9 D)
+    return modulate(layer_norm(x), values[..., :width], values[..., width : 2 * width])
+
+
+def dit(block, seen):
+    embedding = block.norm1.emb(seen["timestep"], seen["class_labels"], hidden_dtype=torch.float32)
+    return ada_layer_norm_zero(block.norm1, seen["x"], embedding)
+
+
+def table_and_timestep(block, seen):
+    values = block.scale_shift_table + seen["timestep"].reshape(2, 6, -1)  # (B, 6, D)
+    return modulate(layer_norm(seen["x"]), values[:, 0:1], values[:, 1:2])
+
+
+def joint(block, seen):
+    return ada_layer_norm_zero(block.norm1, seen["x"], seen["temb"])
+
+
+def text_then_image(block, seen):
+    return ada_layer_norm_zero(block.norm, seen["x"], seen["temb"])  # each token for itself: text need not be there
+
+
+def flux2(block, seen):
+    modulation = "double_stream_modulation_img" if hasattr(block, "norm1") else "single_stream_modulation"
+    width = seen["x"].shape[-1]
+    values = getattr(seen["model"], modulation).linear(F.silu(seen["embedding"]))[:, None]
+    image = seen["x"] if hasattr(block, "norm1") else seen["x"][:, 5:]  # single blocks: 5 text tokens first
+    return modulate(layer_norm(image), values[..., :width], values[..., width : 2 * width])
+
+
+def qwen(block, seen):
+    width = seen["x"].shape[-1]
+    values = block.img_mod[1](F.silu(seen["temb"]))[:, None]  # (B, 1, 6 D)
+    return modulate(layer_norm(seen["x"]), values[..., :width], values[..., width : 2 * width])
+
+
+def wan(block, seen):
+    values = block.scale_shift_table + seen["temb"]  # (B, 6, D), or (B, N, 6, D) with a timestep per token
+    shift, scale = values[..., 0, :], values[..., 1, :]
+    if values.ndim == 3:
+        shift, scale = shift[:, None], scale[:, None]
+    return modulate(layer_norm(seen["x"]), shift, scale)
+
+
+def cogvideox(block, seen):
+    norm, width = block.norm1, seen["x"].shape[-1]
+    values = norm.linear(F.silu(seen["temb"]))[:, None]
+    return modulate(
+        layer_norm(seen["x"], 1e-5) * norm.norm.weight + norm.norm.bias,
+        values[..., :width],
+        values[..., width : 2 * width],
+    )
+
+
+def ltx(block, seen):
+    values = block.scale_shift_table + seen["temb"].reshape(2, -1, 6, seen["x"].shape[-1])  # (B, 1, 6, D)
+    return modulate(rms_norm(seen["x"], 1e-6), values[:, :, 0], values[:, :, 1])
+
+
+def lumina2(block, seen):
+    norm, width = block.norm1, seen["x"].shape[-1]
+    scale = norm.linear(F.silu(seen["temb"]))[:, None, :width]  # no shift
+    whole = rms_norm(seen["x"], 1e-5) * norm.norm.weight * (1 + scale)
+    return torch.stack([whole[0, 5:29], whole[1, 3:27]])  # captions of 5 and 3 tokens first
+
+
+def z_image(block, seen):
+    scale = block.adaLN_modulation(seen["adaln_input"])[:, None, : seen["x"].shape[-1]]  # no shift
+    whole = rms_norm(seen["x"], 1e-5) * block.attention_norm1.weight * (1 + scale)
+    return whole[:, :24]  # padding and caption follow
+
+
+FORMULAS = {
+    "CogVideoX": cogvideox, "DiT": dit, "Flux": joint, "Flux2": flux2, "HunyuanVideo": joint, "LTX": ltx,
+    "Lumina2": lumina2, "PixArt": table_and_timestep, "QwenImage": qwen, "SD3": joint, "SD3.5": joint,
+    "Sana": table_and_timestep, "Wan": wan, "Wan2.2": wan, "ZImage": z_image,
+}  # fmt: skip
+
+
+def observed(name, depth):
+    """The probe that the policy saw, the probed block, and what that block was called with."""
+    tiny = make(name)
+    model, seen = tiny.model, {"model": tiny.model}
+    block = [b for part in find_adapter(model).blocks for b in model.get_submodule(part)][depth]
+    names = list(type(block).forward.__code__.co_varnames)[1:]
+
+    def keep(module, args, kwargs):
+        seen.update({**dict(zip(names, args, strict=False)), **kwargs})
+        seen["x"] = args[0] if args else kwargs["hidden_states"]
+
+    block.register_forward_pre_hook(keep, with_kwargs=True)
+    if name == "Flux2":
+        model.time_guidance_embed.register_forward_hook(lambda *given: seen.update(embedding=given[-1]))
+    _, events = steps(tiny, Replay(probe_depth=depth), calls=1)
+    return events[0].probe, block, seen
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_probe_is_the_modulated_input(name, depth):
+    probe, block, seen = observed(name, depth)
+    with torch.no_grad():
+        expected = FORMULAS[name](block, seen)
+    torch.testing.assert_close(probe, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"), [("Flux", text_then_image), ("HunyuanVideo", text_then_image), ("Flux2", flux2)]
+)
+def test_probe_of_a_single_stream_block_is_its_image_part(name, formula):
+    probe, block, seen = observed(name, 3)
+    with torch.no_grad():
+        expected = formula(block, seen)
+    torch.testing.assert_close(probe, expected, rtol=1e-5, atol=2e-6)

@@ -1,0 +1,300 @@
+"""One small random transformer per supported class, with the arguments of one call of its forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+BATCH, TEXT = 2, 5
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model and what a test has to know about it without asking the package.
+
+    Attributes:
+        inputs: keyword arguments of its forward.
+        tokens: number of image tokens.
+        latent, timestep: names of those arguments.
+        end: timesteps fall from `start` to `end`, or rise, along a trajectory.
+    """
+
+    model: nn.Module
+    inputs: dict[str, Any]
+    tokens: int
+    latent: str = "hidden_states"
+    timestep: str = "timestep"
+    start: float = 999.0
+    end: float = 1.0
+
+    def __call__(self, **changed: Any) -> Tensor:
+        """The sample in the model's output, as one tensor."""
+        with torch.no_grad():
+            sample = self.model(**{**self.inputs, **changed}, return_dict=False)[0]
+        return torch.stack(sample) if isinstance(sample, list) else sample
+
+    def at(self, step: int, steps: int) -> dict[str, Any]:
+        """Arguments on a smooth path: latent and timestep move a little at every step."""
+        part = step / max(steps - 1, 1)
+        given = self.inputs[self.timestep]
+        timestep = torch.full_like(given, self.start + part * (self.end - self.start))
+        return {**self.inputs, self.timestep: timestep, self.latent: drift(self.inputs[self.latent], part)}
+
+
+def drift(latent: Any, part: float) -> Any:
+    """A latent moved along a curve with bends of every order."""
+    if isinstance(latent, list):
+        return [drift(sample, part) for sample in latent]
+    phase = torch.arange(latent.numel(), dtype=torch.float32).view(latent.shape)
+    return (latent * (1 - 0.4 * part) + 0.6 * torch.sin(2.0 * part + phase)).contiguous()
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(*shape)
+
+
+def dit() -> Tiny:
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=10,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 4, 8, 8),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "class_labels": torch.tensor([3, 10]),
+    }
+    return Tiny(model, inputs, 16)
+
+
+def pixart() -> Tiny:
+    model = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
+        patch_size=2, cross_attention_dim=16, caption_channels=12, use_additional_conditions=False,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 4, 8, 12),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+    return Tiny(model, inputs, 24)
+
+
+def sd3(dual: tuple[int, ...] = ()) -> Tiny:
+    model = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=10,
+        pos_embed_max_size=16, dual_attention_layers=dual, qk_norm="rms_norm" if dual else None,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 4, 8, 12),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "pooled_projections": _random(BATCH, 10),
+    }
+    return Tiny(model, inputs, 24)
+
+
+def sd35() -> Tiny:
+    return sd3(dual=(0, 1))
+
+
+def _ids(height: int, width: int, *, columns: int = 3, image: int = 0) -> Tensor:
+    ids = torch.zeros(height, width, columns)
+    ids[..., 0] = image
+    ids[..., 1] += torch.arange(height)[:, None]
+    ids[..., 2] += torch.arange(width)
+    return ids.flatten(0, 1)
+
+
+def flux(references: int = 0) -> Tiny:
+    model = diffusers.FluxTransformer2DModel(
+        in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 24 * (1 + references), 8),
+        "timestep": torch.tensor([0.5, 0.5]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "pooled_projections": _random(BATCH, 10),
+        "img_ids": torch.cat([_ids(4, 6, image=image) for image in range(1 + references)]),
+        "txt_ids": torch.zeros(TEXT, 3),
+        "guidance": torch.tensor([3.5, 3.5]),
+    }
+    return Tiny(model, inputs, 24, start=1.0, end=0.02)
+
+
+def flux2() -> Tiny:
+    model = diffusers.Flux2Transformer2DModel(
+        in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=12, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 24, 8),
+        "timestep": torch.tensor([0.5, 0.5]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "img_ids": _ids(4, 6, columns=4),
+        "txt_ids": torch.zeros(TEXT, 4),
+        "guidance": torch.tensor([3.5, 3.5]),
+    }
+    return Tiny(model, inputs, 24, start=1.0, end=0.02)
+
+
+def qwen(references: int = 0) -> Tiny:
+    model = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=12, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 24 * (1 + references), 16),
+        "timestep": torch.tensor([0.5, 0.5]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states_mask": torch.ones(BATCH, TEXT, dtype=torch.int64),
+        "img_shapes": [[(1, 4, 6)] * (1 + references)] * BATCH,
+    }
+    return Tiny(model, inputs, 24, start=1.0, end=0.02)
+
+
+def hunyuan() -> Tiny:
+    model = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=2,
+        num_single_layers=2, num_refiner_layers=1, patch_size=2, patch_size_t=1, guidance_embeds=True,
+        text_embed_dim=12, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4),
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 4, 3, 4, 6),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "pooled_projections": _random(BATCH, 8),
+        "guidance": torch.tensor([6000.0, 6000.0]),
+    }
+    return Tiny(model, inputs, 18)
+
+
+def wan(per_token: bool = False) -> Tiny:
+    model = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=12,
+        freq_dim=16, ffn_dim=32, num_layers=3, rope_max_seq_len=32,
+    )  # fmt: skip
+    timestep = torch.full((BATCH, 18), 500.0) if per_token else torch.tensor([500.0, 500.0])
+    inputs = {
+        "hidden_states": _random(BATCH, 4, 3, 4, 6),
+        "timestep": timestep,
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+    }
+    return Tiny(model, inputs, 18)
+
+
+def wan22() -> Tiny:
+    return wan(per_token=True)
+
+
+def cogvideox() -> Tiny:
+    model = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=12, num_layers=3, sample_width=6, sample_height=4, sample_frames=9, patch_size=2,
+        temporal_compression_ratio=4, max_text_seq_length=TEXT,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 3, 4, 4, 6),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+    }
+    return Tiny(model, inputs, 18)
+
+
+def ltx() -> Tiny:
+    model = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=3, caption_channels=12,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 18, 8),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "num_frames": 3,
+        "height": 2,
+        "width": 3,
+    }
+    return Tiny(model, inputs, 18)
+
+
+def sana() -> Tiny:
+    model = diffusers.SanaTransformer2DModel(
+        patch_size=1, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=12,
+        sample_size=8,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 4, 4, 6),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    }
+    return Tiny(model, inputs, 24)
+
+
+def lumina2() -> Tiny:
+    model = diffusers.Lumina2Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=24, num_layers=3, num_refiner_layers=1,
+        num_attention_heads=3, num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(32, 16, 16),
+        cap_feat_dim=12,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 4, 8, 12),
+        "timestep": torch.tensor([0.5, 0.5]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    }
+    return Tiny(model, inputs, 24, start=0.02, end=1.0)
+
+
+def z_image() -> Tiny:
+    model = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=3, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=12,
+        axes_dims=[8, 4, 4], axes_lens=[256, 16, 16],
+    )  # fmt: skip
+    inputs = {
+        "x": [_random(4, 1, 8, 12) for _ in range(BATCH)],
+        "t": torch.tensor([0.5, 0.5]),
+        "cap_feats": [_random(TEXT, 12), _random(40, 12)],
+    }
+    return Tiny(model, inputs, 24, latent="x", timestep="t", start=0.02, end=1.0)
+
+
+CLASSES: dict[str, Callable[[], Tiny]] = {
+    "CogVideoX": cogvideox,
+    "DiT": dit,
+    "Flux": flux,
+    "Flux2": flux2,
+    "HunyuanVideo": hunyuan,
+    "LTX": ltx,
+    "Lumina2": lumina2,
+    "PixArt": pixart,
+    "QwenImage": qwen,
+    "SD3": sd3,
+    "Sana": sana,
+    "Wan": wan,
+    "ZImage": z_image,
+}
+VARIANTS: dict[str, Callable[[], Tiny]] = {**CLASSES, "SD3.5": sd35, "Wan2.2": wan22}
+
+
+def make(name: str, seed: int = 0) -> Tiny:
+    """The model of that name, the same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tiny = VARIANTS[name]()
+        for parameter in tiny.model.parameters():  # pad tokens, tables and biases start at zero in some classes
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+    tiny.model.eval()
+    return tiny
