@@ -408,3 +408,10 @@ def z_image() -> Built:
         flow(shift=3.0), image_vae(shift_factor=0.0), text.qwen3(), text.tokenizer(), transformer
     )
     return pipe, GUIDED | IMAGE | PADDED
+
+
+@factory
+def z_image_truncated() -> Built:
+    """Guidance by a batch of two that shrinks to one after 8 of 12 steps."""
+    pipe, call = z_image()
+    return pipe, call | {"cfg_truncation": 0.35}
