@@ -202,6 +202,11 @@ class Instrument:
         self._watch.forget()
         self._ended = False
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether the scheduler has begun another run since this transformer was last called."""
+        return self._watch.overtaken(self.scheduler())
+
     def end_trajectory(self) -> None:
         """The pipeline call is over: free the histories, keep the counts for the summary."""
         for run in self.runs.values():
