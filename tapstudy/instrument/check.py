@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tapstudy.instrument.adapters import Adapter, Grid
 from tapstudy.instrument.handle import find_transformers
 from tapstudy.instrument.instrument import Instrument, StepEvent
-from tapstudy.instrument.latent import Form, to_tokens
+from tapstudy.instrument.latent import Form
 from tapstudy.policies.base import Policy, Prediction, ResidualSite
 
 TOLERANCE = 1e-5
@@ -99,19 +100,17 @@ class Report:
         return not self.problems
 
     def __str__(self) -> str:
-        first = self.sites[0]
         lines = [
             f"{self.model}: TAP {'works' if self.ok else 'does NOT work'}",
             "  blocks     " + " + ".join(f"{count} {name}" for name, count in self.blocks.items()),
-            f"  probe      input of {self.probe}, {first.probe_shape or 'not reached'}",
+            f"  probe      input of {self.probe}",
             f"  residual   input of {self.adapter.tail} minus input of {next(iter(self.blocks))}.0",
-            "  tokens     {} x {} x {} (frames x rows x columns)".format(*first.grid),
             f"  contexts   {self.contexts}",
         ]
         lines += [
-            f"  {site.site:<10} full step off by {site.full_error:.1e}, skip step with the true residual by "
-            f"{site.skip_error:.1e}; attention and feed-forward modules that ran: {site.computed[0]} and "
-            f"{site.computed[1]}"
+            f"  {site.site:<10} {site.grid} tokens (frames, rows, columns), probe {site.probe_shape or 'not reached'}, "
+            f"full step off by {site.full_error:.1e}, skip step with the true residual by {site.skip_error:.1e}; "
+            f"attention and feed-forward modules that ran: {site.computed[0]} and {site.computed[1]}"
             for site in self.sites
         ]
         return "\n".join([*lines, *(f"  PROBLEM    {problem}" for problem in self.problems)])
@@ -136,11 +135,12 @@ def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) 
     ((model, adapter),) = find_transformers(model).values()
     paths = {module: path for path, module in model.named_modules()}
     with torch.no_grad():
-        with _finished(model) as outputs:
+        with _finished(model) as shapes:
             plain, _ = Form.read(model(**inputs))
+        stray = _stray_streams(model, adapter, shapes)
         sites = tuple(
             _check_site(model, adapter, inputs, plain=plain, policy=_Replay(site, probe_depth))
-            for site in ("hidden", "latent")
+            for site in (() if stray else ("hidden", "latent"))  # such a model would stumble at the first skip step
         )
     blocks, _ = adapter.modules(model)
     named = "the name of cache_context, else " if hasattr(model, "cache_context") else ""
@@ -151,7 +151,7 @@ def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) 
         probe=paths[blocks[probe_depth][0].get_submodule(adapter.attention)],
         contexts=f"told apart by {named}{adapter.key}",
         sites=sites,
-        stray_streams=_stray_streams(model, adapter, outputs),
+        stray_streams=stray,
     )
 
 
@@ -180,24 +180,25 @@ def _check_site(
     instrument = Instrument(model, adapter, policy)
     instrument.listeners.append(events.append)
     instrument.attach()
-    try:
-        with _finished(model) as at_full:
-            full, _ = Form.read(model(**inputs))
-        with _finished(model) as at_skip:
-            skip, _ = Form.read(model(**inputs))
-        reasons = {reason for run in instrument.runs.values() for reason in run.fail_opens}
-        instrument.runs.clear()  # the report says what was not skipped; a warning on top would only repeat it
-    finally:
-        instrument.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the report tells what was not skipped, and why
+        try:
+            with _finished(model) as at_full:
+                full, _ = Form.read(model(**inputs))
+            with _finished(model) as at_skip:
+                skip, _ = Form.read(model(**inputs))
+            reasons = {reason for run in instrument.runs.values() for reason in run.fail_opens}
+        finally:
+            instrument.detach()
     blocks, _ = adapter.modules(model)
     paths = {module: path for path, module in model.named_modules()}
     inside = {module for block, _ in blocks for module in block.modules()}
     computing = {module for module in inside if _COMPUTES.fullmatch(paths[module].rpartition(".")[2])}
     late = [block for block, _ in blocks[policy.probe_depth :]]
     stopped = {module for block in late[1:] for module in block.modules() if module is not block}
-    stopped |= computing & set(late[0].modules())
+    stopped |= {part for module in computing & set(late[0].modules()) for part in module.modules()}
     first, last = events[0], events[-1]
-    image = [to_tokens(sample, last.grid, adapter.channel_dim) for sample in (skip, plain)]
+    image = [sample[:, : prod(last.grid)] if sample.ndim == 3 else sample for sample in (skip, plain)]
     return SiteReport(
         site=policy.residual_site,
         full_error=_difference(full, plain),

@@ -231,7 +231,8 @@ class Instrument:
         if run is None:
             named = name is not None
             if name is None:
-                name = f"context-{len(self.runs)}" if self.runs else "default"
+                others = sum(not other.named for other in self.runs.values())
+                name = f"context-{others}" if others else "default"
             run = self.runs[name] = ContextRun(name, named)
         run.key = key
         return run
@@ -385,7 +386,10 @@ class Instrument:
             reason = call.incomplete()
             if reason is not None:
                 return self._unobserved(call, reason, output)
-            call.residual = to_tokens(latent_residual(latent, sample), call.grid, channels)
+            try:
+                call.residual = to_tokens(latent_residual(latent, sample), call.grid, channels)
+            except ValueError as error:
+                return self._unobserved(call, str(error), output)
             if not call.predicts:
                 return self._observe(call, output)
         form = call.run.form

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.policies.base import Policy, Prediction
 

@@ -31,9 +31,10 @@ def test_report_reads_well():
     for part in (
         "FluxTransformer2DModel: TAP works",
         "2 transformer_blocks + 2 single_transformer_blocks",
-        "input of single_transformer_blocks.0.attn, (2, 24, 32)",
+        "input of single_transformer_blocks.0.attn",
+        "(2, 24, 32)",
         "input of norm_out minus input of transformer_blocks.0",
-        "1 x 4 x 6",
+        "(1, 4, 6) tokens (frames, rows, columns)",
         "cache_context, else encoder_hidden_states",
         "full step off by 0.0e+00",
     ):
@@ -102,9 +103,12 @@ def residual_of_the_other_sample(monkeypatch):
 
 def full_step_that_changes_the_tail(monkeypatch):
     observe = instrument.Instrument._observe
-    monkeypatch.setattr(
-        instrument.Instrument, "_observe", lambda self, call, tail: observe(self, call, tail) * (1 + 1e-6)
-    )
+
+    def change(self, call, seen):
+        observe(self, call, seen)
+        return 1.001 * seen if isinstance(seen, torch.Tensor) else seen
+
+    monkeypatch.setattr(instrument.Instrument, "_observe", change)
 
 
 HOOK_MUTATIONS = {
@@ -131,8 +135,9 @@ def test_finds_broken_hooks(monkeypatch, mutate, name):
 def test_finds_a_changed_full_step(monkeypatch):
     full_step_that_changes_the_tail(monkeypatch)
     tiny = make("Wan")
-    (problem,) = tapstudy.check(tiny.model, tiny.inputs).sites[0].problems[:1]
-    assert "change the output of a full step" in problem
+    with torch.no_grad():
+        report = tapstudy.check(tiny.model, tiny.inputs)
+    assert any("change the output of a full step" in problem for problem in report.sites[0].problems)
 
 
 # Wrong rows
@@ -164,27 +169,9 @@ def test_finds_a_wrong_row(monkeypatch, name, field, value):
     tiny = make(name)
     cls = type(tiny.model).__name__
     monkeypatch.setitem(ADAPTERS, cls, replace(ADAPTERS[cls], **{field: value}))
-    with pytest.MonkeyPatch.context():
-        report = _check_quietly(tiny)
+    report = tapstudy.check(tiny.model, tiny.inputs)
     assert not report.ok
     assert any(ROW_MUTATIONS[name, field, value] in problem for problem in report.problems), report
-
-
-def _check_quietly(tiny):
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return tapstudy.check(tiny.model, tiny.inputs)
-
-
-@pytest.mark.parametrize("name", ["SD3", "Flux", "Flux2", "Lumina2"])
-def test_finds_a_probe_slice_off_by_one(monkeypatch, name):
-    """At the depth where text and image share one sequence, starting one token early shows in the probe alone."""
-    tiny = make(name)
-    cls = type(tiny.model).__name__
-    row = ADAPTERS[cls]
-    assert tapstudy.check(tiny.model, tiny.inputs, probe_depth=2).ok, row
 
 
 def test_refuses_what_it_does_not_know():
