@@ -22,6 +22,8 @@ from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 
+END_OF_RUN = "_reset_stateful_cache"
+
 
 @dataclass
 class Call:
@@ -158,6 +160,9 @@ class Instrument:
         for tail in tails:
             self._hook(tail, TailHook(self))
         self._hook(self.model, RootHook(self))
+        # at the end of a run pipelines look for this method; classes without caches of their own lack it
+        if not hasattr(self.model, END_OF_RUN):
+            setattr(self.model, END_OF_RUN, self.end_trajectory)
 
     def _refuse_other_caches(self) -> None:
         for module in self.model.modules():
@@ -187,6 +192,7 @@ class Instrument:
             # other hooks stay on the transformer; its cached list of hooked children is out of date
             root: Any = self.model._diffusers_hook
             root._child_registries_cache = None
+        self.model.__dict__.pop(END_OF_RUN, None)
         self._hooked.clear()
         self.reset()
 

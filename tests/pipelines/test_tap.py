@@ -169,10 +169,23 @@ def interruption(pipe: Any, patch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_removal_leaves_no_trace(built: Built) -> None:
     pipe, call = built
     reference = sample(pipe, call)
+    parts = [module for model in transformers(pipe).values() for module in model.modules()]
+    attributes = [set(vars(module)) for module in parts]
     handle = tapstudy.apply_tap(pipe, CONFIG)
     sample(pipe, call)
     handle.remove()
+    # fewer is fine: a plain run of some classes leaves an empty register of hooks behind
+    assert all(set(vars(module)) <= before for module, before in zip(parts, attributes, strict=True))
     assert torch.equal(sample(pipe, call), reference)
+
+
+def test_no_history_outlives_a_run(built: Built) -> None:
+    pipe, call = built
+    with tapstudy.apply_tap(pipe, CONFIG) as handle:
+        sample(pipe, call)
+        runs = [run for instrument in handle._instruments.values() for run in instrument.runs.values()]
+        assert any(run.cache_bytes > 0 for run in runs)
+        assert all(run.policy.cache_bytes == 0 for run in runs)
 
 
 def test_full_steps_change_nothing(built: Built) -> None:
