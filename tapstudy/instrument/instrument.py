@@ -32,8 +32,11 @@ class Call:
     Attributes:
         skips: no block beyond the probe runs.
         predicts: the residual is predicted; without `skips` this is a shadow pass, which also knows the truth.
+        latent: the residual lives in latent space.
         hidden_tokens: where the image tokens are in the input of the first block and of the tail.
         probe_tokens: where they are in the probed block's attention input.
+        model_input: the latent.
+        return_dict: whether the caller wants an output object rather than a tuple.
         start: hidden state entering the first block, (batch, sequence, channel).
         attention_input: modulated input of the probed block, (batch, sequence, channel).
         probe: its image tokens, (batch, token, channel).
@@ -50,6 +53,8 @@ class Call:
     grid: Grid
     hidden_tokens: ImageTokens
     probe_tokens: ImageTokens
+    model_input: Tensor
+    return_dict: bool
     start: Tensor | None = None
     attention_input: Tensor | None = None
     residual: Tensor | None = None
@@ -289,60 +294,57 @@ class Instrument:
 
     # One pass
 
+    # Under torch.compile the bookkeeping before and after a pass stays in Python; what is compiled lies between, in
+    # the transformer's own forward.
+
+    @torch.compiler.disable(recursive=False)
     def forward(
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The transformer's forward under the policy."""
-        arguments = self._signature.bind(self.model, *args, **kwargs).arguments
-        name = self.named_context if self.named_context is not None else name
-        reason = self.adapter.bypass(arguments)
-        if reason is not None:
-            return self._bypass(lambda: original(*args, **kwargs), reason, arguments)
-        run = self._find_run(name, arguments)
-        self.call = call = self._open(run, arguments)
+        run, call, device = self._prepare(name, args, kwargs)
+        self.call = call
         try:
-            with run.clock.measure(read_latent(arguments[self.adapter.latent]).device) as note:
-                if call.latent:
-                    output = self._latent_pass(call, lambda: original(*args, **kwargs), arguments)
-                else:
-                    output = original(*args, **kwargs)
-                note["kind"] = call.kind
-            if call.predicts and call.prediction is None:
-                raise RuntimeError(
-                    f"{type(self.model).__name__} skipped its blocks, but its tail {self.adapter.tail!r} did not run: "
-                    "the adapter does not fit this model; tapstudy.check tells more"
-                )
+            with run.clock.measure(device) as note:
+                output = None
+                if call is None or not call.skips or not call.latent or call.wants_probe:
+                    with contextlib.suppress(StopForward):
+                        output = original(*args, **kwargs)
+                if call is not None and call.latent:
+                    output = self._finish_latent(call, output)
+                note["kind"] = "full" if call is None else call.kind
+            self._conclude(run, call)
         except BaseException:
             self._forget()  # a half-done step has no place in a history
             raise
         finally:
             self.call = None
-        run.finish(call.kind, call.timestep, call.prediction)
-        event = StepEvent(
-            run.name, call.step, call.timestep, call.kind, call.grid, call.probe, call.residual, call.prediction
-        )
-        for listener in self.listeners:
-            listener(event)
         return output
 
-    def _bypass(self, original: Callable[[], Any], reason: str, arguments: dict[str, Any]) -> Any:
-        """A pass that is not what the history is about: run it as it is, in a context of its own. No event."""
-        run = self._find_run(reason, arguments)
-        with run.clock.measure(next(self.model.parameters()).device) as note:
-            output = original()
-            note["kind"] = "full"
-        if not self.policy.wants_full(run.step):
-            run.fail_opens[reason] += 1
-        run.finish("full", arguments.get(self.adapter.timestep), None)
-        return output
+    @torch.compiler.disable
+    def _prepare(
+        self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[ContextRun, Call | None, torch.device]:
+        """Which context this is, and what happens at this step: None for a pass that the history is not about."""
+        arguments = self._signature.bind(self.model, *args, **kwargs).arguments
+        reason = self.adapter.bypass(arguments)
+        if reason is not None:  # such passes have a context of their own
+            run = self._find_run(reason, arguments)
+            run.timestep = arguments.get(self.adapter.timestep)
+            if not self.policy.wants_full(run.step):
+                run.fail_opens[reason] += 1
+            return run, None, next(self.model.parameters()).device
+        run = self._find_run(self.named_context if self.named_context is not None else name, arguments)
+        latent = read_latent(arguments[self.adapter.latent])
+        return run, self._open(run, arguments, latent), latent.device
 
-    def _open(self, run: ContextRun, arguments: dict[str, Any]) -> Call:
+    def _open(self, run: ContextRun, arguments: dict[str, Any], latent: Tensor) -> Call:
         """Decide what this pass does, before any of the model runs."""
-        shape = read_latent(arguments[self.adapter.latent]).shape
-        changed = run.shape is not None and run.shape != shape
-        if run.shape != shape:
+        changed = run.shape is not None and run.shape != latent.shape
+        if run.shape != latent.shape:
             self._begin(run, arguments)
-            run.shape = shape
+            run.shape = latent.shape
+        run.timestep = arguments.get(self.adapter.timestep)
         policy = run.policy
         full = policy.wants_full(run.step)
         if not (full or run.observed):
@@ -352,7 +354,7 @@ class Instrument:
         return Call(
             run,
             run.step,
-            arguments.get(self.adapter.timestep),
+            run.timestep,
             skips=not (full or self.shadow),
             predicts=not full,
             wants_probe=policy.needs_probe,
@@ -360,7 +362,27 @@ class Instrument:
             grid=run.grid,
             hidden_tokens=ImageTokens(count, self.adapter.start(0, arguments)),
             probe_tokens=ImageTokens(count, self.adapter.start(self._probed_list, arguments)),
+            model_input=latent,
+            return_dict=arguments.get("return_dict", True),
         )
+
+    @torch.compiler.disable
+    def _conclude(self, run: ContextRun, call: Call | None) -> None:
+        """Book the pass and tell the listeners."""
+        if call is None:
+            run.finish("full", None)
+            return
+        if call.predicts and call.prediction is None:
+            raise RuntimeError(
+                f"{type(self.model).__name__} skipped its blocks, but its tail {self.adapter.tail!r} did not run: "
+                "the adapter does not fit this model; tapstudy.check tells more"
+            )
+        run.finish(call.kind, call.prediction)
+        event = StepEvent(
+            run.name, call.step, call.timestep, call.kind, call.grid, call.probe, call.residual, call.prediction
+        )
+        for listener in self.listeners:
+            listener(event)
 
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
         """Called with the input of the tail, (batch, sequence, channel); returns what the tail shall see."""
@@ -378,22 +400,17 @@ class Instrument:
             return self._observe(call, tail)
         return call.hidden_tokens.put(call.start, start + self._predict(call)).to(tail.dtype)
 
-    def _latent_pass(self, call: Call, original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
-        """The whole forward with the residual in latent space: nothing after the probe runs at a skip step."""
-        latent = read_latent(arguments[self.adapter.latent])
+    @torch.compiler.disable
+    def _finish_latent(self, call: Call, output: Any) -> Any:
+        """With the residual in latent space: the output of this pass. `output` is what the model gave, if it ran."""
         channels = self.adapter.channel_dim
-        output = None
-        if call.skips and call.wants_probe:
-            with contextlib.suppress(StopForward):
-                output = original()  # only comes back if the probe was not reached, and then it ran in full
         if not call.skips:
-            output = original() if output is None else output
             sample, call.run.form = Form.read(output)
             reason = call.incomplete()
             if reason is not None:
                 return self._unobserved(call, reason, output)
             try:
-                call.residual = to_tokens(latent_residual(latent, sample), call.grid, channels)
+                call.residual = to_tokens(latent_residual(call.model_input, sample), call.grid, channels)
             except ValueError as error:
                 return self._unobserved(call, str(error), output)
             if not call.predicts:
@@ -401,7 +418,7 @@ class Instrument:
         form = call.run.form
         assert form is not None
         residual = from_tokens(self._predict(call), call.grid, channel_dim=channels, shape=form.shape)
-        return form.wrap(latent_sum(latent, residual), return_dict=arguments.get("return_dict", True))
+        return form.wrap(latent_sum(call.model_input, residual), return_dict=call.return_dict)
 
     def _observe(self, call: Call, unchanged: Any) -> Any:
         assert call.residual is not None

@@ -37,10 +37,8 @@ class ImageTokens:
         """`sequence` with `image` in place of its image tokens, in the dtype of `sequence`."""
         if self.start == 0 and self.count == sequence.shape[1]:
             return image.to(sequence.dtype)
-        result = sequence.clone()
-        if isinstance(self.start, int):
-            result[:, self.start : self.start + self.count] = image
-        else:
-            for row, tokens, a in zip(result, image, self.start, strict=True):
-                row[a : a + self.count] = tokens
-        return result
+        starts = [self.start] * len(sequence) if isinstance(self.start, int) else self.start
+        return torch.stack([
+            torch.cat([row[:a], tokens.to(row.dtype), row[a + self.count :]])
+            for row, tokens, a in zip(sequence, image, starts, strict=True)
+        ])  # fmt: skip

@@ -56,10 +56,9 @@ class ContextRun:
     def step(self) -> int:
         return len(self.kinds)
 
-    def finish(self, kind: str, timestep: Tensor | float | None, prediction: Prediction | None) -> None:
+    def finish(self, kind: str, prediction: Prediction | None) -> None:
         """Book a completed step."""
         self.kinds.append(kind)
-        self.timestep = timestep
         self.cache_bytes = max(self.cache_bytes, self.policy.cache_bytes)
         if prediction is None or prediction.choice is None:
             return
