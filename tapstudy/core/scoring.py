@@ -8,7 +8,7 @@ Differences to F, and accumulation in float64, keep cosine distances near 1e-7 a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 Distance = Literal["cosine", "l2", "l1"]
 Granularity = Literal["token", "region", "step", "global"]
 
-# Tokens are scored in chunks whose float64 basis is at most this large: small enough for a processor's last cache.
+# Tokens are scored in chunks whose float64 basis is at most this large, which stays in a processor's cache.
 CHUNK_BYTES = 4 << 20
 
 
@@ -38,22 +38,32 @@ def predictor_losses(
     """
     dtype = torch.float32 if actual.device.type == "mps" else torch.float64
     weights = weights.to(actual.device, dtype)  # (P, J)
-    rows = (actual.flatten(0, -2), *(anchor.flatten(0, -2) for anchor in anchors))  # (B * N, D) each
-    chunk = max(1, CHUNK_BYTES // (rows[0].shape[-1] * dtype.itemsize * len(rows)))
-    if actual.device.type != "cpu":
-        chunk *= 64  # accelerators want few, large launches
+    rows = [actual.flatten(0, -2), *(anchor.flatten(0, -2) for anchor in anchors)]  # (T, D) each, T = B * N
     score = _absolute_losses if distance == "l1" else _gram_losses
-    losses = torch.cat([
-        score(list(parts), weights, distance)
-        for parts in zip(*(row.split(chunk) for row in rows), strict=True)
-    ])  # fmt: skip
-    return losses.view(*actual.shape[:-1], len(weights))
+    return score(rows, weights, distance).view(*actual.shape[:-1], len(weights))
+
+
+def _chunks(rows: list[Tensor], dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """[F, F_1 - F, .., F_J - F] of some tokens after the other, (J + 1, chunk, D), in one buffer used again."""
+    tokens, width = rows[0].shape
+    size = max(1, CHUNK_BYTES // (len(rows) * width * dtype.itemsize))
+    if rows[0].device.type != "cpu":
+        size *= 64  # accelerators want few, large launches
+    buffer = rows[0].new_empty(len(rows), min(size, tokens), width, dtype=dtype)
+    for start in range(0, tokens, size):
+        part = slice(start, min(start + size, tokens))
+        basis = buffer[:, : part.stop - start]
+        for vector, row in zip(basis, rows, strict=True):
+            vector.copy_(row[part])
+        basis[1:] -= basis[0]
+        yield part, basis
 
 
 def _gram_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Tensor:
-    basis = torch.stack(rows, dim=1).to(weights.dtype)  # (T, J + 1, D)
-    basis[:, 1:] -= basis[:, :1]  # [F, F_1 - F, .., F_J - F]
-    gram = basis @ basis.mT  # (T, J + 1, J + 1)
+    gram = weights.new_empty(len(rows[0]), len(rows), len(rows))  # (T, J + 1, J + 1)
+    for part, basis in _chunks(rows, weights.dtype):
+        vectors = basis.transpose(0, 1)  # (chunk, J + 1, D)
+        torch.bmm(vectors, vectors.mT, out=gram[part])
     # e_p in that basis; the first coefficient is zero for predictors that reproduce constants.
     error = torch.cat([weights.sum(dim=1, keepdim=True) - 1, weights], dim=1)  # (P, J + 1)
     products = error[:, :, None] * error[:, None]  # (P, J + 1, J + 1)
@@ -72,16 +82,14 @@ def _gram_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Ten
 
 def _absolute_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Tensor:
     del distance
-    rows = [row.to(weights.dtype) for row in rows]
-    actual = rows[0]  # (T, D)
-    norm = actual.abs().sum(dim=-1)  # (T,)
-    losses = []
-    for row in weights:
-        error = (row.sum() - 1) * actual  # (T, D)
-        for weight, anchor in zip(row, rows[1:], strict=True):
-            error += weight * (anchor - actual)
-        losses.append(error.abs_().sum(dim=-1) / torch.where(norm > 0, norm, 1))
-    return torch.stack(losses, dim=-1)
+    error = torch.cat([weights.sum(dim=1, keepdim=True) - 1, weights], dim=1)  # (P, J + 1)
+    losses = weights.new_empty(len(rows[0]), len(weights))  # (T, P)
+    for part, basis in _chunks(rows, weights.dtype):
+        norm = basis[0].abs().sum(dim=-1)  # (chunk,)
+        for p, coefficients in enumerate(error):
+            distances = torch.tensordot(coefficients, basis, dims=1).abs_().sum(dim=-1)  # (chunk,)
+            losses[part, p] = distances / torch.where(norm > 0, norm, 1)
+    return losses
 
 
 def select(

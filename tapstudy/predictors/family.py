@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ class Label:
 
 
 class Family(Protocol):
-    """Predictors in order of preference: on equal losses the earlier one wins."""
+    """Predictors in order of preference: on equal losses the earlier one wins. Hashable (a frozen dataclass, say)."""
 
     @property
     def labels(self) -> tuple[Label, ...]: ...
@@ -34,8 +35,13 @@ class Family(Protocol):
         """How many anchors the family can use."""
         ...
 
+    def __hash__(self) -> int: ...
+
     def rows(self, anchors: Sequence[int], step: int) -> list[Row]:
-        """One row of weights per label, for a prediction at `step` from anchors at the given steps, newest first."""
+        """One row of weights per label, for a prediction at `step` from anchors at the given steps, newest first.
+
+        Only the distances between the steps may matter.
+        """
         ...
 
 
@@ -55,7 +61,12 @@ class Candidates:
 
 
 def candidates(family: Family, anchors: Sequence[int], step: int) -> Candidates:
-    """The family's predictors at `step`, identical ones merged."""
+    """The family's predictors at `step`, identical ones merged. They depend on distances alone, which come again."""
+    return _candidates(family, tuple(anchor - anchors[0] for anchor in anchors), step - anchors[0])
+
+
+@lru_cache(maxsize=1024)
+def _candidates(family: Family, anchors: tuple[int, ...], step: int) -> Candidates:
     rows = family.rows(anchors, step)
     first, inverse = distinct_rows(rows)
     return Candidates(
