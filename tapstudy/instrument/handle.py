@@ -115,9 +115,11 @@ class Handle:
         """What happened in the last (or current) run. Remains readable after `remove`."""
         if self._last is not None:
             return self._last
+        # of two transformers that share the steps, one may have had no part in the last run
+        took_part = {name: instrument for name, instrument in self._instruments.items() if not instrument.overtaken}
         return Summary([
             ContextSummary.of(name, run)
-            for name, instrument in self._instruments.items()
+            for name, instrument in (took_part or self._instruments).items()
             for run in instrument.runs.values()
         ])  # fmt: skip
 

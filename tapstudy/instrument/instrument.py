@@ -21,6 +21,8 @@ from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
 from tapstudy.policies.base import Policy, RunInfo
 
+END_OF_RUN = "_reset_stateful_cache"
+
 
 class Instrument:
     """Hooks on one transformer, and the state of its current trajectory.
@@ -78,6 +80,9 @@ class Instrument:
         for tail in tails:
             self._hook(tail, TailHook(self))
         self._hook(self.model, RootHook(self))
+        # at the end of a run pipelines look for this method; classes without caches of their own lack it
+        if not hasattr(self.model, END_OF_RUN):
+            setattr(self.model, END_OF_RUN, self.end_trajectory)
 
     def _refuse_other_caches(self) -> None:
         for module in self.model.modules():
@@ -107,6 +112,7 @@ class Instrument:
             # other hooks stay on the transformer; its cached list of hooked children is out of date
             root: Any = self.model._diffusers_hook
             root._child_registries_cache = None
+        self.model.__dict__.pop(END_OF_RUN, None)
         self._hooked.clear()
         self.reset()
 
@@ -121,6 +127,11 @@ class Instrument:
         self.runs.clear()
         self._watch.forget()
         self._ended = False
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether the scheduler has begun another run since this transformer was last called."""
+        return self._watch.overtaken(self.scheduler())
 
     def end_trajectory(self) -> None:
         """The pipeline call is over: free the histories, keep the counts for the summary."""

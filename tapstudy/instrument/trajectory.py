@@ -93,6 +93,10 @@ class TrajectoryWatch:
             return new
         return self._restarted(timestep)
 
+    def overtaken(self, scheduler: Any) -> bool:
+        """Whether the scheduler has begun a run that this watch has not seen."""
+        return self._timesteps is not None and getattr(scheduler, "timesteps", None) is not self._timesteps
+
     def _restarted(self, timestep: Tensor | float | None) -> bool:
         if timestep is None:
             return False

@@ -1,0 +1,196 @@
+"""TAP on every pipeline, driven the way a user does."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tapstudy
+from tapstudy.instrument.adapters import find_adapter
+from tests.pipelines import text
+from tests.pipelines.tiny import STEPS, Built, sample
+
+# DPMSolverMultistepScheduler hands torch tensors to numpy
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+CONFIG = tapstudy.TAPConfig(interval=4, warmup_steps=2)
+
+# S(4, 2), and the masks of every pipeline by transformer and context. Where a pipeline names no context, "default" is
+# the instrument's name for it; a context that stops early has the first letters of the mask.
+S = "FF...F...F...F"
+ONE = {("transformer", "default"): S[:STEPS]}
+CONDITIONAL = {("transformer", "cond"): S[:STEPS]}
+TWO = CONDITIONAL | {("transformer", "uncond"): S[:STEPS]}
+BATCHED = {("transformer", "cond_uncond"): S[:STEPS]}
+MASKS: dict[str, dict[tuple[str, str], str]] = {
+    "dit": ONE,
+    "pixart_alpha": ONE,
+    "stable_diffusion_3": ONE,
+    # with layers left out (steps 1 to 5) every call runs in full
+    "stable_diffusion_3_skip_layer_guidance": ONE | {("transformer", "skip_layers"): "FFFFF"},
+    "stable_diffusion_3_heun": {("transformer", "default"): S[:13]},
+    "flux": CONDITIONAL,
+    "flux_true_cfg": TWO,
+    "flux_img2img": {("transformer", "default"): S[:9]},
+    "flux_kontext": ONE,
+    "flux2": ONE,
+    "flux2_klein": TWO,
+    "qwen_image": TWO,
+    "hunyuan_video": CONDITIONAL,
+    "wan": TWO,
+    # the boundary lies in the middle; each transformer counts its own steps
+    "wan22": {(f"transformer{i}", context): S[:6] for i in ("", "_2") for context in ("cond", "uncond")},
+    "cogvideox": BATCHED,
+    "ltx": BATCHED,
+    "sana": ONE,
+    # guidance ends after three quarters of the steps
+    "lumina2": ONE | {("transformer", "context-1"): S[:9]},
+    "z_image": ONE,
+    # the batch shrinks to its guided half, which is a context of its own
+    "z_image_truncated": {("transformer", "default"): S[:8], ("transformer", "context-1"): S[:4]},
+}
+
+
+@pytest.fixture(autouse=True)
+def supported(built: Built) -> None:
+    pipe, _ = built
+    if not transformers(pipe):
+        pytest.skip(f"no adapter for {type(pipe.transformer).__name__}")
+
+
+def transformers(pipe: Any) -> dict[str, nn.Module]:
+    return {
+        name: part
+        for name, part in pipe.components.items()
+        if isinstance(part, nn.Module) and find_adapter(part) is not None
+    }
+
+
+def masks(handle: tapstudy.Handle) -> dict[tuple[str, str], str]:
+    return {(entry.transformer, entry.context): entry.mask for entry in handle.summary().contexts}
+
+
+@pytest.fixture
+def expected(request: pytest.FixtureRequest) -> dict[tuple[str, str], str]:
+    return MASKS[request.node.callspec.params["built"]]
+
+
+def test_skips_as_scheduled(built: Built, expected: dict[tuple[str, str], str]) -> None:
+    pipe, call = built
+    ran: Counter[str] = Counter()
+    watches = []
+    for name, model in transformers(pipe).items():
+        blocks, _ = find_adapter(model).modules(model)
+        # a layer inside the last block runs only when the block does: no hook of ours sits on it
+        layer = next(module for module in blocks[-1][0].modules() if isinstance(module, nn.Linear))
+        watches.append(layer.register_forward_hook(lambda *_, name=name: ran.update([name])))
+    try:
+        with tapstudy.apply_tap(pipe, CONFIG) as handle:
+            sample(pipe, call)
+    finally:
+        for watch in watches:
+            watch.remove()
+
+    assert masks(handle) == expected
+    full: Counter[str] = Counter()
+    for (name, _), mask in expected.items():
+        full[name] += mask.count("F")
+    assert ran == full
+    assert all(not entry.fail_opens for entry in handle.summary().contexts if entry.context != "skip_layers")
+
+
+@pytest.mark.parametrize("settings", [{}, {"residual": "latent"}, {"probe_depth": 2}], ids=str)
+def test_image_is_near_the_reference(built: Built, settings: dict[str, Any]) -> None:
+    pipe, call = built
+    call = call | {"num_inference_steps": 2 * STEPS}
+    reference = sample(pipe, call)
+    with tapstudy.apply_tap(pipe, dataclasses.replace(CONFIG, **settings)):
+        accelerated = sample(pipe, call)
+    assert torch.isfinite(accelerated).all()
+    assert not torch.equal(accelerated, reference)
+    # unrelated seeds correlate at 0.7 or less
+    correlation = torch.corrcoef(torch.stack([accelerated.flatten(), reference.flatten()]))[0, 1]
+    assert correlation > 0.85
+
+
+def test_runs_do_not_remember_each_other(built: Built) -> None:
+    pipe, call = built
+    with tapstudy.apply_tap(pipe, CONFIG) as handle:
+        first = sample(pipe, call)
+        again = masks(handle)
+        assert torch.equal(sample(pipe, call), first)
+        assert masks(handle) == again
+
+
+def test_batch_size_may_change_between_runs(built: Built, expected: dict[tuple[str, str], str]) -> None:
+    pipe, call = built
+    pairs = {"prompt": text.PROMPTS, "negative_prompt": text.NEGATIVES, "class_labels": [3, 7]}
+    two = {key: value for key, value in pairs.items() if key in call}
+    with tapstudy.apply_tap(pipe, CONFIG) as handle:
+        one = sample(pipe, call)
+        pair = sample(pipe, call, **two)
+        assert len(pair) == 2
+        assert masks(handle) == expected
+        assert torch.equal(sample(pipe, call), one)
+
+
+def test_run_after_an_exception_is_clean(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, call = built
+    with tapstudy.apply_tap(pipe, CONFIG):
+        first = sample(pipe, call)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            sample(pipe, call, **interruption(pipe, patch))
+        assert torch.equal(sample(pipe, call), first)
+
+
+def interruption(pipe: Any, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Arguments that end a call at its seventh step; DiT and PixArt have no such callback, so the scheduler does it."""
+    calls = iter(range(7))
+
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return kept(*args, **kwargs)
+
+    if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters:
+        kept = lambda pipe, step, timestep, tensors: tensors  # noqa: E731
+        return {"callback_on_step_end": interrupt}
+    kept = pipe.scheduler.step
+    patch.setattr(pipe.scheduler, "step", interrupt)
+    return {}
+
+
+def test_removal_leaves_no_trace(built: Built) -> None:
+    pipe, call = built
+    reference = sample(pipe, call)
+    parts = [module for model in transformers(pipe).values() for module in model.modules()]
+    attributes = [set(vars(module)) for module in parts]
+    handle = tapstudy.apply_tap(pipe, CONFIG)
+    sample(pipe, call)
+    handle.remove()
+    # fewer is fine: a plain run of some classes leaves an empty register of hooks behind
+    assert all(set(vars(module)) <= before for module, before in zip(parts, attributes, strict=True))
+    assert torch.equal(sample(pipe, call), reference)
+
+
+def test_no_history_outlives_a_run(built: Built) -> None:
+    pipe, call = built
+    with tapstudy.apply_tap(pipe, CONFIG) as handle:
+        sample(pipe, call)
+        runs = [run for instrument in handle._instruments.values() for run in instrument.runs.values()]
+        assert any(run.cache_bytes > 0 for run in runs)
+        assert all(run.policy.cache_bytes == 0 for run in runs)
+
+
+def test_full_steps_change_nothing(built: Built) -> None:
+    pipe, call = built
+    reference = sample(pipe, call)
+    with tapstudy.apply_tap(pipe, tapstudy.TAPConfig(interval=1, warmup_steps=2)) as handle:
+        assert torch.equal(sample(pipe, call), reference)
+        assert all(set(mask) == {"F"} for mask in masks(handle).values())
