@@ -6,6 +6,8 @@ from tapstudy.instrument.handle import Handle, Summary, apply_policy, apply_tap,
 from tapstudy.models.embedded import load
 from tapstudy.policies.base import Policy, Prediction
 from tapstudy.policies.config import TAPConfig
+from tapstudy.recording.record import record
+from tapstudy.recording.store import RecordingError, open_recording
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "Handle",
     "Policy",
     "Prediction",
+    "RecordingError",
     "Report",
     "Summary",
     "TAPConfig",
@@ -20,6 +23,8 @@ __all__ = [
     "apply_tap",
     "check",
     "load",
+    "open_recording",
+    "record",
     "register_adapter",
     "tap",
 ]

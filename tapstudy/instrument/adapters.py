@@ -39,6 +39,7 @@ class Adapter:
             tokens (batch, token, channel), or a list of samples.
         timestep: forward argument with the timestep.
         channel_dim: position of the channels in a latent that is not packed.
+        branches: names of the guidance branches, in the order in which this class's pipelines batch them.
         bypass: forward arguments -> why this call can neither skip nor enter the history, or None.
 
     Raises:
@@ -55,6 +56,7 @@ class Adapter:
     latent: str = "hidden_states"
     timestep: str = "timestep"
     channel_dim: int = 1
+    branches: tuple[str, ...] = ("uncond", "cond")
     bypass: Callable[[Arguments], str | None] = lambda arguments: None
 
     def __post_init__(self) -> None:
@@ -192,7 +194,7 @@ ADAPTERS: dict[str, Adapter] = {
     "CogVideoXTransformer3DModel": Adapter(
         ("transformer_blocks",), _frames_first, (0,), tail="norm_final", channel_dim=2
     ),
-    "DiTTransformer2DModel": Adapter(("transformer_blocks",), _image, key="class_labels"),
+    "DiTTransformer2DModel": Adapter(("transformer_blocks",), _image, key="class_labels", branches=("cond", "uncond")),
     "Flux2Transformer2DModel": Adapter(
         _TWO_STACKS, _position_ids, (1, None), (None, _after_text), attention="attn", bypass=_fills_cache
     ),
@@ -207,7 +209,7 @@ ADAPTERS: dict[str, Adapter] = {
     "WanTransformer3DModel": Adapter(("blocks",), _video),
     "ZImageTransformer2DModel": Adapter(
         ("layers",), _listed, image_start=(_after_conditions,), attention="attention", tail="all_final_layer",
-        key="cap_feats", latent="x", timestep="t", bypass=_uneven,
+        key="cap_feats", latent="x", timestep="t", branches=("cond", "uncond"), bypass=_uneven,
     ),
 }  # fmt: skip
 

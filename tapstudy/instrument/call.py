@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tapstudy.instrument.adapters import Grid
+from tapstudy.instrument.adapters import Grid, Start
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
-from tapstudy.policies.base import Prediction
+from tapstudy.policies.base import Policy, Prediction
 
 
 @dataclass
@@ -28,6 +29,9 @@ class Call:
         attention_input: modulated input of the probed block, (batch, sequence, channel).
         probe: its image tokens, (batch, token, channel).
         residual: the true one, of the image tokens, where it was computed.
+        list_starts: where the image tokens start in the block lists of those other blocks.
+        deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
+        latent_residual: the residual in latent space beside one in hidden space, likewise.
     """
 
     run: ContextRun
@@ -46,6 +50,9 @@ class Call:
     attention_input: Tensor | None = None
     residual: Tensor | None = None
     prediction: Prediction | None = None
+    list_starts: Mapping[int, Start] = field(default_factory=dict)
+    deeper_inputs: dict[int, Tensor] = field(default_factory=dict)
+    latent_residual: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -84,6 +91,10 @@ class StepEvent:
         probe: of the image tokens, (batch, token, channel), None if nobody needed it.
         residual: the true residual of the image tokens, None at a skip step.
         prediction: the policy's, None at a full step.
+        policy: of this context, with its history.
+        probes: modulated inputs by depth, those a recording asked for included.
+        latent_residual: the true residual in latent space, if a recording asked for it, at full steps.
+        branches: names of the guidance branches, should the batch hold several.
     """
 
     context: str
@@ -94,3 +105,7 @@ class StepEvent:
     probe: Tensor | None
     residual: Tensor | None
     prediction: Prediction | None
+    policy: Policy
+    probes: Mapping[int, Tensor]
+    latent_residual: Tensor | None
+    branches: tuple[str, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean
@@ -139,6 +139,28 @@ class Handle:
         """Call `listener` after every pass of every transformer, with what happened in it."""
         for instrument in self._instruments.values():
             instrument.listeners.append(listener)
+
+    def record(
+        self,
+        recorder: Callable[[StepEvent], None],
+        *,
+        depths: Sequence[int] = (),
+        latent: bool = False,
+        transformer: str | None = None,
+    ) -> None:
+        """Like `listen`, to one transformer, with probes of more blocks and the latent residual in the events.
+
+        Raises:
+            ValueError: no such transformer, several and none named, or a depth beyond the last block.
+        """
+        names = list(self._instruments)
+        if transformer is None and len(names) > 1:
+            raise ValueError(f"the pipeline has several transformers, say which one to record: {names}")
+        if transformer is not None and transformer not in names:
+            raise ValueError(f"no transformer {transformer!r}: there are {names}")
+        instrument = self._instruments[transformer or names[0]]
+        instrument.also_watch(depths, latent=latent)
+        instrument.listeners.append(recorder)
 
     @contextmanager
     def context(self, name: str) -> Iterator[None]:

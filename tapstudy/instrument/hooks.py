@@ -135,6 +135,20 @@ class ProbeHook(ModelHook):
         return args, kwargs
 
 
+class DepthHook(ModelHook):
+    """On the self-attention of another block: takes its modulated input along, for recordings."""
+
+    def __init__(self, instrument: Instrument, depth: int) -> None:
+        super().__init__()
+        self.instrument, self.depth = instrument, depth
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        call = self.instrument.call
+        if call is not None:
+            call.deeper_inputs[self.depth] = args[0] if args else kwargs["hidden_states"]
+        return args, kwargs
+
+
 class TailHook(ModelHook):
     """On the first module after the blocks: reads the residual of a full step, or puts the predicted one in."""
 

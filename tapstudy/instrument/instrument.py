@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
-from tapstudy.instrument.hooks import NAME, BlockHook, ProbeHook, RootHook, StopForward, TailHook, in_python
+from tapstudy.instrument.hooks import NAME, BlockHook, DepthHook, ProbeHook, RootHook, StopForward, TailHook, in_python
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
@@ -55,6 +55,8 @@ class Instrument:
         self._hooked: list[nn.Module] = []
         self._probed_list = 0
         self._cautions = Cautions(type(model).__name__)
+        self._deeper: dict[int, int] = {}
+        self._wants_latent = False
 
     # Attaching and detaching
 
@@ -83,6 +85,19 @@ class Instrument:
         # at the end of a run pipelines look for this method; classes without caches of their own lack it
         if not hasattr(self.model, END_OF_RUN):
             setattr(self.model, END_OF_RUN, self.end_trajectory)
+
+    def also_watch(self, depths: Sequence[int], *, latent: bool) -> None:
+        """Let events carry the probes of more blocks, and the latent residual beside the hidden one.
+
+        Raises ValueError on a depth beyond the last block.
+        """
+        blocks, _ = self.adapter.modules(self.model)
+        for depth in sorted({*depths} - {self.policy.probe_depth}):
+            if not 0 <= depth < len(blocks):
+                raise ValueError(f"depth {depth} is beyond the last block: the model has {len(blocks)} blocks")
+            block, self._deeper[depth] = blocks[depth]
+            self._hook(block.get_submodule(self.adapter.attention), DepthHook(self, depth))
+        self._wants_latent = latent
 
     def _refuse_other_caches(self) -> None:
         for module in self.model.modules():
@@ -195,6 +210,8 @@ class Instrument:
                         output = original(*args, **kwargs)
                 if call is not None and call.latent:
                     output = self._finish_latent(call, output)
+                elif call is not None and self._wants_latent and call.kind == "full":
+                    call.latent_residual = self._latent_tokens(call, Form.read(output)[0])
                 note["kind"] = "full" if call is None else call.kind
             self._conclude(run, call)
         except BaseException:
@@ -247,6 +264,7 @@ class Instrument:
             probe_tokens=ImageTokens(count, self.adapter.start(self._probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
+            list_starts={index: self.adapter.start(index, arguments) for index in set(self._deeper.values())},
         )
 
     @in_python
@@ -261,9 +279,18 @@ class Instrument:
                 "the adapter does not fit this model; tapstudy.check tells more"
             )
         run.finish(call.kind, call.prediction)
+        if not self.listeners:
+            return
+        probes = {
+            depth: ImageTokens(prod(call.grid), call.list_starts[self._deeper[depth]]).take(sequence)
+            for depth, sequence in call.deeper_inputs.items()
+        }
+        if call.probe is not None:
+            probes[run.policy.probe_depth] = call.probe
         event = StepEvent(
-            run.name, call.step, call.timestep, call.kind, call.grid, call.probe, call.residual, call.prediction
-        )
+            run.name, call.step, call.timestep, call.kind, call.grid, call.probe, call.residual, call.prediction,
+            run.policy, probes, call.latent_residual, self.adapter.branches,
+        )  # fmt: skip
         for listener in self.listeners:
             listener(event)
 
@@ -293,7 +320,7 @@ class Instrument:
             if reason is not None:
                 return self._unobserved(call, reason, output)
             try:
-                call.residual = to_tokens(latent_residual(call.model_input, sample), call.grid, channels)
+                call.residual = self._latent_tokens(call, sample)
             except ValueError as error:
                 return self._unobserved(call, str(error), output)
             if not call.predicts:
@@ -302,6 +329,9 @@ class Instrument:
         assert form is not None
         residual = from_tokens(self._predict(call), call.grid, channel_dim=channels, shape=form.shape)
         return form.wrap(latent_sum(call.model_input, residual), return_dict=call.return_dict)
+
+    def _latent_tokens(self, call: Call, sample: Tensor) -> Tensor:
+        return to_tokens(latent_residual(call.model_input, sample), call.grid, self.adapter.channel_dim)
 
     def _observe(self, call: Call, unchanged: Any) -> Any:
         assert call.residual is not None

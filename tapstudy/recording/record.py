@@ -1,0 +1,214 @@
+"""Record what every token does while a pipeline samples."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from tapstudy.instrument.handle import apply_policy
+from tapstudy.policies.anchored import AnchoredPolicy
+from tapstudy.policies.base import Policy
+from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.full import FullPolicy
+from tapstudy.policies.tap import TAPPolicy
+from tapstudy.recording.recorder import Recorder, Reduce
+from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, check_fields
+from tapstudy.recording.store import RecordingError, open_recording
+
+PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "zarr")
+
+
+def record(
+    pipe: Any,
+    calls: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    fields: Sequence[str] = DEFAULT_FIELDS,
+    config: TAPConfig | None = None,
+    policy: Policy | None = None,
+    depths: Sequence[int] = (0,),
+    dtype: str = "float32",
+    reduce: Mapping[str, Reduce] | None = None,
+    transformer: str | None = None,
+    model: str | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Sample with `pipe` and write what its tokens do into a Zarr store, sample by sample.
+
+    Without `policy` the recording is teacher-forced: the model runs in full at every step, and TAP's family is scored
+    at the skip steps of `config`'s schedule against the exact trajectory. With `policy` it is closed-loop: the
+    accelerated trajectory, with a shadow full pass at every skip step for the true error along it.
+
+    A recording that was cut short keeps its finished samples; the same call goes on with it.
+
+    Args:
+        pipe: a pipeline with a supported transformer.
+        calls: keyword arguments of the pipeline, one dict per batch of samples, as JSON could hold them. Each needs
+            `seed`: an integer, or a list with one per sample.
+        path: folder of the store.
+        fields: what to store: "proxy_loss", "true_error", "choice", "image", and the features "probe", "residual" and
+            "latent_residual" (teacher-forced only).
+        config: schedule, family, distance and residual site of a teacher-forced recording.
+        policy: of a closed-loop recording.
+        depths: blocks whose modulated input is stored as `probe`.
+        dtype: of scores and features on disk, "float32" or "float16".
+        reduce: feature name -> function (batch, token, channel) -> (batch, token, fewer), applied before storing.
+        transformer: name of the component to record, for pipelines with several.
+        model: name to write down for `tapstudy record --resume`.
+        force: write even if the disk might not hold it.
+
+    Returns:
+        The finished recording, lazily loaded.
+
+    Raises:
+        RecordingError: another recording at `path`, no room, values that are not finite, another process recording.
+        ValueError, TypeError: arguments that cannot be meant.
+
+    Cost: per step one transfer of what is stored. Memory: one chunk (8 MiB) per variable, context and
+    sample of a batch.
+    """
+    wanted = check_fields(tuple(fields))
+    if dtype not in FEATURE_DTYPES:
+        raise ValueError(f"dtype must be one of {FEATURE_DTYPES}, got {dtype!r}")
+    if policy is not None and config is not None:
+        raise ValueError("pass config (teacher-forced) or policy (closed-loop), not both")
+    if policy is not None and "latent_residual" in wanted:
+        raise ValueError("latent_residual is only recorded teacher-forced: leave out the policy or the field")
+    judge = policy if policy is not None else TAPPolicy(config)
+    if not isinstance(judge, AnchoredPolicy):
+        raise TypeError(f"record needs a policy with anchors and a family (an AnchoredPolicy), got {judge!r}")
+    _check_scores(judge, wanted, teacher_forced=policy is None)
+    groups = [_samples_of(index, call) for index, call in enumerate(calls)]
+    samples = sum(map(len, groups))
+    if not samples:
+        raise ValueError("there are no calls to record")
+    configuration = {
+        "model": model or type(pipe).__name__,
+        "mode": "closed-loop" if policy is not None else "teacher-forced",
+        "policy": describe(judge),
+        "calls": [dict(call) for call in calls],
+        "fields": list(wanted),
+        "depths": list(depths),
+        "dtype": dtype,
+        "reduce": {name: repr(function) for name, function in (reduce or {}).items()},
+    }
+    recorder = Recorder(
+        Path(path),
+        judge,
+        teacher_forced=policy is None,
+        samples=samples,
+        fields=wanted,
+        depths=tuple(depths),
+        dtype=dtype,
+        reduce=dict(reduce or {}),
+        coords={
+            "seed": (
+                "sample",
+                [seed for group in groups for seed, _ in group],
+                {"long_name": "seed of the noise", "units": "1"},
+            ),
+            "label": ("sample", [label for group in groups for _, label in group], {"long_name": "label or prompt"}),
+        },
+        attrs={
+            "title": "token trajectories of a diffusion transformer",
+            "Conventions": "CF-1.11",
+            "configuration": _to_json(configuration),
+            "versions": _to_json({name: version(name) for name in PACKAGES}),
+        },
+        scheduler=lambda: getattr(pipe, "scheduler", None),
+        force=force,
+    )
+    observer = policy or FullPolicy(residual=judge.residual_site, probe_depth=judge.probe_depth, needs_probe=True)
+    try:
+        recorder.open_existing()
+        with (
+            apply_policy(pipe, observer, shadow=policy is not None) as handle,
+            tqdm(total=samples, desc="record", unit="sample", disable=not progress) as bar,
+        ):
+            watched = depths if "probe" in wanted else ()
+            handle.record(recorder, depths=watched, latent="latent_residual" in wanted, transformer=transformer)
+            first = 0
+            for call, group in zip(calls, groups, strict=True):
+                batch = range(first, first + len(group))
+                first += len(group)
+                if not recorder.is_done(batch):
+                    recorder.begin(batch)
+                    recorder.end(_images(pipe(**_arguments(call))))
+                bar.update(len(group))
+                bar.set_postfix_str(recorder.size_text())
+    except OSError as error:
+        raise RecordingError(
+            f"writing to {path} failed ({error}); finished samples are kept: make room and record again to go on"
+        ) from error
+    finally:
+        recorder.close()
+    return open_recording(path)
+
+
+def describe(policy: AnchoredPolicy) -> dict[str, Any]:
+    """Class and settings of a policy, as JSON could hold them."""
+    settings = {name: getattr(policy, name) for name in ("seed", "distance") if hasattr(policy, name)}
+    fields = {name: _plain(value) for name, value in asdict(policy.config).items()}
+    return {"class": type(policy).__name__, "family": repr(policy.family), **settings, **fields}
+
+
+def _plain(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+def _to_json(configuration: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(configuration, sort_keys=True)
+    except TypeError as error:
+        raise TypeError(
+            f"the calls must be such that JSON could hold them, so that the recording can tell how it was made: {error}"
+        ) from error
+
+
+def _check_scores(judge: AnchoredPolicy, fields: tuple[str, ...], *, teacher_forced: bool) -> None:
+    if not teacher_forced and "proxy_loss" in fields and not judge.needs_probe:
+        raise ValueError(f"{type(judge).__name__} computes no proxy loss: leave proxy_loss out of the fields")
+
+
+def _samples_of(index: int, call: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """Seed and label of every sample of a call."""
+    named = next((call[name] for name in ("class_labels", "prompt") if call.get(name) is not None), "")
+    labels = list(named) if isinstance(named, list | tuple) else [named]
+    copies = call.get("num_images_per_prompt", call.get("num_videos_per_prompt", 1))
+    labels = [str(label) for label in labels for _ in range(copies)] * call.get("batch_size", 1)
+    seed = call.get("seed")
+    seeds: list[Any] = list(seed) if isinstance(seed, list | tuple) else [seed] * len(labels)
+    if len(seeds) != len(labels) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+        raise ValueError(
+            f"call {index}: needs 'seed', an integer or a list of {len(labels)} integers (one per sample), got {seed!r}"
+        )
+    return list(zip(seeds, labels, strict=True))
+
+
+def _arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's arguments: the seed becomes generators, the result an array."""
+    arguments = {name: copy.deepcopy(value) for name, value in call.items() if name != "seed"}
+    seed = call["seed"]
+    if isinstance(seed, list | tuple):
+        arguments["generator"] = [torch.Generator().manual_seed(one) for one in seed]
+    else:
+        arguments["generator"] = torch.Generator().manual_seed(seed)
+    return {"output_type": "np", **arguments}
+
+
+def _images(output: Any) -> Any:
+    """Images (batch, y, x, band) or videos (batch, frame, y, x, band), or None for what is neither."""
+    found = next((getattr(output, name) for name in ("images", "frames") if hasattr(output, name)), None)
+    found = np.asarray(found) if isinstance(found, np.ndarray | list) else None
+    return found if found is not None and found.dtype.kind == "f" and found.ndim in (4, 5) else None

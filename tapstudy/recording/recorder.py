@@ -1,0 +1,320 @@
+"""Turns what the instrument tells into the variables of a recording, step by step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tapstudy.core.scoring import predictor_losses
+from tapstudy.instrument.call import StepEvent
+from tapstudy.policies.anchored import AnchoredPolicy
+from tapstudy.policies.base import RunInfo
+from tapstudy.recording.schema import FEATURES, VARIABLES, Layout
+from tapstudy.recording.store import Coords, RecordingError, SampleWriter, Store
+
+Reduce = Callable[[Tensor], Tensor]
+Array = NDArray[Any]
+
+
+class Recorder:
+    """Listens to one transformer and writes one sample after the other.
+
+    The size of the arrays is known once every context has made its first step, so the store is laid out when the
+    second step begins; until then the first step waits in memory.
+
+    Args:
+        path: of the store.
+        judge: scores predictors and knows the schedule. Teacher-forced, copies of it are shown the exact features;
+            closed-loop, the events bring the policy that ran.
+        samples: how many there will be in all.
+        fields: of `schema.VARIABLES`.
+        depths: of the stored probe.
+        coords, attrs: of the dataset.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        judge: AnchoredPolicy,
+        *,
+        teacher_forced: bool,
+        samples: int,
+        fields: tuple[str, ...],
+        depths: tuple[int, ...],
+        dtype: str,
+        reduce: Mapping[str, Reduce],
+        coords: Coords,
+        attrs: dict[str, Any],
+        scheduler: Callable[[], Any],
+        force: bool,
+    ) -> None:
+        self.path, self.judge, self.teacher_forced = path, judge, teacher_forced
+        self.samples, self.fields, self.depths, self.dtype, self.reduce = samples, fields, depths, dtype, reduce
+        self.coords, self.attrs, self.scheduler, self.force = coords, attrs, scheduler, force
+        self.store: Store | None = None
+        self._writers: list[SampleWriter] = []
+        self._waiting: list[tuple[str, dict[str, Array]]] = []
+        self._contexts: dict[str, int] = {}
+        self._judges: dict[str, AnchoredPolicy] = {}
+        self._batch: list[int] = []
+        self._grid = (1, 1, 1)
+
+    # The store
+
+    def open_existing(self) -> None:
+        """Go on with a recording of the same configuration at `path`; start anew if it has no finished sample.
+
+        Raises RecordingError if the configuration differs.
+        """
+        if not Store.exists(self.path):
+            return
+        store = Store.resume(self.path)
+        held = json.loads(str(store.group.attrs["configuration"]))
+        asked = json.loads(self.attrs["configuration"])
+        differing = sorted(key for key in held.keys() | asked.keys() if held.get(key) != asked.get(key))
+        if differing:
+            store.close()
+            detail = "; ".join(
+                f"{key}: {_short(held.get(key))} there, {_short(asked.get(key))} asked" for key in differing
+            )
+            raise RecordingError(
+                f"{self.path} holds a recording of another configuration ({detail}); choose another path"
+            )
+        if store.finished.any():
+            self.store = store
+            self._contexts = {name: index for index, name in enumerate(store.names("context"))}
+        else:
+            store.close()
+            shutil.rmtree(self.path)
+
+    def is_done(self, samples: Sequence[int]) -> bool:
+        return self.store is not None and bool(self.store.finished[list(samples)].all())
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+    def size_text(self) -> str:
+        if self.store is None:
+            return ""
+        return f"{self.store.layout.sample_bytes() * int(self.store.finished.sum()) / 2**20:.1f} MiB before compression"
+
+    # One batch of samples
+
+    def begin(self, samples: Sequence[int]) -> None:
+        self._batch = list(samples)
+        self._waiting.clear()
+        self._judges.clear()
+        self._writers = [self.store.begin(sample) for sample in samples] if self.store else []
+
+    def end(self, images: Array | None) -> None:
+        """The pipeline is through: images (batch, y, x, band) or videos (batch, frame, y, x, band)."""
+        self._lay_out_if_needed()
+        assert self.store is not None
+        if "image" in self.fields and images is not None:
+            name = "image" if images.ndim == 4 else "video"
+            if len(images) != len(self._batch):
+                raise ValueError(f"the call made {len(images)} images, but was counted as {len(self._batch)} samples")
+            self.store.add(name, dict(zip(VARIABLES[name].dims, images.shape[1:], strict=True)))
+            for writer, image in zip(self._writers, images, strict=True):
+                writer.put_whole(name, image)
+        for writer in self._writers:
+            writer.finish()
+        self._writers = []
+
+    # One step
+
+    def __call__(self, event: StepEvent) -> None:
+        values = self._step_values(event)
+        for name, part in self._by_context(event, values):
+            if name not in self._contexts:
+                if self.store is not None:
+                    raise RecordingError(
+                        f"context {name!r} appeared at step {event.step}, after the recording was laid out for "
+                        f"{list(self._contexts)}"
+                    )
+                self._contexts[name] = len(self._contexts)
+            if self.store is None and event.step > 0:
+                self._lay_out_if_needed()
+            if self.store is None:
+                self._waiting.append((name, part))
+            else:
+                self._put(name, event.step, part)
+
+    def _step_values(self, event: StepEvent) -> dict[str, Array]:
+        """Everything asked for at this step, batch first."""
+        assert event.residual is not None
+        self._grid = event.grid
+        batch = len(event.residual)
+        policy = self._judge(event)
+        full = policy.wants_full(event.step) if self.teacher_forced else event.kind == "full"
+        values: dict[str, Array] = {"is_full": np.full(batch, int(full)), "distance": np.zeros(batch)}
+        if not full:
+            values |= self._scores(event, policy, batch)
+        features: dict[str, Tensor | None] = {"residual": event.residual, "latent_residual": event.latent_residual}
+        if "probe" in self.fields:
+            features["probe"] = torch.stack(
+                [self._reduced("probe", event.probes[depth]) for depth in self.depths], dim=1
+            )
+        for name in FEATURES:
+            tensor = features.get(name)
+            if name in self.fields and tensor is not None:
+                values[name] = _numpy(tensor if name == "probe" else self._reduced(name, tensor))
+        if self.teacher_forced and full:
+            policy.observe(event.step, event.probe, event.residual)
+        return values
+
+    def _judge(self, event: StepEvent) -> AnchoredPolicy:
+        if not self.teacher_forced:
+            assert isinstance(event.policy, AnchoredPolicy)
+            return event.policy
+        if event.step == 0:
+            self._judges[event.context] = self.judge.fresh()
+            self._judges[event.context].begin(RunInfo(grid=event.grid, num_steps=self._num_steps()))
+        return self._judges[event.context]
+
+    def _scores(self, event: StepEvent, policy: AnchoredPolicy, batch: int) -> dict[str, Array]:
+        assert event.residual is not None
+        found = policy.candidates(event.step)
+        prediction = policy.predict(event.step, event.probe) if self.teacher_forced else event.prediction
+        assert prediction is not None
+        distinct = np.isin(np.arange(len(policy.labels)), found.first.numpy())
+        values: dict[str, Array] = {
+            "distance": np.full(batch, event.step - policy.anchors.steps[0]),
+            "is_distinct": np.broadcast_to(distinct, (batch, len(distinct))),
+        }
+        if prediction.choice is not None:
+            values["choice"] = _numpy(prediction.choice)
+        if prediction.proxy_loss is not None:
+            values["proxy_loss"] = _numpy(prediction.proxy_loss)
+        if "true_error" in self.fields:
+            errors = predictor_losses(policy.anchors.residuals, event.residual, found.weights, distance="l2")
+            values["true_error"] = _numpy(errors[..., found.inverse.to(errors.device)])
+        return {name: value for name, value in values.items() if name in self.fields}
+
+    def _reduced(self, name: str, tensor: Tensor) -> Tensor:
+        return self.reduce[name](tensor) if name in self.reduce else tensor
+
+    def _by_context(self, event: StepEvent, values: dict[str, Array]) -> list[tuple[str, dict[str, Array]]]:
+        """Cut a batch of several guidance branches apart."""
+        batch, samples = len(values["is_full"]), len(self._batch)
+        if batch % samples:
+            raise ValueError(
+                f"the transformer got a batch of {batch} for {samples} samples: cannot tell whose row is whose"
+            )
+        count = batch // samples
+        names = [event.context] if count == 1 else list(event.branches)
+        if len(names) != count:
+            raise ValueError(f"the transformer got {count} rows per sample, but its branches are {names}")
+        return [
+            (name, {key: value[i * samples : (i + 1) * samples] for key, value in values.items()})
+            for i, name in enumerate(names)
+        ]
+
+    def _put(self, context: str, step: int, part: dict[str, Array]) -> None:
+        for row, writer in enumerate(self._writers):
+            for name, values in part.items():
+                if name in self.fields:
+                    writer.put(name, self._contexts[context], step, values[row])
+
+    # Laying out
+
+    def _num_steps(self) -> int | None:
+        timesteps = getattr(self.scheduler(), "timesteps", None)
+        return len(timesteps) if isinstance(timesteps, Tensor) else None
+
+    def _lay_out_if_needed(self) -> None:
+        if self.store is not None:
+            return
+        if not self._waiting:
+            raise RecordingError("the pipeline made no step of the transformer: nothing to record")
+        policy = next(iter(self._judges.values()), self.judge)
+        first = {name: values for _, part in self._waiting for name, values in part.items()}
+        num_steps = self._num_steps() or 1
+        sizes = {
+            "sample": self.samples,
+            "context": len(self._contexts),
+            "step": num_steps,
+            "token": self._grid[0] * self._grid[1] * self._grid[2],
+            "predictor": len(policy.labels),
+            "depth": len(self.depths),
+        }
+        for name, dim in (("probe", "channel"), ("residual", "channel"), ("latent_residual", "latent_channel")):
+            if name in first and sizes.setdefault(dim, first[name].shape[-1]) != first[name].shape[-1]:
+                raise ValueError(
+                    f"{name} has {first[name].shape[-1]} channels, another feature {sizes[dim]}: reduce both"
+                )
+        layout = Layout(sizes, tuple(name for name in self.fields if name not in ("image", "video")), self.dtype)
+        self._check_room(layout)
+        self.store = Store.create(self.path, layout, coords=self._all_coords(policy, num_steps), attrs=self.attrs)
+        self._writers = [self.store.begin(sample) for sample in self._batch]
+        for context, part in self._waiting:
+            self._put(context, 0, part)
+        self._waiting.clear()
+
+    def _check_room(self, layout: Layout) -> None:
+        needed = layout.sample_bytes() * self.samples
+        folder = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        free = shutil.disk_usage(folder).free
+        tqdm.write(
+            f"recording {self.samples} samples: at most {needed / 1e9:.3f} GB before compression, "
+            f"{free / 1e9:.1f} GB free"
+        )
+        if needed > free and not self.force:
+            raise RecordingError(
+                f"the recording may need {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free: store fewer "
+                "fields, use dtype='float16' or reduce=, or force=True to try all the same"
+            )
+
+    def _all_coords(self, policy: AnchoredPolicy, num_steps: int) -> Coords:
+        scheduler = self.scheduler()
+        frames, rows, columns = self._grid
+        token = np.arange(frames * rows * columns)
+        coords: dict[str, tuple[str, Any, dict[str, str]]] = {
+            **self.coords,
+            "context": ("context", list(self._contexts), {"long_name": "guidance branch"}),
+            "step": ("step", np.arange(num_steps), {"long_name": "sampling step, noise first", "units": "1"}),
+            "row": ("token", token // columns % rows, {"long_name": "row of the token", "units": "1"}),
+            "col": ("token", token % columns, {"long_name": "column of the token", "units": "1"}),
+            "order": ("predictor", [label.order for label in policy.labels], {"long_name": "order m", "units": "1"}),
+            "shift": (
+                "predictor",
+                [float(label.shift) for label in policy.labels],
+                {"long_name": "shift s of the horizon k - s", "units": "1"},
+            ),
+        }
+        if frames > 1:
+            coords["frame"] = ("token", token // (columns * rows), {"long_name": "frame of the token", "units": "1"})
+        if "probe" in self.fields:
+            coords["depth"] = (
+                "depth",
+                list(self.depths),
+                {"long_name": "block whose modulated input it is", "units": "1"},
+            )
+        for name, attribute, text in (
+            ("timestep", "timesteps", "timestep given to the model"),
+            ("sigma", "sigmas", "noise level"),
+        ):
+            values = getattr(scheduler, attribute, None)
+            if isinstance(values, Tensor) and len(values) >= num_steps:
+                coords[name] = ("step", values[:num_steps].double().cpu().numpy(), {"long_name": text, "units": "1"})
+        return coords
+
+
+def _numpy(tensor: Tensor) -> Array:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
