@@ -70,6 +70,7 @@ def mnist_dit(
     checkpoint_every: Annotated[int, typer.Option(min=1)] = 200,
     sample_every: Annotated[int, typer.Option(min=1)] = 400,
     count: Annotated[int, typer.Option(min=200, help="samples for the quality measures")] = 1000,
+    initial_count: Annotated[int, typer.Option(min=0, help="samples for those of the initial weights; 0: as many")] = 0,
     compile_model: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
     seed: int = 0,
 ) -> None:
@@ -85,7 +86,7 @@ def mnist_dit(
         from tapstudy.models.data import load_images
         from tapstudy.models.embedded import load_classifier
         from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
-        from tapstudy.models.quality import measure_quality
+        from tapstudy.models.quality import judge, measure_quality
         from tapstudy.models.training import Recipe, train
 
         classifier = load_classifier()
@@ -103,11 +104,18 @@ def mnist_dit(
         pipe.set_progress_bar_config(disable=True)
         quality, samples = measure_quality(pipe, classifier, test, count=count)
         qualities = {"this model": quality}
+        initial_count = min(initial_count or count, count)
         if initial is not None:
             start = DiTTransformer2DModel.from_pretrained(initial, use_safetensors=True)
             before = LabelPipeline(start.eval(), flow_matching_scheduler())
             before.set_progress_bar_config(disable=True)
-            qualities["its initial weights"], _ = measure_quality(before, classifier, test, count=count)
+            if initial_count < count:  # the distance depends on the number of samples: compare equal numbers
+                labels = torch.arange(initial_count) % MNIST_DIT["num_embeds_ada_norm"]
+                qualities["this model, its first samples"] = judge(
+                    samples[:initial_count], labels, classifier, test, steps=quality.steps,
+                    guidance_scale=quality.guidance_scale,
+                )  # fmt: skip
+            qualities["its initial weights"], _ = measure_quality(before, classifier, test, count=initial_count)
         device = (
             torch.cuda.get_device_name()
             if torch.cuda.is_available()

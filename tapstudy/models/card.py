@@ -57,7 +57,8 @@ images = pipe([3, 1, 4], guidance_scale=2.0).images
 
 Judged by the embedded `mnist-classifier` (test accuracy {classifier_accuracy:.2f} %): share of samples classified as
 their label, and Frechet distance between its {features} features of the samples and of the 10,000 test images (lower
-is better). Sampled with {count:,} images, {sampling_steps} Euler steps, guidance {guidance:g}, matrix products in bf16.
+is better, and more samples give lower values). {sampling_steps} Euler steps, guidance {guidance:g}, matrix products in
+bf16.
 
 ## Limits
 Digits only. Made to study acceleration methods on, not to make good digits. MNIST: Y. LeCun, C. Cortes, C. Burges,
@@ -118,9 +119,9 @@ def write_card(
     make_image_grid(pictures, rows=10, cols=classes).save(folder / "samples.png")
     best = next(iter(qualities.values()))
     side = config.sample_size // config.patch_size
-    table = ["| model | label accuracy | Frechet distance |", "|---|---|---|"]
+    table = ["| model | samples | label accuracy | Frechet distance |", "|---|---|---|---|"]
     table += [
-        f"| {label} | {100 * quality.label_accuracy:.1f} % | {quality.frechet_distance:.3f} |"
+        f"| {label} | {quality.count:,} | {100 * quality.label_accuracy:.1f} % | {quality.frechet_distance:.3f} |"
         for label, quality in qualities.items()
     ]
     text = CARD.format(
@@ -149,7 +150,6 @@ def write_card(
         quality_table="\n".join(table),
         classifier_accuracy=100 * best.classifier_accuracy,
         features=128,
-        count=best.count,
         sampling_steps=best.steps,
         guidance=best.guidance_scale,
     )

@@ -83,14 +83,21 @@ def measure_quality(
 ) -> tuple[Quality, Tensor]:
     """Sample, classify, compare with the test images; also returns the samples (count, bands, H, W) in [-1, 1]."""
     images, labels = sample_images(pipe, count, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    return judge(images, labels, classifier, test, steps=steps, guidance_scale=guidance_scale), images
+
+
+def judge(
+    images: Tensor, labels: Tensor, classifier: Classifier, test: ImageSet, *, steps: int, guidance_scale: float
+) -> Quality:
+    """The measures of samples (n, bands, H, W) in [-1, 1] made with the given steps and guidance."""
     found, features = classify(classifier, images)
     real, real_labels = test.batch(torch.arange(len(test)))
     real_found, real_features = classify(classifier, real)
     return Quality(
-        count,
+        len(images),
         steps,
         guidance_scale,
         float((found == labels).float().mean()),
         frechet_distance(features, real_features),
         float((real_found == real_labels).float().mean()),
-    ), images
+    )
