@@ -6,6 +6,7 @@ import typer
 
 from tapstudy.commands.bench import app as bench
 from tapstudy.commands.demo import demo
+from tapstudy.commands.info import info
 from tapstudy.commands.sample import sample
 from tapstudy.commands.train import app as train
 
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("sample")(sample)
+app.command("info")(info)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 

@@ -1,0 +1,113 @@
+"""What TAP costs on released models, against published and hand-computed numbers."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import tapstudy
+from tapstudy.bench.example_inputs import example_inputs
+from tapstudy.bench.real_sizes import REAL_SIZES, RealSizeCosts, history_bytes, real_size_costs
+from tapstudy.instrument.adapters import ADAPTERS
+from tests.instrument.tiny_models import VARIANTS, make
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+costs = cache(real_size_costs)
+
+# of the released transformers, in units of 1e9; diffusers gives every block of DiT-XL/2 (0.675) embedders of its own
+PARAMETERS = {
+    "CogVideoXTransformer3DModel": 5.57,
+    "DiTTransformer2DModel": 0.75,
+    "Flux2Transformer2DModel": 32.2,
+    "FluxTransformer2DModel": 11.9,
+    "HunyuanVideoTransformer3DModel": 12.8,
+    "LTXVideoTransformer3DModel": 1.92,
+    "Lumina2Transformer2DModel": 2.61,
+    "PixArtTransformer2DModel": 0.611,
+    "QwenImageTransformer2DModel": 20.4,
+    "SD3Transformer2DModel": 2.03,
+    "SanaTransformer2DModel": 1.60,
+    "WanTransformer3DModel": 14.3,
+    "ZImageTransformer2DModel": 6.15,
+}
+
+
+def test_every_adapter_has_a_real_size():
+    assert REAL_SIZES.keys() == ADAPTERS.keys() == PARAMETERS.keys()
+
+
+@pytest.mark.parametrize("name", REAL_SIZES)
+def test_skip_step_costs_next_to_nothing(name):
+    found = costs(name)
+    assert found.parameters / 1e9 == pytest.approx(PARAMETERS[name], rel=0.01)
+    # the refiners in front of these two stacks run at every step: 2 noise and 2 context blocks
+    most = 0.08 if name in ("Lumina2Transformer2DModel", "ZImageTransformer2DModel") else 0.01
+    assert 0 < found.share < most
+    grid = REAL_SIZES[name].grid
+    assert found.tokens == grid[0] * grid[1] * grid[2]
+    # what the policy holds after three full steps is what the formula says
+    assert found.history == history_bytes(found.tokens, found.width)
+    if found.skip_latent is not None:
+        assert found.skip_latent < found.skip
+    assert (found.skip_latent is None) == (name in ("DiTTransformer2DModel", "PixArtTransformer2DModel"))
+
+
+def test_flux():
+    found = costs("FluxTransformer2DModel")
+    assert found.full == pytest.approx(74.4e12, rel=0.03)
+    assert found.share < 0.0005
+    # 3 anchors x 4096 tokens x 3072 channels x (2 + 4) bytes
+    assert found.history == 226_492_416 <= 0.25e9
+    # with residuals in bf16 0.151 GB, which is 0.141 GiB
+    assert found.history_bfloat16 == 150_994_944 <= 0.15 * 2**30
+    assert "0.226 GB per context" in str(found)
+
+
+def test_dit_against_its_paper():
+    """118.6 G multiply-adds."""
+    assert costs("DiTTransformer2DModel").full == pytest.approx(2 * 118.6e9, rel=0.01)
+
+
+@pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["Flux", "Lumina2"])
+def test_memory_formula_on_a_model_that_runs(name, residual):
+    tiny = make(name)
+    tiny.model.to(torch.bfloat16)
+    inputs = {
+        key: value.bfloat16() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for key, value in tiny.inputs.items()
+    }
+    with torch.no_grad(), tapstudy.tap(tiny.model, history_dtype=residual) as handle:
+        for step in range(5):
+            tiny.model(**inputs | {"timestep": inputs["timestep"] * (1 - step / 10)})
+    (context,) = handle.summary().contexts
+    width = {"Flux": 32, "Lumina2": 24}[name]
+    samples = 2
+    assert context.mask == "FFF.."
+    assert context.cache_bytes == samples * history_bytes(tiny.tokens, width, residual=residual)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_example_inputs_pass_the_check(name):
+    model = make(name).model
+    report = tapstudy.check(model, example_inputs(model))
+    assert report.ok, report
+
+
+def test_unknown_class():
+    with pytest.raises(ValueError, match="no real size for 'UNet2DConditionModel'; known are CogVideoX"):
+        real_size_costs("UNet2DConditionModel")
+    with pytest.raises(TypeError, match="no example inputs for Linear"):
+        example_inputs(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_page_lists_every_class(name):
+    (row,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    found: RealSizeCosts = costs(name)
+    assert found.label in row
+    assert f"{100 * found.share:.3f} %" in row
+    assert f"{found.history / 1e9:.3f}" in row
