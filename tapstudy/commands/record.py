@@ -66,7 +66,7 @@ def record(
             RecordedPolicy.oracle: lambda: OraclePolicy(config),
         }[policy]()
         # a policy without a probe has no proxy loss to store, and says so if it is asked for by name
-        usual = [name for name in DEFAULT_FIELDS if name != "proxy_loss" or policy is not RecordedPolicy.fixed]
+        usual = [name for name in DEFAULT_FIELDS if name != "proxy_loss" or policy is RecordedPolicy.tap]
         _record(
             out,
             model=model,
