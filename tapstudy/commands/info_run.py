@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 def describe_run(path: str | Path, *, verify: bool = False) -> str:
@@ -35,7 +36,7 @@ def describe_run(path: str | Path, *, verify: bool = False) -> str:
         "variables",
     ]
     for name in store.layout.fields:
-        array = store.group[name]
+        array: Any = store.group[name]
         size = sum(file.stat().st_size for file in (path / name).rglob("*") if file.is_file())
         lines.append(f"  {name:<16} {array.dtype!s:<8} {size / 2**20:9.3f} MiB  {array.attrs['long_name']}")
     lines.append("configuration")

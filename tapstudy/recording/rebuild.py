@@ -42,10 +42,10 @@ def recorder_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
 
 def rebuild_policy(description: dict[str, Any]) -> AnchoredPolicy:
     """Undo `record.describe` for the policies that come with the package and the family of their configuration."""
-    settings = {
+    settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in description["config"].items()
     }
-    config = TAPConfig.of({**settings, "history_dtype": getattr(torch, settings["history_dtype"])})
+    config = TAPConfig.of({**settings, "history_dtype": getattr(torch, str(settings["history_dtype"]))})
     match description["class"]:
         case "TAPPolicy":
             policy: AnchoredPolicy = TAPPolicy(config)

@@ -219,7 +219,8 @@ assert run["probe"].dims == ("sample", "context", "step", "depth", "token", "cha
 assert run["true_error"].dims == ("sample", "context", "step", "token", "predictor")
 assert run["image"].dims == ("sample", "y", "x", "band")
 assert run["seed"].values.tolist() == [5, 6, 7] and run["label"].values.tolist() == ["1", "2", "3"]
-assert run["row"].values.tolist() == [i // 4 for i in range(16)] and run["col"].values.tolist() == [i % 4 for i in range(16)]
+assert run["row"].values.tolist() == [i // 4 for i in range(16)]
+assert run["col"].values.tolist() == [i % 4 for i in range(16)]
 assert run["depth"].values.tolist() == [0, 2]
 assert run["timestep"][0] == 1000 and run["sigma"][0] == 1
 assert float(run["residual"].sel(context="uncond", step=3).isel(sample=2).sum()) == float(sys.argv[2])
