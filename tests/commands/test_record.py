@@ -19,13 +19,13 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-OPTIONS = "--labels 1,2 --seeds 3,4 --steps 8 --guidance 1.5 --interval 4 --warmup-steps 2 --batch-size 2".split()
+OPTIONS = "--labels 1,2 --seeds 3,4 --steps 8 --guidance 1.5 --interval 4 --warmup-steps 2 --batch-size 2"
 
 
 @pytest.mark.parametrize("policy", ["teacher-forced", "tap", "fixed", "oracle"])
 def test_record_and_resume(model, tmp_path, monkeypatch, policy):
     out = tmp_path / "run"
-    arguments = ["record", str(out), "--model", model, *OPTIONS]
+    arguments = ["record", str(out), "--model", model, *OPTIONS.split()]
     arguments += [] if policy == "teacher-forced" else ["--closed-loop", "--policy", policy]
     finish = SampleWriter.finish
 
@@ -53,7 +53,7 @@ def test_record_and_resume(model, tmp_path, monkeypatch, policy):
 def test_record_features(model, tmp_path):
     out = tmp_path / "run"
     options = ["--fields", "probe,residual", "--depths", "0,2", "--dtype", "float16"]
-    result = run(app, ["record", str(out), "--model", model, *OPTIONS, *options])
+    result = run(app, ["record", str(out), "--model", model, *OPTIONS.split(), *options])
     assert result.exit_code == 0, result.output
     recording = tapstudy.open_recording(out)
     assert recording["probe"].dtype == np.float16

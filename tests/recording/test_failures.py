@@ -163,7 +163,7 @@ def test_values_that_are_not_finite(tmp_path, value, dtype, hint):
 def test_too_little_room(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 100))
-    with pytest.raises(tapstudy.RecordingError, match="may need .* GB, but .* has 0.0 GB free"):
+    with pytest.raises(tapstudy.RecordingError, match=r"may need .* GB, but .* has 0.0 GB free"):
         record(tmp_path / "run")
     assert record(tmp_path / "run", force=True).sizes["sample"] == 2
 
@@ -178,7 +178,7 @@ def test_disk_full_at_the_second_sample(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(SampleWriter, "_flush", full)
-        with pytest.raises(tapstudy.RecordingError, match="No space left on device.*finished samples are kept"):
+        with pytest.raises(tapstudy.RecordingError, match=r"No space left on device.*finished samples are kept"):
             record(tmp_path / "run")
     assert tapstudy.open_recording(tmp_path / "run").load()["seed"].values.tolist() == [1]
     assert record(tmp_path / "run").sizes["sample"] == 2
@@ -193,7 +193,7 @@ def test_samples_of_another_length(tmp_path):
 
 def test_context_that_appears_late(tmp_path):
     pipe, call = FACTORIES["stable_diffusion_3_skip_layer_guidance"]()
-    with pytest.raises(tapstudy.RecordingError, match="context .* appeared after the recording was laid out"):
+    with pytest.raises(tapstudy.RecordingError, match=r"context .* appeared after the recording was laid out"):
         record(tmp_path / "run", calls=[{**call, "seed": 0}], pipe=pipe)
 
 

@@ -49,9 +49,8 @@ def test_killed_ten_times_and_resumed(processes, tmp_path):
         process.join()
         try:
             now = tapstudy.open_recording(path).load().sizes["sample"]
-        except tapstudy.RecordingError as error:
-            assert "no finished sample" in str(error) or "no readable recording" in str(error)
-            now = 0
+        except tapstudy.RecordingError:
+            now = 0  # nothing finished yet, or the next line fails
         assert now >= finished
         finished = now
     last = processes.Process(target=record_six, args=(path,))

@@ -30,7 +30,7 @@ def test_random_projection_is_linear_and_seeded():
 
 
 def test_principal_components_of_a_known_ellipse():
-    """Points at +-3 along (1, 1) / sqrt 2 and +-1 along (1, -1) / sqrt 2 around (10, 0), nothing in the third channel."""
+    """Points at +-3 along (1, 1) / sqrt 2 and +-1 along (1, -1) / sqrt 2 around (10, 0, 0)."""
     u, v = torch.tensor([1.0, 1, 0]) / 2**0.5, torch.tensor([1.0, -1, 0]) / 2**0.5
     centre = torch.tensor([10.0, 0, 0])
     features = torch.stack([centre + 3 * u, centre - 3 * u, centre + v, centre - v]).view(1, 4, 3)
