@@ -6,8 +6,9 @@ from tapstudy.instrument.handle import Handle, Summary, apply_policy, apply_tap,
 from tapstudy.models.embedded import load
 from tapstudy.policies.base import Policy, Prediction
 from tapstudy.policies.config import TAPConfig
+from tapstudy.recording.damage import RecordingError
 from tapstudy.recording.record import record
-from tapstudy.recording.store import RecordingError, open_recording
+from tapstudy.recording.store import open_recording
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,6 +7,7 @@ import typer
 from tapstudy.commands.bench import app as bench
 from tapstudy.commands.demo import demo
 from tapstudy.commands.info import info
+from tapstudy.commands.record import record
 from tapstudy.commands.sample import sample
 from tapstudy.commands.train import app as train
 
@@ -17,6 +18,7 @@ app = typer.Typer(
     help="Study and run TAP, the Token-Adaptive Predictor, on diffusion transformers.",
 )
 app.command("demo")(demo)
+app.command("record")(record)
 app.command("sample")(sample)
 app.command("info")(info)
 app.add_typer(bench, name="bench")

@@ -10,8 +10,10 @@ import typer
 
 @contextmanager
 def user_errors() -> Iterator[None]:
+    from tapstudy.recording.damage import RecordingError
+
     try:
         yield
-    except (TypeError, ValueError, FileNotFoundError, ConnectionError, ImportError) as error:
+    except (TypeError, ValueError, FileNotFoundError, ConnectionError, ImportError, RecordingError) as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(2) from error

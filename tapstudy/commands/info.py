@@ -1,4 +1,4 @@
-"""`tapstudy info`: what is known about a model or a transformer class, and whether TAP works on it."""
+"""`tapstudy info`: what is known about a model, a transformer class or a recording."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="embedded model, folder of a saved pipeline or transformer, or transformer class")
+        str,
+        typer.Argument(help="embedded model, saved pipeline or transformer, transformer class, or recording"),
     ],
+    verify: Annotated[bool, typer.Option("--verify", help="of a recording: check every chunk")] = False,
 ) -> None:
-    """What a model's adapter says, and whether TAP works on it; for a class, what TAP costs at real size."""
+    """What a model's adapter says, and whether TAP works on it; of a class, its costs; of a recording, its contents."""
     with user_errors():
+        from tapstudy.commands.info_run import describe_run
         from tapstudy.instrument.adapters import ADAPTERS
 
+        if (Path(model) / "zarr.json").is_file():
+            typer.echo(describe_run(model, verify=verify))
+            return
         if model in ADAPTERS:
             _about_class(model)
             return

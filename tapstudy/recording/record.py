@@ -21,9 +21,10 @@ from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.recording.damage import RecordingError
 from tapstudy.recording.recorder import Recorder, Reduce
-from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, check_fields
-from tapstudy.recording.store import RecordingError, open_recording
+from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields
+from tapstudy.recording.store import open_recording
 
 PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "zarr")
 
@@ -85,10 +86,11 @@ def record(
         raise ValueError("pass config (teacher-forced) or policy (closed-loop), not both")
     if policy is not None and "latent_residual" in wanted:
         raise ValueError("latent_residual is only recorded teacher-forced: leave out the policy or the field")
+    depths = tuple(dict.fromkeys(depths))
     judge = policy if policy is not None else TAPPolicy(config)
     if not isinstance(judge, AnchoredPolicy):
         raise TypeError(f"record needs a policy with anchors and a family (an AnchoredPolicy), got {judge!r}")
-    _check_scores(judge, wanted, teacher_forced=policy is None)
+    _check_judge(judge, wanted, depths, teacher_forced=policy is None)
     groups = [_samples_of(index, call) for index, call in enumerate(calls)]
     samples = sum(map(len, groups))
     if not samples:
@@ -98,10 +100,11 @@ def record(
         "mode": "closed-loop" if policy is not None else "teacher-forced",
         "policy": describe(judge),
         "calls": [dict(call) for call in calls],
-        "fields": list(wanted),
+        "fields": asked_fields(wanted),
         "depths": list(depths),
         "dtype": dtype,
         "reduce": {name: repr(function) for name, function in (reduce or {}).items()},
+        "transformer": transformer,
     }
     recorder = Recorder(
         Path(path),
@@ -109,7 +112,7 @@ def record(
         teacher_forced=policy is None,
         samples=samples,
         fields=wanted,
-        depths=tuple(depths),
+        depths=depths,
         dtype=dtype,
         reduce=dict(reduce or {}),
         coords={
@@ -118,7 +121,11 @@ def record(
                 [seed for group in groups for seed, _ in group],
                 {"long_name": "seed of the noise", "units": "1"},
             ),
-            "label": ("sample", [label for group in groups for _, label in group], {"long_name": "label or prompt"}),
+            "label": (
+                "sample",
+                [label for group in groups for _, label in group],
+                {"long_name": "label or prompt", "units": "1"},
+            ),
         },
         attrs={
             "title": "token trajectories of a diffusion transformer",
@@ -128,10 +135,11 @@ def record(
         },
         scheduler=lambda: getattr(pipe, "scheduler", None),
         force=force,
+        say=tqdm.write if progress else lambda _: None,
     )
     observer = policy or FullPolicy(residual=judge.residual_site, probe_depth=judge.probe_depth, needs_probe=True)
     try:
-        recorder.open_existing()
+        recorder.open()
         with (
             apply_policy(pipe, observer, shadow=policy is not None) as handle,
             tqdm(total=samples, desc="record", unit="sample", disable=not progress) as bar,
@@ -159,8 +167,8 @@ def record(
 def describe(policy: AnchoredPolicy) -> dict[str, Any]:
     """Class and settings of a policy, as JSON could hold them."""
     settings = {name: getattr(policy, name) for name in ("seed", "distance") if hasattr(policy, name)}
-    fields = {name: _plain(value) for name, value in asdict(policy.config).items()}
-    return {"class": type(policy).__name__, "family": repr(policy.family), **settings, **fields}
+    config = {name: _plain(value) for name, value in asdict(policy.config).items()}
+    return {"class": type(policy).__name__, "family": repr(policy.family), "settings": settings, "config": config}
 
 
 def _plain(value: Any) -> Any:
@@ -176,9 +184,19 @@ def _to_json(configuration: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _check_scores(judge: AnchoredPolicy, fields: tuple[str, ...], *, teacher_forced: bool) -> None:
-    if not teacher_forced and "proxy_loss" in fields and not judge.needs_probe:
-        raise ValueError(f"{type(judge).__name__} computes no proxy loss: leave proxy_loss out of the fields")
+def _check_judge(
+    judge: AnchoredPolicy, fields: tuple[str, ...], depths: tuple[int, ...], *, teacher_forced: bool
+) -> None:
+    """Whether the policy can tell what is asked for."""
+    name = type(judge).__name__
+    if judge.residual_site == "latent" and "latent_residual" in fields:
+        raise ValueError("with residual='latent' the field residual is the latent one: leave latent_residual out")
+    if teacher_forced or judge.needs_probe:
+        return
+    if "proxy_loss" in fields:
+        raise ValueError(f"{name} computes no proxy loss: leave proxy_loss out of the fields")
+    if "probe" in fields and judge.probe_depth in depths:
+        raise ValueError(f"{name} takes no probe of block {judge.probe_depth}: leave probe out, or that depth")
 
 
 def _samples_of(index: int, call: Mapping[str, Any]) -> list[tuple[int, str]]:

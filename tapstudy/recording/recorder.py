@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from tapstudy.core.scoring import predictor_losses
 from tapstudy.instrument.call import StepEvent
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import RunInfo
+from tapstudy.recording.claim import ROOT, claim, clear
+from tapstudy.recording.damage import RecordingError, find_damage
 from tapstudy.recording.schema import FEATURES, VARIABLES, Layout
-from tapstudy.recording.store import Coords, RecordingError, SampleWriter, Store
+from tapstudy.recording.scores import score_step
+from tapstudy.recording.store import Coords, SampleWriter, Store, read_attributes
 
 Reduce = Callable[[Tensor], Tensor]
 Array = NDArray[Any]
@@ -39,6 +41,7 @@ class Recorder:
         fields: of `schema.VARIABLES`.
         depths: of the stored probe.
         coords, attrs: of the dataset.
+        say: shows a line to the user.
     """
 
     def __init__(
@@ -56,10 +59,12 @@ class Recorder:
         attrs: dict[str, Any],
         scheduler: Callable[[], Any],
         force: bool,
+        say: Callable[[str], None],
     ) -> None:
         self.path, self.judge, self.teacher_forced = path, judge, teacher_forced
         self.samples, self.fields, self.depths, self.dtype, self.reduce = samples, fields, depths, dtype, reduce
         self.coords, self.attrs, self.scheduler, self.force = coords, attrs, scheduler, force
+        self.say = say
         self.store: Store | None = None
         self._writers: list[SampleWriter] = []
         self._waiting: list[tuple[str, dict[str, Array]]] = []
@@ -67,41 +72,50 @@ class Recorder:
         self._judges: dict[str, AnchoredPolicy] = {}
         self._batch: list[int] = []
         self._grid = (1, 1, 1)
+        self._held: int | None = None
 
     # The store
 
-    def open_existing(self) -> None:
-        """Go on with a recording of the same configuration at `path`; start anew if it has no finished sample.
+    def open(self) -> None:
+        """Take hold of `path`, and go on with the recording there, if any.
 
-        Raises RecordingError if the configuration differs.
+        Raises RecordingError if it was made with another configuration.
         """
-        if not Store.exists(self.path):
+        self._held = claim(self.path)
+        if not (self.path / ROOT).is_file():
             return
-        store = Store.resume(self.path)
-        held = json.loads(str(store.group.attrs["configuration"]))
+        held = json.loads(read_attributes(self.path)["configuration"])
         asked = json.loads(self.attrs["configuration"])
         differing = sorted(key for key in held.keys() | asked.keys() if held.get(key) != asked.get(key))
         if differing:
-            store.close()
             detail = "; ".join(
                 f"{key}: {_short(held.get(key))} there, {_short(asked.get(key))} asked" for key in differing
             )
             raise RecordingError(
                 f"{self.path} holds a recording of another configuration ({detail}); choose another path"
             )
-        if store.finished.any():
-            self.store = store
-            self._contexts = {name: index for index, name in enumerate(store.names("context"))}
-        else:
-            store.close()
-            shutil.rmtree(self.path)
+        store = Store.resume(self.path)
+        if store is None or not store.finished.any():
+            clear(self.path)
+            return
+        damage = find_damage(self.path, np.flatnonzero(store.finished), checksums=True)
+        for found in damage:
+            if found.sample is None:
+                raise RecordingError(f"{self.path} is damaged beyond mending: {found}; choose another path")
+            store.finish(found.sample, finished=False)
+        if damage:
+            self.say(f"{self.path} is damaged ({damage[0]}); {len({d.sample for d in damage})} samples are made again")
+        self.store = store
+        contexts = store.values("context")
+        self._contexts = {} if contexts is None else {str(name): index for index, name in enumerate(contexts)}
 
     def is_done(self, samples: Sequence[int]) -> bool:
         return self.store is not None and bool(self.store.finished[list(samples)].all())
 
     def close(self) -> None:
-        if self.store is not None:
-            self.store.close()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def size_text(self) -> str:
         if self.store is None:
@@ -120,10 +134,15 @@ class Recorder:
         """The pipeline is through: images (batch, y, x, band) or videos (batch, frame, y, x, band)."""
         self._lay_out_if_needed()
         assert self.store is not None
-        if "image" in self.fields and images is not None:
-            name = "image" if images.ndim == 4 else "video"
+        if "image" in self.fields:
+            if images is None:
+                raise ValueError(
+                    "the pipeline returned no images to store: leave image out of the fields, or output_type out of "
+                    "the calls"
+                )
             if len(images) != len(self._batch):
                 raise ValueError(f"the call made {len(images)} images, but was counted as {len(self._batch)} samples")
+            name = "image" if images.ndim == 4 else "video"
             self.store.add(name, dict(zip(VARIABLES[name].dims, images.shape[1:], strict=True)))
             for writer, image in zip(self._writers, images, strict=True):
                 writer.put_whole(name, image)
@@ -134,21 +153,40 @@ class Recorder:
     # One step
 
     def __call__(self, event: StepEvent) -> None:
+        if event.residual is None:
+            raise RecordingError(f"step {event.step} of context {event.context!r} showed no residual to record")
+        names = self._branches(event, len(event.residual))
+        for name in names:
+            if name not in self._contexts and self.store is not None:
+                raise RecordingError(
+                    f"context {name!r} appeared after the recording was laid out for {list(self._contexts)}; record "
+                    "with arguments that keep one guidance from the first step to the last"
+                )
+            self._contexts.setdefault(name, len(self._contexts))
+        if event.step > 0:
+            self._lay_out_if_needed()
+        elif self.store is not None:
+            self._check_timesteps(self.store)
         values = self._step_values(event)
-        for name, part in self._by_context(event, values):
-            if name not in self._contexts:
-                if self.store is not None:
-                    raise RecordingError(
-                        f"context {name!r} appeared at step {event.step}, after the recording was laid out for "
-                        f"{list(self._contexts)}"
-                    )
-                self._contexts[name] = len(self._contexts)
-            if self.store is None and event.step > 0:
-                self._lay_out_if_needed()
+        count = len(self._batch)
+        for i, name in enumerate(names):
+            part = {key: value[i * count : (i + 1) * count] for key, value in values.items()}
             if self.store is None:
                 self._waiting.append((name, part))
             else:
                 self._put(name, event.step, part)
+
+    def _branches(self, event: StepEvent, batch: int) -> list[str]:
+        """The contexts that a batch holds, one after the other."""
+        if batch % len(self._batch):
+            raise ValueError(
+                f"the transformer got a batch of {batch} for {len(self._batch)} samples: cannot tell whose row is whose"
+            )
+        count = batch // len(self._batch)
+        names = [event.context] if count == 1 else list(event.branches)
+        if len(names) != count:
+            raise ValueError(f"the transformer got {count} rows per sample, but its branches are {names}")
+        return names
 
     def _step_values(self, event: StepEvent) -> dict[str, Array]:
         """Everything asked for at this step, batch first."""
@@ -162,9 +200,8 @@ class Recorder:
             values |= self._scores(event, policy, batch)
         features: dict[str, Tensor | None] = {"residual": event.residual, "latent_residual": event.latent_residual}
         if "probe" in self.fields:
-            features["probe"] = torch.stack(
-                [self._reduced("probe", event.probes[depth]) for depth in self.depths], dim=1
-            )
+            parts = [self._reduced("probe", event.probes[depth]) for depth in self.depths]
+            features["probe"] = torch.stack(parts, dim=1)  # (B, depth, N, D)
         for name in FEATURES:
             tensor = features.get(name)
             if name in self.fields and tensor is not None:
@@ -184,41 +221,20 @@ class Recorder:
 
     def _scores(self, event: StepEvent, policy: AnchoredPolicy, batch: int) -> dict[str, Array]:
         assert event.residual is not None
-        found = policy.candidates(event.step)
         prediction = policy.predict(event.step, event.probe) if self.teacher_forced else event.prediction
         assert prediction is not None
-        distinct = np.isin(np.arange(len(policy.labels)), found.first.numpy())
-        values: dict[str, Array] = {
-            "distance": np.full(batch, event.step - policy.anchors.steps[0]),
-            "is_distinct": np.broadcast_to(distinct, (batch, len(distinct))),
+        scores = score_step(policy, event.step, prediction, event.residual)
+        tensors = {
+            "distance": torch.full((batch,), scores.distance),
+            "is_distinct": scores.distinct.expand(batch, -1),
+            "choice": scores.choice,
+            "proxy_loss": scores.proxy_loss,
+            "true_error": scores.true_error,
         }
-        if prediction.choice is not None:
-            values["choice"] = _numpy(prediction.choice)
-        if prediction.proxy_loss is not None:
-            values["proxy_loss"] = _numpy(prediction.proxy_loss)
-        if "true_error" in self.fields:
-            errors = predictor_losses(policy.anchors.residuals, event.residual, found.weights, distance="l2")
-            values["true_error"] = _numpy(errors[..., found.inverse.to(errors.device)])
-        return {name: value for name, value in values.items() if name in self.fields}
+        return {name: _numpy(tensor) for name, tensor in tensors.items() if name in self.fields and tensor is not None}
 
     def _reduced(self, name: str, tensor: Tensor) -> Tensor:
         return self.reduce[name](tensor) if name in self.reduce else tensor
-
-    def _by_context(self, event: StepEvent, values: dict[str, Array]) -> list[tuple[str, dict[str, Array]]]:
-        """Cut a batch of several guidance branches apart."""
-        batch, samples = len(values["is_full"]), len(self._batch)
-        if batch % samples:
-            raise ValueError(
-                f"the transformer got a batch of {batch} for {samples} samples: cannot tell whose row is whose"
-            )
-        count = batch // samples
-        names = [event.context] if count == 1 else list(event.branches)
-        if len(names) != count:
-            raise ValueError(f"the transformer got {count} rows per sample, but its branches are {names}")
-        return [
-            (name, {key: value[i * samples : (i + 1) * samples] for key, value in values.items()})
-            for i, name in enumerate(names)
-        ]
 
     def _put(self, context: str, step: int, part: dict[str, Array]) -> None:
         for row, writer in enumerate(self._writers):
@@ -228,9 +244,26 @@ class Recorder:
 
     # Laying out
 
+    def _along_steps(self, attribute: str) -> Array | None:
+        """Timesteps or sigmas of the run, from where it begins: image-to-image runs begin in the middle."""
+        scheduler = self.scheduler()
+        timesteps, values = getattr(scheduler, "timesteps", None), getattr(scheduler, attribute, None)
+        if not isinstance(timesteps, Tensor) or not isinstance(values, Tensor) or len(values) < len(timesteps):
+            return None
+        begin = getattr(scheduler, "begin_index", None) or 0
+        return values[begin : len(timesteps)].double().cpu().numpy()
+
     def _num_steps(self) -> int | None:
-        timesteps = getattr(self.scheduler(), "timesteps", None)
-        return len(timesteps) if isinstance(timesteps, Tensor) else None
+        timesteps = self._along_steps("timesteps")
+        return None if timesteps is None else len(timesteps)
+
+    def _check_timesteps(self, store: Store) -> None:
+        held, ours = store.values("timestep"), self._along_steps("timesteps")
+        if held is not None and ours is not None and not np.array_equal(held, ours):
+            raise RecordingError(
+                f"sample {self._batch[0]} is sampled at {len(ours)} other timesteps than the samples before it (there "
+                f"were {len(held)}); all calls of a recording must agree in steps, scheduler and size"
+            )
 
     def _lay_out_if_needed(self) -> None:
         if self.store is not None:
@@ -239,7 +272,9 @@ class Recorder:
             raise RecordingError("the pipeline made no step of the transformer: nothing to record")
         policy = next(iter(self._judges.values()), self.judge)
         first = {name: values for _, part in self._waiting for name, values in part.items()}
-        num_steps = self._num_steps() or 1
+        num_steps = self._num_steps()
+        if num_steps is None:
+            raise RecordingError("the pipeline's scheduler does not tell its timesteps: cannot lay out the recording")
         sizes = {
             "sample": self.samples,
             "context": len(self._contexts),
@@ -265,7 +300,7 @@ class Recorder:
         needed = layout.sample_bytes() * self.samples
         folder = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
         free = shutil.disk_usage(folder).free
-        tqdm.write(
+        self.say(
             f"recording {self.samples} samples: at most {needed / 1e9:.3f} GB before compression, "
             f"{free / 1e9:.1f} GB free"
         )
@@ -276,7 +311,6 @@ class Recorder:
             )
 
     def _all_coords(self, policy: AnchoredPolicy, num_steps: int) -> Coords:
-        scheduler = self.scheduler()
         frames, rows, columns = self._grid
         token = np.arange(frames * rows * columns)
         coords: dict[str, tuple[str, Any, dict[str, str]]] = {
@@ -304,9 +338,9 @@ class Recorder:
             ("timestep", "timesteps", "timestep given to the model"),
             ("sigma", "sigmas", "noise level"),
         ):
-            values = getattr(scheduler, attribute, None)
-            if isinstance(values, Tensor) and len(values) >= num_steps:
-                coords[name] = ("step", values[:num_steps].double().cpu().numpy(), {"long_name": text, "units": "1"})
+            values = self._along_steps(attribute)
+            if values is not None:
+                coords[name] = ("step", values, {"long_name": text, "units": "1"})
         return coords
 
 

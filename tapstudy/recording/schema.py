@@ -40,7 +40,7 @@ VARIABLES: dict[str, Variable] = {
     "proxy_loss": Variable((*STEP, "token", "predictor"), "feature", "distance of predicted and actual probe"),
     "true_error": Variable((*STEP, "token", "predictor"), "feature", "relative error of the predicted residual"),
     "probe": Variable((*STEP, "depth", "token", "channel"), "feature", "modulated input of a block"),
-    "residual": Variable((*STEP, "token", "channel"), "feature", "input of the tail minus input of the first block"),
+    "residual": Variable((*STEP, "token", "channel"), "feature", "what the blocks add, or the model if so configured"),
     "latent_residual": Variable((*STEP, "token", "latent_channel"), "feature", "model output minus model input"),
     "image": Variable(("y", "x", "band"), "float32", "final image"),
     "video": Variable(("time", "y", "x", "band"), "float32", "final video"),
@@ -78,6 +78,11 @@ class Layout:
     def sample_bytes(self) -> int:
         """Of one sample, before compression."""
         return sum(int(np.prod(self.shape(name))) * self.dtype(name).itemsize for name in self.fields)
+
+
+def asked_fields(fields: tuple[str, ...]) -> list[str]:
+    """Those of the fields that a user names, without what comes by itself."""
+    return [name for name in fields if name not in (*ALWAYS, "is_distinct", "video")]
 
 
 def check_fields(fields: tuple[str, ...]) -> tuple[str, ...]:

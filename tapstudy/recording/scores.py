@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from tapstudy.core.scoring import predictor_losses
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import apply_policy
-from tapstudy.policies.base import RunInfo
+from tapstudy.policies.anchored import AnchoredPolicy
+from tapstudy.policies.base import Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.tap import TAPPolicy
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """Every member of a family at one skip step.
+
+    Attributes:
+        distance: steps since the last anchor.
+        distinct: whether no earlier member is identical at this distance, (predictor,).
+        choice: (batch, token), int16, or None.
+        proxy_loss: (batch, token, predictor), or None.
+        true_error: |prediction - truth| / |truth| of the residual, (batch, token, predictor).
+    """
+
+    distance: int
+    distinct: Tensor
+    choice: Tensor | None
+    proxy_loss: Tensor | None
+    true_error: Tensor
+
+
+def score_step(policy: AnchoredPolicy, step: int, prediction: Prediction, truth: Tensor) -> StepScores:
+    """What `policy` predicts at a skip step beside the true residual (batch, token, channel)."""
+    found = policy.candidates(step)
+    errors = predictor_losses(policy.anchors.residuals, truth, found.weights, distance="l2")  # (B, N, distinct)
+    return StepScores(
+        step - policy.anchors.steps[0],
+        torch.isin(torch.arange(len(policy.labels)), found.first),
+        None if prediction.choice is None else prediction.choice.to(torch.int16),
+        prediction.proxy_loss,
+        errors[..., found.inverse.to(errors.device)],  # (B, N, P)
+    )
 
 
 class TeacherForcedScores:
@@ -43,16 +78,15 @@ class TeacherForcedScores:
             policy.observe(event.step, event.probe, event.residual)
             return
         prediction = policy.predict(event.step, event.probe)
-        found = policy.candidates(event.step)
-        errors = predictor_losses(policy.anchors.residuals, event.residual, found.weights, distance="l2")
-        assert prediction.proxy_loss is not None
-        assert prediction.choice is not None
+        scores = score_step(policy, event.step, prediction, event.residual)
+        assert scores.proxy_loss is not None
+        assert scores.choice is not None
         self.steps.append(event.step)
-        self.distances.append(event.step - policy.anchors.steps[0])
-        self.distinct.append(np.isin(np.arange(len(policy.labels)), found.first.numpy()))
-        self.proxy_loss.append(prediction.proxy_loss.float().cpu().numpy())
-        self.true_error.append(errors[..., found.inverse].float().cpu().numpy())
-        self.choice.append(prediction.choice.to(torch.int16).cpu().numpy())
+        self.distances.append(scores.distance)
+        self.distinct.append(scores.distinct.numpy())
+        self.proxy_loss.append(scores.proxy_loss.float().cpu().numpy())
+        self.true_error.append(scores.true_error.float().cpu().numpy())
+        self.choice.append(scores.choice.cpu().numpy())
 
     def dataset(self, branches: tuple[str, ...] = ("cond", "uncond")) -> xr.Dataset:
         """Dims sample, context, step, token, predictor; a batch of several branches is cut into contexts."""

@@ -6,10 +6,8 @@ which happens last. So a killed recording keeps every finished sample, and damag
 
 from __future__ import annotations
 
-import fcntl
-import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,86 +18,63 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from tapstudy.recording.damage import CheckedStore, RecordingError, find_damage
 from tapstudy.recording.schema import SCHEMA_VERSION, VARIABLES, Layout
 
 # name -> dimension, values, attributes
 Coords = Mapping[str, tuple[str, Any, dict[str, str]]]
 
 CHUNK_BYTES = 8 << 20
-LOCK = ".lock"
-
-
-class RecordingError(RuntimeError):
-    """A recording that cannot be read, or cannot be gone on with."""
 
 
 class Store:
-    """One recording, open for writing by this process alone."""
+    """One recording, open for writing. The folder must be held (`claim`)."""
 
-    def __init__(self, path: Path, group: zarr.Group, layout: Layout, lock: int) -> None:
-        self.path, self.group, self.layout, self._held = path, group, layout, lock
-
-    @staticmethod
-    def exists(path: str | Path) -> bool:
-        return (Path(path) / "zarr.json").is_file()
+    def __init__(self, path: Path, group: zarr.Group, layout: Layout) -> None:
+        self.path, self.group, self.layout = path, group, layout
 
     @classmethod
-    def create(cls, path: str | Path, layout: Layout, *, coords: Coords, attrs: dict[str, Any]) -> Store:
-        """Lay out an empty recording.
+    def create(cls, path: Path, layout: Layout, *, coords: Coords, attrs: dict[str, Any]) -> Store:
+        """Lay out an empty recording in an empty folder.
 
         Args:
             coords: name -> (dimension, values, attributes).
             attrs: of the dataset; `configuration` must be there, as one JSON string.
-
-        Raises:
-            RecordingError: something is at `path` already, or the folder cannot be written.
         """
-        path = Path(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(entry.name != LOCK for entry in path.iterdir()):
-                raise RecordingError(f"{path} already holds something else: choose another path")
-            lock = _lock(path)
-            group = zarr.create_group(path, zarr_format=3, attributes={"schema_version": SCHEMA_VERSION, **attrs})
-        except OSError as error:
-            raise RecordingError(f"cannot write a recording at {path}: {error}") from error
-        store = cls(path, group, layout, lock)
+        group = zarr.create_group(path, zarr_format=3, attributes={"schema_version": SCHEMA_VERSION, **attrs})
+        store = cls(path, group, layout)
         for name in layout.fields:
             _create_variable(group, name, layout)
         finished = group.create_array(
-            "finished", shape=(layout.sizes["sample"],), chunks=(1,), dtype="int8", fill_value=0,
+            "finished", shape=(layout.sizes["sample"],), chunks=(1,), dtype="int8", fill_value=0, compressors=_codecs(),
             dimension_names=("sample",), config={"write_empty_chunks": True},
         )  # fmt: skip
         finished.attrs.update(long_name="this sample is complete", units="1")
         for name, (dim, values, attributes) in coords.items():
             array = group.create_array(name, data=_storable(values), dimension_names=(dim,), compressors=_codecs())
-            array.attrs.update(attributes)
+            array.attrs.update({"units": "1", **attributes})
         group.attrs["coordinates"] = " ".join(coords)
-        store._consolidate()
+        store._consolidate()  # comes last: without it the store counts as not laid out
         return store
 
     @classmethod
-    def resume(cls, path: str | Path) -> Store:
-        """Open an existing recording to go on with it.
+    def resume(cls, path: Path) -> Store | None:
+        """Open an existing recording to go on with it; None if it was cut short before it was laid out.
 
-        Raises RecordingError: another process is at it, it is of a newer schema, or it cannot be read.
+        Raises RecordingError if it cannot be read.
         """
-        path = Path(path)
-        lock = _lock(path)
         try:
             group = zarr.open_group(path, mode="r+", use_consolidated=False)
-            check_version(path, group.attrs)
-            layout = _read_layout(group)
+            if zarr.open_group(path, mode="r").metadata.consolidated_metadata is None:
+                return None
+            store = cls(path, group, _read_layout(group))
+            _ = store.finished
         except (OSError, ValueError, KeyError) as error:
-            os.close(lock)
             raise RecordingError(f"{path} cannot be gone on with ({type(error).__name__}: {error})") from error
-        except RecordingError:
-            os.close(lock)
-            raise
-        return cls(path, group, layout, lock)
+        return store
 
-    def names(self, coordinate: str) -> list[str]:
-        return [str(name) for name in self._array(coordinate)[:]]
+    def values(self, coordinate: str) -> NDArray[Any] | None:
+        return np.asarray(self._array(coordinate)[:]) if coordinate in self.group else None
 
     def add(self, name: str, sizes: Mapping[str, int]) -> None:
         """Lay out one more variable, unless it is there."""
@@ -126,11 +101,8 @@ class Store:
     def begin(self, sample: int) -> SampleWriter:
         return SampleWriter(self, sample)
 
-    def finish(self, sample: int) -> None:
-        self._array("finished")[sample] = 1
-
-    def close(self) -> None:
-        os.close(self._held)
+    def finish(self, sample: int, *, finished: bool = True) -> None:
+        self._array("finished")[sample] = int(finished)
 
 
 class SampleWriter:
@@ -139,47 +111,84 @@ class SampleWriter:
     def __init__(self, store: Store, sample: int) -> None:
         self.store, self.sample = store, sample
         self._waiting: dict[tuple[str, int, int], NDArray[Any]] = {}
+        self._written: set[tuple[str, int, int]] = set()
 
     def put(self, name: str, context: int, step: int, values: NDArray[Any]) -> None:
         """One step of one context. Steps of a context must come in order.
 
         Raises:
-            RecordingError: not finite.
+            RecordingError: not finite, or not of the size that was laid out.
         """
         layout = self.store.layout
-        if not np.isfinite(values).all():
-            bad = int((~np.isfinite(values)).sum())
+        if step >= layout.sizes["step"]:
             raise RecordingError(
-                f"sample {self.sample}, step {step}, context {context}: {bad} of {values.size} values of {name} are "
-                "not finite; finished samples are kept. Look at the model's dtype and inputs"
+                f"sample {self.sample} goes on after {layout.sizes['step']} steps, the number that the scheduler told"
             )
+        stored = self._checked(name, values, layout.shape(name)[2:], f"step {step}, context {context}")
         length = step_chunk(name, layout)
         chunk, offset = divmod(step, length)
         key = (name, context, chunk)
         if key not in self._waiting:
             for waiting in [k for k in self._waiting if k[:2] == (name, context)]:
                 self._flush(waiting)
-            count = min(length, layout.sizes["step"] - chunk * length)
-            fill = VARIABLES[name].fill
-            self._waiting[key] = np.full((count, *layout.shape(name)[2:]), fill, dtype=layout.dtype(name))
-        self._waiting[key][offset] = values
+            self._waiting[key] = self._empty(key)
+        self._waiting[key][offset] = stored
 
     def put_whole(self, name: str, values: NDArray[Any]) -> None:
         """A variable without steps."""
-        if not np.isfinite(values).all():
-            raise RecordingError(f"sample {self.sample}: {name} is not finite; finished samples are kept")
-        self.store._array(name)[self.sample] = values.astype(self.store.layout.dtype(name))
+        stored = self._checked(name, values, self.store.layout.shape(name), "the end")
+        self.store._array(name)[self.sample] = stored
 
     def finish(self) -> None:
         for key in list(self._waiting):
             self._flush(key)
+        # what no step told (no skip step, a context that ends early) is written as missing: every chunk must be there
+        layout = self.store.layout
+        for name in layout.fields:
+            if "step" in VARIABLES[name].dims:
+                count = -(-layout.sizes["step"] // step_chunk(name, layout))
+                for context, chunk in np.ndindex(layout.sizes["context"], count):
+                    if (name, context, chunk) not in self._written:
+                        self._waiting[name, context, chunk] = self._empty((name, context, chunk))
+                        self._flush((name, context, chunk))
         self.store.finish(self.sample)
+
+    def _checked(self, name: str, values: NDArray[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
+        """The values as they go to disk."""
+        where = f"sample {self.sample}, {where}"
+        if values.shape != shape:
+            raise RecordingError(
+                f"{where}: {name} has shape {values.shape}, but the recording was laid out for {shape}; all samples of "
+                "a recording must have one size"
+            )
+        dtype = self.store.layout.dtype(name)
+        with np.errstate(over="ignore"):
+            stored = values.astype(dtype)
+        if not np.isfinite(stored).all():
+            bad = int((~np.isfinite(stored)).sum())
+            hint = (
+                f"too large for {dtype}: record with dtype='float32'"
+                if np.isfinite(values).all()
+                else "look at the model's dtype and inputs"
+            )
+            raise RecordingError(
+                f"{where}: {bad} of {values.size} values of {name} are not finite ({hint}); finished samples are kept"
+            )
+        return stored
+
+    def _empty(self, key: tuple[str, int, int]) -> NDArray[Any]:
+        name, _, chunk = key
+        layout = self.store.layout
+        length = step_chunk(name, layout)
+        count = min(length, layout.sizes["step"] - chunk * length)
+        return np.full((count, *layout.shape(name)[2:]), VARIABLES[name].fill, dtype=layout.dtype(name))
 
     def _flush(self, key: tuple[str, int, int]) -> None:
         name, context, chunk = key
         values = self._waiting.pop(key)
         start = chunk * step_chunk(name, self.store.layout)
         self.store._array(name)[self.sample, context, start : start + len(values)] = values
+        self._written.add(key)
 
 
 def step_chunk(name: str, layout: Layout) -> int:
@@ -189,27 +198,42 @@ def step_chunk(name: str, layout: Layout) -> int:
 
 
 def open_recording(path: str | Path, *, verify: bool = True) -> xr.Dataset:
-    """A recording as a lazy dataset, finished samples only.
+    """A recording as a lazy dataset, finished samples only. Checksums are verified as the data is read.
 
     Args:
-        verify: also look that every chunk of the finished samples is there (checksums are verified as data is read).
+        verify: also look that every chunk of the finished samples is there.
 
     Raises:
-        RecordingError: no recording, of a newer schema, damaged, or without one finished sample.
+        RecordingError: no recording, of a newer schema, damaged, or without one finished sample. Later, when damaged
+            data is read, it names the file.
     """
     path = Path(path)
     try:
-        dataset = xr.open_zarr(path)
+        dataset = xr.open_zarr(CheckedStore(path, read_only=True))
+    except RecordingError:
+        raise
     except Exception as error:  # zarr and xarray raise many classes for what is not a store
         raise RecordingError(f"no readable recording at {path} ({type(error).__name__}: {error})") from error
     check_version(path, dataset.attrs)
-    dataset = dataset.set_coords([name for name in dataset.attrs.get("coordinates", "").split() if name in dataset])
-    finished = dataset["finished"].values.astype(bool)
-    if not finished.any():
+    if "finished" not in dataset:
+        raise RecordingError(f"{path} was cut short before its first sample: record again")
+    finished = np.flatnonzero(dataset["finished"].values)
+    if not len(finished):
         raise RecordingError(f"{path} has no finished sample yet: resume the recording")
-    if verify:
-        _check_chunks(path, np.flatnonzero(finished))
-    return dataset.isel(sample=np.flatnonzero(finished)).drop_vars("finished")
+    found = find_damage(path, finished, checksums=False) if verify else []
+    if found:
+        raise RecordingError(f"{path} is damaged: {found[0]}; record again with the same arguments to mend it")
+    return dataset.isel(sample=finished).drop_vars("finished")
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Of the dataset; raises RecordingError for what is no recording, or one of a newer schema."""
+    try:
+        attrs = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
+    except Exception as error:  # zarr raises many classes for what is not a store
+        raise RecordingError(f"no readable recording at {path} ({type(error).__name__}: {error})") from error
+    check_version(path, attrs)
+    return attrs
 
 
 def check_version(path: Path, attrs: Mapping[str, Any]) -> None:
@@ -220,23 +244,6 @@ def check_version(path: Path, attrs: Mapping[str, Any]) -> None:
         raise RecordingError(
             f"{path} has schema version {version}, this tapstudy reads up to {SCHEMA_VERSION}: update tapstudy"
         )
-
-
-def _check_chunks(path: Path, samples: Sequence[int] | NDArray[np.intp]) -> None:
-    group = zarr.open_group(path, mode="r", use_consolidated=False)
-    for name in VARIABLES:
-        if name not in group:
-            continue
-        array: Any = group[name]
-        counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
-        for sample in samples:
-            for rest in np.ndindex(*counts[1:]):
-                chunk = path / name / "c" / "/".join(map(str, (int(sample), *rest)))
-                if not chunk.is_file():
-                    raise RecordingError(
-                        f"{path} is damaged: {chunk.relative_to(path)} of finished sample {sample} is missing; record "
-                        "it again"
-                    )
 
 
 def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
@@ -263,20 +270,6 @@ def _codecs() -> list[Any]:
 def _storable(values: Any) -> NDArray[Any]:
     array = np.asarray(values)
     return array.astype(np.dtypes.StringDType()) if array.dtype.kind in "UO" else array
-
-
-def _lock(path: Path) -> int:
-    """Hold the recording for this process; the system lets go when the process ends, however it ends."""
-    try:
-        handle = os.open(path / LOCK, os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise RecordingError(f"cannot write a recording at {path}: {error}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise RecordingError(f"another process is recording into {path}: wait for it, or choose another path") from None
-    return handle
 
 
 def _read_layout(group: zarr.Group) -> Layout:

@@ -1,0 +1,124 @@
+"""`tapstudy record`: token trajectories of the embedded models, as a Zarr folder."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tapstudy.commands.errors import user_errors
+from tapstudy.commands.sample import _numbers
+
+
+class RecordedPolicy(StrEnum):
+    tap = "tap"
+    fixed = "fixed"
+    oracle = "oracle"
+
+
+def record(
+    out: Annotated[Path | None, typer.Argument(help="folder of the recording")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this recording; nothing else is needed")] = None,
+    bundled: Annotated[bool, typer.Option(help="make the small recordings that come with the package in OUT")] = False,
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    seeds: Annotated[str, typer.Option(help="seeds separated by commas; every label is sampled with each")] = "0",
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    fields: Annotated[str, typer.Option(help="what to store; all scores and the image by default")] = "",
+    interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
+    warmup_steps: Annotated[int, typer.Option(help="w: full steps at the start")] = 3,
+    depths: Annotated[str, typer.Option(help="blocks whose modulated input is the field probe")] = "0",
+    dtype: Annotated[str, typer.Option(help="of scores and features: float32 or float16")] = "float32",
+    closed_loop: Annotated[bool, typer.Option(help="along the accelerated trajectory, not the exact one")] = False,
+    policy: Annotated[RecordedPolicy, typer.Option(help="who predicts, closed-loop")] = RecordedPolicy.tap,
+    fixed_order: Annotated[int, typer.Option(help="order of --policy fixed")] = 1,
+    fixed_shift: Annotated[float, typer.Option(help="shift of --policy fixed")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="samples at a time")] = 10,
+    force: Annotated[bool, typer.Option(help="write even if the disk might not hold it")] = False,
+) -> None:
+    """Record what every token does; the same command, or --resume, goes on with what was cut short."""
+    with user_errors():
+        from tapstudy import TAPConfig
+        from tapstudy.policies.fixed import FixedPolicy
+        from tapstudy.policies.oracle import OraclePolicy
+        from tapstudy.policies.tap import TAPPolicy
+        from tapstudy.recording.rebuild import read_configuration, recorder_arguments
+        from tapstudy.recording.schema import DEFAULT_FIELDS
+
+        if (out is None) == (resume is None):
+            raise ValueError("say where to record: `tapstudy record OUT`, or `tapstudy record --resume DIR`")
+        if resume is not None:
+            _record(resume, force=force, **recorder_arguments(read_configuration(resume)))
+            return
+        assert out is not None
+        if bundled:
+            make_bundled(out, model=model)
+            return
+        if policy is not RecordedPolicy.tap and not closed_loop:
+            raise ValueError(f"--policy {policy.value} predicts along its own trajectory: add --closed-loop")
+        config = TAPConfig(interval=interval, warmup_steps=warmup_steps)
+        chosen = {
+            RecordedPolicy.tap: lambda: TAPPolicy(config),
+            RecordedPolicy.fixed: lambda: FixedPolicy(fixed_order, fixed_shift, config=config),
+            RecordedPolicy.oracle: lambda: OraclePolicy(config),
+        }[policy]()
+        # a policy without a probe has no proxy loss to store, and says so if it is asked for by name
+        usual = [name for name in DEFAULT_FIELDS if name != "proxy_loss" or policy is RecordedPolicy.tap]
+        _record(
+            out,
+            model=model,
+            calls=calls_for(
+                _numbers(labels, int, "--labels"), _numbers(seeds, int, "--seeds"), steps, guidance, batch_size
+            ),
+            fields=fields.split(",") if fields else usual,
+            depths=_numbers(depths, int, "--depths"),
+            dtype=dtype,
+            force=force,
+            **({"policy": chosen} if closed_loop else {"config": config}),
+        )
+
+
+def calls_for(
+    labels: tuple[int, ...], seeds: tuple[int, ...], steps: int, guidance: float, batch_size: int
+) -> list[dict[str, Any]]:
+    """Calls of the embedded pipelines for every label with every seed."""
+    pairs = [(label, seed) for seed in seeds for label in labels]
+    return [
+        {
+            "class_labels": [label for label, _ in batch],
+            "seed": [seed for _, seed in batch],
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+        }
+        for batch in (pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size))
+    ]
+
+
+def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> None:
+    """The recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run."""
+    from tapstudy import TAPConfig
+    from tapstudy.policies.tap import TAPPolicy
+
+    config = TAPConfig(interval=8)
+    some, two = calls_for((0, 1, 2, 3, 5, 6, 8, 9), (0,), steps, 2.0, 8), calls_for((2, 5), (0,), steps, 2.0, 2)
+    _record(folder / "scores.zarr", model=model, calls=some, config=config, dtype="float16")
+    features = ("probe", "residual", "image")
+    _record(folder / "features.zarr", model=model, calls=two[:1], fields=features, config=config, dtype="float16")
+    _record(folder / "closed_loop.zarr", model=model, calls=two, policy=TAPPolicy(config), dtype="float16")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    typer.echo(f"{folder}: {size / 1e6:.1f} MB")
+    if size > 25e6:
+        raise ValueError(f"the bundled recordings in {folder} have {size / 1e6:.1f} MB, more than 25")
+
+
+def _record(path: Path, *, model: str, **arguments: Any) -> None:
+    from tapstudy import load
+    from tapstudy import record as make
+
+    pipe = load(model)
+    pipe.set_progress_bar_config(disable=True)
+    made = make(pipe, path=path, model=model, **arguments)
+    typer.echo(f"{made.sizes['sample']} samples in {path}")
