@@ -51,7 +51,10 @@ class Store:
         )  # fmt: skip
         finished.attrs.update(long_name="this sample is complete", units="1")
         for name, (dim, values, attributes) in coords.items():
-            array = group.create_array(name, data=_storable(values), dimension_names=(dim,), compressors=_codecs())
+            array = group.create_array(
+                name, data=_storable(values), dimension_names=(dim,), compressors=_codecs(),
+                config={"write_empty_chunks": True},
+            )  # fmt: skip
             array.attrs.update({"units": "1", **attributes})
         group.attrs["coordinates"] = " ".join(coords)
         store._consolidate()  # comes last: without it the store counts as not laid out
@@ -92,7 +95,9 @@ class Store:
         self.group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
 
     def _array(self, name: str) -> Any:
-        return self.group[name]
+        # zarr would leave out chunks that hold the fill value only, and they would count as missing
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            return self.group[name]
 
     @property
     def finished(self) -> NDArray[np.bool_]:
