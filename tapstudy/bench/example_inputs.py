@@ -57,7 +57,8 @@ def _cogvideox(make: _Maker) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "hidden_states": make.random(frames, config.in_channels, *make.pixels),
         "timestep": make.constant(500.0),
-        "encoder_hidden_states": make.random(make.text, config.text_embed_dim),
+        # learned and sinusoidal positions are laid out for text of this length, padding included
+        "encoder_hidden_states": make.random(config.max_text_seq_length, config.text_embed_dim),
     }
     if config.use_rotary_positional_embeddings:
         shape = prod(make.grid), config.attention_head_dim
