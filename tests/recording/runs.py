@@ -35,6 +35,6 @@ def peak_memory(folder, counts, peaks):
     torch.set_num_threads(1)
     pipe = make_tiny_pipe()
     for count in counts:
-        calls = calls_of(*([(i % 10, i + j) for i in range(10)] for j in range(0, count, 10)), steps=4)
+        calls = calls_of(*([(i % 10, i + j) for i in range(10)] for j in range(0, count, 10)))
         tapstudy.record(pipe, calls, f"{folder}/{count}", fields=ALL, depths=(0, 1, 2), config=CONFIG, progress=False)
         peaks.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -15,7 +15,6 @@ from tapstudy.commands.info_run import describe_run
 from tapstudy.policies.base import Policy
 from tapstudy.recording.store import SampleWriter
 from tests.conftest import make_tiny_pipe
-from tests.pipelines.tiny import FACTORIES
 from tests.recording.runs import CONFIG, calls_of
 
 TWO = calls_of([(1, 1)], [(2, 2)])
@@ -189,12 +188,6 @@ def test_samples_of_another_length(tmp_path):
     with pytest.raises(tapstudy.RecordingError, match="all calls of a recording must agree in steps"):
         record(tmp_path / "run", calls=calls)
     assert tapstudy.open_recording(tmp_path / "run").sizes["sample"] == 1
-
-
-def test_context_that_appears_late(tmp_path):
-    pipe, call = FACTORIES["stable_diffusion_3_skip_layer_guidance"]()
-    with pytest.raises(tapstudy.RecordingError, match=r"context .* appeared after the recording was laid out"):
-        record(tmp_path / "run", calls=[{**call, "seed": 0}], pipe=pipe)
 
 
 @pytest.mark.parametrize(
