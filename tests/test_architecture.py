@@ -17,7 +17,7 @@ ALLOWED = {
     "analysis": {"core", "predictors"},
     "plots": set(),
     "models": {"plots"},
-    "bench": {"core", "predictors", "policies", "instrument", "models"},
+    "bench": {"core", "predictors", "policies", "instrument", "models", "recording"},
     "commands": None,
 }
 FORBIDDEN = {

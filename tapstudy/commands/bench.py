@@ -32,6 +32,25 @@ def skip_step(
         typer.echo(f"{model}, batch {batch_size} with guidance, {torch.get_num_threads()} threads, medians:\n{cost}")
 
 
+@app.command("record")
+def record(
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    batch_size: Annotated[int, typer.Option(min=1, help="images")] = 4,
+    steps: Annotated[int, typer.Option(min=4)] = 50,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """What recording adds to the time of sampling."""
+    with user_errors():
+        from tapstudy import load
+        from tapstudy.bench.recording_overhead import recording_overhead
+
+        pipe = load(model)
+        pipe.set_progress_bar_config(disable=True)
+        labels = [i % 10 for i in range(batch_size)]
+        for name, (seconds, overhead) in recording_overhead(pipe, labels=labels, steps=steps, repeats=repeats).items():
+            typer.echo(f"{name:<20} {seconds:7.2f} s  ({100 * overhead:+.1f} %)")
+
+
 @app.command("quality")
 def quality(
     data: Annotated[Path | None, typer.Option(help="folder with mnist_test.npz; fetched when absent")] = None,

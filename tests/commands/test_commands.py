@@ -88,3 +88,11 @@ def test_bench_skip_step(model):
     result = run(app, ["bench", "skip-step", "--model", model, "--batch-size", "2", "--steps", "12"])
     assert result.exit_code == 0, result.output
     assert "scoring" in result.output
+
+
+def test_bench_record(model):
+    arguments = ["bench", "record", "--model", model, "--batch-size", "2", "--steps", "8", "--repeats", "1"]
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "default fields" in result.output
+    assert "probe and residual" in result.output
