@@ -88,8 +88,8 @@ def compare(
     Returns:
         Dims `run` (reference first), `sample`, `y`, `x`, with coordinates `method` and `interval` on run and `seed`
         and `label` on sample.
-        `psnr` is on images clipped to [0, 1]; `latency` is the wall time of all samples, after a warm-up, on this machine
-        and as loaded as it is.
+        `psnr` is on images clipped to [0, 1]; `latency` is the wall time of all samples, after a warm-up, on this
+        machine and as loaded as it is.
     """
     request = request or Request()
     plan = [(Method("reference", None), 1)]
