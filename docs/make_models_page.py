@@ -38,8 +38,10 @@ How to read it:
   (`tests/instrument/tiny_models.py`, all variants of a class): the output of a full step under the hooks against the
   plain model, and of a skip step that is handed the true residual against a full step, relative to the largest output;
   the worse of residuals in hidden and in latent space. What is left at the skip step is rounding.
-* **Real size**: computed on torch's meta device, so without weights, for one sample. Configurations are those
-  of the released models as far as the numbers of parameters can tell ({parameters}; in units of 1e9).
+* **Real size**: computed on torch's meta device, so without weights, for one sample. Configurations are the
+  defaults of the diffusers classes with a few changes (`tapstudy/bench/real_sizes.py`), not read from released files;
+  what vouches for them is the number of parameters, in units of 1e9: {parameters}. Pipelines that do not pad the prompt (Qwen-Image, Z-Image) are counted with
+  128 text tokens.
 * **FLOPs**: a multiply-add is two FLOPs; matrix products, convolutions and attention count, element-wise work does not.
   A **skip step** is TAP's with the default 15 predictors on three anchors, as a share of a full pass, text and
   refiners of the model included.
@@ -93,17 +95,14 @@ A context is one guidance branch; each has a history of its own. In this order:
 1. the name given with `handle.context("cond")`;
 2. the name the pipeline gives its call with `cache_context` ({named});
 3. the conditioning: the same tensor object means the same context, then equal values, but never two calls at the same
-   timestep ({unnamed} have no `cache_context`).
-
-| class | conditioning that tells contexts apart without a name |
-|---|---|
-{keys}
+   timestep ({unnamed} have no `cache_context`). The conditioning is the argument
+   {keys}.
 
 ## Latent residuals
 
 `residual="latent"` predicts output minus input. Where the two differ in shape (a learned variance; extra input channels
-of image-to-video, inpainting or control models) the output itself is predicted: it works and
-forecasts worse. The latent must divide into the token grid.
+of image-to-video, inpainting or control models) the output itself is predicted instead. The latent must divide into
+the token grid, otherwise every step runs in full.
 
 ## What is refused, and what runs in full
 
@@ -150,7 +149,7 @@ def row(name: str, tested: list[str], error: tuple[float, float], costs: RealSiz
         ", ".join(tested),
         "bit-equal" if full == 0 else f"{full:.1e}",
         f"{skip:.1e}",
-        f"{costs.label}, {costs.tokens} tokens of width {costs.width}",
+        f"{costs.label}, {costs.tokens} image tokens of width {costs.width}, {REAL_SIZES[name].text} text tokens",
         f"{costs.full / 1e12:.3g}" if costs.full < 1e15 else f"{costs.full / 1e12:.0f}",
         f"{100 * costs.share:.3f} %{latent}",
         f"{costs.history / 1e9:.3f} ({costs.history_bfloat16 / 1e9:.3f})",
@@ -172,10 +171,13 @@ def page() -> str:
     lines += [row(name, tested[name], error[name], costs[name]) for name in sorted(ADAPTERS)]
     parameters = ", ".join(f"{short(name)} {found.parameters / 1e9:.2f}" for name, found in costs.items())
     has_name = {name: hasattr(getattr(diffusers, name), "cache_context") for name in sorted(ADAPTERS)}
+    keys: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(ADAPTERS):
+        keys[ADAPTERS[name].key].append(short(name))
     notes = NOTES.format(
         named=", ".join(short(name) for name, has in has_name.items() if has) + "; not all of their pipelines do",
         unnamed=", ".join(short(name) for name, has in has_name.items() if not has),
-        keys="\n".join(f"| `{name}` | `{ADAPTERS[name].key}` |" for name in sorted(ADAPTERS)),
+        keys=", ".join(f"`{key}` ({', '.join(names)})" for key, names in keys.items()),
     )
     return HEAD + "\n".join(lines) + "\n" + LEGEND.format(parameters=parameters) + notes
 
