@@ -40,8 +40,8 @@ How to read it:
   the worse of residuals in hidden and in latent space. What is left at the skip step is rounding.
 * **Real size**: computed on torch's meta device, so without weights, for one sample. Configurations are the
   defaults of the diffusers classes with a few changes (`tapstudy/bench/real_sizes.py`), not read from released files;
-  what vouches for them is the number of parameters, in units of 1e9: {parameters}. Pipelines that do not pad the prompt (Qwen-Image, Z-Image) are counted with
-  128 text tokens.
+  what vouches for them is the number of parameters, in units of 1e9: {parameters}.
+  Pipelines that do not pad the prompt (Qwen-Image, Z-Image) are counted with 128 text tokens.
 * **FLOPs**: a multiply-add is two FLOPs; matrix products, convolutions and attention count, element-wise work does not.
   A **skip step** is TAP's with the default 15 predictors on three anchors, as a share of a full pass, text and
   refiners of the model included.

@@ -106,7 +106,7 @@ def test_unknown_class():
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_page_lists_every_class(name):
-    row, _ = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    (row,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` |")]
     found: RealSizeCosts = costs(name)
     assert found.label in row
     assert f"{100 * found.share:.3f} %" in row
