@@ -56,19 +56,21 @@ def quality(
     data: Annotated[Path | None, typer.Option(help="folder with mnist_test.npz; fetched when absent")] = None,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     count: Annotated[int, typer.Option(min=200, help="samples")] = 1000,
+    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
 ) -> None:
-    """Label accuracy and Frechet distance of a model's guided samples."""
+    """Label accuracy and Frechet distance of a model's samples."""
     with user_errors():
         from tapstudy import load
         from tapstudy.models.data import load_images
         from tapstudy.models.embedded import load_classifier
-        from tapstudy.models.quality import measure_quality
+        from tapstudy.models.quality import Judge, measure_quality
 
         pipe = load(model)
         pipe.set_progress_bar_config(disable=True)
-        found, _ = measure_quality(pipe, load_classifier(), load_images("mnist", "test", data), count=count)
+        judge = Judge(load_classifier(), load_images("mnist", "test", data))
+        found, _ = measure_quality(pipe, judge, count=count, guidance_scale=guidance)
         typer.echo(
             f"{model}: label accuracy {100 * found.label_accuracy:.1f} % and Frechet distance "
-            f"{found.frechet_distance:.3f} over {count} samples (judge: {100 * found.classifier_accuracy:.2f} % "
-            "of the test images)"
+            f"{found.frechet_distance:.3f} over {count} samples at guidance {guidance:g} "
+            f"(judge: {100 * found.classifier_accuracy:.2f} % of the test images)"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -28,15 +29,16 @@ def _run(out: Path, seeds: int) -> None:
     from rich.table import Table
 
     from tapstudy import TAPConfig, load
-    from tapstudy.analysis.proxy_correlation import within_token_spearman
-    from tapstudy.analysis.stats import mean_interval, with_interval
+    from tapstudy import record as make_recording
+    from tapstudy.analysis.clean_image import clean_images
+    from tapstudy.analysis.proxy_correlation import proxy_correlation, summarise
+    from tapstudy.analysis.stats import mean_interval
     from tapstudy.bench.compare import Request, compare, table_rows
     from tapstudy.models.embedded import load_classifier
     from tapstudy.plots.choice_maps import plot_choice_maps
     from tapstudy.plots.image_grid import plot_image_grid
     from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
     from tapstudy.plots.style import save
-    from tapstudy.recording.scores import teacher_forced_scores
 
     console = Console()
     pipe = load("mnist-dit")
@@ -59,13 +61,17 @@ def _run(out: Path, seeds: int) -> None:
     )
 
     console.print("Scoring every predictor along the exact trajectory of four digits ...")
-    call: dict[str, Any] = {"class_labels": [2, 3, 5, 8], "num_inference_steps": request.steps, "output_type": "latent"}
-    scores = teacher_forced_scores(pipe, call, config=TAPConfig(interval=8), seed=0)
-    by_image = within_token_spearman(scores).mean(["context", "token"]).groupby("distance").mean()
+    call: dict[str, Any] = {"class_labels": [2, 3, 5, 8], "seed": [0, 1, 2, 3], "num_inference_steps": request.steps}
+    fields = ("proxy_loss", "true_error", "choice", "latent", "image")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "scores.zarr"
+        scores = make_recording(pipe, [call], path, fields=fields, config=TAPConfig(interval=8), progress=False).load()
+    scores = scores.assign(clean_image=clean_images(scores))
+    correlation = summarise(proxy_correlation(scores, measures=("spearman",)), "distance")
     figures: dict[str, Any] = {
         "demo_images": plot_image_grid(comparison, samples=10),
         "demo_choice_maps": plot_choice_maps(scores, sample=1),
-        "demo_proxy_vs_truth": plot_proxy_vs_truth(scores, with_interval(by_image)),
+        "demo_proxy_vs_truth": plot_proxy_vs_truth(scores, correlation["spearman"]),
     }
     for name, figure in figures.items():
         for path in save(figure, out, name):

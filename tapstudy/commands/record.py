@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.sample import _numbers
+from tapstudy.commands.parse import numbers
 
 
 class RecordedPolicy(StrEnum):
@@ -71,10 +71,10 @@ def record(
             out,
             model=model,
             calls=calls_for(
-                _numbers(labels, int, "--labels"), _numbers(seeds, int, "--seeds"), steps, guidance, batch_size
+                numbers(labels, int, "--labels"), numbers(seeds, int, "--seeds"), steps, guidance, batch_size
             ),
             fields=fields.split(",") if fields else usual,
-            depths=_numbers(depths, int, "--depths"),
+            depths=numbers(depths, int, "--depths"),
             dtype=dtype,
             force=force,
             **({"policy": chosen} if closed_loop else {"config": config}),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tapstudy.commands.errors import user_errors
+from tapstudy.commands.parse import numbers
 
 
 class PolicyName(StrEnum):
@@ -18,13 +19,6 @@ class PolicyName(StrEnum):
     oracle = "oracle"
     random = "random"
     full = "full"
-
-
-def _numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
 
 
 def sample(
@@ -67,9 +61,9 @@ def sample(
             "interval": interval,
             "warmup_steps": warmup_steps,
             "cooldown_steps": cooldown_steps,
-            "full_steps": _numbers(full_steps, int, "--full-steps") if full_steps else None,
-            "orders": _numbers(orders, int, "--orders"),
-            "shifts": _numbers(shifts, float, "--shifts"),
+            "full_steps": numbers(full_steps, int, "--full-steps") if full_steps else None,
+            "orders": numbers(orders, int, "--orders"),
+            "shifts": numbers(shifts, float, "--shifts"),
             "distance": distance,
             "residual": residual,
             "probe_depth": probe_depth,
@@ -81,7 +75,7 @@ def sample(
             "region_size": region_size,
         }
         chosen = _policy(policy, TAPConfig.of(settings), fixed_order, fixed_shift, seed)
-        wanted = list(_numbers(labels, int, "LABELS"))
+        wanted = list(numbers(labels, int, "LABELS"))
         pipe = load(model)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(wanted))]
         with apply_policy(pipe, chosen) as handle:

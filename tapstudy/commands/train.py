@@ -86,7 +86,7 @@ def mnist_dit(
         from tapstudy.models.data import load_images
         from tapstudy.models.embedded import load_classifier
         from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
-        from tapstudy.models.quality import judge, measure_quality
+        from tapstudy.models.quality import Judge, measure_quality
         from tapstudy.models.training import Recipe, train
 
         classifier = load_classifier()
@@ -102,20 +102,23 @@ def mnist_dit(
         model = train(MNIST_DIT, recipe, images, folder=work, initial=initial, compile_model=compile_model)
         pipe = export(model, out)
         pipe.set_progress_bar_config(disable=True)
-        quality, samples = measure_quality(pipe, classifier, test, count=count)
-        qualities = {"this model": quality}
-        initial_count = min(initial_count or count, count)
+        judge = Judge(classifier, test)
+        quality, samples = measure_quality(pipe, judge, count=count)
+        qualities = [("this model", quality)]
         if initial is not None:
             start = DiTTransformer2DModel.from_pretrained(initial, use_safetensors=True)
             before = LabelPipeline(start.eval(), flow_matching_scheduler())
             before.set_progress_bar_config(disable=True)
-            if initial_count < count:  # the distance depends on the number of samples: compare equal numbers
-                labels = torch.arange(initial_count) % MNIST_DIT["num_embeds_ada_norm"]
-                qualities["this model, its first samples"] = judge(
-                    samples[:initial_count], labels, classifier, test, steps=quality.steps,
-                    guidance_scale=quality.guidance_scale,
-                )  # fmt: skip
-            qualities["its initial weights"], _ = measure_quality(before, classifier, test, count=initial_count)
+            # the distance depends on the number of samples: compare equal numbers. Guidance narrows what a model has
+            # learnt; without it the distance tells how well it has learnt.
+            few = min(initial_count or count, count)
+            for guidance in (quality.guidance_scale, 1.0):
+                for name, other in (("this model", pipe), ("its initial weights", before)):
+                    found, _ = measure_quality(other, judge, count=few, guidance_scale=guidance)
+                    qualities.append((name, found))
+            real, real_labels = images.batch(torch.arange(few))
+            floor = judge(real, real_labels, steps=quality.steps, guidance_scale=0.0)
+            qualities.append(("training images", floor))
         device = (
             torch.cuda.get_device_name()
             if torch.cuda.is_available()
@@ -136,7 +139,9 @@ def mnist_dit(
             samples=samples,
             loss_log=work / "loss.csv",
         )
-        for name, found in qualities.items():
-            accuracy = 100 * found.label_accuracy
-            typer.echo(f"{name}: label accuracy {accuracy:.1f} %, Frechet distance {found.frechet_distance:.3f}")
+        for name, found in qualities:
+            typer.echo(
+                f"{name}, guidance {found.guidance_scale:g}: label accuracy {100 * found.label_accuracy:.1f} %, "
+                f"Frechet distance {found.frechet_distance:.3f}"
+            )
         typer.echo(f"written to {out}")

@@ -9,6 +9,7 @@ Differences to F, and accumulation in float64, keep cosine distances near 1e-7 a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Literal
 
 import torch
@@ -16,13 +17,42 @@ from torch import Tensor
 
 Distance = Literal["cosine", "l2", "l1"]
 Granularity = Literal["token", "region", "step", "global"]
+Parts = Iterator[tuple[slice, Tensor]]
 
 # Tokens are scored in chunks whose float64 basis is at most this large, which stays in a processor's cache.
 CHUNK_BYTES = 4 << 20
 
 
+class Workspace:
+    """A buffer used again from step to step, so that scoring on a processor allocates none in a steady state.
+
+    Accelerators get a new one every time: their allocators do the same, and share it with the model.
+    """
+
+    def __init__(self) -> None:
+        self._held: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._held is None else self._held.nbytes
+
+    def take(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor on the device of `like`, valid until the next call."""
+        if like.device.type != "cpu":
+            return like.new_empty(shape, dtype=dtype)
+        count = prod(shape)
+        if self._held is None or self._held.dtype != dtype or len(self._held) < count:
+            self._held = torch.empty(count, dtype=dtype)
+        return self._held[:count].view(shape)
+
+
 def predictor_losses(
-    anchors: Sequence[Tensor], actual: Tensor, weights: Tensor, *, distance: Distance = "cosine"
+    anchors: Sequence[Tensor],
+    actual: Tensor,
+    weights: Tensor,
+    *,
+    distance: Distance = "cosine",
+    workspace: Workspace | None = None,
 ) -> Tensor:
     """Distance between every prediction and the actual features, per token, over channels.
 
@@ -32,6 +62,7 @@ def predictor_losses(
         weights: one row per predictor, (predictor, J).
         distance: `cosine`: 1 - cos; `l2`: |prediction - actual| / |actual|; `l1`: the same in the 1-norm. A token
             whose actual features are zero gets the absolute norm, and cosine distance 1.
+        workspace: for calls that come again and again.
 
     Returns:
         (batch, token, predictor), float64 (float32 on devices without it).
@@ -40,16 +71,17 @@ def predictor_losses(
     weights = weights.to(actual.device, dtype)  # (P, J)
     rows = [actual.flatten(0, -2), *(anchor.flatten(0, -2) for anchor in anchors)]  # (T, D) each, T = B * N
     score = _absolute_losses if distance == "l1" else _gram_losses
-    return score(rows, weights, distance).view(*actual.shape[:-1], len(weights))
+    parts = _chunks(rows, weights.dtype, workspace or Workspace())
+    return score(parts, weights, tokens=len(rows[0]), distance=distance).view(*actual.shape[:-1], len(weights))
 
 
-def _chunks(rows: list[Tensor], dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(rows: list[Tensor], dtype: torch.dtype, workspace: Workspace) -> Iterator[tuple[slice, Tensor]]:
     """[F, F_1 - F, .., F_J - F] of some tokens after the other, (J + 1, chunk, D), in one buffer used again."""
     tokens, width = rows[0].shape
     size = max(1, CHUNK_BYTES // (len(rows) * width * dtype.itemsize))
     if rows[0].device.type != "cpu":
         size *= 64  # accelerators want few, large launches
-    buffer = rows[0].new_empty(len(rows), min(size, tokens), width, dtype=dtype)
+    buffer = workspace.take(rows[0], (len(rows), min(size, tokens), width), dtype)
     for start in range(0, tokens, size):
         part = slice(start, min(start + size, tokens))
         basis = buffer[:, : part.stop - start]
@@ -59,9 +91,9 @@ def _chunks(rows: list[Tensor], dtype: torch.dtype) -> Iterator[tuple[slice, Ten
         yield part, basis
 
 
-def _gram_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Tensor:
-    gram = weights.new_empty(len(rows[0]), len(rows), len(rows))  # (T, J + 1, J + 1)
-    for part, basis in _chunks(rows, weights.dtype):
+def _gram_losses(parts: Parts, weights: Tensor, *, tokens: int, distance: Distance) -> Tensor:
+    gram = weights.new_empty(tokens, weights.shape[1] + 1, weights.shape[1] + 1)  # (T, J + 1, J + 1)
+    for part, basis in parts:
         vectors = basis.transpose(0, 1)  # (chunk, J + 1, D)
         torch.bmm(vectors, vectors.mT, out=gram[part])
     # e_p in that basis; the first coefficient is zero for predictors that reproduce constants.
@@ -80,11 +112,11 @@ def _gram_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Ten
     return torch.where((norm > 0) & (predicted > 0), loss, 1.0)
 
 
-def _absolute_losses(rows: list[Tensor], weights: Tensor, distance: Distance) -> Tensor:
+def _absolute_losses(parts: Parts, weights: Tensor, *, tokens: int, distance: Distance) -> Tensor:
     del distance
     error = torch.cat([weights.sum(dim=1, keepdim=True) - 1, weights], dim=1)  # (P, J + 1)
-    losses = weights.new_empty(len(rows[0]), len(weights))  # (T, P)
-    for part, basis in _chunks(rows, weights.dtype):
+    losses = weights.new_empty(tokens, len(weights))  # (T, P)
+    for part, basis in parts:
         norm = basis[0].abs().sum(dim=-1)  # (chunk,)
         for p, coefficients in enumerate(error):
             distances = torch.tensordot(coefficients, basis, dims=1).abs_().sum(dim=-1)  # (chunk,)

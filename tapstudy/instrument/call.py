@@ -93,7 +93,8 @@ class StepEvent:
         prediction: the policy's, None at a full step.
         policy: of this context, with its history.
         probes: modulated inputs by depth, those a recording asked for included.
-        latent_residual: the true residual in latent space, if a recording asked for it, at full steps.
+        latent: the model's input, (batch, token, patch values), if a recording asked for it.
+        latent_residual: the true residual in latent space, likewise, at full steps.
         branches: names of the guidance branches, should the batch hold several.
     """
 
@@ -107,5 +108,6 @@ class StepEvent:
     prediction: Prediction | None
     policy: Policy
     probes: Mapping[int, Tensor]
+    latent: Tensor | None
     latent_residual: Tensor | None
     branches: tuple[str, ...]

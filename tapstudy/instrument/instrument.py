@@ -87,7 +87,7 @@ class Instrument:
             setattr(self.model, END_OF_RUN, self.end_trajectory)
 
     def also_watch(self, depths: Sequence[int], *, latent: bool) -> None:
-        """Let events carry the probes of more blocks, and the latent residual beside the hidden one.
+        """Let events carry the probes of more blocks, and the latent and its residual beside the hidden one.
 
         Raises ValueError on a depth beyond the last block.
         """
@@ -287,9 +287,10 @@ class Instrument:
         }
         if call.probe is not None:
             probes[run.policy.probe_depth] = call.probe
+        latent = to_tokens(call.model_input, call.grid, self.adapter.channel_dim) if self._wants_latent else None
         event = StepEvent(
             run.name, call.step, call.timestep, call.kind, call.grid, call.probe, call.residual, call.prediction,
-            run.policy, probes, call.latent_residual, self.adapter.branches,
+            run.policy, probes, latent, call.latent_residual, self.adapter.branches,
         )  # fmt: skip
         for listener in self.listeners:
             listener(event)

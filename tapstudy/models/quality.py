@@ -71,10 +71,31 @@ def sample_images(
     return torch.cat(images), labels
 
 
+class Judge:
+    """A classifier and what it makes of the test images, to hold samples against."""
+
+    def __init__(self, classifier: Classifier, test: ImageSet) -> None:
+        self.classifier = classifier
+        images, labels = test.batch(torch.arange(len(test)))
+        found, self.features = classify(classifier, images)
+        self.accuracy = float((found == labels).float().mean())
+
+    def __call__(self, images: Tensor, labels: Tensor, *, steps: int, guidance_scale: float) -> Quality:
+        """The measures of samples (n, bands, H, W) in [-1, 1] made with the given steps and guidance."""
+        found, features = classify(self.classifier, images)
+        return Quality(
+            len(images),
+            steps,
+            guidance_scale,
+            float((found == labels).float().mean()),
+            frechet_distance(features, self.features),
+            self.accuracy,
+        )
+
+
 def measure_quality(
     pipe: LabelPipeline,
-    classifier: Classifier,
-    test: ImageSet,
+    judge: Judge,
     *,
     count: int = 1000,
     steps: int = 50,
@@ -83,21 +104,4 @@ def measure_quality(
 ) -> tuple[Quality, Tensor]:
     """Sample, classify, compare with the test images; also returns the samples (count, bands, H, W) in [-1, 1]."""
     images, labels = sample_images(pipe, count, steps=steps, guidance_scale=guidance_scale, seed=seed)
-    return judge(images, labels, classifier, test, steps=steps, guidance_scale=guidance_scale), images
-
-
-def judge(
-    images: Tensor, labels: Tensor, classifier: Classifier, test: ImageSet, *, steps: int, guidance_scale: float
-) -> Quality:
-    """The measures of samples (n, bands, H, W) in [-1, 1] made with the given steps and guidance."""
-    found, features = classify(classifier, images)
-    real, real_labels = test.batch(torch.arange(len(test)))
-    real_found, real_features = classify(classifier, real)
-    return Quality(
-        len(images),
-        steps,
-        guidance_scale,
-        float((found == labels).float().mean()),
-        frechet_distance(features, real_features),
-        float((real_found == real_labels).float().mean()),
-    )
+    return judge(images, labels, steps=steps, guidance_scale=guidance_scale), images

@@ -14,11 +14,13 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
     """One row per window between anchors, one column per distance k; colour is the chosen predictor.
 
     Args:
-        scores: with `choice` (sample, context, step, token), `clean_image` (sample, anchor, y, x), and coordinates
-            `distance`, `row`, `col`, `order`, `shift`.
+        scores: with `choice` (sample, context, step, token), `is_full` and `distance` (sample, context, step),
+            `clean_image` (sample, step, y, x, band), and the coordinates `row`, `col`, `order`, `shift`.
     """
-    choice = scores["choice"].isel(sample=sample).sel(context=context)  # (step, token)
-    distance = scores["distance"].values
+    one = scores.isel(sample=sample).sel(context=context)
+    one = one.isel(step=one["is_full"].values == 0)
+    choice = one["choice"]  # (step, token), skip steps only
+    distance = one["distance"].values
     window = np.cumsum(distance == 1) - 1
     colours = _palette(scores)  # (predictor, 3)
     rows, columns = int(scores["row"].max()) + 1, int(scores["col"].max()) + 1
@@ -44,7 +46,8 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
             axis.set_title(
                 f"clean image\nexpected at step {anchor}" if w == 0 else f"at step {anchor}", fontsize=7, pad=2
             )
-            axis.imshow(scores["clean_image"].isel(sample=sample).sel(anchor=anchor), cmap="gray_r", vmin=0, vmax=1)
+            image = scores["clean_image"].isel(sample=sample).sel(step=anchor)  # (y, x, band)
+            axis.imshow(image if image.sizes["band"] == 3 else image[..., 0], cmap="gray_r", vmin=0, vmax=1)
         _draw_legend(figure, scores)
         figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)
     return figure

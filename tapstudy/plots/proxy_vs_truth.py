@@ -14,11 +14,12 @@ def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray) -> Figure:
     """Left: density over samples, steps, tokens and distinct predictors. Right: rank correlation by distance.
 
     Args:
-        scores: with `proxy_loss`, `true_error` (..., step, token, predictor), `is_distinct` (step, predictor).
+        scores: with `proxy_loss`, `true_error` (..., step, token, predictor), `is_distinct` (..., step, predictor).
         spearman: (distance, bound) with bounds mean, low, high: an interval over images of the rank correlation
             within (step, token).
     """
-    distinct = scores["is_distinct"].broadcast_like(scores["proxy_loss"]).values
+    distinct = (scores["is_distinct"] == 1).broadcast_like(scores["proxy_loss"])
+    distinct = distinct.transpose(*scores["proxy_loss"].dims).values
     proxy, truth = (scores[name].values[distinct] for name in ("proxy_loss", "true_error"))
     seen = (proxy > 0) & (truth > 0)
     with style():

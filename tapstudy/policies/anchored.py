@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.schedule import is_full_step
-from tapstudy.core.scoring import assemble
+from tapstudy.core.scoring import Workspace, assemble
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, Family, candidates
@@ -27,6 +27,7 @@ class AnchoredPolicy(Policy):
         self.residual_site = self.config.residual
         self.probe_depth = self.config.probe_depth
         self.anchors = Anchors(self.family.num_anchors, self.config.history_dtype)
+        self.workspace = Workspace()
         self.run = RunInfo()
 
     def begin(self, run: RunInfo) -> None:
@@ -61,4 +62,4 @@ class AnchoredPolicy(Policy):
 
     @property
     def cache_bytes(self) -> int:
-        return self.anchors.nbytes
+        return self.anchors.nbytes + self.workspace.nbytes

@@ -22,7 +22,9 @@ class TAPPolicy(AnchoredPolicy):
         assert probe is not None
         config, anchors = self.config, self.anchors
         found = self.candidates(step)  # weights (P, J)
-        losses = predictor_losses(anchors.probes, probe, found.weights, distance=config.distance)  # (B, N, P)
+        losses = predictor_losses(
+            anchors.probes, probe, found.weights, distance=config.distance, workspace=self.workspace
+        )  # (B, N, P)
         choice = select(
             losses, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size
         )  # (B, N)

@@ -58,8 +58,8 @@ def record(
         calls: keyword arguments of the pipeline, one dict per batch of samples, as JSON could hold them. Each needs
             `seed`: an integer, or a list with one per sample.
         path: folder of the store.
-        fields: what to store: "proxy_loss", "true_error", "choice", "image", and the features "probe", "residual" and
-            "latent_residual" (teacher-forced only).
+        fields: what to store: "proxy_loss", "true_error", "choice", "image", and the features "probe", "residual",
+            "latent" (the noisy input of the model) and "latent_residual" (teacher-forced only).
         config: schedule, family, distance and residual site of a teacher-forced recording.
         policy: of a closed-loop recording.
         depths: blocks whose modulated input is stored as `probe`.
@@ -145,7 +145,12 @@ def record(
             tqdm(total=samples, desc="record", unit="sample", disable=not progress) as bar,
         ):
             watched = depths if "probe" in wanted else ()
-            handle.record(recorder, depths=watched, latent="latent_residual" in wanted, transformer=transformer)
+            handle.record(
+                recorder,
+                depths=watched,
+                latent=bool({"latent", "latent_residual"} & {*wanted}),
+                transformer=transformer,
+            )
             first = 0
             for call, group in zip(calls, groups, strict=True):
                 batch = range(first, first + len(group))

@@ -198,7 +198,9 @@ class Recorder:
         values: dict[str, Array] = {"is_full": np.full(batch, int(full)), "distance": np.zeros(batch)}
         if not full:
             values |= self._scores(event, policy, batch)
-        features: dict[str, Tensor | None] = {"residual": event.residual, "latent_residual": event.latent_residual}
+        features: dict[str, Tensor | None] = {
+            name: getattr(event, name) for name in ("residual", "latent", "latent_residual")
+        }
         if "probe" in self.fields:
             parts = [self._reduced("probe", event.probes[depth]) for depth in self.depths]
             features["probe"] = torch.stack(parts, dim=1)  # (B, depth, N, D)
@@ -283,7 +285,12 @@ class Recorder:
             "predictor": len(policy.labels),
             "depth": len(self.depths),
         }
-        for name, dim in (("probe", "channel"), ("residual", "channel"), ("latent_residual", "latent_channel")):
+        for name, dim in (
+            ("probe", "channel"),
+            ("residual", "channel"),
+            ("latent", "latent_channel"),
+            ("latent_residual", "latent_channel"),
+        ):
             if name in first and sizes.setdefault(dim, first[name].shape[-1]) != first[name].shape[-1]:
                 raise ValueError(
                     f"{name} has {first[name].shape[-1]} channels, another feature {sizes[dim]}: reduce both"

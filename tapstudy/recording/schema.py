@@ -41,6 +41,7 @@ VARIABLES: dict[str, Variable] = {
     "true_error": Variable((*STEP, "token", "predictor"), "feature", "relative error of the predicted residual"),
     "probe": Variable((*STEP, "depth", "token", "channel"), "feature", "modulated input of a block"),
     "residual": Variable((*STEP, "token", "channel"), "feature", "what the blocks add, or the model if so configured"),
+    "latent": Variable((*STEP, "token", "latent_channel"), "feature", "model input: the noisy latent"),
     "latent_residual": Variable((*STEP, "token", "latent_channel"), "feature", "model output minus model input"),
     "image": Variable(("y", "x", "band"), "float32", "final image"),
     "video": Variable(("time", "y", "x", "band"), "float32", "final video"),
@@ -49,7 +50,7 @@ VARIABLES: dict[str, Variable] = {
 # what `fields` may name; the small ones are always written
 ALWAYS = ("is_full", "distance")
 SCORES = ("proxy_loss", "true_error", "choice")
-FEATURES = ("probe", "residual", "latent_residual")
+FEATURES = ("probe", "residual", "latent", "latent_residual")
 DEFAULT_FIELDS = (*SCORES, "image")
 
 

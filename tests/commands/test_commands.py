@@ -3,16 +3,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tapstudy.cli import app
-from tests.conftest import make_tiny_pipe
 
 run = CliRunner().invoke
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    make_tiny_pipe().save_pretrained(folder)
-    return str(folder)
 
 
 def image_size(path):

@@ -7,16 +7,8 @@ from tapstudy.cli import app
 from tapstudy.commands.info_run import describe_run
 from tapstudy.commands.record import make_bundled
 from tapstudy.recording.store import SampleWriter
-from tests.conftest import make_tiny_pipe
 
 run = CliRunner().invoke
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    make_tiny_pipe().save_pretrained(folder)
-    return str(folder)
 
 
 OPTIONS = "--labels 1,2 --seeds 3,4 --steps 8 --guidance 1.5 --interval 4 --warmup-steps 2 --batch-size 2"

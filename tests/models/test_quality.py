@@ -3,7 +3,7 @@ import torch
 
 from tapstudy.models.classifier import Classifier, classify, train_classifier
 from tapstudy.models.data import ImageSet
-from tapstudy.models.quality import frechet_distance, measure_quality
+from tapstudy.models.quality import Judge, frechet_distance, measure_quality
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -44,7 +44,7 @@ def test_classifier_learns_and_round_trips(judged, tmp_path):
 
 def test_measure_quality(judged, tiny_pipe):
     model, images = judged
-    quality, samples = measure_quality(tiny_pipe, model, images, count=200, steps=2)
+    quality, samples = measure_quality(tiny_pipe, Judge(model, images), count=200, steps=2)
     assert samples.shape == (200, 1, 8, 8)
     assert quality.classifier_accuracy == 1
     assert 0 <= quality.label_accuracy <= 0.2  # labels 2 to 9 are unknown to this judge

@@ -9,7 +9,7 @@ from tests.conftest import make_tiny_pipe
 
 STEPS = 8
 CONFIG = tapstudy.TAPConfig(interval=4, warmup_steps=2)
-ALL = ("proxy_loss", "true_error", "choice", "image", "probe", "residual", "latent_residual")
+ALL = ("proxy_loss", "true_error", "choice", "image", "probe", "residual", "latent", "latent_residual")
 
 
 def calls_of(*batches, steps=STEPS, **more):

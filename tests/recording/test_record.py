@@ -57,6 +57,9 @@ def test_features_equal_plain_hooks(tiny_pipe, recorded):
             with_kwargs=True,
         ),
         model.norm_out.register_forward_pre_hook(lambda _m, args: seen["residual"].append(args[0] - starts[-1])),
+        model.register_forward_pre_hook(
+            lambda _m, args, kwargs: seen["input"].append(args[0].clone()), with_kwargs=True
+        ),
         model.register_forward_hook(
             lambda _m, args, kwargs, out: seen["latent"].append(out[0] - args[0]), with_kwargs=True
         ),
@@ -79,6 +82,8 @@ def test_features_equal_plain_hooks(tiny_pipe, recorded):
                 np.testing.assert_array_equal(variable, by_context(seen[name][step]))
             patches = seen["latent"][step].unfold(2, 2, 2).unfold(3, 2, 2)[:, 0].flatten(3).flatten(1, 2)
             np.testing.assert_array_equal(at["latent_residual"], by_context(patches))
+            patches = seen["input"][step].unfold(2, 2, 2).unfold(3, 2, 2)[:, 0].flatten(3).flatten(1, 2)
+            np.testing.assert_array_equal(at["latent"], by_context(patches))
     for handle in handles:
         handle.remove()
     assert first == 3
