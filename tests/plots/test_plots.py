@@ -11,9 +11,9 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from tapstudy import TAPConfig
-from tapstudy.analysis.proxy_correlation import within_token_spearman
-from tapstudy.analysis.stats import with_interval
+import tapstudy
+from tapstudy.analysis.clean_image import clean_images
+from tapstudy.analysis.proxy_correlation import proxy_correlation, summarise
 from tapstudy.bench.compare import Request, compare
 from tapstudy.models.classifier import Classifier
 from tapstudy.plots.choice_maps import plot_choice_maps
@@ -21,13 +21,15 @@ from tapstudy.plots.image_grid import plot_image_grid
 from tapstudy.plots.loss_curve import plot_loss
 from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
 from tapstudy.plots.style import predictor_colour, save
-from tapstudy.recording.scores import teacher_forced_scores
 
 
 @pytest.fixture(scope="module")
-def scores():
-    call = {"class_labels": [1, 2, 3], "num_inference_steps": 16, "output_type": "latent"}
-    return teacher_forced_scores(make_tiny_pipe(), call, config=TAPConfig(interval=6))
+def scores(tmp_path_factory):
+    call = {"class_labels": [1, 2, 3], "seed": 0, "num_inference_steps": 16}
+    fields = ("proxy_loss", "true_error", "choice", "latent", "image")
+    path, config = tmp_path_factory.mktemp("run") / "run.zarr", tapstudy.TAPConfig(interval=6)
+    run = tapstudy.record(make_tiny_pipe(), [call], path, fields=fields, config=config, progress=False).load()
+    return run.assign(clean_image=clean_images(run))
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def test_choice_maps_draw_the_choices(scores):
     figure = plot_choice_maps(scores, sample=1)
     drawn = [axis for axis in figure.axes if axis.axison and axis.images]
     maps = [axis for axis in drawn if axis.images[0].get_array().shape == (4, 4, 3)]
-    assert len(maps) == scores.sizes["step"]
+    assert len(maps) == int((scores["is_full"][0, 0] == 0).sum())
     choice = scores["choice"].isel(sample=1).sel(context="cond", step=3).values
     expected = [predictor_colour(int(scores.order[c]), float(scores["shift"][c]), 4.0) for c in choice]
     np.testing.assert_allclose(maps[0].images[0].get_array().reshape(-1, 3), expected)
@@ -55,15 +57,15 @@ def test_predictors_have_different_colours():
 
 
 def test_proxy_vs_truth(scores):
-    by_image = within_token_spearman(scores).mean(["context", "token"]).groupby("distance").mean()
-    figure = plot_proxy_vs_truth(scores, with_interval(by_image))
+    correlation = summarise(proxy_correlation(scores, measures=("spearman",)), "distance")["spearman"]
+    figure = plot_proxy_vs_truth(scores, correlation)
     left, right = figure.axes[:2]
     assert left.get_xscale() == left.get_yscale() == "log"
     assert "proxy loss" in left.get_xlabel()
-    counted = int(scores["is_distinct"].sum()) * 3 * 2 * 16
+    counted = int((scores["is_distinct"] == 1).sum()) * 16
     assert left.collections[0].get_array().sum() <= counted
     np.testing.assert_allclose(right.lines[0].get_xdata(), [1, 2, 3, 4, 5])
-    np.testing.assert_allclose(right.lines[0].get_ydata(), by_image.mean("sample"))
+    np.testing.assert_allclose(right.lines[0].get_ydata(), correlation.sel(bound="mean"))
     assert "3 images" in right.get_title()
 
 

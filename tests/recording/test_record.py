@@ -42,7 +42,7 @@ def test_features_equal_plain_hooks(tiny_pipe, recorded):
     """Forward hooks of torch, without any of the instrument."""
     _, run = recorded
     model, first = tiny_pipe.transformer, 0
-    seen = {name: [] for name in ("probe 0", "probe 2", "residual", "latent")}
+    seen = {name: [] for name in ("probe 0", "probe 2", "residual", "input", "latent")}
     starts = []
     blocks = model.transformer_blocks
 
