@@ -23,7 +23,8 @@ from tapstudy.predictors.nonlinear import Grid, combine_values, token_gram
 class DynamicModes:
     """Uses the longest run of evenly spaced newest anchors; before there are enough of them, a line.
 
-    cache-dit fits one map to all tokens of a sample; here each token has its own.
+    cache-dit fits one map to all tokens of a sample; here each token has its own. Of roots that are not real, as those
+    of a mode that changes its sign from one snapshot to the next, the real part is taken, as there.
 
     Args:
         window: anchors kept.

@@ -49,7 +49,6 @@ def test_fit_is_least_squares_over_all_steps_of_a_pattern(num_anchors):
 
 def test_ridge_normal_equations():
     gram = step_gram(recorded())
-    (row,) = LearnedLinear.fit(gram, FULL, num_anchors=2, ridge=0.3).rows((1, 0), 2 + 1 - 2 + 3) if False else (None,)
     normal = np.zeros((2, 2))
     right = np.zeros(2)
     for step, anchors in ((8, (6, 2)), (12, (10, 6))):
@@ -69,7 +68,7 @@ def test_large_ridge_is_reuse():
 def test_quadratics_are_learned_exactly():
     rng = np.random.default_rng(1)
     t = np.arange(STEPS)[:, None] / STEPS
-    curves = [torch.from_numpy(rng.normal(size=8) + rng.normal(size=8) * t + rng.normal(size=8) * t**2)] * 1
+    curves = [torch.from_numpy(rng.normal(size=8) + rng.normal(size=8) * t + rng.normal(size=8) * t**2)]
     (row,) = LearnedLinear.fit(step_gram(curves), FULL, ridge=0).rows((10, 6, 2), 13)
     # distance 3 past even gaps 4: the Lagrange weights (1+u)(2+u)/2, -u(2+u), u(1+u)/2 at u = 3/4
     assert row == pytest.approx((1.75 * 2.75 / 2, -0.75 * 2.75, 0.75 * 1.75 / 2), rel=1e-5)
