@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.schedule import is_full_step
-from tapstudy.core.scoring import Workspace, assemble
+from tapstudy.core.scoring import Workspace, assemble, predictor_losses
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, Family, candidates
@@ -59,6 +60,23 @@ class AnchoredPolicy(Policy):
         if losses is not None:
             losses = losses[..., found.inverse.to(losses.device)]  # (B, N, P): one per member of the family
         return Prediction(residual, found.first.to(choice.device)[choice], losses)
+
+    def errors(self, step: int, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each labelled predictor is from the true residual at a skip step.
+
+        Returns:
+            |prediction - truth| / |truth|, (batch, token, predictor), and whether no earlier predictor is identical,
+            (predictor,).
+        """
+        found = self.candidates(step)
+        losses = predictor_losses(self.anchors.residuals, truth, found.weights, distance="l2")  # (B, N, distinct)
+        distinct = torch.isin(torch.arange(len(found.inverse)), found.first)
+        return losses[..., found.inverse.to(losses.device)], distinct
+
+    @property
+    def family_text(self) -> str:
+        """What the predictors are, for the record of a run."""
+        return repr(self.family)
 
     @property
     def cache_bytes(self) -> int:

@@ -15,13 +15,18 @@ from tapstudy.core.weights import Row, distinct_rows
 
 @dataclass(frozen=True)
 class Label:
-    """Names a predictor: its order m, and the shift s in its horizon k - s."""
+    """Names a predictor: its order m, the shift s in its horizon k - s, and where several meet, its family.
+
+    The order is the highest degree of a polynomial that enters the predictor, or that its weights could stand for.
+    """
 
     order: int
     shift: float
+    family: str = ""
 
     def __str__(self) -> str:
-        return f"m={self.order} s={self.shift:g}"
+        name = f"m={self.order} s={self.shift:g}"
+        return f"{self.family} {name}" if self.family else name
 
 
 class Family(Protocol):

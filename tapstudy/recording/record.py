@@ -173,7 +173,7 @@ def describe(policy: AnchoredPolicy) -> dict[str, Any]:
     """Class and settings of a policy, as JSON could hold them."""
     settings = {name: getattr(policy, name) for name in ("seed", "distance") if hasattr(policy, name)}
     config = {name: _plain(value) for name, value in asdict(policy.config).items()}
-    return {"class": type(policy).__name__, "family": repr(policy.family), "settings": settings, "config": config}
+    return {"class": type(policy).__name__, "family": policy.family_text, "settings": settings, "config": config}
 
 
 def _plain(value: Any) -> Any:

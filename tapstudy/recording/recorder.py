@@ -335,6 +335,9 @@ class Recorder:
         }
         if frames > 1:
             coords["frame"] = ("token", token // (columns * rows), {"long_name": "frame of the token", "units": "1"})
+        if any(label.family for label in policy.labels):  # a union: orders and shifts do not tell its members apart
+            families = [label.family for label in policy.labels]
+            coords["family"] = ("predictor", families, {"long_name": "family of the predictor"})
         if "probe" in self.fields:
             coords["depth"] = (
                 "depth",

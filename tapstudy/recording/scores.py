@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 
@@ -33,12 +32,11 @@ class StepScores:
 
 def score_step(policy: AnchoredPolicy, step: int, prediction: Prediction, truth: Tensor) -> StepScores:
     """What `policy` predicts at a skip step beside the true residual (batch, token, channel)."""
-    found = policy.candidates(step)
-    errors = predictor_losses(policy.anchors.residuals, truth, found.weights, distance="l2")  # (B, N, distinct)
+    errors, distinct = policy.errors(step, truth)
     return StepScores(
         step - policy.anchors.steps[0],
-        torch.isin(torch.arange(len(policy.labels)), found.first),
+        distinct,
         None if prediction.choice is None else prediction.choice.to(torch.int16),
         prediction.proxy_loss,
-        errors[..., found.inverse.to(errors.device)],  # (B, N, P)
+        errors,
     )

@@ -44,5 +44,5 @@ def test_bad_input(run):
         clean_images(run.drop_vars("latent"))
     with pytest.raises(ValueError, match="not the patches of a 8 x 8 x 1 image"):
         clean_images(run.isel(latent_channel=[0]))
-    with pytest.raises(TypeError, match="needs an xarray.Dataset"):
+    with pytest.raises(TypeError, match=r"needs an xarray\.Dataset"):
         clean_images(run["latent"])
