@@ -49,8 +49,7 @@ def token_dynamics(
     after taking out a straight line per channel and under a Hann window. Always per step, whatever the coordinate.
 
     Args:
-        recording: with `variable` (..., step, ..., token, channel); a further `channel`-like last dimension
-            (`latent_channel`) does too.
+        recording: with `variable` (..., step, ..., token, channel), or `latent_channel` for "latent_residual".
         variable: "residual", "probe" or "latent_residual".
         coordinate: what derivatives are taken against.
         tolerance: how much worse than the best a lower order may be.
@@ -142,7 +141,7 @@ def _high_share(features: Array, cut: float, epsilon: float) -> Array:
     window = get_window("hann", steps, fftbins=False).astype(features.dtype)[:, None]
     bent = detrend(features, axis=-2) * window
     energy = (np.abs(np.fft.rfft(bent, axis=-2)) ** 2).sum(axis=-1)  # (..., frequency)
-    rounding = epsilon * _norm(features).max(axis=-1)
+    rounding = (epsilon + 8 * np.sqrt(steps) * np.finfo(features.dtype).eps) * _norm(features).max(axis=-1)
     total = np.where(_norm(bent).max(axis=-1) > rounding, energy.sum(axis=-1), np.nan)
     return _ratio(energy[..., np.fft.rfftfreq(steps) > cut].sum(axis=-1), total)
 

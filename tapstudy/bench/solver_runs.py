@@ -56,7 +56,9 @@ def solver_runs(
     """
     _check(pipe, policies)
     batches = [_Batch.of(index, call) for index, call in enumerate(calls)]
-    if len({batch.steps for batch in batches}) != 1:
+    if not batches:
+        raise ValueError("solver_runs: there are no calls to sample")
+    if len({batch.steps for batch in batches}) > 1:
         raise ValueError(f"solver_runs: the calls must agree in steps, got {[batch.steps for batch in batches]}")
     pipe.set_progress_bar_config(disable=True)
     parts = []
