@@ -11,6 +11,9 @@ Ordinary Differential Equations I", II.3: local errors and their transport). Thr
 
     |D_T|  =  sum |d e|   x   |sum d e| / sum |d e|   x   |D_T| / |sum d e|
               path length     coherence                   amplification
+
+The last factor is no pure growth: with the sums S of the contributions and R of what the model made of the deviations,
+D_T = S + R, so |D_T|^2 = |S|^2 + |R|^2 + 2 S.R, and a model that pulls back (S.R < 0) makes it smaller than 1.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
         - `local_error` |e|, `relative_local_error` |e| / |v(x^)|, `along_velocity` e.v / |v|^2 (positive: too fast);
         - `contribution` |d e|, `propagated` |d (v(x^) - v(x))|, `deviation` |D| after the step;
         - `path_length` sum |d e| so far, `net_error` |sum d e| so far, `coherence`, their quotient in [0, 1];
+        - `net_propagated`, norm of the sum of the propagated parts so far, and `feedback`, the inner product of that sum
+          and the sum of the contributions: deviation^2 = net_error^2 + net_propagated^2 + 2 feedback;
         - `amplification` deviation / net error; `identity_gap`, by how much the identity above is missed (rounding);
         - `successive_cosine` between d e of this step and of the one before, NaN unless both are skip steps;
         - `forced_error` |v^ - v| / |v| along the exact trajectory, if `velocity_forced` is there.
@@ -86,7 +91,8 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
     speed = _norm(other["velocity_exact"])
     skipped = other["is_full"] == 0
     begun = skipped.cumsum("step") > 0
-    path, net = _norm(push).cumsum("step"), _norm(push.cumsum("step"))
+    pushed, pulled = push.cumsum("step"), carried.cumsum("step")
+    path, net = _norm(push).cumsum("step"), _norm(pushed)
     moved = _norm(after)
     last = push.shift(step=1)
     both = skipped & skipped.shift(step=1, fill_value=False)
@@ -102,6 +108,8 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
         "deviation": (moved, "distance from the exact trajectory after the step"),
         "path_length": (path, "sum of the norms of the contributions so far"),
         "net_error": (net, "norm of the sum of the contributions so far"),
+        "net_propagated": (_norm(pulled), "norm of the sum of the propagated parts so far"),
+        "feedback": ((pushed * pulled).sum(CHANNEL), "inner product of the summed contributions and propagated parts"),
         "coherence": (_ratio(net, path).where(begun), "net error over path length"),
         "amplification": (_ratio(moved, net).where(begun), "deviation over net error"),
         "successive_cosine": (
@@ -131,25 +139,32 @@ def per_image(errors: xr.Dataset) -> xr.Dataset:
 
     `path_length`, `net_error` and `deviation` are the values at the last step, as root mean squares over tokens, so
     that `deviation` is what PSNR measures (before clipping). `coherence` and `amplification` are quotients of these,
-    hence deviation = path_length * coherence * amplification for every image. The rest are means over tokens and skip
-    steps.
+    hence deviation = path_length * coherence * amplification for every image. So is `net_propagated`, and
+    `feedback_cosine` is the cosine, over all tokens and channels, between the sum of the contributions and what the
+    model made of the deviations: negative where the model corrects. The rest are means over tokens and skip steps.
 
     Args:
         errors: from `error_propagation`.
     """
     require(errors, "per_image", path_length=("step", "token"), net_error=("step", "token"), is_full=("step",))
-    end = {name: np.sqrt((errors[name].isel(step=-1, drop=True) ** 2).mean("token")) for name in (
-        "path_length", "net_error", "deviation"
-    )}  # fmt: skip
+    end: dict[str, xr.DataArray] = {
+        name: _root((errors[name].isel(step=-1, drop=True) ** 2).mean("token"))
+        for name in ("path_length", "net_error", "net_propagated", "deviation")
+    }
     end["coherence"] = _ratio(end["net_error"], end["path_length"])
     end["amplification"] = _ratio(end["deviation"], end["net_error"])
+    feedback = errors["feedback"].isel(step=-1, drop=True).mean("token")
+    end["feedback_cosine"] = _ratio(feedback, end["net_error"] * end["net_propagated"])
     skipped = errors["is_full"] == 0
     for name in ("relative_local_error", "along_velocity", "successive_cosine", "bias", "forced_error"):
         if name in errors:
             values = errors[name].where(skipped)
             end[name] = values.mean([dim for dim in ("step", "token") if dim in values.dims])
     return xr.Dataset({
-        name: values.assign_attrs({"long_name": errors[name].attrs["long_name"], "units": "1"})
+        name: values.assign_attrs(
+            long_name=errors[name].attrs["long_name"] if name in errors else "cosine of contributions and feedback",
+            units="1",
+        )
         for name, values in end.items()
     })  # fmt: skip
 
@@ -165,7 +180,7 @@ def against(table: xr.Dataset, baseline: str) -> xr.Dataset:
     if baseline not in table["policy"].values:
         raise ValueError(f"against: no policy {baseline!r}: there are {table['policy'].values.tolist()}")
     parts = table[["deviation", "path_length", "coherence", "amplification"]]
-    logs: xr.Dataset = np.log(parts)
+    logs = parts.map(np.log)
     found = (logs - logs.sel(policy=baseline, drop=True)).drop_sel(policy=baseline)
     for name in found.data_vars:
         found[name].attrs = {"long_name": f"log ratio to {baseline}: {parts[name].attrs['long_name']}", "units": "1"}
@@ -267,8 +282,11 @@ def _chosen(errors: xr.DataArray, choice: xr.DataArray) -> xr.DataArray:
 
 def _norm(vectors: xr.DataArray) -> xr.DataArray:
     """Over the values of a patch."""
-    found: xr.DataArray = np.sqrt((vectors**2).sum(CHANNEL))
-    return found
+    return _root((vectors**2).sum(CHANNEL))
+
+
+def _root(values: xr.DataArray) -> xr.DataArray:
+    return values**0.5
 
 
 def _ratio(above: xr.DataArray, below: xr.DataArray) -> xr.DataArray:

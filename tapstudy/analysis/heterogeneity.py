@@ -94,7 +94,7 @@ def token_dynamics(
 
 def _dynamics(features: Array, positions: Array, *, tolerance: float, cut: float) -> tuple[Array, ...]:
     """Features (..., step, channel) -> the variables (..., step) in the order of `_PER_STEP`, and the share (...)."""
-    epsilon = np.finfo(features.dtype).eps
+    epsilon = float(np.finfo(features.dtype).eps)
     wide = features.astype(np.promote_types(features.dtype, np.float32), copy=False)
     levels = [wide]  # divided differences F[i, .., i-m], NaN for the first m steps
     for m in range(1, HIGHEST_ORDER + 2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from scipy.ndimage import sobel, uniform_filter
 from tapstudy.analysis.require import require
 
 Array = NDArray[np.floating]
+Starts = NDArray[np.integer]
 
 CLASSES = ("background", "edge", "interior")
 
@@ -55,7 +58,7 @@ def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> x
         for axis, index in zip(("time", "y", "x"), place, strict=True)
     )
 
-    def content(image: Array) -> tuple[Array, ...]:
+    def content(image: Array) -> tuple[NDArray[Any], ...]:
         film = image.astype(np.float64).mean(axis=-1)  # (time, y, x), or (y, x)
         found = _content(film.reshape(-1, *film.shape[-2:]), starts, bright=bright_foreground)
         return tuple(values[place] for values in found)  # (token,) each
@@ -90,7 +93,7 @@ def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> x
     return result
 
 
-def _starts(axis: str, size: int, count: int) -> Array:
+def _starts(axis: str, size: int, count: int) -> Starts:
     """First pixel (or frame) of each of `count` equal parts. Causal video codecs give the first token one frame."""
     if size % count == 0:
         return np.arange(count) * (size // count)
@@ -99,7 +102,7 @@ def _starts(axis: str, size: int, count: int) -> Array:
     raise ValueError(f"image_content: {size} pixels along {axis} do not divide into {count} tokens")
 
 
-def _content(film: Array, starts: tuple[Array, ...], *, bright: bool) -> tuple[Array, ...]:
+def _content(film: Array, starts: tuple[Starts, ...], *, bright: bool) -> tuple[NDArray[Any], ...]:
     """Film (time, y, x) -> five arrays (frame, row, col)."""
     patch = film.shape[-1] // len(starts[-1])
     window = (1, *(max(3, patch),) * 2)
@@ -119,7 +122,7 @@ def _content(film: Array, starts: tuple[Array, ...], *, bright: bool) -> tuple[A
     return brightness.astype("f4"), slope.astype("f4"), texture.astype("f4"), foreground, token_class.astype("i1")
 
 
-def _pool(film: Array, starts: tuple[Array, ...]) -> Array:
+def _pool(film: Array, starts: tuple[Starts, ...]) -> Array:
     """Means over the blocks that begin at `starts` along every axis."""
     for axis, first in enumerate(starts):
         lengths = np.diff(np.r_[first, film.shape[axis]])

@@ -87,7 +87,7 @@ def _shares(values: xr.DataArray, *, log: bool, permutations: int, seed: int) ->
     position = np.zeros((1 + permutations, tokens))  # sums over samples of token means
     own = np.zeros(1 + permutations)  # sum of squared token means
     image_means, step_sums, squares, shift = [], 0.0, 0.0, None
-    used: Array | None = None
+    used: NDArray[np.bool_] | None = None
     for index in range(samples):
         table, kept = _finite_steps(values.isel(sample=index), log=log)
         if used is not None and not np.array_equal(used, kept):
@@ -125,7 +125,7 @@ def _finite_steps(values: xr.DataArray, *, log: bool) -> tuple[Array, NDArray[np
     """The table (step, token) of one image without the steps that have no value, and which steps those are not."""
     table = values.values.astype(np.float64)
     finite = np.isfinite(table)
-    kept = finite.any(axis=1)
+    kept: NDArray[np.bool_] = np.asarray(finite.any(axis=1))
     if not finite[kept].all():
         raise ValueError(
             f"variance_shares: {(~finite[kept]).sum()} values are not finite at steps that have others: fill or drop"

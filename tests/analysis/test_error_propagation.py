@@ -57,6 +57,8 @@ def test_two_steps_by_hand():
     assert found.net_error.values.tolist() == [1.5, 3.5]
     assert found.path_length.values.tolist() == [1.5, 3.5]
     assert found.amplification[-1] == pytest.approx(2 / 3.5)
+    assert found.net_propagated.values.tolist() == [0.0, 1.5]
+    assert found.feedback.values.tolist() == [0.0, -3.5 * 1.5]
     assert found.successive_cosine[1] == pytest.approx(1)
     # exact velocity 2 at the start, then 2 * (1 - 1/2 * 5) = -3, against which the error 4 points
     assert found.relative_local_error.values == pytest.approx([3 / 2, 4 / 3])
@@ -105,6 +107,9 @@ def test_identities(seed, steps, tokens):
     assert ((found.bias >= 0) & (found.bias <= 1 + 1e-12)).all()
     table = per_image(found)
     np.testing.assert_allclose(table.deviation, table.path_length * table.coherence * table.amplification)
+    cross = 2 * table.feedback_cosine * table.net_error * table.net_propagated
+    np.testing.assert_allclose(table.deviation**2, table.net_error**2 + table.net_propagated**2 + cross, rtol=1e-7)
+    assert (abs(table.feedback_cosine) <= 1 + 1e-12).all()
     rms = np.sqrt(3 * ((runs.state - runs.state[0])[1:, :, -1] ** 2).mean(["token", "latent_channel"]))
     np.testing.assert_allclose(table.deviation, rms)
     logs = against(table, "p1")
