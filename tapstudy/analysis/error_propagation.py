@@ -49,8 +49,8 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
         - `local_error` |e|, `relative_local_error` |e| / |v(x^)|, `along_velocity` e.v / |v|^2 (positive: too fast);
         - `contribution` |d e|, `propagated` |d (v(x^) - v(x))|, `deviation` |D| after the step;
         - `path_length` sum |d e| so far, `net_error` |sum d e| so far, `coherence`, their quotient in [0, 1];
-        - `net_propagated`, norm of the sum of the propagated parts so far, and `feedback`, the inner product of that sum
-          and the sum of the contributions: deviation^2 = net_error^2 + net_propagated^2 + 2 feedback;
+        - `net_propagated`, norm of the sum of the propagated parts so far, and `feedback`, the inner product of that
+          sum and the sum of the contributions: deviation^2 = net_error^2 + net_propagated^2 + 2 feedback;
         - `amplification` deviation / net error; `identity_gap`, by how much the identity above is missed (rounding);
         - `successive_cosine` between d e of this step and of the one before, NaN unless both are skip steps;
         - `forced_error` |v^ - v| / |v| along the exact trajectory, if `velocity_forced` is there.

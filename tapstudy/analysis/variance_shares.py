@@ -19,7 +19,8 @@ def variance_shares(
 
     - `sample`, `step`: main effects, between image means and between step means;
     - `position`: main effect of the token, an offset that all images share;
-    - `token`: what else is constant along a token's trajectory in its own image (token within sample, less position);
+    - `token`: what else is constant along a token's trajectory in its own image (token within sample, less position; 0 if
+      there is but one image);
     - `residual`: the rest, interactions with the step included.
 
     The null shuffles the tokens within every (sample, step), independently: token offsets vanish, everything else
@@ -65,7 +66,8 @@ def _table(values: xr.DataArray, *, log: bool, permutations: int, confidence: fl
     null = np.full((max(permutations, 1), len(SOURCES)), np.nan)
     p_value = np.full(len(SOURCES), np.nan)
     if permutations:
-        tokens = [SOURCES.index("position"), SOURCES.index("token")]
+        # of one image nobody can tell which offsets others would share: all count as position
+        tokens = [SOURCES.index("position")] + [SOURCES.index("token")] * (values.sizes["sample"] > 1)
         null[:, tokens] = shares[1:, tokens]
         p_value[tokens] = (1 + (shares[1:, tokens] >= shares[0, tokens]).sum(axis=0)) / (1 + permutations)
     columns = {
@@ -115,7 +117,7 @@ def _shares(values: xr.DataArray, *, log: bool, permutations: int, seed: int) ->
     by_step = samples * tokens * ((np.asarray(step_sums) / samples - grand) ** 2).sum()
     by_position = samples * steps * ((position / samples - grand) ** 2).sum(axis=1)  # (1 + P,)
     within_image = steps * own - steps * tokens * (np.array(image_means) ** 2).sum()
-    by_token = within_image - by_position
+    by_token = within_image - by_position if samples > 1 else np.zeros(1 + permutations)
     rest = total - by_sample - by_step - within_image
     constant = np.ones(1 + permutations)
     return np.stack([by_sample * constant, by_step * constant, by_position, by_token, rest], axis=1) / total

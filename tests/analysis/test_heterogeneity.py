@@ -225,8 +225,9 @@ def test_log_missing_steps_and_contexts():
     np.testing.assert_allclose(found.share.isel(context=0), found.share.isel(context=1))
     shorter = variance_shares(np.log(planted[:, 2:]), permutations=10)
     np.testing.assert_allclose(found.share.isel(context=0), shorter.share)
-    single = variance_shares(planted.isel(sample=0), permutations=0)
-    assert single.share.sel(source="sample") == pytest.approx(0)
+    single = variance_shares(planted.isel(sample=0), permutations=10)
+    assert single.share.sel(source=["sample", "token"]).values == pytest.approx([0, 0])
+    assert single.p_value.notnull().values.tolist() == [False, False, True, False, False]
 
 
 NOISE = table(noise=1.0)
