@@ -19,8 +19,8 @@ def variance_shares(
 
     - `sample`, `step`: main effects, between image means and between step means;
     - `position`: main effect of the token, an offset that all images share;
-    - `token`: what else is constant along a token's trajectory in its own image (token within sample, less position; 0 if
-      there is but one image);
+    - `token`: what else is constant along a token's trajectory in its own image (token within sample, less position;
+      0 if there is but one image);
     - `residual`: the rest, interactions with the step included.
 
     The null shuffles the tokens within every (sample, step), independently: token offsets vanish, everything else
