@@ -70,24 +70,12 @@ class LabelPipeline(DiffusionPipeline):
         labels = self._check_labels(class_labels, batch_size, guidance_scale, null_label)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-        guided = guidance_scale > 1
-        device, dtype = self._execution_device, self.transformer.dtype
-        x = self._start(len(labels), generator, latents, device, dtype)  # (B, C, H, W)
-        model_labels = torch.cat([labels, torch.full_like(labels, null_label)]) if guided else labels
-        model_labels = model_labels.to(device)  # (B,) or (2B,)
+        x = self.prepare_latents(len(labels), generator, latents)  # (B, C, H, W)
+        labels = labels.to(x.device)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(num_inference_steps, device=x.device)
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            model_input = torch.cat([x, x]) if guided else x
-            velocity = self.transformer(
-                model_input,
-                timestep=t.to(dtype).expand(len(model_input)),
-                class_labels=model_labels,
-                return_dict=False,
-            )[0]
-            if guided:
-                labelled, free = velocity.chunk(2)
-                velocity = free + guidance_scale * (labelled - free)  # (B, C, H, W)
+            velocity = self.guided_velocity(x, t, labels, guidance_scale=guidance_scale)
             x = self.scheduler.step(velocity, t, x, return_dict=False)[0]
             if callback_on_step_end is not None:
                 x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
@@ -96,15 +84,43 @@ class LabelPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _start(
+    @torch.no_grad()
+    def guided_velocity(
+        self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor, *, guidance_scale: float
+    ) -> torch.Tensor:
+        """The velocity that one sampling step uses, of the shape of `x`.
+
+        Args:
+            x: states (batch, channels, height, width).
+            timestep: of all states, a scalar tensor.
+            labels: (batch,), on the device of `x`.
+            guidance_scale: above 1 both branches run as one batch, labelled first.
+        """
+        guided = guidance_scale > 1
+        null_label = self.transformer.config.num_embeds_ada_norm
+        model_input = torch.cat([x, x]) if guided else x
+        velocity = self.transformer(
+            model_input,
+            timestep=timestep.to(self.transformer.dtype).expand(len(model_input)),
+            class_labels=torch.cat([labels, torch.full_like(labels, null_label)]) if guided else labels,
+            return_dict=False,
+        )[0]
+        if guided:
+            labelled, free = velocity.chunk(2)
+            velocity = free + guidance_scale * (labelled - free)  # (B, C, H, W)
+        return velocity
+
+    def prepare_latents(
         self,
         count: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        config = self.transformer.config
+        """Starting noise (count, channels, height, width): `latents`, or drawn from `generator`.
+
+        Raises ValueError on latents of another shape.
+        """
+        config, device, dtype = self.transformer.config, self._execution_device, self.transformer.dtype
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=dtype)

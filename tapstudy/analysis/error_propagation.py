@@ -1,0 +1,293 @@
+"""Why the trajectory with the smaller errors may end farther away: what the solver makes of local errors.
+
+Euler steps x_(i+1) = x_i + d_i v_i with d_i = sigma_(i+1) - sigma_i. Along an accelerated trajectory x^ the sampler
+uses v^_i instead of the model's v(x^_i). With the local error e_i = v^_i - v(x^_i), made at the state that was reached,
+the deviation D_i = x^_i - x_i from the exact trajectory obeys, exactly,
+
+    D_(i+1) = D_i  +  d_i e_i  +  d_i (v(x^_i) - v(x_i)),
+
+the step's own contribution and what the model makes of the deviation that was there (Hairer, Norsett, Wanner, "Solving
+Ordinary Differential Equations I", II.3: local errors and their transport). Three things therefore decide the end:
+
+    |D_T|  =  sum |d e|   x   |sum d e| / sum |d e|   x   |D_T| / |sum d e|
+              path length     coherence                   amplification
+
+The last factor is no pure growth: with the sums S of the contributions and R of what the model made of the deviations,
+D_T = S + R, so |D_T|^2 = |S|^2 + |R|^2 + 2 S.R, and a model that pulls back (S.R < 0) makes it smaller than 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from tapstudy.analysis.require import require
+
+REFERENCE = "reference"
+CHANNEL = "latent_channel"
+
+Member = tuple[int, float] | Literal["choice", "oracle"]
+
+
+def error_propagation(runs: xr.Dataset) -> xr.Dataset:
+    """Local errors, their transport and their sum for every policy, per token and step; lazy if `runs` is.
+
+    Norms are over the values of a token's patch. "So far" means up to and including the step.
+
+    Args:
+        runs: what `bench.solver_runs` returns: `state` (policy, sample, node, token, latent_channel), `velocity_used`
+            and `velocity_exact` (policy, sample, step, token, latent_channel), `is_full` (policy, sample, step),
+            coordinate `node_sigma` (node); one policy is "reference". `velocity_forced` is optional.
+
+    Returns:
+        Per (policy, sample, step, token), the reference left out:
+
+        - `local_error` |e|, `relative_local_error` |e| / |v(x^)|, `along_velocity` e.v / |v|^2 (positive: too fast);
+        - `contribution` |d e|, `propagated` |d (v(x^) - v(x))|, `deviation` |D| after the step;
+        - `path_length` sum |d e| so far, `net_error` |sum d e| so far, `coherence`, their quotient in [0, 1];
+        - `net_propagated`, norm of the sum of the propagated parts so far, and `feedback`, the inner product of that
+          sum and the sum of the contributions: deviation^2 = net_error^2 + net_propagated^2 + 2 feedback;
+        - `amplification` deviation / net error; `identity_gap`, by how much the identity above is missed (rounding);
+        - `successive_cosine` between d e of this step and of the one before, NaN unless both are skip steps;
+        - `forced_error` |v^ - v| / |v| along the exact trajectory, if `velocity_forced` is there.
+
+        Per (policy, sample, step): `bias`, norm of the mean of d e over tokens over the mean of |d e|, in [0, 1];
+        `is_full`. Quotients are NaN before the first skip step, where errors are rounding.
+
+    Raises:
+        ValueError: a missing variable, dimension or reference.
+    """
+    per_step = ("policy", "step", "token", CHANNEL)
+    require(
+        runs, "error_propagation", state=("policy", "node", "token", CHANNEL), velocity_used=per_step,
+        velocity_exact=per_step, is_full=("policy", "step"), node_sigma=("node",),
+    )  # fmt: skip
+    names = [str(name) for name in runs["policy"].values]
+    if REFERENCE not in names or len(names) < 2:
+        raise ValueError(f"error_propagation needs the policy {REFERENCE!r} and at least one other, got {names}")
+    if runs.sizes["node"] != runs.sizes["step"] + 1:
+        raise ValueError(
+            f"error_propagation needs one node more than steps, got {runs.sizes['node']} and {runs.sizes['step']}"
+        )
+    exact = runs.sel(policy=REFERENCE, drop=True)
+    other = runs.sel(policy=[name for name in names if name != REFERENCE])
+    gap = xr.DataArray(np.diff(runs["node_sigma"].values), dims="step").astype(runs["state"].dtype)  # (step,): d
+
+    error = other["velocity_used"] - other["velocity_exact"]
+    push = gap * error
+    carried = gap * (other["velocity_exact"] - exact["velocity_exact"])
+    deviation = (other["state"] - exact["state"]).drop_vars("node_sigma")
+    before, after = (
+        deviation.isel(node=part)
+        .rename(node="step")
+        .drop_vars("step", errors="ignore")
+        .assign_coords(step=push["step"])
+        for part in (slice(None, -1), slice(1, None))
+    )
+    speed = _norm(other["velocity_exact"])
+    skipped = other["is_full"] == 0
+    begun = skipped.cumsum("step") > 0
+    pushed, pulled = push.cumsum("step"), carried.cumsum("step")
+    path, net = _norm(push).cumsum("step"), _norm(pushed)
+    moved = _norm(after)
+    last = push.shift(step=1)
+    both = skipped & skipped.shift(step=1, fill_value=False)
+    found = {
+        "local_error": (_norm(error), "norm of the local velocity error"),
+        "relative_local_error": (_ratio(_norm(error), speed), "local error over the norm of the exact velocity"),
+        "along_velocity": (
+            _ratio((error * other["velocity_exact"]).sum(CHANNEL), speed**2),
+            "local error along the exact velocity, over its norm",
+        ),
+        "contribution": (_norm(push), "norm of the step's own contribution to the deviation"),
+        "propagated": (_norm(carried), "norm of what the model makes of the deviation in this step"),
+        "deviation": (moved, "distance from the exact trajectory after the step"),
+        "path_length": (path, "sum of the norms of the contributions so far"),
+        "net_error": (net, "norm of the sum of the contributions so far"),
+        "net_propagated": (_norm(pulled), "norm of the sum of the propagated parts so far"),
+        "feedback": ((pushed * pulled).sum(CHANNEL), "inner product of the summed contributions and propagated parts"),
+        "coherence": (_ratio(net, path).where(begun), "net error over path length"),
+        "amplification": (_ratio(moved, net).where(begun), "deviation over net error"),
+        "successive_cosine": (
+            _ratio((push * last).sum(CHANNEL), _norm(push) * _norm(last)).where(both),
+            "cosine between successive contributions",
+        ),
+        "identity_gap": (_norm(after - before - push - carried), "deviation not explained by the two parts"),
+        "bias": (
+            _ratio(_norm(push.mean("token")), _norm(push).mean("token")).where(skipped),
+            "norm of the mean contribution over the mean norm, over tokens",
+        ),
+        "is_full": (other["is_full"], "the model ran in full (1) or was skipped (0)"),
+    }
+    if "velocity_forced" in runs:
+        miss = _norm(other["velocity_forced"] - exact["velocity_exact"])
+        found["forced_error"] = (
+            _ratio(miss, _norm(exact["velocity_exact"])),
+            "relative velocity error along the exact trajectory",
+        )
+    return xr.Dataset({
+        name: values.assign_attrs(long_name=text, units="1") for name, (values, text) in found.items()
+    }).transpose("policy", ..., "step", "token")  # fmt: skip
+
+
+def per_image(errors: xr.Dataset) -> xr.Dataset:
+    """One row per policy and image, (policy, sample), ready for `with_interval` over images.
+
+    `path_length`, `net_error` and `deviation` are the values at the last step, as root mean squares over tokens, so
+    that `deviation` is what PSNR measures (before clipping). `coherence` and `amplification` are quotients of these,
+    hence deviation = path_length * coherence * amplification for every image. So is `net_propagated`, and
+    `feedback_cosine` is the cosine, over all tokens and channels, between the sum of the contributions and what the
+    model made of the deviations: negative where the model corrects. The rest are means over tokens and skip steps.
+
+    Args:
+        errors: from `error_propagation`.
+    """
+    require(errors, "per_image", path_length=("step", "token"), net_error=("step", "token"), is_full=("step",))
+    end: dict[str, xr.DataArray] = {
+        name: _root((errors[name].isel(step=-1, drop=True) ** 2).mean("token"))
+        for name in ("path_length", "net_error", "net_propagated", "deviation")
+    }
+    end["coherence"] = _ratio(end["net_error"], end["path_length"])
+    end["amplification"] = _ratio(end["deviation"], end["net_error"])
+    feedback = errors["feedback"].isel(step=-1, drop=True).mean("token")
+    end["feedback_cosine"] = _ratio(feedback, end["net_error"] * end["net_propagated"])
+    skipped = errors["is_full"] == 0
+    for name in ("relative_local_error", "along_velocity", "successive_cosine", "bias", "forced_error"):
+        if name in errors:
+            values = errors[name].where(skipped)
+            end[name] = values.mean([dim for dim in ("step", "token") if dim in values.dims])
+    return xr.Dataset({
+        name: values.assign_attrs(
+            long_name=errors[name].attrs["long_name"] if name in errors else "cosine of contributions and feedback",
+            units="1",
+        )
+        for name, values in end.items()
+    })  # fmt: skip
+
+
+def against(table: xr.Dataset, baseline: str) -> xr.Dataset:
+    """Log ratios of every policy to `baseline`, image by image: those of the three factors add up to the deviation's.
+
+    Args:
+        table: from `per_image`.
+        baseline: a policy of it.
+    """
+    require(table, "against", deviation=("policy",), path_length=("policy",))
+    if baseline not in table["policy"].values:
+        raise ValueError(f"against: no policy {baseline!r}: there are {table['policy'].values.tolist()}")
+    parts = table[["deviation", "path_length", "coherence", "amplification"]]
+    logs = parts.map(np.log)
+    found = (logs - logs.sel(policy=baseline, drop=True)).drop_sel(policy=baseline)
+    for name in found.data_vars:
+        found[name].attrs = {"long_name": f"log ratio to {baseline}: {parts[name].attrs['long_name']}", "units": "1"}
+    return found
+
+
+def teacher_forced_error(recording: xr.Dataset, members: Mapping[str, Member]) -> xr.DataArray:
+    """Relative residual error along the exact trajectory, (policy, sample, context, step, token); NaN at full steps.
+
+    Args:
+        recording: teacher-forced, with `true_error` (..., step, token, predictor), the coordinates `order` and `shift`,
+            and `choice` (..., step, token) if a member asks for it.
+        members: policy name -> a fixed predictor as (order, shift), "choice" (what was chosen by the probe) or
+            "oracle" (the least of all members).
+
+    Raises:
+        ValueError: a missing variable, or a predictor that is not in the recorded family.
+    """
+    dims = ("step", "token", "predictor")
+    require(recording, "teacher_forced_error", true_error=dims, order=("predictor",), shift=("predictor",))
+    errors = recording["true_error"]
+    labels = list(zip(recording["order"].values.tolist(), recording["shift"].values.tolist(), strict=True))
+    found = []
+    for member in members.values():
+        if member == "oracle":
+            found.append(errors.min("predictor", skipna=False))
+        elif member == "choice":
+            require(recording, "teacher_forced_error", choice=("step", "token"))
+            found.append(_chosen(errors, recording["choice"]))
+        elif member in labels:
+            found.append(
+                errors.isel(predictor=labels.index(member), drop=True).drop_vars(["order", "shift"], errors="ignore")
+            )
+        else:
+            raise ValueError(f"teacher_forced_error: no predictor {member!r} in the recorded family {labels}")
+    joined = xr.concat(found, dim="policy", coords="minimal", compat="override").assign_coords(policy=list(members))
+    return joined.rename("teacher_forced_error").assign_attrs(
+        long_name="relative residual error along the exact trajectory", units="1"
+    )
+
+
+def compare_regimes(errors: xr.Dataset, teacher_forced: xr.DataArray) -> xr.Dataset:
+    """Errors along the accelerated and along the exact trajectory, per policy, image and step.
+
+    Args:
+        errors: from `error_propagation`.
+        teacher_forced: relative errors with dims policy and step, such as `errors["forced_error"]` (the same quantity:
+            guided velocity) or `teacher_forced_error` of a recording (of the residual, before guidance: compare ranks
+            and growth, not sizes). Policies and steps both have are kept; the images must be the same.
+
+    Returns:
+        `closed_loop`, `teacher_forced` (means over tokens and contexts) and `ratio` over (policy, sample, step), NaN at
+        full steps.
+
+    Raises:
+        ValueError: no policy in common, or other images.
+    """
+    require(errors, "compare_regimes", relative_local_error=("policy", "step"), is_full=("policy", "step"))
+    for name in ("seed", "label"):
+        pair = [part[name].values.tolist() for part in (errors, teacher_forced) if name in part.coords]
+        if len(pair) == 2 and list(map(str, pair[0])) != list(map(str, pair[1])):
+            raise ValueError(f"compare_regimes: the images differ: {name} is {pair[0]} and {pair[1]}")
+    closed = errors["relative_local_error"].where(errors["is_full"] == 0)
+    means = [
+        values.mean([dim for dim in ("token", "context") if dim in values.dims]) for values in (closed, teacher_forced)
+    ]
+    closed, forced = xr.align(*means, join="inner")
+    if not closed.size:
+        raise ValueError(
+            f"compare_regimes: no policy and step in common: {errors['policy'].values.tolist()} and "
+            f"{teacher_forced['policy'].values.tolist()}"
+        )
+    forced = forced.where(closed.notnull())
+    texts = {
+        "closed_loop": "relative local error along the accelerated trajectory",
+        "teacher_forced": str(teacher_forced.attrs.get("long_name", "relative error along the exact trajectory")),
+        "ratio": "closed loop over teacher-forced",
+    }
+    return xr.Dataset({
+        name: values.reset_coords(drop=True).assign_attrs(long_name=text, units="1")
+        for values, (name, text) in zip((closed, forced, _ratio(closed, forced)), texts.items(), strict=True)
+    })  # fmt: skip
+
+
+def _chosen(errors: xr.DataArray, choice: xr.DataArray) -> xr.DataArray:
+    def pick(values: NDArray[np.floating], index: NDArray[np.integer]) -> NDArray[np.floating]:
+        picked = np.take_along_axis(values, np.maximum(index, 0)[..., None].astype(np.intp), axis=-1)[..., 0]
+        return np.where(index >= 0, picked, np.nan).astype(values.dtype)
+
+    return xr.apply_ufunc(
+        pick,
+        errors,
+        choice,
+        input_core_dims=[["predictor"], []],
+        dask="parallelized",
+        output_dtypes=[errors.dtype],
+    )
+
+
+def _norm(vectors: xr.DataArray) -> xr.DataArray:
+    """Over the values of a patch."""
+    return _root((vectors**2).sum(CHANNEL))
+
+
+def _root(values: xr.DataArray) -> xr.DataArray:
+    return values**0.5
+
+
+def _ratio(above: xr.DataArray, below: xr.DataArray) -> xr.DataArray:
+    return above / below.where(below > 0)
