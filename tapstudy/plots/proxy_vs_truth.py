@@ -18,8 +18,8 @@ def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray) -> Figure:
         spearman: (distance, bound) with bounds mean, low, high: an interval over images of the rank correlation
             within (step, token).
     """
-    distinct = (scores["is_distinct"] == 1).broadcast_like(scores["proxy_loss"])
-    distinct = distinct.transpose(*scores["proxy_loss"].dims).values
+    is_distinct = (scores["is_distinct"] == 1).broadcast_like(scores["proxy_loss"])
+    distinct = is_distinct.transpose(*scores["proxy_loss"].dims).values
     proxy, truth = (scores[name].values[distinct] for name in ("proxy_loss", "true_error"))
     seen = (proxy > 0) & (truth > 0)
     with style():
