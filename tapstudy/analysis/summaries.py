@@ -104,7 +104,7 @@ def _labels(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.DataArray:
         if by not in per_token.coords or by == "sample":
             raise ValueError(f"groups by {by!r} need that coordinate, got {sorted(map(str, per_token.coords))}")
         by = per_token[by]
-    return by.astype(str) if by.dtype.kind in "OT" else by
+    return by.astype(object) if by.dtype.kind == "T" else by  # numpy cannot search the new strings yet
 
 
 def _unique(labels: xr.DataArray) -> NDArray[Any]:
