@@ -12,8 +12,6 @@ from scipy.special import entr
 from tapstudy.analysis.map_measures import morans_i, predictor_share, switching
 from tapstudy.analysis.require import require
 
-Array = NDArray[np.floating]
-
 
 def choice_maps(scores: xr.Dataset) -> xr.Dataset:
     """The choices as maps.
@@ -106,10 +104,9 @@ def choice_statistics(scores: xr.Dataset) -> xr.Dataset:
     for name, values in (("within a window", within), ("across anchors", across)):
         values = values.assign_attrs(long_name=f"share of tokens that switch predictor {name}", units="1")
         statistics[f"switch_{name.split()[0]}"] = values
-    coords = {name: scores[name] for name in ("order", "shift", "distance")}
-    return xr.Dataset(statistics).assign_coords(
-        chosen_order=np.unique(orders), chosen_shift=np.unique(shifts), **coords
-    )
+    coords: dict[str, Any] = {name: scores[name] for name in ("order", "shift", "distance")}
+    coords |= {"chosen_order": np.unique(orders), "chosen_shift": np.unique(shifts)}
+    return xr.Dataset(statistics).assign_coords(coords)
 
 
 def _choice(scores: xr.Dataset, analysis: str) -> xr.DataArray:

@@ -13,7 +13,7 @@ Array = NDArray[np.floating]
 def predictor_share(choice: NDArray[Any], *, predictors: int) -> Array:
     """(..., token) -> (..., predictor), NaN at full steps."""
     share = np.stack([(choice == p).mean(axis=-1) for p in range(predictors)], axis=-1)
-    return np.where((choice >= 0).any(axis=-1)[..., None], share, np.nan)
+    return np.where((choice >= 0).any(axis=-1, keepdims=True), share, np.nan)
 
 
 def switching(choice: NDArray[Any], anchor: NDArray[Any]) -> tuple[Array, Array]:

@@ -116,5 +116,6 @@ def _permute_tokens(proxy: NDArray[Any], stream: NDArray[Any], *, seed: int) -> 
     """(..., token, predictor), (...) -> (..., token, predictor)."""
     shuffled = np.empty_like(proxy)
     for index in np.ndindex(proxy.shape[:-2]):
-        shuffled[index] = np.random.default_rng([seed, int(stream[index])]).permutation(proxy[index])
+        order = np.random.default_rng([seed, int(stream[index])]).permutation(proxy.shape[-2])  # (token,)
+        shuffled[index][order] = proxy[index][np.roll(order, 1)]  # one random cycle: no token keeps its own
     return shuffled

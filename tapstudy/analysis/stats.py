@@ -200,9 +200,7 @@ def holm(pvalues: ArrayLike) -> Array:
 
     Raises ValueError if a value is outside [0, 1].
     """
-    p = np.asarray(pvalues, dtype=np.float64)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("p-values must be in [0, 1], and not NaN: leave out tests that were not done")
+    p = _probabilities(pvalues)
     rank = np.argsort(p, axis=None)
     adjusted = np.empty(p.size)
     adjusted[rank] = np.maximum.accumulate(p.ravel()[rank] * np.arange(p.size, 0, -1)).clip(max=1)
@@ -216,12 +214,20 @@ def benjamini_hochberg(pvalues: ArrayLike) -> Array:
 
     Raises ValueError if a value is outside [0, 1].
     """
-    return np.asarray(stats.false_discovery_control(pvalues, axis=None)).reshape(np.shape(pvalues))
+    p = _probabilities(pvalues)
+    return np.asarray(stats.false_discovery_control(p, axis=None)).reshape(p.shape)
 
 
 def _check_finite(values: Array) -> None:
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} values are not finite")
+
+
+def _probabilities(pvalues: ArrayLike) -> Array:
+    p = np.asarray(pvalues, dtype=np.float64)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("p-values must be in [0, 1], and not NaN: leave out tests that were not done")
+    return p
 
 
 def _held_out_mask(scores: xr.DataArray, dim: Hashable, held_out: NDArray[np.generic]) -> NDArray[np.bool_]:

@@ -145,6 +145,7 @@ def _block_sums(
     code = np.searchsorted(groups, labels).clip(max=max(count - 1, 0))
     kept = ~np.isnan(values) & (groups[code] == labels)
     cell = (code + count * np.arange(samples)[:, None])[kept]
-    total = np.bincount(cell, weights=values[kept], minlength=samples * count)
-    number = np.bincount(cell, minlength=samples * count)
+    cells = samples * count
+    total: NDArray[np.float64] = np.bincount(cell, weights=values[kept], minlength=cells).astype(np.float64)
+    number: NDArray[np.int64] = np.bincount(cell, minlength=cells).astype(np.int64)
     return total.reshape(samples, count), number.reshape(samples, count)
