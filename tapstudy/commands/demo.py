@@ -31,8 +31,9 @@ def _run(out: Path, seeds: int) -> None:
     from tapstudy import TAPConfig, load
     from tapstudy import record as make_recording
     from tapstudy.analysis.clean_image import clean_images
-    from tapstudy.analysis.proxy_correlation import proxy_correlation, summarise
+    from tapstudy.analysis.proxy_correlation import proxy_correlation
     from tapstudy.analysis.stats import mean_interval
+    from tapstudy.analysis.summaries import summarise
     from tapstudy.bench.compare import Request, compare, table_rows
     from tapstudy.models.embedded import load_classifier
     from tapstudy.plots.choice_maps import plot_choice_maps

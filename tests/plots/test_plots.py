@@ -13,7 +13,8 @@ from matplotlib import pyplot as plt
 
 import tapstudy
 from tapstudy.analysis.clean_image import clean_images
-from tapstudy.analysis.proxy_correlation import proxy_correlation, summarise
+from tapstudy.analysis.proxy_correlation import proxy_correlation
+from tapstudy.analysis.summaries import summarise
 from tapstudy.bench.compare import Request, compare
 from tapstudy.models.classifier import Classifier
 from tapstudy.plots.choice_maps import plot_choice_maps
