@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from tapstudy.instrument.adapters import Grid, Start
@@ -20,14 +21,17 @@ class Call:
     Attributes:
         skips: no block beyond the probe runs.
         predicts: the residual is predicted; without `skips` this is a shadow pass, which also knows the truth.
-        latent: the residual lives in latent space.
+        latent: what is predicted lives in latent space.
+        relative: it is a difference, to the model input or to the hidden state entering the first block.
+        undecided: the policy decides whether to skip once it has the probe.
         hidden_tokens: where the image tokens are in the input of the first block and of the tail.
-        probe_tokens: where they are in the probed block's attention input.
+        probe_tokens: where they are in what the probe is read from.
         model_input: the latent.
         return_dict: whether the caller wants an output object rather than a tuple.
         start: hidden state entering the first block, (batch, sequence, channel).
         attention_input: modulated input of the probed block, (batch, sequence, channel).
-        probe: its image tokens, (batch, token, channel).
+        stream: hidden state entering the probed block, (batch, sequence, channel), if the probe is of that kind.
+        probe: the image tokens of the one, or of the start and the other.
         residual: the true one, of the image tokens, where it was computed.
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
@@ -40,7 +44,10 @@ class Call:
     skips: bool
     predicts: bool
     wants_probe: bool
+    wants_stream: bool
+    undecided: bool
     latent: bool
+    relative: bool
     grid: Grid
     hidden_tokens: ImageTokens
     probe_tokens: ImageTokens
@@ -48,6 +55,7 @@ class Call:
     return_dict: bool
     start: Tensor | None = None
     attention_input: Tensor | None = None
+    stream: Tensor | None = None
     residual: Tensor | None = None
     prediction: Prediction | None = None
     list_starts: Mapping[int, Start] = field(default_factory=dict)
@@ -60,8 +68,17 @@ class Call:
 
     @property
     def probe(self) -> Tensor | None:
-        sequence = self.attention_input
-        return None if sequence is None else self.probe_tokens.take(sequence)
+        """(batch, token, channel), or (2, batch, token, channel) of the kind `stream`."""
+        sequence = self.probed
+        if sequence is None or not self.wants_stream:
+            return None if sequence is None else self.probe_tokens.take(sequence)
+        assert self.start is not None
+        return torch.stack([self.hidden_tokens.take(self.start), self.probe_tokens.take(sequence)])
+
+    @property
+    def probed(self) -> Tensor | None:
+        """What the probe is read from, (batch, sequence, channel)."""
+        return self.stream if self.wants_stream else self.attention_input
 
     def give_up(self, reason: str) -> None:
         """Let this pass run in full although the policy wants to skip."""
@@ -73,11 +90,11 @@ class Call:
         """Why a full pass that showed these hidden states cannot enter the history, or None."""
         if any(sequence is None for sequence in sequences):
             return "first block not reached"
-        if self.wants_probe and self.attention_input is None:
+        if self.wants_probe and self.probed is None:
             return "probe not reached"
         fits = [self.hidden_tokens.fit(sequence) for sequence in sequences if sequence is not None]
-        if self.wants_probe and self.attention_input is not None:
-            fits.append(self.probe_tokens.fit(self.attention_input))
+        if self.wants_probe and self.probed is not None:
+            fits.append(self.probe_tokens.fit(self.probed))
         return None if all(fits) else f"no room for a token grid of {self.grid}"
 
 
@@ -88,7 +105,7 @@ class StepEvent:
     Attributes:
         context: name of the guidance branch.
         kind: "full", "skip" or "shadow" (a skip step whose truth was computed beside it).
-        probe: of the image tokens, (batch, token, channel), None if nobody needed it.
+        probe: of the image tokens, of the kind that the policy asks for, None if nobody needed it.
         residual: the true residual of the image tokens, None at a skip step.
         prediction: the policy's, None at a full step.
         policy: of this context, with its history.
