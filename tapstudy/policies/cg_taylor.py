@@ -35,9 +35,7 @@ class CGTaylorPolicy(Policy):
     probe_depth = 1
     residual_site: ResidualSite = "tail"
 
-    def __init__(
-        self, threshold: float = 0.01, *, order: int = 1, first_order: int = 1, always_full: int = 4
-    ) -> None:
+    def __init__(self, threshold: float = 0.01, *, order: int = 1, first_order: int = 1, always_full: int = 4) -> None:
         self.threshold, self.order, self.first_order, self.always_full = threshold, order, first_order, always_full
         self.anchors = Anchors(max(order, first_order) + 1)
         self.begin(RunInfo())
