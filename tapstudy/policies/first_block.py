@@ -19,6 +19,10 @@ class FirstBlockPolicy(Policy):
     Source: ParaAttention; diffusers' FirstBlockCache, whose default threshold this is. Cost of a skip step: the first
     block, 1/L of a full step, and a pass over its output. Memory: two hidden states per context.
 
+    Args:
+        warmup_steps: the first so many steps run in full. cache-dit's DBCache with Fn_compute_blocks=1 and no
+            calibrator is this policy with its max_warmup_steps.
+
     Raises:
         ValueError: a threshold below 0.
     """
@@ -28,17 +32,17 @@ class FirstBlockPolicy(Policy):
     probe_kind: ProbeKind = "stream"
     probe_depth = 1
 
-    def __init__(self, threshold: float = 0.05) -> None:
+    def __init__(self, threshold: float = 0.05, *, warmup_steps: int = 1) -> None:
         if threshold < 0:
             raise ValueError(f"FirstBlockPolicy: threshold must be at least 0, got {threshold}")
-        self.threshold = threshold
+        self.threshold, self.warmup_steps = threshold, warmup_steps
         self.last = Anchors(1)  # the first block's residual, and that of the blocks behind it
 
     def begin(self, run: RunInfo) -> None:
         self.last.clear()
 
     def wants_full(self, step: int) -> bool:
-        return len(self.last) == 0
+        return len(self.last) == 0 or step < self.warmup_steps
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
         return relative_change(_first_residual(probe), self.last.probes[0]) > self.threshold

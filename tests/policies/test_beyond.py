@@ -1,4 +1,4 @@
-"""Margin, smoothing, blending, ridge and adaptive windows: their limits are TAP and fixed predictors, the rest by hand."""
+"""Margin, smoothing, blending, ridge, adaptive windows: in the limit TAP or a fixed predictor, the rest by hand."""
 
 import math
 

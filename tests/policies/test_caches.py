@@ -97,6 +97,7 @@ def test_first_block_compares_with_the_last_full_step():
     # what the other blocks added at step 0 is 100 - 10, at step 3 it is 103 - 13
     assert {step: p.residual.item() for step, p in predictions.items()} == {1: 101, 2: 102, 4: 104}
     assert drive(FirstBlockPolicy(0.09), streams(starts, firsts), residuals)[0] == "FFF.F"  # 1/12 is below 0.09
+    assert drive(FirstBlockPolicy(9, warmup_steps=3), streams(starts, firsts), residuals)[0] == "FFF.."
 
 
 def test_first_block_refuses():

@@ -132,7 +132,7 @@ def test_stream_is_what_enters_the_blocks(name, depth):
     lists = [list(child) for child in tiny.model.children() if isinstance(child, torch.nn.ModuleList)]
     lists = [blocks for blocks in lists if hasattr(blocks[0], "attn") or hasattr(blocks[0], "attn1")
              or hasattr(blocks[0], "attention")]  # fmt: skip
-    blocks = sum([blocks for blocks in lists if len(blocks) > 1], [])  # pre-stack refiners have one block each
+    blocks = [block for blocks in lists if len(blocks) > 1 for block in blocks]  # refiners have one block each
     entering = {}
     for index in (0, depth):
         blocks[index].register_forward_pre_hook(
