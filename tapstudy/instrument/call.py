@@ -11,7 +11,7 @@ from torch import Tensor
 from tapstudy.instrument.adapters import Grid, Start
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
-from tapstudy.policies.base import Policy, Prediction
+from tapstudy.policies.base import Policy, Prediction, ProbeKind
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Call:
         predicts: the residual is predicted; without `skips` this is a shadow pass, which also knows the truth.
         latent: what is predicted lives in latent space.
         relative: it is a difference, to the model input or to the hidden state entering the first block.
+        probe_kind: None if the policy reads no probe.
         undecided: the policy decides whether to skip once it has the probe.
         hidden_tokens: where the image tokens are in the input of the first block and of the tail.
         probe_tokens: where they are in what the probe is read from.
@@ -31,7 +32,8 @@ class Call:
         start: hidden state entering the first block, (batch, sequence, channel).
         attention_input: modulated input of the probed block, (batch, sequence, channel).
         stream: hidden state entering the probed block, (batch, sequence, channel), if the probe is of that kind.
-        probe: the image tokens of the one, or of the start and the other.
+        latent_tokens: the model input in patches, (batch, token, latent channel), likewise.
+        probe: the image tokens of the first, of the start and the second, or the third.
         residual: the true one, of the image tokens, where it was computed.
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
@@ -43,8 +45,7 @@ class Call:
     timestep: Tensor | float | None
     skips: bool
     predicts: bool
-    wants_probe: bool
-    wants_stream: bool
+    probe_kind: ProbeKind | None
     undecided: bool
     latent: bool
     relative: bool
@@ -56,6 +57,7 @@ class Call:
     start: Tensor | None = None
     attention_input: Tensor | None = None
     stream: Tensor | None = None
+    latent_tokens: Tensor | None = None
     residual: Tensor | None = None
     prediction: Prediction | None = None
     list_starts: Mapping[int, Start] = field(default_factory=dict)
@@ -70,15 +72,19 @@ class Call:
     def probe(self) -> Tensor | None:
         """(batch, token, channel), or (2, batch, token, channel) of the kind `stream`."""
         sequence = self.probed
-        if sequence is None or not self.wants_stream:
-            return None if sequence is None else self.probe_tokens.take(sequence)
+        if sequence is None or self.probe_kind == "latent":
+            return sequence
+        tokens = self.probe_tokens.take(sequence)
+        if self.probe_kind == "modulated":
+            return tokens
         assert self.start is not None
-        return torch.stack([self.hidden_tokens.take(self.start), self.probe_tokens.take(sequence)])
+        return torch.stack([self.hidden_tokens.take(self.start), tokens])
 
     @property
     def probed(self) -> Tensor | None:
         """What the probe is read from, (batch, sequence, channel)."""
-        return self.stream if self.wants_stream else self.attention_input
+        found = {"modulated": self.attention_input, "stream": self.stream, "latent": self.latent_tokens}
+        return None if self.probe_kind is None else found[self.probe_kind]
 
     def give_up(self, reason: str) -> None:
         """Let this pass run in full although the policy wants to skip."""
@@ -90,10 +96,10 @@ class Call:
         """Why a full pass that showed these hidden states cannot enter the history, or None."""
         if any(sequence is None for sequence in sequences):
             return "first block not reached"
-        if self.wants_probe and self.probed is None:
+        if self.probe_kind is not None and self.probed is None:
             return "probe not reached"
         fits = [self.hidden_tokens.fit(sequence) for sequence in sequences if sequence is not None]
-        if self.wants_probe and self.probed is not None:
+        if self.probed is not None and self.probe_kind != "latent":
             fits.append(self.probe_tokens.fit(self.probed))
         return None if all(fits) else f"no room for a token grid of {self.grid}"
 

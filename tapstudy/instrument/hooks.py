@@ -98,7 +98,7 @@ class BlockHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
-        if self.place == 0 and call.wants_stream:
+        if self.place == 0 and call.probe_kind == "stream":
             call.stream = args[0] if args else kwargs["hidden_states"]
             if call.undecided:
                 self.instrument.decide(call)
@@ -106,7 +106,7 @@ class BlockHook(ModelHook):
                 raise StopForward
         if not call.skips or self.place < 0:
             return self.fn_ref.original_forward(*args, **kwargs)
-        if self.place == 0 and call.wants_probe and not call.wants_stream:
+        if self.place == 0 and call.probe_kind == "modulated":
             try:
                 output = self.fn_ref.original_forward(*args, **kwargs)
             except StopForward:
@@ -135,7 +135,7 @@ class ProbeHook(ModelHook):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         call = self.instrument.call
-        if call is not None and call.wants_probe and not call.wants_stream:
+        if call is not None and call.probe_kind == "modulated":
             call.attention_input = args[0] if args else kwargs["hidden_states"]
             if call.undecided:
                 self.instrument.decide(call)

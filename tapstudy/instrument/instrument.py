@@ -208,7 +208,7 @@ class Instrument:
         try:
             with run.clock.measure(device) as note:
                 output = None
-                if call is None or not call.skips or not call.latent or call.wants_probe:
+                if call is None or not call.skips or not call.latent or call.probe_kind in ("modulated", "stream"):
                     with contextlib.suppress(StopForward):
                         output = original(*args, **kwargs)
                 if call is not None and call.latent:
@@ -254,16 +254,15 @@ class Instrument:
             run.fail_opens["input shape changed" if changed else "no history yet"] += 1
             full = True
         count = prod(run.grid)
-        streams = policy.needs_probe and policy.probe_kind == "stream"
-        probe_start = self.adapter.stream_start if streams else self.adapter.start
-        return Call(
+        kind = policy.probe_kind if policy.needs_probe else None
+        probe_start = self.adapter.stream_start if kind == "stream" else self.adapter.start
+        call = Call(
             run,
             run.step,
             run.timestep,
             skips=not (full or self.shadow),
             predicts=not full,
-            wants_probe=policy.needs_probe,
-            wants_stream=streams,
+            probe_kind=kind,
             undecided=policy.decides_by_probe and not full,
             latent=policy.residual_site in ("latent", "output"),
             relative=policy.residual_site in ("latent", "hidden"),
@@ -274,6 +273,11 @@ class Instrument:
             return_dict=arguments.get("return_dict", True),
             list_starts={index: self.adapter.start(index, arguments) for index in set(self._deeper.values())},
         )
+        if kind == "latent":
+            call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
+            if call.undecided:
+                self.decide(call)
+        return call
 
     @in_python
     def _conclude(self, run: ContextRun, call: Call | None) -> None:
@@ -294,7 +298,7 @@ class Instrument:
             for depth, sequence in call.deeper_inputs.items()
         }
         probe = call.probe
-        if probe is not None and not call.wants_stream:
+        if probe is not None and call.probe_kind == "modulated":
             probes[run.policy.probe_depth] = probe
         event = StepEvent(
             run.name, call.step, call.timestep, call.kind, call.grid, probe, call.residual, call.prediction,
@@ -356,7 +360,7 @@ class Instrument:
     def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:
         """A full pass that showed too little to learn from."""
         call.give_up(reason)
-        call.attention_input = call.stream = None
+        call.attention_input = call.stream = call.latent_tokens = None
         self._cautions.warn(
             f"a step of {type(self.model).__name__} ran in full and taught the policy nothing: {reason}"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from tapstudy.predictors.family import Label
 
 ResidualSite = Literal["hidden", "tail", "latent", "output"]
-ProbeKind = Literal["modulated", "stream"]
+ProbeKind = Literal["modulated", "stream", "latent"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Policy(ABC):
         probe_depth: block that the probe is taken at; the blocks before it run at every step.
         probe_kind: `modulated`: modulated input of that block, (batch, token, channel). `stream`: hidden states that
             enter the first block and that block, (2, batch, token, channel); at depth 1 the second minus the first is
-            the residual of the first block.
+            the residual of the first block. `latent`: the model input in patches, (batch, token, latent channel); no
+            block runs for it.
         needs_probe: whether the policy reads the probe; without it no block runs at a skip step.
         decides_by_probe: whether `wants_full_given` is asked. Needs the probe. A pass that it turns into a full one
             goes on from where the probe was taken: nothing runs twice.

@@ -26,7 +26,7 @@ class Gate(Policy):
         return step == 0 or step in self.early
 
     def wants_full_given(self, step, probe):
-        assert probe.shape[-3:] == (4, 16, 32)
+        assert probe.shape[-3:] == (4, 16, 4 if self.probe_kind == "latent" else 32)
         return step in self.late
 
     def observe(self, step, probe, residual):
@@ -43,7 +43,9 @@ class Gate(Policy):
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize(("kind", "depth"), [("modulated", 0), ("modulated", 2), ("stream", 1), ("stream", 2)])
+@pytest.mark.parametrize(
+    ("kind", "depth"), [("modulated", 0), ("modulated", 2), ("stream", 1), ("stream", 2), ("latent", 0)]
+)
 def test_a_pass_that_becomes_full_runs_every_block_once(tiny_pipe, sample, kind, depth, site):
     """Same image, bit for bit, as with the same full steps fixed in advance; and the blocks are counted."""
     completed = []
@@ -117,6 +119,11 @@ def test_sites_differ_by_the_input(tiny_pipe, sample):
     torch.testing.assert_close(found["tail"] - found["hidden"], starts[0], rtol=1e-5, atol=1e-6)
     patches = torch.nn.functional.unfold(latents[0], 2, stride=2).mT  # (B, N, 4): one channel, patches row by row
     torch.testing.assert_close(found["output"] - found["latent"], patches, rtol=1e-5, atol=1e-6)
+    probes = []
+    with apply_policy(tiny_pipe, Gate(kind="latent")) as handle:
+        handle.listen(lambda event: probes.append(event.probe))
+        sample(steps=2)
+    assert torch.equal(probes[0], patches)
 
 
 # Where the image tokens start in the hidden state entering a block, where that is not 0.
