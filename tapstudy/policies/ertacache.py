@@ -40,8 +40,9 @@ class ERTACachePolicy(Policy):
 
     eps = sigmoid(K v~ + B), or the line it was fitted as, (K v~ + B) / 4 + 1/2; K and B belong to the step. Steps
     beyond the calibrated ones run in full. The shorter steps of the method are the sampler's business: pass
-    `adjusted_times` to the pipeline as its sigmas (1 - time). Cost of a skip step: nothing, the model does not run. Memory: one residual
-    in latent space per context.
+    `adjusted_times` to the pipeline as its sigmas (1 - time).
+
+    Cost of a skip step: nothing, the model does not run. Memory: one residual in latent space per context.
 
     Args:
         calibration: see `calibrate_erta`.

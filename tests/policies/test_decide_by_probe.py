@@ -159,3 +159,48 @@ def test_stream_is_what_enters_the_blocks(name, depth):
             rows = [row[start:][: tiny.tokens] for row, start in zip(
                 entering[index], STARTS.get((name, max(index, name == "Lumina2")), [0, 0]), strict=True)]  # fmt: skip
             assert torch.equal(part, torch.stack(rows))
+
+
+class Level(Replay):
+    """Full when the probe's mean size is above a level."""
+
+    decides_by_probe = True
+    level = 0.0
+
+    def wants_full_given(self, step, probe):
+        return float(probe.abs().mean()) > self.level
+
+
+def test_each_context_decides_for_itself():
+    """Two guidance branches of one step; a level between the sizes of their probes lets one skip, not the other."""
+    tiny = make("Wan")
+    latents = {"one": tiny.inputs["hidden_states"], "two": tiny.inputs["hidden_states"].flip(0).abs()}
+    sizes = {}
+    with apply_policy(tiny.model, Replay()) as handle:
+        handle.listen(lambda event: sizes.update({event.context: float(event.probe.abs().mean())}))
+        for name, latent in latents.items():
+            with handle.context(name):
+                tiny(hidden_states=latent)
+    policy = Level()
+    policy.level = sum(sizes.values()) / 2
+    with apply_policy(tiny.model, policy) as handle:
+        for _ in range(3):
+            for name, latent in latents.items():
+                with handle.context(name):
+                    tiny(hidden_states=latent)
+    masks = {context.context: context.mask for context in handle.summary().contexts}
+    assert masks == {name: "F.." if size == min(sizes.values()) else "FFF" for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize("kind", ["modulated", "stream"])
+def test_in_compiled_blocks(tiny_pipe, sample, kind):
+    """The decision is taken in Python between two graphs, so not with fullgraph=True."""
+    gate = Gate(late=(2, 5), kind=kind, depth=1)
+    with apply_policy(tiny_pipe, gate.fresh()):
+        plain = sample(steps=8)
+    torch._dynamo.reset()
+    for block in tiny_pipe.transformer.transformer_blocks:
+        block.compile(backend="eager")
+    with apply_policy(tiny_pipe, gate.fresh()) as handle:
+        assert torch.equal(sample(steps=8), plain)
+    assert handle.summary().contexts[0].mask == "F.F..F.."
