@@ -24,17 +24,13 @@ CHUNK_BYTES = 4 << 20
 
 
 class Workspace:
-    """A buffer used again from step to step, so that scoring on a processor allocates none in a steady state.
+    """A buffer used again from step to step: scoring on a processor then allocates none in a steady state.
 
     Accelerators get a new one every time: their allocators do the same, and share it with the model.
     """
 
     def __init__(self) -> None:
         self._held: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return 0 if self._held is None else self._held.nbytes
 
     def take(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor on the device of `like`, valid until the next call."""

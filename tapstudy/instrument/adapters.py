@@ -86,6 +86,10 @@ class Adapter:
         find = self.image_start[block_list]
         return 0 if find is None else find(arguments)
 
+    def stream_start(self, block_list: int, arguments: Arguments) -> Start:
+        """Where the image tokens start in the hidden state that enters those blocks: first, if text goes beside it."""
+        return 0 if self.streams[block_list] is not None else self.start(block_list, arguments)
+
 
 # Token grids
 

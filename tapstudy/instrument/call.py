@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from tapstudy.instrument.adapters import Grid, Start
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
-from tapstudy.policies.base import Policy, Prediction
+from tapstudy.policies.base import Policy, Prediction, ProbeKind
 
 
 @dataclass
@@ -20,14 +21,19 @@ class Call:
     Attributes:
         skips: no block beyond the probe runs.
         predicts: the residual is predicted; without `skips` this is a shadow pass, which also knows the truth.
-        latent: the residual lives in latent space.
+        latent: what is predicted lives in latent space.
+        relative: it is a difference, to the model input or to the hidden state entering the first block.
+        probe_kind: None if the policy reads no probe.
+        undecided: the policy decides whether to skip once it has the probe.
         hidden_tokens: where the image tokens are in the input of the first block and of the tail.
-        probe_tokens: where they are in the probed block's attention input.
+        probe_tokens: where they are in what the probe is read from.
         model_input: the latent.
         return_dict: whether the caller wants an output object rather than a tuple.
         start: hidden state entering the first block, (batch, sequence, channel).
         attention_input: modulated input of the probed block, (batch, sequence, channel).
-        probe: its image tokens, (batch, token, channel).
+        stream: hidden state entering the probed block, (batch, sequence, channel), if the probe is of that kind.
+        latent_tokens: the model input in patches, (batch, token, latent channel), likewise.
+        probe: the image tokens of the first, of the start and the second, or the third.
         residual: the true one, of the image tokens, where it was computed.
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
@@ -39,8 +45,10 @@ class Call:
     timestep: Tensor | float | None
     skips: bool
     predicts: bool
-    wants_probe: bool
+    probe_kind: ProbeKind | None
+    undecided: bool
     latent: bool
+    relative: bool
     grid: Grid
     hidden_tokens: ImageTokens
     probe_tokens: ImageTokens
@@ -48,6 +56,8 @@ class Call:
     return_dict: bool
     start: Tensor | None = None
     attention_input: Tensor | None = None
+    stream: Tensor | None = None
+    latent_tokens: Tensor | None = None
     residual: Tensor | None = None
     prediction: Prediction | None = None
     list_starts: Mapping[int, Start] = field(default_factory=dict)
@@ -60,8 +70,21 @@ class Call:
 
     @property
     def probe(self) -> Tensor | None:
-        sequence = self.attention_input
-        return None if sequence is None else self.probe_tokens.take(sequence)
+        """(batch, token, channel), or (2, batch, token, channel) of the kind `stream`."""
+        sequence = self.probed
+        if sequence is None or self.probe_kind == "latent":
+            return sequence
+        tokens = self.probe_tokens.take(sequence)
+        if self.probe_kind == "modulated":
+            return tokens
+        assert self.start is not None
+        return torch.stack([self.hidden_tokens.take(self.start), tokens])
+
+    @property
+    def probed(self) -> Tensor | None:
+        """What the probe is read from, (batch, sequence, channel)."""
+        found = {"modulated": self.attention_input, "stream": self.stream, "latent": self.latent_tokens}
+        return None if self.probe_kind is None else found[self.probe_kind]
 
     def give_up(self, reason: str) -> None:
         """Let this pass run in full although the policy wants to skip."""
@@ -73,11 +96,11 @@ class Call:
         """Why a full pass that showed these hidden states cannot enter the history, or None."""
         if any(sequence is None for sequence in sequences):
             return "first block not reached"
-        if self.wants_probe and self.attention_input is None:
+        if self.probe_kind is not None and self.probed is None:
             return "probe not reached"
         fits = [self.hidden_tokens.fit(sequence) for sequence in sequences if sequence is not None]
-        if self.wants_probe and self.attention_input is not None:
-            fits.append(self.probe_tokens.fit(self.attention_input))
+        if self.probed is not None and self.probe_kind != "latent":
+            fits.append(self.probe_tokens.fit(self.probed))
         return None if all(fits) else f"no room for a token grid of {self.grid}"
 
 
@@ -88,7 +111,7 @@ class StepEvent:
     Attributes:
         context: name of the guidance branch.
         kind: "full", "skip" or "shadow" (a skip step whose truth was computed beside it).
-        probe: of the image tokens, (batch, token, channel), None if nobody needed it.
+        probe: of the image tokens, of the kind that the policy asks for, None if nobody needed it.
         residual: the true residual of the image tokens, None at a skip step.
         prediction: the policy's, None at a full step.
         policy: of this context, with its history.

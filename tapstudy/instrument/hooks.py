@@ -98,16 +98,23 @@ class BlockHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
+        if self.place == 0 and call.probe_kind == "stream":
+            call.stream = args[0] if args else kwargs["hidden_states"]
+            if call.undecided:
+                self.instrument.decide(call)
+            if call.skips and call.latent:
+                raise StopForward
         if not call.skips or self.place < 0:
             return self.fn_ref.original_forward(*args, **kwargs)
-        if self.place == 0 and call.wants_probe:
+        if self.place == 0 and call.probe_kind == "modulated":
             try:
                 output = self.fn_ref.original_forward(*args, **kwargs)
             except StopForward:
                 if call.latent:
                     raise
-            else:  # its attention was not called, so there is no probe; nothing is lost: all blocks so far have run
-                call.give_up("probe not reached")
+            else:
+                if call.skips:  # its attention was not called: no probe, but nothing is lost, all blocks so far ran
+                    call.give_up("probe not reached")
                 return output
         return self._pass_through(args, kwargs)
 
@@ -128,8 +135,10 @@ class ProbeHook(ModelHook):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         call = self.instrument.call
-        if call is not None and call.wants_probe:
+        if call is not None and call.probe_kind == "modulated":
             call.attention_input = args[0] if args else kwargs["hidden_states"]
+            if call.undecided:
+                self.instrument.decide(call)
             if call.skips:
                 raise StopForward
         return args, kwargs

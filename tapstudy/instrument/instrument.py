@@ -71,6 +71,8 @@ class Instrument:
             raise RuntimeError(
                 f"this {type(self.model).__name__} already runs under a policy: call remove() on its handle first"
             )
+        if self.policy.decides_by_probe and not self.policy.needs_probe:
+            raise ValueError(f"{type(self.policy).__name__} decides by the probe: it must set needs_probe")
         self._refuse_other_caches()
         probed, self._probed_list = blocks[depth]
         attention = probed.get_submodule(self.adapter.attention)
@@ -92,7 +94,8 @@ class Instrument:
         Raises ValueError on a depth beyond the last block.
         """
         blocks, _ = self.adapter.modules(self.model)
-        for depth in sorted({*depths} - {self.policy.probe_depth}):
+        own = {self.policy.probe_depth} if self.policy.probe_kind == "modulated" else set()
+        for depth in sorted({*depths} - own):
             if not 0 <= depth < len(blocks):
                 raise ValueError(f"depth {depth} is beyond the last block: the model has {len(blocks)} blocks")
             block, self._deeper[depth] = blocks[depth]
@@ -205,7 +208,7 @@ class Instrument:
         try:
             with run.clock.measure(device) as note:
                 output = None
-                if call is None or not call.skips or not call.latent or call.wants_probe:
+                if call is None or not call.skips or not call.latent or call.probe_kind in ("modulated", "stream"):
                     with contextlib.suppress(StopForward):
                         output = original(*args, **kwargs)
                 if call is not None and call.latent:
@@ -251,21 +254,30 @@ class Instrument:
             run.fail_opens["input shape changed" if changed else "no history yet"] += 1
             full = True
         count = prod(run.grid)
-        return Call(
+        kind = policy.probe_kind if policy.needs_probe else None
+        probe_start = self.adapter.stream_start if kind == "stream" else self.adapter.start
+        call = Call(
             run,
             run.step,
             run.timestep,
             skips=not (full or self.shadow),
             predicts=not full,
-            wants_probe=policy.needs_probe,
-            latent=policy.residual_site == "latent",
+            probe_kind=kind,
+            undecided=policy.decides_by_probe and not full,
+            latent=policy.residual_site in ("latent", "output"),
+            relative=policy.residual_site in ("latent", "hidden"),
             grid=run.grid,
             hidden_tokens=ImageTokens(count, self.adapter.start(0, arguments)),
-            probe_tokens=ImageTokens(count, self.adapter.start(self._probed_list, arguments)),
+            probe_tokens=ImageTokens(count, probe_start(self._probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
             list_starts={index: self.adapter.start(index, arguments) for index in set(self._deeper.values())},
         )
+        if kind == "latent":
+            call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
+            if call.undecided:
+                self.decide(call)
+        return call
 
     @in_python
     def _conclude(self, run: ContextRun, call: Call | None) -> None:
@@ -285,11 +297,12 @@ class Instrument:
             depth: ImageTokens(prod(call.grid), call.list_starts[self._deeper[depth]]).take(sequence)
             for depth, sequence in call.deeper_inputs.items()
         }
-        if call.probe is not None:
-            probes[run.policy.probe_depth] = call.probe
+        probe = call.probe
+        if probe is not None and call.probe_kind == "modulated":
+            probes[run.policy.probe_depth] = probe
         latent = to_tokens(call.model_input, call.grid, self.adapter.channel_dim) if self._wants_latent else None
         event = StepEvent(
-            run.name, call.step, call.timestep, call.kind, call.grid, call.probe, call.residual, call.prediction,
+            run.name, call.step, call.timestep, call.kind, call.grid, probe, call.residual, call.prediction,
             run.policy, probes, latent, call.latent_residual, self.adapter.branches,
         )  # fmt: skip
         for listener in self.listeners:
@@ -306,10 +319,13 @@ class Instrument:
         if not call.skips:
             # float32 (or better) keeps start + residual equal to the tail input when the model runs in bf16
             wide = torch.promote_types(tail.dtype, torch.float32)
-            call.residual = call.hidden_tokens.take(tail).detach().to(wide) - start.detach().to(wide)
+            call.residual = call.hidden_tokens.take(tail).detach().to(wide)
+            if call.relative:
+                call.residual = call.residual - start.detach().to(wide)
         if not call.predicts:
             return self._observe(call, tail)
-        return call.hidden_tokens.put(call.start, start + self._predict(call)).to(tail.dtype)
+        predicted = self._predict(call)  # (B, N, D)
+        return call.hidden_tokens.put(call.start, start + predicted if call.relative else predicted).to(tail.dtype)
 
     @in_python
     def _finish_latent(self, call: Call, output: Any) -> Any:
@@ -321,7 +337,7 @@ class Instrument:
             if reason is not None:
                 return self._unobserved(call, reason, output)
             try:
-                call.residual = self._latent_tokens(call, sample)
+                call.residual = self._latent_tokens(call, sample, relative=call.relative)
             except ValueError as error:
                 return self._unobserved(call, str(error), output)
             if not call.predicts:
@@ -329,10 +345,12 @@ class Instrument:
         form = call.run.form
         assert form is not None
         residual = from_tokens(self._predict(call), call.grid, channel_dim=channels, shape=form.shape)
-        return form.wrap(latent_sum(call.model_input, residual), return_dict=call.return_dict)
+        output = latent_sum(call.model_input, residual) if call.relative else residual
+        return form.wrap(output, return_dict=call.return_dict)
 
-    def _latent_tokens(self, call: Call, sample: Tensor) -> Tensor:
-        return to_tokens(latent_residual(call.model_input, sample), call.grid, self.adapter.channel_dim)
+    def _latent_tokens(self, call: Call, sample: Tensor, *, relative: bool = True) -> Tensor:
+        residual = latent_residual(call.model_input if relative else None, sample)
+        return to_tokens(residual, call.grid, self.adapter.channel_dim)
 
     def _observe(self, call: Call, unchanged: Any) -> Any:
         assert call.residual is not None
@@ -343,12 +361,22 @@ class Instrument:
     def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:
         """A full pass that showed too little to learn from."""
         call.give_up(reason)
-        call.attention_input = None
+        call.attention_input = call.stream = call.latent_tokens = None
         self._cautions.warn(
             f"a step of {type(self.model).__name__} ran in full and taught the policy nothing: {reason}"
         )
         return unchanged
 
     def _predict(self, call: Call) -> Tensor:
-        call.prediction = call.run.policy.predict(call.step, call.probe, call.residual)
+        policy, probe = call.run.policy, call.probe
+        call.prediction = policy.predict(call.step, probe, call.residual)
+        policy.skipped(call.step, probe, call.prediction)
         return call.prediction.residual
+
+    @in_python
+    def decide(self, call: Call) -> None:
+        """The probe is known: the policy may turn this pass into a full one, which goes on from here."""
+        assert call.probe is not None
+        call.undecided = False
+        if call.run.policy.wants_full_given(call.step, call.probe):
+            call.skips = call.predicts = False

@@ -49,11 +49,11 @@ class Form:
         return (Transformer2DModelOutput if issubclass(self.kind, tuple) else self.kind)(sample=sample)
 
 
-def latent_residual(latent: Tensor, output: Tensor) -> Tensor:
-    """Output minus input; the output itself where the two have different shapes (a learned variance, say)."""
+def latent_residual(latent: Tensor | None, output: Tensor) -> Tensor:
+    """Output minus input; the output itself without an input, or one of another shape (a learned variance, say)."""
     wide = torch.promote_types(output.dtype, torch.float32)
     output = output.detach().to(wide)
-    return output - latent.detach().to(wide) if output.shape == latent.shape else output
+    return output - latent.detach().to(wide) if latent is not None and output.shape == latent.shape else output
 
 
 def latent_sum(latent: Tensor, residual: Tensor) -> Tensor:

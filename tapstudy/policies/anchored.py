@@ -80,4 +80,4 @@ class AnchoredPolicy(Policy):
 
     @property
     def cache_bytes(self) -> int:
-        return self.anchors.nbytes + self.workspace.nbytes
+        return self.anchors.nbytes

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tapstudy.predictors.family import Label
 
-ResidualSite = Literal["hidden", "latent"]
+ResidualSite = Literal["hidden", "tail", "latent", "output"]
+ProbeKind = Literal["modulated", "stream", "latent"]
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,23 @@ class Prediction:
 class Policy(ABC):
     """Decides when to run in full and predicts the rest. One object serves one context of one transformer.
 
-    The loop is: `begin` once, then for every step `wants_full(step)` followed by `observe` (a full step) or `predict`
-    (a skip step). Questions (`wants_full`, `predict`) change nothing; the step is always passed in.
+    The loop is: `begin` once, then for every step `wants_full(step)`. If it does not, and the policy decides by probe,
+    `wants_full_given(step, probe)` as soon as the probe is known. Then `observe` (a full step), or `predict` and
+    `skipped` (a skip step). Questions (`wants_full`, `wants_full_given`, `predict`) change nothing; the step is always
+    passed in. A pass is one batch, so its samples (and the guidance branches in it) skip or run together.
 
     Attributes:
         labels: names of the predictors that `Prediction.choice` indexes.
-        residual_site: where the residual lives: `hidden` (input of the tail norm minus input of the first block) or
-            `latent` (model output minus model input).
-        probe_depth: block whose modulated input is the probe.
-        needs_probe: whether `observe` and `predict` read the probe; without it no block runs at a skip step.
+        residual_site: what is predicted: `hidden` (input of the tail norm minus input of the first block), `tail`
+            (the former alone), `latent` (model output minus model input) or `output` (the former alone).
+        probe_depth: block that the probe is taken at; the blocks before it run at every step.
+        probe_kind: `modulated`: modulated input of that block, (batch, token, channel). `stream`: hidden states that
+            enter the first block and that block, (2, batch, token, channel); at depth 1 the second minus the first is
+            the residual of the first block. `latent`: the model input in patches, (batch, token, latent channel); no
+            block runs for it.
+        needs_probe: whether the policy reads the probe; without it no block runs at a skip step.
+        decides_by_probe: whether `wants_full_given` is asked. Needs the probe. A pass that it turns into a full one
+            goes on from where the probe was taken: nothing runs twice.
         needs_truth: whether `predict` reads the true residual. The instrument then runs a shadow full pass at every
             skip step: such a policy saves nothing and serves as a yardstick.
     """
@@ -61,7 +70,9 @@ class Policy(ABC):
     labels: tuple[Label, ...] = ()
     residual_site: ResidualSite = "hidden"
     probe_depth: int = 0
+    probe_kind: ProbeKind = "modulated"
     needs_probe: bool = False
+    decides_by_probe: bool = False
     needs_truth: bool = False
 
     def fresh(self) -> Self:
@@ -74,15 +85,27 @@ class Policy(ABC):
 
     @abstractmethod
     def wants_full(self, step: int) -> bool:
-        """Whether the model must run in full at `step`."""
+        """Whether the model must run in full at `step`, whatever its probe."""
+
+    def wants_full_given(self, step: int, probe: Tensor) -> bool:
+        """Whether `step`, which `wants_full` left to be skipped, must run in full after all, now that it has a probe.
+
+        The answer waits for the device, once a step.
+        """
+        del step, probe
+        return False
 
     @abstractmethod
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        """Take in a full step: probe (batch, token, channel) if `needs_probe`, and residual."""
+        """Take in a full step: probe if `needs_probe`, and residual, (batch, token, channel)."""
 
     @abstractmethod
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         """Predict the residual at a skip step from the probe, and from the true residual if `needs_truth`."""
+
+    def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
+        """Take in a skip step: its probe if `needs_probe`, and what `predict` said. Copy what you keep of the probe."""
+        del step, probe, prediction
 
     @property
     def cache_bytes(self) -> int:

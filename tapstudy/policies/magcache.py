@@ -1,0 +1,100 @@
+"""MagCache: a schedule from how the residual's magnitude changes from step to step (arXiv 2506.09045, NeurIPS 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from tapstudy.core.anchors import Anchors
+from tapstudy.policies.base import Policy, Prediction, RunInfo
+
+
+class MagCachePolicy(Policy):
+    """Order 0 on the residual; the full steps follow from a calibrated curve and do not depend on the input.
+
+    From step int(retention * T + 0.5) on: rho is the product of the ratios gamma since the last full step, and
+    |1 - rho| is added up over the steps skipped since. A step is skipped while that sum is at most `threshold` and no
+    more than `max_skips` are skipped in a row. The ratios never scale the residual. No last step is forced. (The
+    published FLUX script also keeps one hand-picked step.)
+
+    Cost of a skip step: nothing beside embedding and tail. Memory: one residual per context.
+
+    Args:
+        ratios: gamma_0 = 1, gamma_1, ..: see `magnitude_ratios`. Taken at the nearest point when a run has another
+            number of steps; without a known number, a run is as long as the curve and then runs in full.
+        threshold, max_skips, retention: published for FLUX 0.24, 5, 0.1; for HunyuanVideo 0.24, 6, 0.2; diffusers'
+            defaults are the ones here.
+
+    Raises:
+        ValueError: an empty curve.
+    """
+
+    def __init__(
+        self, ratios: Sequence[float], *, threshold: float = 0.06, max_skips: int = 3, retention: float = 0.2
+    ) -> None:
+        if len(ratios) == 0:
+            raise ValueError("MagCachePolicy: no ratios; magnitude_ratios(residuals of a full run) gives them")
+        self.ratios, self.threshold = tuple(float(ratio) for ratio in ratios), threshold
+        self.max_skips, self.retention = max_skips, retention
+        self.last = Anchors(1)
+        self.begin(RunInfo())
+
+    def begin(self, run: RunInfo) -> None:
+        self.last.clear()
+        num_steps = run.num_steps or len(self.ratios)
+        self.skip_steps = magnitude_skips(
+            resampled(self.ratios, num_steps), self.threshold, max_skips=self.max_skips, retention=self.retention
+        )
+
+    def wants_full(self, step: int) -> bool:
+        return step not in self.skip_steps
+
+    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
+        self.last.push(step, None, residual)
+
+    def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
+        return Prediction(self.last.residuals[0])
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.last.nbytes
+
+
+def magnitude_skips(ratios: Sequence[float], threshold: float, *, max_skips: int, retention: float) -> frozenset[int]:
+    """The steps that MagCache skips on the curve `ratios`, one per step. Step 0 always runs in full."""
+    skips: set[int] = set()
+    rho, total, count = 1.0, 0.0, 0
+    for step in range(int(retention * len(ratios) + 0.5), len(ratios)):
+        rho, count = rho * ratios[step], count + 1
+        total += abs(1 - rho)
+        if step > 0 and total <= threshold and count <= max_skips:
+            skips.add(step)
+        else:
+            rho, total, count = 1.0, 0.0, 0
+    return frozenset(skips)
+
+
+def resampled(ratios: Sequence[float], num_steps: int) -> tuple[float, ...]:
+    """The curve at `num_steps` evenly spread points, nearest neighbour (halves to even)."""
+    if num_steps == 1:
+        return (ratios[-1],)
+    scale = (len(ratios) - 1) / (num_steps - 1)
+    return tuple(ratios[round(step * scale)] for step in range(num_steps))
+
+
+def magnitude_ratios(residuals: Iterable[Tensor]) -> tuple[float, ...]:
+    """Calibration: mean over batch and tokens of |r_i| / |r_(i-1)|, norms over channels; 1 for the first step.
+
+    Args:
+        residuals: of every step of one full run, in order, (batch, token, channel) each. A step's tensor may be freed
+            when the next but one is drawn.
+    """
+    ratios: list[float] = []
+    before: Tensor | None = None
+    for residual in residuals:
+        norm = torch.linalg.vector_norm(residual.detach(), dim=-1, dtype=torch.float64)  # (B, N)
+        ratios.append(1.0 if before is None else float((norm / (before + 1e-8)).mean()))
+        before = norm
+    return tuple(ratios)

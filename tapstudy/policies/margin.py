@@ -1,0 +1,59 @@
+"""Beyond the paper: leave a default predictor only when another one's proxy loss is clearly lower."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tapstudy.core.scoring import predictor_losses, select
+from tapstudy.policies.anchored import AnchoredPolicy
+from tapstudy.policies.base import Prediction
+from tapstudy.policies.config import TAPConfig
+from tapstudy.predictors.family import Family
+
+
+class MarginPolicy(AnchoredPolicy):
+    """TAP with a handicap: a predictor replaces the default one only if its loss is below `factor` times that one's.
+
+    The proxy ranks predictors with error; a narrow win on the probe is often no win on the residual. Factor 1 is TAP
+    (but ties go to the default), 0 is the default alone. Cost and memory as for TAP.
+
+    Args:
+        default: order and shift of the default predictor, a member of the family.
+        factor: between 0 and 1.
+
+    Raises:
+        ValueError: a default outside the family, or a factor outside [0, 1].
+    """
+
+    needs_probe = True
+
+    def __init__(
+        self,
+        config: TAPConfig | None = None,
+        *,
+        default: tuple[int, float] = (1, 0),
+        factor: float = 0.8,
+        family: Family | None = None,
+    ) -> None:
+        super().__init__(config, family=family)
+        members = [(label.order, label.shift) for label in self.labels]
+        if default not in members:
+            raise ValueError(f"MarginPolicy: the default {default} is not in the family: {members}")
+        if not 0 <= factor <= 1:
+            raise ValueError(f"MarginPolicy: factor must be between 0 and 1, got {factor}")
+        self.default, self.factor = members.index(default), factor
+
+    def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
+        assert probe is not None
+        config, found = self.config, self.candidates(step)
+        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=config.distance)  # (B, N, P)
+        default = int(found.inverse[self.default])
+        # the first of equal losses is chosen, so the default comes first
+        order = [default, *(p for p in range(losses.shape[-1]) if p != default)]
+        handicapped = losses[..., order]  # a copy
+        handicapped[..., 0] *= self.factor
+        choice = select(
+            handicapped, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size
+        )  # (B, N), in `order`
+        return self.apply(found, torch.tensor(order, device=choice.device)[choice], losses)

@@ -1,0 +1,206 @@
+"""Policies that decide once they see the probe, the two kinds of probe, and the four sites of the residual."""
+
+import pytest
+import torch
+
+from tapstudy import apply_policy
+from tapstudy.policies.base import Policy, Prediction
+from tests.instrument.replay import Replay, relative_error, steps
+from tests.instrument.tiny_models import CLASSES, make
+
+SITES = ["hidden", "tail", "latent", "output"]
+
+
+class Gate(Policy):
+    """Full at step 0; `late` steps run in full once the probe is seen, `early` ones without looking at it."""
+
+    needs_probe = True
+    decides_by_probe = True
+
+    def __init__(self, *, late=(), early=(), site="hidden", kind="modulated", depth=0):
+        self.late, self.early = late, early
+        self.residual_site, self.probe_kind, self.probe_depth = site, kind, depth
+        self.log = []
+
+    def wants_full(self, step):
+        return step == 0 or step in self.early
+
+    def wants_full_given(self, step, probe):
+        assert probe.shape[-3:] == (4, 16, 4 if self.probe_kind == "latent" else 32)
+        return step in self.late
+
+    def observe(self, step, probe, residual):
+        self.log.append(("full", step))
+        self.residual = residual.clone()
+
+    def predict(self, step, probe, truth=None):
+        return Prediction(self.residual)
+
+    def skipped(self, step, probe, prediction):
+        self.log.append(("skip", step))
+        assert torch.equal(prediction.residual, self.residual)
+        assert probe is not None
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(
+    ("kind", "depth"), [("modulated", 0), ("modulated", 2), ("stream", 1), ("stream", 2), ("latent", 0)]
+)
+def test_a_pass_that_becomes_full_runs_every_block_once(tiny_pipe, sample, kind, depth, site):
+    """Same image, bit for bit, as with the same full steps fixed in advance; and the blocks are counted."""
+    completed = []
+    for block in tiny_pipe.transformer.transformer_blocks:
+        block.ff.register_forward_hook(lambda *_: completed.append(1))
+    images, counts, logs = [], [], []
+    for gate in (
+        Gate(late=(2, 5), site=site, kind=kind, depth=depth),
+        Gate(early=(2, 5), site=site, kind=kind, depth=depth),
+    ):
+        per_step = []
+        with apply_policy(tiny_pipe, gate) as handle:
+            handle.listen(
+                lambda event, per_step=per_step: (per_step.append((event.kind, len(completed))), completed.clear())
+            )
+            handle.listen(lambda event: logs.append(event.policy.log) if event.step == 7 else None)
+            images.append(sample(steps=8))
+        summary = handle.summary().contexts[0]
+        assert summary.mask == "F.F..F.."
+        assert summary.fail_opens == {}
+        counts.append(per_step)
+    assert torch.equal(images[0], images[1])
+    assert counts[0] == counts[1] == [("full", 3) if step in (0, 2, 5) else ("skip", depth) for step in range(8)]
+    assert logs[0] == logs[1] == [("full" if step in (0, 2, 5) else "skip", step) for step in range(8)]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_with_a_shadow_pass_too(tiny_pipe, sample, site):
+    kinds = []
+    with apply_policy(tiny_pipe, Gate(late=(3,), site=site), shadow=True) as handle:
+        handle.listen(lambda event: kinds.append((event.kind, event.residual is not None, event.prediction is None)))
+        shadowed = sample(steps=6)
+    assert [kind for kind, *_ in kinds] == ["full", "shadow", "shadow", "full", "shadow", "shadow"]
+    assert all(known for _, known, _ in kinds)
+    assert [kind == "full" for kind, *_ in kinds] == [unpredicted for *_, unpredicted in kinds]
+    with apply_policy(tiny_pipe, Gate(late=(3,), site=site)):
+        torch.testing.assert_close(sample(steps=6), shadowed, rtol=1e-5, atol=1e-5)
+
+
+def test_deciding_without_a_probe_is_refused(tiny_pipe):
+    policy = Gate()
+    policy.needs_probe = False
+    with pytest.raises(ValueError, match="Gate decides by the probe: it must set needs_probe"):
+        apply_policy(tiny_pipe, policy)
+
+
+@pytest.mark.parametrize("site", ["tail", "output"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_true_value_at_a_site_gives_the_full_output(name, site):
+    tiny = make(name)
+    plain = tiny()
+    (full, skip), events = steps(tiny, Replay(site=site))
+    assert [event.kind for event in events] == ["full", "skip"]
+    assert torch.equal(full, plain)
+    assert relative_error(skip, plain) < 1e-6
+    (_, turned), _ = steps(tiny, Replay(site=site, factor=-1))  # (the norm of the tail would undo a positive factor)
+    assert relative_error(turned, plain) > 1e-2
+
+
+def test_sites_differ_by_the_input(tiny_pipe, sample):
+    found = {}
+    for site in SITES:
+        with apply_policy(tiny_pipe, Gate(site=site)) as handle:
+            handle.listen(lambda event, site=site: found.setdefault(site, event.residual))
+            sample(steps=2)
+    starts, latents = [], []
+    model = tiny_pipe.transformer
+    model.transformer_blocks[0].register_forward_pre_hook(lambda _module, args: starts.append(args[0]))
+    model.pos_embed.register_forward_pre_hook(lambda _module, args: latents.append(args[0]))
+    sample(steps=2)
+    torch.testing.assert_close(found["tail"] - found["hidden"], starts[0], rtol=1e-5, atol=1e-6)
+    patches = torch.nn.functional.unfold(latents[0], 2, stride=2).mT  # (B, N, 4): one channel, patches row by row
+    torch.testing.assert_close(found["output"] - found["latent"], patches, rtol=1e-5, atol=1e-6)
+    probes = []
+    with apply_policy(tiny_pipe, Gate(kind="latent")) as handle:
+        handle.listen(lambda event: probes.append(event.probe))
+        sample(steps=2)
+    assert torch.equal(probes[0], patches)
+
+
+# Where the image tokens start in the hidden state entering a block, where that is not 0.
+STARTS = {("Lumina2", 1): [5, 3], ("Lumina2", 2): [5, 3], ("Flux2", 2): [5, 5], ("Flux2", 3): [5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [*((name, depth) for name in CLASSES for depth in (1, 2)), ("Flux", 3), ("Flux2", 3), ("HunyuanVideo", 3)],
+)
+def test_stream_is_what_enters_the_blocks(name, depth):
+    tiny = make(name)
+    lists = [list(child) for child in tiny.model.children() if isinstance(child, torch.nn.ModuleList)]
+    lists = [blocks for blocks in lists if hasattr(blocks[0], "attn") or hasattr(blocks[0], "attn1")
+             or hasattr(blocks[0], "attention")]  # fmt: skip
+    blocks = [block for blocks in lists if len(blocks) > 1 for block in blocks]  # refiners have one block each
+    entering = {}
+    for index in (0, depth):
+        blocks[index].register_forward_pre_hook(
+            lambda _module, args, kwargs, index=index: entering.update(
+                {index: args[0] if args else kwargs["hidden_states"]}
+            ),
+            with_kwargs=True,
+        )
+    policy = Replay()
+    policy.probe_kind, policy.probe_depth = "stream", depth
+    _, events = steps(tiny, policy, calls=2)
+    assert [event.kind for event in events] == ["full", "skip"]
+    for event in events:
+        assert event.probe.shape[:3] == (2, 2, tiny.tokens)
+        assert event.probes == {}, "recordings of modulated inputs must not take it for one"
+        for part, index in zip(event.probe, (0, depth), strict=True):
+            rows = [row[start:][: tiny.tokens] for row, start in zip(
+                entering[index], STARTS.get((name, max(index, name == "Lumina2")), [0, 0]), strict=True)]  # fmt: skip
+            assert torch.equal(part, torch.stack(rows))
+
+
+class Level(Replay):
+    """Full when the probe's mean size is above a level."""
+
+    decides_by_probe = True
+    level = 0.0
+
+    def wants_full_given(self, step, probe):
+        return float(probe.abs().mean()) > self.level
+
+
+def test_each_context_decides_for_itself():
+    """Two guidance branches of one step; a level between the sizes of their probes lets one skip, not the other."""
+    tiny = make("Wan")
+    latents = {"one": tiny.inputs["hidden_states"], "two": tiny.inputs["hidden_states"].flip(0).abs()}
+    sizes = {}
+    with apply_policy(tiny.model, Replay()) as handle:
+        handle.listen(lambda event: sizes.update({event.context: float(event.probe.abs().mean())}))
+        for name, latent in latents.items():
+            with handle.context(name):
+                tiny(hidden_states=latent)
+    policy = Level()
+    policy.level = sum(sizes.values()) / 2
+    with apply_policy(tiny.model, policy) as handle:
+        for _ in range(3):
+            for name, latent in latents.items():
+                with handle.context(name):
+                    tiny(hidden_states=latent)
+    masks = {context.context: context.mask for context in handle.summary().contexts}
+    assert masks == {name: "F.." if size == min(sizes.values()) else "FFF" for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize("kind", ["modulated", "stream"])
+def test_in_compiled_blocks(tiny_pipe, sample, kind):
+    """The decision is taken in Python between two graphs, so not with fullgraph=True."""
+    gate = Gate(late=(2, 5), kind=kind, depth=1)
+    with apply_policy(tiny_pipe, gate.fresh()):
+        plain = sample(steps=8)
+    torch._dynamo.reset()
+    for block in tiny_pipe.transformer.transformer_blocks:
+        block.compile(backend="eager")
+    with apply_policy(tiny_pipe, gate.fresh()) as handle:
+        assert torch.equal(sample(steps=8), plain)
+    assert handle.summary().contexts[0].mask == "F.F..F.."
