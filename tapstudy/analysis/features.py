@@ -35,14 +35,14 @@ def probe_at(recording: xr.Dataset, depth: int, analysis: str) -> xr.DataArray:
         probe = probe.isel(depth=depths.index(depth), drop=True)
     elif depth:
         raise ValueError(f"{analysis}: no probe of block {depth}, the recording does not tell its depths")
-    return probe.transpose(..., "step", "token", "channel")
+    return probe.reset_coords(drop=True).transpose(..., "step", "token", "channel")
 
 
 def residual_at(recording: xr.Dataset, site: str, analysis: str) -> xr.DataArray:
     """The residual, (..., step, token, channel)."""
     require(recording, analysis, **{site: ("step", "token")})
     residual = recording[site].rename({"latent_channel": "channel"} if "latent_channel" in recording[site].dims else {})
-    return residual.transpose(..., "step", "token", "channel")
+    return residual.reset_coords(drop=True).transpose(..., "step", "token", "channel")
 
 
 def site_of(recording: xr.Dataset, config: TAPConfig, analysis: str) -> Site:

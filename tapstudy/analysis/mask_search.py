@@ -7,7 +7,7 @@ earlier still; 0 stands for "there is none". It determines every predictor until
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,28 +48,30 @@ def skip_errors(gram: Array, family: Family, weights: Array, *, longest: int) ->
         raise ValueError(f"best_mask knows families of at most {MAX_ANCHORS} anchors, got {family.num_anchors}")
     count = len(gram)
     errors = np.full((count, longest + 1, longest + 1, longest), np.inf)
-    errors[..., 0] = 0  # the anchor itself
 
-    @lru_cache(maxsize=None)
+    @cache
     def rows_of(anchors: tuple[int, ...]) -> Array:
-        """(k, P, J) for k = 1 .. longest - 1."""
-        return np.array([family.rows(anchors, k) for k in range(1, longest)])
+        """(k, P, J) for k = 1, 2, .. as far as they can be needed."""
+        return np.array([family.rows(anchors, k) for k in range(1, min(longest, count + anchors[-1]))])
 
-    distances = np.arange(1, longest)
     for gap in range(longest + 1):
         for before in range(longest + 1 if gap else 1):
             oldest = gap + before
             # without a third anchor the oldest one is step 0, where every mask begins
             newest = np.arange(oldest, count if before else min(oldest + 1, count))
-            if not len(newest) or longest < 2:
+            distances = np.arange(1, min(longest, count - oldest))
+            if not len(newest):
+                continue
+            errors[newest, gap, before, 0] = 0  # the anchor itself
+            if not len(distances):
                 continue
             anchors = (0, -gap, -oldest)[: 1 + (gap > 0) + (before > 0)][: family.num_anchors]
             steps = newest[:, None] + distances  # (a, k)
             there = steps < count
             which = np.stack([np.minimum(steps, count - 1), *(newest[:, None] + at + 0 * steps for at in anchors)], -1)
-            squares = _squares(gram, which, rows_of(anchors)).min(axis=-1)  # (a, k)
+            squares = _squares(gram, which, rows_of(anchors)[: len(distances)]).min(axis=-1)  # (a, k)
             weighted = squares * weights[np.minimum(steps, count - 1)]
-            errors[newest, gap, before, 1:] = np.where(there, weighted, np.inf)
+            errors[newest, gap, before, 1 : 1 + len(distances)] = np.where(there, weighted, np.inf)
     return errors
 
 
@@ -109,8 +111,10 @@ def cheapest_mask(errors: Array, passes: int) -> tuple[tuple[int, ...], float]:
     if not np.isfinite(final.min()):
         raise ValueError(f"no mask of {passes} full steps at most {longest} apart reaches over {count} steps")
     where, gap, before = np.unravel_index(final.argmin(), final.shape)
-    step, mask = int(ends[where]), [int(ends[where])]
+    state = int(ends[where]), int(gap), int(before)
+    mask = [state[0]]
     for third in reversed(origins):
-        step, gap, before = step - int(gap), int(before), int(third[step - int(gap), int(before), int(gap) - 1])
-        mask.append(step)
+        earlier = state[0] - state[1]
+        state = earlier, state[2], int(third[earlier, state[2], state[1] - 1])
+        mask.append(earlier)
     return tuple(reversed(mask)), float(final.min())

@@ -50,7 +50,7 @@ def end_dense_mask(num_steps: int, passes: int, *, power: float = 2.0) -> Mask:
 
 
 def masks(num_steps: int, passes: int, *, warmup_steps: int = 3, power: float = 2.0) -> dict[str, Mask]:
-    """Masks of exactly `passes` full steps by name, as an axis of sweeps (`grid(full_steps=list(masks(50, 8).values()))`).
+    """Masks of exactly `passes` full steps by name, for `grid(full_steps=list(masks(50, 8).values()))`, say.
 
     S(N, w) is there for every interval N that makes as many full steps.
     """
@@ -78,8 +78,8 @@ def best_mask(
 ) -> xr.Dataset:
     """The `passes` full steps that cost least on recorded trajectories, by dynamic programming.
 
-    The cost of a mask is the sum over its skip steps of the squared error of the predicted residual, over all tokens and
-    channels, as a share of the mean squared residual of its trajectory, mean over trajectories, times the squared
+    The cost of a mask is the sum over its skip steps of the squared error of the predicted residual, over all tokens
+    and channels, as a share of the mean squared residual of its trajectory, mean over trajectories, times the squared
     length of the solver's step. Predictions are made from exact residuals (teacher-forced). A prediction is linear in
     the residuals, so all costs follow from one steps-by-steps Gram matrix. The mask is the best of all masks, not of
     a neighbourhood. Choose it on other seeds than those it is judged on.

@@ -23,7 +23,7 @@ def step_gram(features: xr.DataArray) -> xr.DataArray:
     Returns:
         (..., step, step2).
     """
-    features = features.chunk(token=-1, channel=-1)
+    features = features.chunk({"token": -1, "channel": -1})
     leading = tuple(range(features.ndim - 3))
     step, step2, token, channel = range(features.ndim - 3, features.ndim + 1)
     gram = da.blockwise(
