@@ -127,6 +127,8 @@ class Trajectory:
 def one_torch_thread() -> Iterator[None]:
     """Dask's threads already use every core, and a score's tensors are too small to be shared out among threads.
 
+    Measured on two cores, 196 tokens of width 192: two dask threads with one torch thread each take 0.25 s of processor
+    time, with two torch threads each 0.32 s; one dask thread with two torch threads 0.31 s, and the longest wall time.
     Torch keeps the number per thread (and takes the last one set as the default of threads to come), so the caller's
     models keep theirs.
     """
