@@ -14,10 +14,10 @@ ALLOWED = {
     "policies": {"core", "predictors"},
     "instrument": {"core", "predictors", "policies"},
     "recording": {"core", "policies", "instrument"},
-    "analysis": {"core", "predictors"},
+    "analysis": {"core", "predictors", "policies"},
     "plots": set(),
     "models": {"plots"},
-    "bench": {"core", "predictors", "policies", "instrument", "models", "recording"},
+    "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis"},
     "commands": None,
 }
 FORBIDDEN = {

@@ -1,0 +1,191 @@
+"""Many settings of TAP on the same recorded trajectories, each chunk of features read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import product
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from tapstudy.analysis.features import (
+    at_steps,
+    grid_for,
+    in_blocks,
+    is_trajectory,
+    probe_at,
+    residual_at,
+    site_of,
+    step_runs,
+)
+from tapstudy.analysis.joint_scores import METRICS, Job, JointScores
+from tapstudy.analysis.teacher_forced import Array, full_steps_of, held_steps
+from tapstudy.core.schedule import mask_text
+from tapstudy.policies.config import TAPConfig
+
+
+def grid(*, base: TAPConfig | None = None, **axes: Sequence[Any]) -> dict[str, TAPConfig]:
+    """Settings at every point of a grid of `TAPConfig` fields, the last axis fastest.
+
+    >>> list(grid(interval=(4, 8), distance=("cosine", "l2")))
+    ['interval=4 distance=cosine', 'interval=4 distance=l2', 'interval=8 distance=cosine', 'interval=8 distance=l2']
+
+    Args:
+        base: what the axes do not name.
+
+    Raises:
+        TypeError, ValueError: a field that does not exist, or a value that cannot be meant.
+    """
+    rest = {field.name: getattr(base or TAPConfig(), field.name) for field in fields(TAPConfig)}
+    points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    return {" ".join(f"{name}={_text(value)}" for name, value in point.items()): TAPConfig.of({**rest, **point})
+            for point in points}  # fmt: skip
+
+
+def ablate(recording: xr.Dataset, settings: Mapping[str, TAPConfig] | Sequence[TAPConfig]) -> xr.Dataset:
+    """Rescore recorded trajectories under many settings, to one number per image and setting.
+
+    Args:
+        recording: as for `rescore`, with the probe of every block and the residual of every site that is asked for.
+        settings: by name, or in order.
+
+    Returns:
+        Lazily, per setting and image the mean over contexts, skip steps and tokens: `true_error` of TAP's choice,
+        `oracle_true_error`, `random_true_error`, `top1` and `regret`, `normalised_regret` (the regret over that of a
+        random predictor: 0 for the oracle, 1 for chance), all (sample, setting), and `fixed_true_error` (sample,
+        setting, predictor), NaN for predictors that a setting lacks. `best_fixed_true_error` (setting, sample) is that
+        of the fixed predictor with the least error on images of other seeds (see `best_fixed_elsewhere`). Coordinates:
+        on setting the fields of `TAPConfig` that differ, `full_passes` and `mask`; on predictor `order` and `shift`.
+
+    Raises:
+        ValueError: no settings, a setting that never skips, and all that `rescore` raises.
+    """
+    named = dict(settings) if isinstance(settings, Mapping) else {str(i): one for i, one in enumerate(settings)}
+    if not named:
+        raise ValueError("ablate needs at least one setting")
+    num_steps = is_trajectory(recording, "ablate")
+    configs = list(named.values())
+    full = [full_steps_of(config, num_steps) for config in configs]
+    for name, steps in zip(named, full, strict=True):
+        if len(steps) == num_steps:
+            raise ValueError(f"ablate: setting {name!r} skips none of the {num_steps} steps: there is nothing to score")
+    depths = sorted({config.probe_depth for config in configs})
+    sites = [str(site_of(recording, config, "ablate")) for config in configs]
+    arrays = {f"probe {depth}": in_blocks(probe_at(recording, depth, "ablate")) for depth in depths}
+    arrays |= {site: in_blocks(residual_at(recording, site, "ablate")) for site in sorted(set(sites))}
+    labels = sorted({(label.order, float(label.shift)) for config in configs for label in config.family.labels})
+    jobs = tuple(
+        Job(config, steps, site, grid_for(recording, config, "ablate"),
+             tuple(labels.index((label.order, float(label.shift))) for label in config.family.labels))
+        for config, steps, site in zip(configs, full, sites, strict=True)
+    )  # fmt: skip
+    total: xr.Dataset | None = None
+    for run in step_runs(list(arrays.values()), num_steps):
+        held = sorted({step for job in jobs for step in held_steps(run, job.full, job.config.family.num_anchors)})
+        part = _apply(JointScores(jobs, tuple(arrays), tuple(held), tuple(run), len(labels)), arrays, held)
+        total = part if total is None else total + part
+    assert total is not None
+    skips = xr.DataArray([num_steps - len(steps) for steps in full], dims="setting")
+    means = total / skips
+    found = means.mean([dim for dim in means.dims if dim not in ("setting", "sample", "predictor")])
+    return _described(found, recording, named, full, labels)
+
+
+def best_fixed_elsewhere(fixed: xr.DataArray, seed: xr.DataArray | None = None) -> xr.DataArray:
+    """For every image, the error of the fixed predictor that is best on average on images of other seeds.
+
+    So no image takes part in choosing the predictor that it is judged by, nor does one that began from its noise.
+    Without seeds, or with a single one, the other images choose. NaN where there is no other image.
+
+    Args:
+        fixed: (..., sample, predictor), NaN for predictors that are not there.
+        seed: (sample,).
+
+    Returns:
+        (..., sample).
+    """
+    count = fixed.sizes["sample"]
+    groups = np.arange(count) if seed is None or len(np.unique(seed)) < 2 else np.unique(seed, return_inverse=True)[1]
+    other = groups[:, None] != groups  # (sample, sample)
+
+    def pick(errors: Array) -> Array:
+        if not other.any():
+            return np.full(errors.shape[:-1], np.nan)
+        sums = other.astype(np.float64) @ np.nan_to_num(errors)  # (..., sample, predictor)
+        best = np.where(np.isnan(errors), np.inf, sums).argmin(axis=-1)  # (..., sample)
+        return np.take_along_axis(errors, best[..., None], axis=-1)[..., 0]
+
+    return xr.apply_ufunc(
+        pick,
+        fixed.chunk({"sample": -1}) if fixed.chunks is not None else fixed,
+        input_core_dims=[["sample", "predictor"]],
+        output_core_dims=[["sample"]],
+        dask="parallelized",
+        output_dtypes=[fixed.dtype],
+    )
+
+
+def _apply(kernel: JointScores, arrays: Mapping[str, xr.DataArray], held: Sequence[int]) -> xr.Dataset:
+    found = xr.apply_ufunc(
+        kernel,
+        *(at_steps(array, held).rename(channel=f"channel of {name}") for name, array in arrays.items()),
+        input_core_dims=[["step", "token", f"channel of {name}"] for name in arrays],
+        output_core_dims=[*([["setting"]] * len(METRICS)), ["setting", "predictor"]],
+        join="exact",
+        dask="parallelized",
+        output_dtypes=[np.float64] * (len(METRICS) + 1),
+        dask_gufunc_kwargs={"output_sizes": {"setting": len(kernel.jobs), "predictor": kernel.predictors}},
+    )
+    return xr.Dataset(dict(zip((*METRICS, "fixed_true_error"), found, strict=True)))
+
+
+def _described(
+    found: xr.Dataset,
+    recording: xr.Dataset,
+    named: Mapping[str, TAPConfig],
+    full: Sequence[tuple[int, ...]],
+    labels: Sequence[tuple[int, float]],
+) -> xr.Dataset:
+    """With what follows from the metrics, coordinates and attributes."""
+    regret = found["true_error"] - found["oracle_true_error"]
+    chance = found["random_true_error"] - found["oracle_true_error"]
+    names = {
+        **METRICS,
+        "regret": "true error of the chosen predictor minus the least",
+        "normalised_regret": "regret over that of a random predictor",
+        "fixed_true_error": "true error of one predictor for all tokens and steps",
+    }
+    found = found.assign(regret=regret, normalised_regret=regret / chance.where(chance > 0))
+    if "sample" in found.dims:
+        names["best_fixed_true_error"] = "true error of the fixed predictor that is best on images of other seeds"
+        seed = recording["seed"] if "seed" in recording.coords else None
+        found["best_fixed_true_error"] = best_fixed_elsewhere(found["fixed_true_error"], seed)
+    for name, long_name in names.items():
+        found[name].attrs.update(long_name=long_name, units="1")
+    varying = [f.name for f in fields(TAPConfig) if len({getattr(c, f.name) for c in named.values()}) > 1]
+    num_steps = recording.sizes["step"]
+    return found.assign_coords(
+        {"setting": list(named)}
+        | {name: ("setting", _coordinate([getattr(c, name) for c in named.values()])) for name in varying}
+        | {
+            "full_passes": ("setting", [len(steps) for steps in full]),
+            "mask": ("setting", [mask_text(steps, num_steps) for steps in full]),
+            "order": ("predictor", [order for order, _ in labels], {"long_name": "order m", "units": "1"}),
+            "shift": ("predictor", [shift for _, shift in labels], {"long_name": "shift s", "units": "1"}),
+        }
+        | {name: array for name, array in recording.coords.items() if array.dims == ("sample",)}
+    )
+
+
+def _coordinate(values: Sequence[Any]) -> list[Any]:
+    """Numbers stay numbers, so that they can be an axis; anything else becomes text."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return list(values) if numbers else [_text(value) for value in values]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(_text, value))
+    return str(value).removeprefix("torch.")

@@ -1,0 +1,229 @@
+"""What TAP would have chosen, from recorded features: any family, schedule or distance, without running the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from tapstudy.analysis.features import (
+    Grid,
+    Site,
+    at_steps,
+    grid_for,
+    in_blocks,
+    is_trajectory,
+    probe_at,
+    residual_at,
+    site_of,
+    step_runs,
+)
+from tapstudy.analysis.teacher_forced import (
+    Array,
+    StepBatch,
+    Trajectory,
+    anchors_at,
+    full_steps_of,
+    held_steps,
+    one_torch_thread,
+    step_batches,
+)
+from tapstudy.core.scoring import select
+from tapstudy.policies.config import TAPConfig
+from tapstudy.predictors.family import Family, candidates
+
+# name -> dims after the leading ones, dtype, value at full steps, long name
+Outputs = dict[str, tuple[tuple[str, ...], str, float, str]]
+CHOICE: Outputs = {"choice": (("step", "token"), "int16", -1, "chosen predictor (-1 at full steps)")}
+SCORES: Outputs = {
+    "proxy_loss": (("step", "token", "predictor"), "float32", np.nan, "distance of predicted and actual probe"),
+    "true_error": (("step", "token", "predictor"), "float32", np.nan, "relative error of the predicted residual"),
+    **CHOICE,
+}
+SELECTED: Outputs = {
+    **CHOICE,
+    "best": (("step", "token"), "int16", -1, "predictor of least true error (-1 at full steps)"),
+    "chosen_proxy_loss": (("step", "token"), "float32", np.nan, "proxy loss of the chosen predictor"),
+    "chosen_true_error": (("step", "token"), "float32", np.nan, "true error of the chosen predictor"),
+    "best_true_error": (("step", "token"), "float32", np.nan, "least true error of any predictor"),
+    "regret": (("step", "token"), "float32", np.nan, "true error of the chosen predictor minus the least"),
+    "mean_proxy_loss": (("step", "predictor"), "float32", np.nan, "proxy loss, mean over tokens"),
+    "mean_true_error": (("step", "predictor"), "float32", np.nan, "true error, mean over tokens"),
+}
+
+
+def rescore(
+    recording: xr.Dataset,
+    config: TAPConfig | None = None,
+    *,
+    family: Family | None = None,
+    depth: int | None = None,
+    site: Site | None = None,
+    selected_only: bool = False,
+) -> xr.Dataset:
+    """Score a family along recorded trajectories, teacher-forced, as a recording under `config` would have.
+
+    Every prediction is made from the exact features at the full steps of the schedule, and compared with the exact
+    features at the skip step. Nothing is read before the result is computed.
+
+    Args:
+        recording: with `probe` (..., step, [depth,] token, channel) and the residual (..., step, token, channel), every
+            step of the trajectory; `row` and `col` (and `frame`) on token for granularity "region".
+        config: schedule, family, distance, granularity, probe depth and residual site.
+        family: any other family of linear predictors.
+        depth: block of the probe; `config.probe_depth` if None.
+        site: variable that holds the residual; by default the one that holds `config.residual`.
+        selected_only: small outputs: no losses of every token and predictor, but the choice, what it costs, the best
+            there is, and the means of every predictor over tokens.
+
+    Returns:
+        Lazily, what a recording holds: `proxy_loss`, `true_error` (..., step, token, predictor), `choice` (..., step,
+        token), `is_full`, `distance` (..., step), `is_distinct` (..., step, predictor), NaN or -1 at full steps; or,
+        with `selected_only`, in place of the losses `chosen_proxy_loss`, `chosen_true_error`, `best_true_error`,
+        `best`, `regret` (..., step, token), `mean_proxy_loss` and `mean_true_error` (..., step, predictor). Coordinates
+        and images of the recording stay.
+
+    Raises:
+        ValueError: a feature, depth or grid that the recording lacks, steps left out, granularity "global".
+
+    Memory: per thread, the features of one trajectory, or of a run of its steps where that is more than 256 MiB.
+    """
+    config = config or TAPConfig()
+    family = family or config.family
+    num_steps = is_trajectory(recording, "rescore")
+    probe = in_blocks(probe_at(recording, config.probe_depth if depth is None else depth, "rescore"))
+    residual = in_blocks(residual_at(recording, site or site_of(recording, config, "rescore"), "rescore"))
+    full = full_steps_of(config, num_steps)
+    grid = grid_for(recording, config, "rescore")
+    outputs = SELECTED if selected_only else SCORES
+    parts = []
+    for steps in step_runs((probe, residual), num_steps):
+        held = held_steps(steps, full, family.num_anchors)
+        kernel = _Kernel(config, family, full, tuple(held), tuple(steps), grid, outputs)
+        parts.append(_apply(kernel, at_steps(probe, held), at_steps(residual, held)))
+    scores = xr.concat(parts, dim="step", coords="minimal", compat="override") if len(parts) > 1 else parts[0]
+    leading = {dim: probe.sizes[dim] for dim in probe.dims if dim not in ("step", "token", "channel")}
+    scores = scores.assign(_schedule(family, full, num_steps, leading)).set_coords(["order", "shift"])
+    kept = recording.drop_dims(["predictor", "channel", "latent_channel", "depth"], errors="ignore")
+    kept = kept.drop_vars([name for name in scores.variables if name in kept.variables])
+    return kept.merge(scores, compat="override", join="exact").assign_attrs(
+        rescoring=json.dumps({"config": {k: str(v) for k, v in asdict(config).items()}, "family": repr(family)})
+    )
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Scores `wanted` steps of some trajectories, of which the features at the steps `held` are there."""
+
+    config: TAPConfig
+    family: Family
+    full: tuple[int, ...]
+    held: tuple[int, ...]
+    wanted: tuple[int, ...]
+    grid: Grid | None
+    outputs: Outputs
+
+    def __call__(self, probe: Array, residual: Array) -> tuple[Array, ...]:
+        """(..., held, token, channel) twice -> the outputs, (..., wanted, ...)."""
+        with one_torch_thread(), torch.inference_mode():
+            h, r = Trajectory(probe, self.held), Trajectory(residual, self.held)
+            sizes = {"step": len(self.wanted), "token": probe.shape[-2], "predictor": len(self.family.labels)}
+            results = {
+                name: torch.full((h.count, *(sizes[dim] for dim in dims)), fill, dtype=getattr(torch, dtype))
+                for name, (dims, dtype, fill, _) in self.outputs.items()
+            }
+            for batch in step_batches(self.wanted, self.full, self.family.num_anchors, size=h.batch_size):
+                for name, values in self._scores(batch, h, r).items():
+                    where = torch.tensor(batch.steps) - self.wanted[0]  # (S,)
+                    results[name][:, where] = values.to(results[name].dtype).unflatten(0, (h.count, -1))
+        return tuple(result.view(*probe.shape[:-3], *result.shape[1:]).numpy() for result in results.values())
+
+    def _scores(self, batch: StepBatch, h: Trajectory, r: Trajectory) -> Mapping[str, Tensor]:
+        config = self.config
+        found = candidates(self.family, batch.newest_first, batch.steps[0])  # weights (distinct, J)
+        proxy = h.losses(batch, found.weights, config.distance)  # (B * S, N, distinct)
+        choice = select(proxy, granularity=config.granularity, grid=self.grid, region_size=config.region_size)
+        error = r.losses(batch, found.weights, "l2", history_dtype=config.history_dtype).float()
+        if "proxy_loss" in self.outputs:
+            return {
+                "proxy_loss": proxy.float().index_select(-1, found.inverse),  # (B * S, N, P)
+                "true_error": error.index_select(-1, found.inverse),
+                "choice": found.first[choice],  # (B * S, N)
+            }
+        best = error.argmin(dim=-1)  # (B * S, N)
+        chosen_error, best_error = _pick(error, choice), _pick(error, best)
+        return {
+            "choice": found.first[choice],
+            "best": found.first[best],
+            "chosen_proxy_loss": _pick(proxy, choice),
+            "chosen_true_error": chosen_error,
+            "best_true_error": best_error,
+            "regret": chosen_error - best_error,
+            "mean_proxy_loss": proxy.mean(dim=1).index_select(-1, found.inverse),  # (B * S, P)
+            "mean_true_error": error.mean(dim=1).index_select(-1, found.inverse),
+        }
+
+
+def _pick(losses: Tensor, choice: Tensor) -> Tensor:
+    """(batch, token, predictor) at (batch, token) -> (batch, token)."""
+    return losses.gather(-1, choice[..., None])[..., 0]
+
+
+def _apply(kernel: _Kernel, probe: xr.DataArray, residual: xr.DataArray) -> xr.Dataset:
+    channels = {"probe": "probe_channel", "residual": "residual_channel"}  # they may differ in number
+    found = xr.apply_ufunc(
+        kernel,
+        probe.rename(channel=channels["probe"]),
+        residual.rename(channel=channels["residual"]),
+        input_core_dims=[["step", "token", channel] for channel in channels.values()],
+        output_core_dims=[dims for dims, *_ in kernel.outputs.values()],
+        exclude_dims={"step"},  # some of those held are anchors only
+        join="exact",
+        dask="parallelized",
+        output_dtypes=[dtype for _, dtype, *_ in kernel.outputs.values()],
+        dask_gufunc_kwargs={
+            "output_sizes": {"step": len(kernel.wanted), "predictor": len(kernel.family.labels)},
+        },
+    )
+    return xr.Dataset(
+        {
+            name: array.assign_attrs(long_name=long_name, units="1")
+            for array, (name, (*_, long_name)) in zip(found, kernel.outputs.items(), strict=True)
+        }
+    ).drop_vars("step", errors="ignore")
+
+
+def _schedule(
+    family: Family, full: tuple[int, ...], num_steps: int, leading: Mapping[Any, int]
+) -> Mapping[str, xr.DataArray]:
+    """What depends on the schedule and the family alone, the same for all samples, without taking memory for each."""
+    anchors = [anchors_at(step, full, family.num_anchors) for step in range(num_steps)]
+    distance = np.array([0 if i in full else i - anchors[i][0] for i in range(num_steps)], dtype=np.int16)
+    distinct = np.full((num_steps, len(family.labels)), -1, dtype=np.int8)
+    for step in set(range(num_steps)) - set(full):
+        distinct[step] = np.isin(np.arange(len(family.labels)), candidates(family, anchors[step], step).first)
+    is_full = np.isin(np.arange(num_steps), full).astype(np.int8)
+
+    def spread(values: Array, dims: tuple[str, ...], long_name: str) -> xr.DataArray:
+        shape = (*leading.values(), *values.shape)
+        return xr.DataArray(
+            np.broadcast_to(values, shape), dims=(*leading, *dims), attrs={"long_name": long_name, "units": "1"}
+        )
+
+    order, shift = ([getattr(label, name) for label in family.labels] for name in ("order", "shift"))
+    return {
+        "is_full": spread(is_full, ("step",), "the schedule runs the model in full (1) or skips it (0)"),
+        "distance": spread(distance, ("step",), "steps since the last anchor, 0 at a full step"),
+        "is_distinct": spread(distinct, ("step", "predictor"), "first of the predictors that are identical here"),
+    } | {
+        "order": xr.DataArray(order, dims="predictor", attrs={"long_name": "order m", "units": "1"}),
+        "shift": xr.DataArray(
+            [float(s) for s in shift], dims="predictor", attrs={"long_name": "shift s", "units": "1"}
+        ),
+    }

@@ -1,0 +1,162 @@
+"""Which steps to run in full: masks of a given number of full passes, and the best one for recorded trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from tapstudy.analysis.features import in_blocks, is_trajectory, residual_at
+from tapstudy.analysis.mask_search import cheapest_mask, mask_cost, skip_errors
+from tapstudy.analysis.require import require
+from tapstudy.analysis.step_gram import step_gram
+from tapstudy.core.schedule import full_steps
+from tapstudy.predictors.family import Family
+from tapstudy.predictors.taylor import TaylorFamily
+
+Mask = tuple[int, ...]
+Array = NDArray[np.float64]
+
+
+def even_mask(num_steps: int, passes: int) -> Mask:
+    """`passes` full steps as evenly as they go, step 0 first: floor(i T / passes)."""
+    _check_passes(num_steps, passes)
+    return tuple(i * num_steps // passes for i in range(passes))
+
+
+def start_dense_mask(num_steps: int, passes: int, *, power: float = 2.0) -> Mask:
+    """`passes` full steps near T (i / passes)^power, moved later where they would meet: gaps grow along the trajectory.
+
+    Args:
+        power: at least 1, where 1 is the even mask.
+    """
+    _check_passes(num_steps, passes)
+    if not power >= 1:
+        raise ValueError(f"start_dense_mask: power must be at least 1, got {power}")
+    mask = [0]
+    for i in range(1, passes):
+        mask.append(max(int(num_steps * (i / passes) ** power), mask[-1] + 1))
+    return tuple(mask)
+
+
+def end_dense_mask(num_steps: int, passes: int, *, power: float = 2.0) -> Mask:
+    """`start_dense_mask` with its gaps in the opposite order: they shrink along the trajectory."""
+    forward = start_dense_mask(num_steps, passes, power=power)
+    gaps = np.diff([*forward, num_steps])[::-1]  # the last one reaches to the end
+    return (0, *(int(step) for step in np.cumsum(gaps)[:-1]))
+
+
+def masks(num_steps: int, passes: int, *, warmup_steps: int = 3, power: float = 2.0) -> dict[str, Mask]:
+    """Masks of exactly `passes` full steps by name, for `grid(full_steps=list(masks(50, 8).values()))`, say.
+
+    S(N, w) is there for every interval N that makes as many full steps.
+    """
+    found = {
+        f"S({interval},{warmup_steps})": full_steps(num_steps, interval=interval, warmup_steps=warmup_steps)
+        for interval in range(1, num_steps + 1)
+    }
+    return {name: mask for name, mask in found.items() if len(mask) == passes} | {
+        "even": even_mask(num_steps, passes),
+        "start dense": start_dense_mask(num_steps, passes, power=power),
+        "end dense": end_dense_mask(num_steps, passes, power=power),
+    }
+
+
+def best_mask(
+    recording: xr.Dataset,
+    passes: int,
+    *,
+    order: int | Literal["best"] = 1,
+    family: Family | None = None,
+    variable: str = "residual",
+    weights: Literal["solver", "none"] = "solver",
+    max_gap: int | None = None,
+    samples: Sequence[int] | None = None,
+) -> xr.Dataset:
+    """The `passes` full steps that cost least on recorded trajectories, by dynamic programming.
+
+    The cost of a mask is the sum over its skip steps of the squared error of the predicted residual, over all tokens
+    and channels, as a share of the mean squared residual of its trajectory, mean over trajectories, times the squared
+    length of the solver's step. Predictions are made from exact residuals (teacher-forced). A prediction is linear in
+    the residuals, so all costs follow from one steps-by-steps Gram matrix. The mask is the best of all masks, not of
+    a neighbourhood. Choose it on other seeds than those it is judged on.
+
+    Args:
+        recording: with `variable` (..., step, token, channel), every step of the trajectory; for `weights="solver"`
+            with the coordinate `sigma` on step.
+        passes: number of full steps.
+        order: of the Taylor predictor with the exact horizon (0, 1 or 2), or "best": at every skip step the single
+            predictor of the family that is best for these trajectories.
+        family: for `order="best"`, with at most three anchors; TAP's by default.
+        weights: "solver": (sigma_(i+1) - sigma_i)^2, with sigma 0 after the last step, which is how far an error of the
+            velocity moves an Euler step; "none": 1.
+        max_gap: longest distance from a full step to the next, or to the end.
+        samples: which samples to calibrate on (indices); all by default.
+
+    Returns:
+        `full_steps` (pass,), `mask` (step,), `cost` (), and for comparison `schedule_cost` (schedule,) and
+        `schedule_mask` (schedule, step) of the best, the even, the dense masks and every S(N, 3) of as many full steps.
+
+    Raises:
+        ValueError: no such mask, or something that the recording lacks.
+    """
+    num_steps = is_trajectory(recording, "best_mask")
+    _check_passes(num_steps, passes)
+    if max_gap is not None and max_gap * passes < num_steps:
+        raise ValueError(f"best_mask: {passes} full steps at most {max_gap} apart do not reach over {num_steps} steps")
+    chosen = _family(order, family)
+    part = recording if samples is None else recording.isel(sample=list(samples))
+    gram = step_gram(in_blocks(residual_at(part, variable, "best_mask")))  # (..., step, step2)
+    size = sum(gram.isel(step=i, step2=i) for i in range(num_steps)) / num_steps
+    share = (gram / size).mean([dim for dim in gram.dims if dim not in ("step", "step2")])
+    inner = np.asarray(share.transpose("step", "step2"), dtype=np.float64)
+    importance = _step_weights(recording, weights, num_steps)
+    errors = skip_errors(inner, chosen, importance, longest=min(max_gap or num_steps, num_steps))
+    best, _ = cheapest_mask(errors, passes)
+    named = {"best": best, **masks(num_steps, passes)}
+    return _described(named, [mask_cost(inner, chosen, importance, mask) for mask in named.values()], num_steps)
+
+
+def _check_passes(num_steps: int, passes: int) -> None:
+    if not 1 <= passes <= num_steps:
+        raise ValueError(f"a mask of {num_steps} steps has between 1 and {num_steps} full ones, got {passes}")
+
+
+def _family(order: int | Literal["best"], family: Family | None) -> Family:
+    if order == "best":
+        return family or TaylorFamily()
+    if family is not None:
+        raise ValueError("best_mask: a family needs order='best'")
+    if order not in (0, 1, 2):
+        raise ValueError(f"best_mask: order must be 0, 1, 2 or 'best', got {order!r}")
+    return TaylorFamily(orders=(order,), shifts=(0,))
+
+
+def _step_weights(recording: xr.Dataset, weights: str, num_steps: int) -> Array:
+    if weights == "none":
+        return np.ones(num_steps)
+    if weights != "solver":
+        raise ValueError(f"best_mask: weights must be 'solver' or 'none', got {weights!r}")
+    require(recording, "best_mask", sigma=("step",))
+    return np.diff(recording["sigma"].values.astype(np.float64), append=0.0) ** 2
+
+
+def _described(named: Mapping[str, Mask], costs: Sequence[float], num_steps: int) -> xr.Dataset:
+    """The first mask is the best one."""
+    table = np.array([np.isin(np.arange(num_steps), mask) for mask in named.values()]).astype(np.int8)
+    relative = {"long_name": "cost of the mask: weighted squared error over mean squared residual", "units": "1"}
+    kinds = {"long_name": "full step (1) or skip step (0)", "units": "1"}
+    best = next(iter(named.values()))
+    return xr.Dataset(
+        {
+            "full_steps": ("pass", np.array(best), {"long_name": "full steps of the best mask", "units": "1"}),
+            "mask": ("step", table[0], kinds),
+            "cost": ((), costs[0], relative),
+            "schedule_cost": ("schedule", list(costs), relative),
+            "schedule_mask": (("schedule", "step"), table, kinds),
+        },
+        coords={"schedule": list(named), "step": np.arange(num_steps)},
+    )
