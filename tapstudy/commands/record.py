@@ -104,7 +104,8 @@ def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> 
 
     config = TAPConfig(interval=8)
     some, two = calls_for((0, 1, 2, 3, 5, 6, 8, 9), (0,), steps, 2.0, 8), calls_for((2, 5), (0,), steps, 2.0, 2)
-    _record(folder / "scores.zarr", model=model, calls=some, config=config, dtype="float16")
+    scores = ("proxy_loss", "true_error", "choice", "latent", "image")
+    _record(folder / "scores.zarr", model=model, calls=some, fields=scores, config=config, dtype="float16")
     features = ("probe", "residual", "image")
     one = calls_for((2,), (0,), steps, 2.0, 1)
     _record(folder / "features.zarr", model=model, calls=one, fields=features, config=config, dtype="float16")
