@@ -17,7 +17,7 @@ ALLOWED = {
     "analysis": {"core", "predictors"},
     "plots": set(),
     "models": {"plots"},
-    "bench": {"core", "predictors", "policies", "instrument", "models", "recording"},
+    "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis"},
     "commands": None,
 }
 FORBIDDEN = {
