@@ -41,7 +41,8 @@ def scheduler(address: str | None = None, *, timeout: float = 30) -> Iterator[Cl
     except ImportError as error:
         raise ImportError('a cluster needs dask.distributed: pip install "dask[distributed]"') from error
     try:
-        client = Client(address, timeout=timeout)
+        # as the default, it would stay dask's scheduler even when it does not connect
+        client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"no dask scheduler answers at {address!r} ({error}): start one with `dask scheduler`, and workers with "
@@ -54,4 +55,5 @@ def scheduler(address: str | None = None, *, timeout: float = 30) -> Iterator[Cl
             raise ConnectionError(
                 f"the dask scheduler at {address!r} has no workers: start some with `dask worker {address}`"
             ) from error
-        yield client
+        with client.as_current(), dask.config.set(scheduler=client):
+            yield client

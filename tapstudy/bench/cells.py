@@ -154,7 +154,10 @@ class Cell:
         return f"{self.method}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{name}={value}" for name, value in self.read_settings.items() if name != "method")
+        """The settings that are not TAPConfig's defaults."""
+        usual = Cell(method="tap").to_dict()["config"]
+        shown = {name: value for name, value in self.read_settings.items() if value != usual.get(name, self.method)}
+        settings = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{self.method} ({settings}, seeds={list(self.seeds)}, labels={list(self.labels)})"
 
 
