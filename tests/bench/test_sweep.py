@@ -234,8 +234,8 @@ def test_cluster_with_a_killed_worker(tmp_path, cells, finished):
         before = set(client.run(os.getpid).values())
         killer = threading.Thread(target=kill_one, args=(client,))
         killer.start()
-        found = sweep(cells, tmp_path, scheduler=cluster.scheduler_address, progress=False)
+        found = sweep(cells[1:4], tmp_path, scheduler=cluster.scheduler_address, progress=False)
         killer.join()
         assert len(victims) == 1
         assert victims[0] in before
-    same(found, finished[0])
+    same(found, finished[0].isel(cell=slice(1, 4)))
