@@ -56,7 +56,9 @@ def ablate(
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ parts of the sweep failed", category=RuntimeWarning)
             dataset = sweep(cells, out, scheduler=scheduler)
         shown = ["method", *(name for name in axes if name != "method")]
-        table = Table(title=f"{model}, {dataset.sizes['sample']} images, {steps} steps, guidance {guidance:g}")
+        title = {"model": model, "steps": f"{steps} steps", "guidance": f"guidance {guidance:g}"}
+        common_to_all = [text for name, text in title.items() if name not in axes]
+        table = Table(title=", ".join([*common_to_all, f"{dataset.sizes['sample']} images"]))
         for name in shown:
             table.add_column(name)
         for name in ("full passes", "FLOPs ratio", "PSNR to reference [95 %], dB", "SSIM", "label accuracy"):

@@ -27,7 +27,7 @@ def test_product_table_and_resume(tmp_path):
         for cell in range(4):
             mean = dataset["psnr"].values[cell].mean()
             assert f"{mean:.2f} [" in first.stdout
-    assert "mnist-dit, 2 images, 6 steps, guidance 1" in first.stdout
+    assert "mnist-dit, 6 steps, guidance 1, 2 images" in first.stdout
 
 
 def test_a_failed_setting_is_in_the_table(tmp_path):
