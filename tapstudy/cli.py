@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from tapstudy.commands.ablate import ablate
+from tapstudy.commands.analyze import analyze
 from tapstudy.commands.bench import app as bench
 from tapstudy.commands.demo import demo
 from tapstudy.commands.info import info
@@ -20,6 +22,8 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("record")(record)
 app.command("sample")(sample)
+app.command("ablate")(ablate)
+app.command("analyze")(analyze)
 app.command("info")(info)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")

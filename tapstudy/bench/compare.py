@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tapstudy.bench.flops import count_flops
+from tapstudy.bench.flops import step_flops
 from tapstudy.bench.image_error import psnr
 from tapstudy.core.schedule import full_steps, mask_text
 from tapstudy.instrument.handle import apply_policy
@@ -161,13 +161,9 @@ def _measure(pipe: LabelPipeline, method: Method, interval: int, *, request: Req
 
 
 def _flops(pipe: LabelPipeline, method: Method, mask: str, request: Request) -> int:
-    """FLOPs of one image, from those of one full and one skip step."""
-    full = count_flops(lambda: request.sample(pipe, steps=1, limit=1))
-    if method.policy is None:
-        return full * len(mask)
-    with apply_policy(pipe, method.policy(TAPConfig(full_steps=(0, 1, 2)))):
-        skip = count_flops(lambda: request.sample(pipe, steps=4, limit=1)) - 3 * full
-    return full * mask.count("F") + skip * mask.count(".")
+    """FLOPs of one image."""
+    policy = method.policy(TAPConfig(full_steps=(0, 1, 2))) if method.policy else None
+    return step_flops(pipe, policy, lambda steps: request.sample(pipe, steps=steps, limit=1)).of(mask)
 
 
 def table_rows(dataset: xr.Dataset, interval_of: Callable[[np.ndarray], tuple[float, float, float]]) -> list[list[str]]:

@@ -4,8 +4,24 @@ count, element-wise work does not (torch's own counter)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
+from typing import Any, NamedTuple
 
 from torch.utils.flop_counter import FlopCounterMode
+
+from tapstudy.instrument.handle import apply_policy
+from tapstudy.policies.base import Policy
+
+
+class StepFlops(NamedTuple):
+    """FLOPs of one full and one skip step."""
+
+    full: int
+    skip: int
+
+    def of(self, mask: str) -> int:
+        """FLOPs of a run with this mask; whatever is no full step counts as a skip step."""
+        return self.full * mask.count("F") + self.skip * (len(mask) - mask.count("F"))
 
 
 def count_flops(run: Callable[[], object]) -> int:
@@ -13,3 +29,18 @@ def count_flops(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def step_flops(pipe: Any, policy: Policy | None, sample: Callable[[int], object]) -> StepFlops:
+    """FLOPs of one full and of one skip step of `policy` on `pipe`; None never skips.
+
+    Args:
+        policy: fills its history at its first steps and then skips one.
+        sample: runs `pipe` for a number of steps.
+    """
+    full = count_flops(lambda: sample(1))
+    if policy is None:
+        return StepFlops(full, full)
+    first = next(step for step in count() if not policy.wants_full(step))
+    with apply_policy(pipe, policy):
+        return StepFlops(full, count_flops(lambda: sample(first + 1)) - first * full)

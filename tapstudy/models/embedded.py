@@ -61,10 +61,23 @@ def load_classifier(name: str = "mnist-classifier") -> Classifier:
 
 
 def untrained_like(pipe: LabelPipeline, *, seed: int = 0) -> LabelPipeline:
-    """The same model with random weights: the control for what training contributes."""
+    """The same model with random weights: the control for what training contributes.
+
+    Every weight is drawn anew from a normal distribution of variance 1 / fan-in (1 for the embedding of the labels),
+    and every bias is 0. That keeps the activations of all layers near unit size and every gate open, so that a block
+    changes the tokens about as much as a trained one does and the output depends on the noise level. With the weights
+    a DiT is usually trained from, blocks change next to nothing: their output would be trivial to predict.
+    """
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
         model = DiTTransformer2DModel.from_config(pipe.transformer.config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.zero_()
+            else:
+                fan_in = 1 if "embedding_table" in name else weight[0].numel()
+                weight.copy_(torch.randn(weight.shape, generator=generator) / fan_in**0.5)
     return LabelPipeline(model.to(pipe.transformer.dtype).eval(), pipe.scheduler)
 
 

@@ -31,6 +31,25 @@ def test_untrained_control_has_the_shape_but_not_the_weights(digits):
     assert not torch.equal(a, c)
 
 
+def test_untrained_control_is_not_trivial(digits):
+    """Activations of sane size, blocks that matter, an output that depends on image, noise level and label."""
+    model = untrained_like(digits).transformer
+    added = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda _, given, out: added.append(((out - given[0]).std() / out.std()).item()))
+    image = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+    def velocity(image, time, label):
+        with torch.no_grad():
+            return model(image, timestep=torch.full((2,), time), class_labels=torch.tensor([label, label]))[0]
+
+    base = velocity(image, 900.0, 1)
+    assert 0.3 < base.std() < 3
+    assert all(0.2 < share < 1.5 for share in added)
+    for other in (velocity(image.flip(-1), 900.0, 1), velocity(image, 300.0, 1), velocity(image, 900.0, 2)):
+        assert (other - base).std() > 0.1 * base.std()
+
+
 def test_size_and_format():
     folder = data_folder() / "models" / "mnist-dit"
     assert (folder / "transformer" / WEIGHTS).stat().st_size < 20e6

@@ -1,0 +1,80 @@
+"""`tapstudy ablate`: the embedded models under every combination of settings."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tapstudy.commands.errors import user_errors
+from tapstudy.commands.sample import _numbers
+
+AXIS = """NAME=VALUE,VALUE,...; again for every axis. NAME is method, model, steps, guidance, policy_seed or a field of
+TAPConfig; lists are joined by +, as in orders=0+1+2,0+1. Methods: reference, fewer, fixed<order>, fixed<order>-<shift>,
+tap, step, shuffled, random, oracle, oracle-latent"""
+
+
+def ablate(
+    axis: Annotated[list[str] | None, typer.Option(help=AXIS)] = None,
+    out: Annotated[Path, typer.Option(help="folder of the results; the same command goes on with it")] = Path("sweep"),
+    model: Annotated[str, typer.Option(help="embedded model or model folder, or one with -untrained behind it")] = (
+        "mnist-dit"
+    ),
+    seeds: Annotated[str, typer.Option(help="seeds separated by commas; every label is sampled with each")] = "0",
+    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    scheduler: Annotated[str | None, typer.Option(help="dask scheduler whose workers run it: tcp://HOST:PORT")] = None,
+) -> None:
+    """Sample with every combination of the axes and compare with the reference of the same seeds and labels.
+
+    Example: tapstudy ablate --axis method=tap,fixed1 --axis interval=4,6,8 --axis probe_depth=0,1 --seeds 0,1
+    """
+    with user_errors():
+        from rich.console import Console
+        from rich.table import Table
+
+        from tapstudy.analysis.stats import mean_interval
+        from tapstudy.bench.axes import parse_axes
+        from tapstudy.bench.cells import product_of
+        from tapstudy.bench.sweep import sweep
+        from tapstudy.bench.sweep_table import table_rows
+
+        axes = parse_axes(axis or ["method=tap"])
+        common = {
+            "model": model,
+            "steps": steps,
+            "guidance": guidance,
+            "seeds": _numbers(seeds, int, "--seeds"),
+            "labels": _numbers(labels, int, "--labels"),
+        }
+        cells = product_of(axes, **common)
+        with warnings.catch_warnings():
+            # failures are in the table
+            warnings.filterwarnings("ignore", message=r"\d+ of \d+ parts of the sweep failed", category=RuntimeWarning)
+            dataset = sweep(cells, out, scheduler=scheduler)
+        shown = ["method", *(name for name in axes if name != "method")]
+        title = {"model": model, "steps": f"{steps} steps", "guidance": f"guidance {guidance:g}"}
+        common_to_all = [text for name, text in title.items() if name not in axes]
+        table = Table(title=", ".join([*common_to_all, f"{dataset.sizes['sample']} images"]))
+        for name in shown:
+            table.add_column(name)
+        for name in ("full passes", "FLOPs ratio", "PSNR to reference [95 %], dB", "SSIM", "label accuracy"):
+            table.add_column(name, justify="right")
+        failed = []
+        for row in table_rows(dataset, shown, mean_interval):
+            table.add_row(*row[: len(shown)], *(["failed"] if len(row) == len(shown) + 1 else row[len(shown) :]))
+            if len(row) == len(shown) + 1:
+                failed.append(f"{', '.join(row[: len(shown)])} failed: {row[-1]}")
+        console = Console()
+        Console(width=max(console.width, 120)).print(table)
+        console.print(
+            "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix "
+            f"products and convolutions. All values: {out / 'sweep.nc'}"
+        )
+    for line in failed:
+        typer.secho(line, fg="red", err=True)
+    if failed:
+        raise typer.Exit(1)

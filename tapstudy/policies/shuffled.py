@@ -1,0 +1,40 @@
+"""The control for locality: TAP whose tokens choose by each other's probes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tapstudy.core.scoring import predictor_losses, select
+from tapstudy.policies.anchored import AnchoredPolicy
+from tapstudy.policies.base import Prediction
+from tapstudy.policies.config import TAPConfig
+
+
+class ShuffledPolicy(AnchoredPolicy):
+    """TAP with the proxy losses permuted across the tokens of a sample, anew at every step, drawn from (seed, step).
+
+    A sample's predictors are taken exactly as often as TAP would take them from the same state, but by other tokens:
+    what TAP gains over this is what a token's own probe says about that token. `proxy_loss` stays in its place.
+    """
+
+    needs_probe = True
+
+    def __init__(self, config: TAPConfig | None = None, *, seed: int = 0) -> None:
+        super().__init__(config)
+        self.seed = seed
+
+    def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
+        assert probe is not None
+        config, anchors = self.config, self.anchors
+        found = self.candidates(step)  # weights (P, J)
+        losses = predictor_losses(anchors.probes, probe, found.weights, distance=config.distance)  # (B, N, P)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        order = torch.rand(losses.shape[:2], generator=generator).argsort(dim=1).to(losses.device)  # (B, N)
+        choice = select(
+            losses.gather(1, order[..., None].expand_as(losses)),
+            granularity=config.granularity,
+            grid=self.run.grid,
+            region_size=config.region_size,
+        )  # (B, N)
+        return self.apply(found, choice, losses)

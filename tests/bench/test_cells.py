@@ -1,0 +1,157 @@
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+
+from tapstudy import TAPConfig
+from tapstudy.bench.axes import parse_axes
+from tapstudy.bench.cells import SETTINGS, Cell, product_of
+from tapstudy.bench.methods import METHODS
+from tapstudy.policies.oracle import OraclePolicy
+from tapstudy.policies.shuffled import ShuffledPolicy
+
+NAMES = [*METHODS, "fixed0", "fixed2-1", "fixed1-0.5"]
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_json_and_back(method):
+    config = TAPConfig(interval=5, shifts=(0, 0.5), clip="zero", history_dtype=torch.float16, full_steps=(0, 1, 2, 9))
+    cell = Cell(method=method, seeds=(3, 1), labels=(2,), steps=10, guidance=1, config=config)
+    again = Cell.from_dict(json.loads(json.dumps(cell.to_dict())))
+    assert again == cell
+    assert hash(again) == hash(cell)
+    assert again.name == cell.name
+    assert cell.name.startswith(f"{method}-")
+
+
+def test_a_name_tells_what_makes_a_difference():
+    tap = Cell(method="tap", config=TAPConfig(interval=4))
+    assert tap.name == Cell(method="tap", guidance=2, config=TAPConfig(interval=4, shifts=(0.0, 1, 2, 3, 4))).name
+    others = [
+        Cell(method="step", config=TAPConfig(interval=4)),
+        Cell(method="tap", config=TAPConfig(interval=5)),
+        Cell(method="tap", guidance=3.0, config=TAPConfig(interval=4)),
+        Cell(method="tap", seeds=(1,), config=TAPConfig(interval=4)),
+        Cell(method="tap", model="mnist-dit-untrained", config=TAPConfig(interval=4)),
+    ]
+    assert len({cell.name for cell in [tap, *others]}) == 6
+    # settings that a method does not read
+    assert len({Cell(method="tap", policy_seed=seed) for seed in (0, 1)}) == 1
+    assert len({Cell(method="random", policy_seed=seed) for seed in (0, 1)}) == 2
+    assert len({Cell(method="fixed1", config=TAPConfig(probe_depth=d)) for d in (0, 1)}) == 1
+    assert len({Cell(method="oracle", config=TAPConfig(distance=d)) for d in ("l2", "l1")}) == 1
+    assert len({Cell(method="tap", config=TAPConfig(interval=n, full_steps=(0, 1, 2))) for n in (4, 5)}) == 1
+    assert len({Cell(method="reference", config=TAPConfig(interval=n)) for n in (4, 5)}) == 1
+
+
+def test_policies():
+    tap = Cell(method="tap", config=TAPConfig(interval=4, probe_depth=2)).policy()
+    assert (tap.config.interval, tap.probe_depth, tap.config.granularity) == (4, 2, "token")
+    assert Cell(method="step").policy().config.granularity == "step"
+    fixed = Cell(method="fixed2-0.5", config=TAPConfig(interval=4)).policy()
+    assert [(label.order, label.shift) for label in fixed.labels] == [(2, 0.5)]
+    assert isinstance(Cell(method="oracle").policy(), OraclePolicy)
+    assert Cell(method="oracle-latent").policy().residual_site == "latent"
+    assert isinstance(shuffled := Cell(method="shuffled", policy_seed=3).policy(), ShuffledPolicy)
+    assert shuffled.seed == 3
+    assert Cell(method="fewer").policy() is Cell(method="reference").policy() is None
+
+
+def test_schedule_of_the_paper():
+    """14, 10 and 8 full passes of 50."""
+    for interval, passes in ((4, 14), (6, 10), (8, 8)):
+        for method in ("fewer", "tap", "fixed0"):
+            assert len(Cell(method=method, config=TAPConfig(interval=interval)).full_steps) == passes
+    assert Cell(method="fewer", config=TAPConfig(orders=(0,), full_steps=(0, 7), cooldown_steps=2)).full_steps == (
+        0, 7, 48, 49,
+    )  # fmt: skip
+    assert len(Cell(method="reference", steps=20).full_steps) == 20
+
+
+def test_parts_share_their_reference():
+    cells = product_of({"method": ["tap", "fixed1"], "interval": [4, 6]}, seeds=(0, 1), labels=(1, 2))
+    assert len(cells) == 4
+    assert {part.seeds for cell in cells for part in cell.parts} == {(0,), (1,)}
+    references = {part.reference for cell in cells for part in cell.parts}
+    assert references == {Cell(method="reference", seeds=(seed,), labels=(1, 2)) for seed in (0, 1)}
+
+
+def test_product_computes_equal_cells_once():
+    cells = product_of({"method": ["tap", "fixed1"], "probe_depth": [0, 1]})
+    assert [(cell.method, cell.config.probe_depth) for cell in cells] == [("tap", 0), ("tap", 1), ("fixed1", 0)]
+    assert "probe_depth" not in cells[2].read_settings
+
+
+def test_axes_of_every_setting():
+    typed = {
+        "method": "tap,fixed1",
+        "model": "mnist-dit,mnist-dit-untrained",
+        "guidance": "1,2.5",
+        "orders": "0+1+2,0",
+        "shifts": "0+0.5",
+        "full_steps": "none,0+1+2",
+        "clip": "none,zero",
+        "history_dtype": "float32,bfloat16",
+        "distance": "cosine,l2",
+        "residual": "hidden",
+        "differences": "divided",
+        "basis": "newton",
+        "granularity": "step",
+    }
+    axes = parse_axes(f"{name.replace('_', '-')}={typed.get(name, '1,2')}" for name in SETTINGS)
+    assert set(axes) == set(SETTINGS) >= {field.name for field in fields(TAPConfig)}
+    assert axes["guidance"] == [1.0, 2.5]
+    assert axes["orders"] == [(0, 1, 2), (0,)]
+    assert axes["full_steps"] == [None, (0, 1, 2)]
+    assert axes["clip"] == [None, "zero"]
+    assert axes["history_dtype"] == [torch.float32, torch.bfloat16]
+    assert axes["interval"] == axes["policy_seed"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("intervall=4", TypeError, "no setting 'intervall'; did you mean 'interval'"),
+        ("zzz=4", TypeError, "no setting 'zzz'; there are method, model"),
+        ("seeds=1,2", TypeError, "no setting 'seeds'"),
+        ("interval", ValueError, "must be name=value"),
+        ("interval=", ValueError, "must be name=value"),
+        ("interval=4,x", ValueError, "interval: 'x' is not an integer"),
+        ("interval=4,4", ValueError, "a value comes twice"),
+        ("guidance=two", ValueError, "guidance: 'two' is not a number"),
+        ("orders=0:1", ValueError, r"orders: '0:1' is not orders joined by \+"),
+        ("history_dtype=nn", ValueError, "'nn' is not a torch dtype"),
+        ("history_dtype=float33", ValueError, "'float33' is not a torch dtype"),
+        ("method=tab", ValueError, "no method 'tab'; did you mean 'tap'"),
+        ("method=fixed", ValueError, "no method 'fixed'; did you mean 'fixed"),
+    ],
+)
+def test_bad_axes(text, error, message):
+    with pytest.raises(error, match=message):
+        parse_axes([text])
+
+
+@pytest.mark.parametrize(
+    ("axes", "common", "error", "message"),
+    [
+        ({"intervall": [4]}, {}, TypeError, "did you mean 'interval'"),
+        ({"interval": [0]}, {}, ValueError, "interval must be at least 1"),
+        ({"distance": ["cos"]}, {}, ValueError, "distance must be one of"),
+        ({"method": ["fixed1"], "probe_depth": [0, 1]}, {}, ValueError, "probe_depth makes no difference here: fixed1"),
+        ({"region_size": [2, 4]}, {}, ValueError, "region_size makes no difference"),
+        ({"full_steps": [(0, 1, 60)]}, {}, ValueError, "full_steps must be below the 50 steps"),
+        ({"steps": [0]}, {}, ValueError, "steps must be an integer of at least 1"),
+        ({}, {"seeds": ()}, ValueError, "seeds must be different integers"),
+        ({}, {"seeds": (1, 1)}, ValueError, "seeds must be different integers"),
+        ({}, {"labels": (-1,)}, ValueError, "labels must be different integers"),
+    ],
+)
+def test_bad_cells(axes, common, error, message):
+    with pytest.raises(error, match=message):
+        product_of(axes, **common)
+
+
+def test_twice_the_same_axis():
+    with pytest.raises(ValueError, match="interval comes twice"):
+        parse_axes(["interval=4", "interval=6"])
