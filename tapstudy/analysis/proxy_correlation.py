@@ -64,11 +64,6 @@ def proxy_correlation(scores: xr.Dataset, *, measures: Sequence[str] = DEFAULT_M
     return dataset.assign_coords(distance=scores["distance"]) if "distance" in scores.variables else dataset
 
 
-def within_token_spearman(scores: xr.Dataset) -> xr.DataArray:
-    """The Spearman correlation of `proxy_correlation` alone."""
-    return proxy_correlation(scores, measures=("spearman",))["spearman"]
-
-
 def shuffled_proxy(scores: xr.Dataset, *, seed: int) -> xr.Dataset:
     """A control: every token gets the proxy losses of another token of its sample, context and step.
 

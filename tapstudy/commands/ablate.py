@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.sample import _numbers
+from tapstudy.commands.parse import numbers
 
 AXIS = """NAME=VALUE,VALUE,...; again for every axis. NAME is method, model, steps, guidance, policy_seed or a field of
 TAPConfig; lists are joined by +, as in orders=0+1+2,0+1. Methods: reference, fewer, fixed<order>, fixed<order>-<shift>,
@@ -47,8 +47,8 @@ def ablate(
             "model": model,
             "steps": steps,
             "guidance": guidance,
-            "seeds": _numbers(seeds, int, "--seeds"),
-            "labels": _numbers(labels, int, "--labels"),
+            "seeds": numbers(seeds, int, "--seeds"),
+            "labels": numbers(labels, int, "--labels"),
         }
         cells = product_of(axes, **common)
         with warnings.catch_warnings():

@@ -24,9 +24,11 @@ class Analysis(NamedTuple):
 
 
 ANALYSES = {
-    "spearman": Analysis("tapstudy.analysis.proxy_correlation", "within_token_spearman"),
     "proxy-correlation": Analysis("tapstudy.analysis.proxy_correlation", "proxy_correlation"),
-    "choice-maps": Analysis("tapstudy.analysis.choice_maps", "choice_statistics"),
+    "choice-maps": Analysis("tapstudy.analysis.choice_maps", "choice_maps"),
+    "choice-statistics": Analysis("tapstudy.analysis.choice_maps", "choice_statistics"),
+    "image-content": Analysis("tapstudy.analysis.image_content", "image_content"),
+    "clean-images": Analysis("tapstudy.analysis.clean_image", "clean_images"),
     "heterogeneity": Analysis("tapstudy.analysis.heterogeneity", "token_dynamics"),
     "rescoring": Analysis("tapstudy.analysis.rescoring", "rescore", configured=True),
 }

@@ -6,12 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_proxy, within_token_spearman
+from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_proxy
 from tapstudy.analysis.stats import mean_interval, with_interval
 from tapstudy.analysis.token_measures import MEASURES, token_measures
 from tests.analysis.synthetic import expected_kendall, expected_spearman, planted_scores, score_dataset
 
 CHUNKS = {"sample": 1, "context": 1, "step": 5}
+
+
+def spearman(scores):
+    return proxy_correlation(scores, measures=("spearman",))["spearman"]
 
 
 def make_scores(proxy, truth, distinct):
@@ -66,7 +70,7 @@ def test_spearman_equals_scipy_where_the_mask_is_common():
     proxy, truth = rng.integers(0, 6, (2, 3, 2, 4, 7)).astype(float)
     distinct = np.ones((2, 7), bool)
     distinct[1, [1, 4]] = False
-    found = within_token_spearman(make_scores(proxy, truth, distinct)).transpose("sample", "step", "token")
+    found = spearman(make_scores(proxy, truth, distinct)).transpose("sample", "step", "token")
     for s, i, n in np.ndindex(3, 2, 4):
         kept = distinct[i]
         expected = stats.spearmanr(proxy[s, i, n, kept], truth[s, i, n, kept]).statistic
@@ -81,7 +85,7 @@ def test_perfect_reversed_and_noise():
     for name, best in (("spearman", 1), ("kendall", 1), ("top1", 1), ("regret", 0), ("normalised_regret", 0)):
         assert perfect[name].min() == pytest.approx(best)
         assert perfect[name].max() == pytest.approx(best)
-    assert within_token_spearman(make_scores(-truth, truth, distinct)).max() == pytest.approx(-1)
+    assert spearman(make_scores(-truth, truth, distinct)).max() == pytest.approx(-1)
     noise = proxy_correlation(make_scores(rng.random(truth.shape), truth, distinct)).mean(["step", "token"])
     for name, chance in (
         ("spearman", 0), ("kendall", 0), ("pearson", 0), ("top1", 1 / 9), ("normalised_regret", 1)
@@ -209,13 +213,13 @@ def test_shuffling_depends_on_the_seed_alone():
 def test_shuffling_leaves_only_what_tokens_share():
     """Losses drawn for each token alone lose all agreement; losses common to a step keep theirs."""
     scores = planted_scores(0.9, samples=12)
-    own = within_token_spearman(shuffled_proxy(scores, seed=0)).mean(["context", "step", "token"])
+    own = spearman(shuffled_proxy(scores, seed=0)).mean(["context", "step", "token"])
     _, low, high = mean_interval(own.values)
     assert low < 0 < high
     common = scores.copy()
     for name in ("proxy_loss", "true_error"):
         common[name] = scores[name].isel(token=0).broadcast_like(scores[name]).transpose(*scores[name].dims)
-    xr.testing.assert_identical(within_token_spearman(shuffled_proxy(common, seed=0)), within_token_spearman(common))
+    xr.testing.assert_identical(spearman(shuffled_proxy(common, seed=0)), spearman(common))
 
 
 def test_errors_name_what_is_wrong():

@@ -5,10 +5,12 @@ from distributed import LocalCluster
 from typer.testing import CliRunner
 
 import tapstudy
-from tapstudy.analysis.proxy_correlation import within_token_spearman
+from tapstudy.analysis.clean_image import clean_images
 from tapstudy.cli import app
 from tapstudy.commands.analyze import ANALYSES, Analysis
 from tapstudy.models.embedded import data_folder
+from tests.conftest import make_tiny_pipe
+from tests.recording.runs import ALL
 
 run = CliRunner().invoke
 SCORES = data_folder() / "recordings" / "closed_loop.zarr"
@@ -35,6 +37,15 @@ def own_analyses(monkeypatch):
     monkeypatch.setitem(ANALYSES, "settings", Analysis(__name__, "settings", configured=True))
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A recording with every field."""
+    path = tmp_path_factory.mktemp("run") / "run.zarr"
+    call = {"class_labels": [1, 2], "seed": 0, "num_inference_steps": 14}
+    tapstudy.record(make_tiny_pipe(), [call], path, fields=ALL, progress=False)
+    return path
+
+
 @pytest.mark.parametrize("where", ["threads", "cluster"])
 def test_writes_what_the_function_finds(tmp_path, where):
     out = tmp_path / "found.nc"
@@ -54,15 +65,26 @@ def test_writes_what_the_function_finds(tmp_path, where):
     assert f"{mean:.4g} [" in result.stdout
 
 
-def test_array_results_and_the_usual_name(tmp_path, monkeypatch):
-    """`within_token_spearman` gives an array, not a dataset."""
-    whole = tapstudy.open_recording(SCORES).isel(sample=[0], step=slice(0, 12)).load()
-    scores = whole.assign(is_distinct=whole["is_distinct"].isel(sample=0, context=0))
-    monkeypatch.setattr(tapstudy, "open_recording", lambda path: scores)
-    result = run(app, ["analyze", str(tmp_path / "run.zarr"), "--analysis", "spearman"])
+def test_array_results_and_the_usual_name(tmp_path):
+    """`clean_images` gives an array, not a dataset."""
+    run_folder = tmp_path / "run.zarr"
+    call = {"class_labels": [1, 2], "seed": 0, "num_inference_steps": 5}
+    tapstudy.record(make_tiny_pipe(), [call], run_folder, fields=("latent", "image"), progress=False)
+    result = run(app, ["analyze", str(run_folder), "--analysis", "clean-images"])
     assert result.exit_code == 0, result.output
-    with xr.open_dataset(tmp_path / "run.spearman.nc") as found:
-        np.testing.assert_array_equal(found["spearman"].values, within_token_spearman(scores).values)
+    with xr.open_dataset(tmp_path / "run.clean-images.nc") as found:
+        expected = clean_images(tapstudy.open_recording(run_folder))
+        np.testing.assert_array_equal(found["clean_image"].values, expected.values)
+
+
+@pytest.mark.parametrize("name", [name for name in ANALYSES if name not in ("regret", "settings")])
+def test_every_analysis_runs(name, tmp_path, everything):
+    out = tmp_path / "found.nc"
+    result = run(app, ["analyze", str(everything), "--analysis", name, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    with xr.open_dataset(out) as found:
+        assert all("units" in variable.attrs for variable in found.data_vars.values())
+        assert any(np.isfinite(variable.values.astype(float)).any() for variable in found.data_vars.values())
 
 
 def test_settings_reach_the_function(tmp_path):
@@ -79,7 +101,7 @@ def test_settings_reach_the_function(tmp_path):
     ("arguments", "message"),
     [
         ([str(SCORES), "--analysis", "proxy-corelation"], "did you mean 'proxy-correlation'"),
-        ([str(SCORES), "--analysis", "zzz"], "there are spearman"),
+        ([str(SCORES), "--analysis", "zzz"], "there are proxy-correlation"),
         ([str(SCORES), "--analysis", "regret", "--set", "interval=4"], "regret takes no --set; rescoring, settings"),
         ([str(SCORES), "--analysis", "settings", "--set", "intervall=4"], "did you mean 'interval'"),
         ([str(SCORES), "--analysis", "settings", "--set", "method=tap"], "TAPConfig has no field 'method'"),
