@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from tapstudy.commands.bench import app as bench
+from tapstudy.commands.claims import claims
 from tapstudy.commands.demo import demo
 from tapstudy.commands.info import info
 from tapstudy.commands.record import record
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("record")(record)
 app.command("sample")(sample)
+app.command("claims")(claims)
 app.command("info")(info)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")

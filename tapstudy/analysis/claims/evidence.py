@@ -20,12 +20,14 @@ class Evidence:
     """What was measured on the test images.
 
     Attributes:
-        quality: `psnr` in dB, `flops` (cell, sample), along accelerated runs; NaN for images a cell does not have.
+        quality: `psnr` in dB, `flops` and `full_passes` (cell, sample), along accelerated runs; NaN for images a cell
+            does not have.
         ranking: `spearman` (rank correlation of proxy loss and true error within a token) and `top1` (cell, sample),
             along exact trajectories; `spearman_at_distance` (sample, distance) and `spearman_in_phase` (sample, phase)
             of "tap N=8".
         tokens: see `measure.token_table`, (sample).
-        propagation: `path_length`, `coherence`, `amplification`, `deviation` as log ratios to "order1" (policy, sample).
+        propagation: `path_length`, `coherence`, `amplification` and `deviation`, as log ratios to "order1", (policy,
+            sample).
         chosen: what was chosen on held-out images, as text.
 
     Of `quality` and `ranking` the images are told by `seed` and `label` on sample.
@@ -39,9 +41,19 @@ class Evidence:
 
     def __post_init__(self) -> None:
         table = ("cell", "sample")
-        require(self.quality, "claims (quality)", psnr=table, flops=table, seed=("sample",), label=("sample",))
+        require(
+            self.quality,
+            "claims (quality)",
+            psnr=table,
+            flops=table,
+            full_passes=table,
+            seed=("sample",),
+            label=("sample",),
+        )
         require(self.ranking, "claims (ranking)", spearman=table, top1=table, seed=("sample",), label=("sample",))
         require(self.propagation, "claims (propagation)", path_length=("policy",), deviation=("policy",))
+        for name in ("quality", "ranking"):
+            object.__setattr__(self, name, getattr(self, name).transpose("cell", "sample", ...))
 
     def psnr(self, *cells: str) -> list[Array]:
         """PSNR of cells on the images that all of them have, (image,) each."""
@@ -55,6 +67,14 @@ class Evidence:
     def rank(self, *cells: str, measure: str = "spearman") -> list[Array]:
         """Agreement of probe and truth, (image,) for each cell."""
         return self._paired(self.ranking[measure], cells)
+
+    def cells(self, prefix: str, *, ranked: bool = False) -> list[str]:
+        """Names that begin so, of runs or of ranked settings; raises ValueError if there are none."""
+        names = (self.ranking if ranked else self.quality)["cell"].values.tolist()
+        found = [name for name in names if name.startswith(prefix)]
+        if not found:
+            raise ValueError(f"claims: no run {prefix!r}..: there are {names}")
+        return found
 
     def flops(self, cell: str) -> float:
         """FLOPs of one image."""
@@ -80,13 +100,11 @@ class Evidence:
 
 
 def _row(table: xr.DataArray, cell: str) -> Array:
-    names = table["cell"].values.tolist()
-    if cell not in names:
-        raise ValueError(f"claims: no run {cell!r} in {table.name}: there are {names}")
-    return np.asarray(table.transpose("cell", "sample").values[names.index(cell)], dtype=np.float64)
+    (found,) = np.nonzero(table["cell"].values == cell)
+    if not len(found):
+        raise ValueError(f"claims: no run {cell!r} in {table.name}: there are {table['cell'].values.tolist()}")
+    return np.asarray(table.values[found[0]], dtype=np.float64)
 
 
 def _images(table: xr.Dataset) -> list[tuple[int, str]]:
-    return [
-        (int(seed), str(label)) for seed, label in zip(table["seed"].values, table["label"].values, strict=True)
-    ]
+    return [(int(seed), str(label)) for seed, label in zip(table["seed"].values, table["label"].values, strict=True)]

@@ -124,8 +124,8 @@ class Finding:
 def judge(claims: Sequence[Claim], *, alpha: float = ALPHA) -> list[Finding]:
     """Verdicts on a family of claims, in their order.
 
-    A claim holds if the 95 % interval of every part lies on the claimed side of its threshold, fails if that of at least
-    one lies on the other side, and in both cases only if the adjusted p-value is at most `alpha`. Otherwise it is
+    A claim holds if the 95 % interval of every part lies on the claimed side of its threshold, fails if that of at
+    least one lies on the other side, and in both cases only if the adjusted p-value is at most `alpha`. Otherwise it is
     undecided: there were too few images, or the value is too close to the threshold.
 
     Raises:

@@ -68,13 +68,11 @@ def _p6(evidence: Evidence) -> Claim:
         "At N = 4, 6 and 8 TAP ends closer to the reference than TaylorSeer.",
         "PSNR of TAP minus that of the order-2 Taylor predictor, the paper's setting, on the same residual and mask.",
         tuple(
-            Part(f"PSNR, TAP minus order 2 at N = {n}", evidence.gain(f"tap N={n}", f"order2 N={n}"))
-            for n in INTERVALS
+            Part(f"PSNR, TAP minus order 2 at N = {n}", evidence.gain(f"tap N={n}", f"order2 N={n}")) for n in INTERVALS
         ),
         shown=tuple(
-            Part(f"PSNR, TAP minus order 1 at N = {n}", evidence.gain(f"tap N={n}", f"order1 N={n}"))
-            for n in INTERVALS
+            Part(f"PSNR, TAP minus order 1 at N = {n}", evidence.gain(f"tap N={n}", f"order1 N={n}")) for n in INTERVALS
         ),
-        remark="Published PSNR: 16.11 against 14.72 dB (FLUX.1-dev, N = 8), 20.13 against 18.02 dB (Qwen-Image, N = 4); "
-        "VBench 65.46 against 64.89 (HunyuanVideo, N = 6).",
+        remark="Published PSNR: 16.11 against 14.72 dB (FLUX.1-dev, N = 8), 20.13 against 18.02 dB (Qwen-Image, "
+        "N = 4); VBench 65.46 against 64.89 (HunyuanVideo, N = 6).",
     )

@@ -10,8 +10,7 @@ from tapstudy.analysis.claims.finding import MARGIN, Claim, Part
 
 # Rank correlations: 0.33 in the toy of Latent-TAP, 0.77 in its small trained transformers.
 TOY = 0.3
-DEPTHS = (1, 2, 4, 7)
-RUN_DEPTHS = (1, 2, 4)
+DEEPER = "tap N=8 depth="
 FASTER = tuple(range(8, 1, -1))
 
 
@@ -65,14 +64,14 @@ def _h3(evidence: Evidence) -> Claim:
 
 
 def _h6(evidence: Evidence) -> Claim:
-    pairs = [(f"tap N=8 depth={depth}", equal_cost(evidence, f"tap N=8 depth={depth}")) for depth in RUN_DEPTHS]
+    pairs = [(deep, equal_cost(evidence, deep)) for deep in evidence.cells(DEEPER)]
     return Claim(
         "H6",
         "The first block's input is the best probe.",
-        "A probe of block d costs d blocks at every skip step. PSNR of TAP with the first block's probe minus that with "
-        "the deeper one at N = 8, where the former runs at the least N that costs no more FLOPs (2 % slack).",
+        "A probe of block d costs d blocks at every skip step. PSNR of TAP with the first block's probe minus that "
+        "with the deeper one at N = 8, where the former runs at the least N that costs no more FLOPs (2 % slack).",
         tuple(Part(f"PSNR, {cheap} minus {deep}", evidence.gain(cheap, deep)) for deep, cheap in pairs),
-        shown=_ranks(evidence, "tap N=8", *(f"tap N=8 depth={depth}" for depth in DEPTHS)),
+        shown=_ranks(evidence, "tap N=8", *evidence.cells(DEEPER, ranked=True)),
     )
 
 
@@ -163,8 +162,8 @@ def first_layer_suffices(evidence: Evidence) -> Claim:
         f"PSNR with the first block's probe minus that with a deeper one, both at N = 8 whatever the deeper one costs; "
         f"suffices means at most {MARGIN:g} dB worse.",
         tuple(
-            Part(f"PSNR, depth 0 minus depth {depth}", evidence.gain("tap N=8", f"tap N=8 depth={depth}"), -MARGIN)
-            for depth in RUN_DEPTHS
+            Part(f"PSNR, depth 0 minus depth {deep.removeprefix(DEEPER)}", evidence.gain("tap N=8", deep), -MARGIN)
+            for deep in evidence.cells(DEEPER)
         ),
     )
 

@@ -44,6 +44,7 @@ def _h4(evidence: Evidence) -> Claim:
 def _h5(evidence: Evidence) -> Claim:
     ahead = {n: evidence.gain(f"tap N={n}", f"oracle N={n}") for n in (4, 8)}
     wins, count = int((ahead[8] > 0).sum()), len(ahead[8])
+    sign = binomtest(wins, count).pvalue
     return Claim(
         "H5",
         "The oracle of every single step is no upper bound: TAP ends closer to the reference.",
@@ -54,7 +55,7 @@ def _h5(evidence: Evidence) -> Claim:
             Part("PSNR, oracle minus random choice at N = 8", evidence.gain("oracle N=8", "random N=8")),
             Part("PSNR, oracle minus best fixed at N = 8", evidence.gain("oracle N=8", "best-fixed N=8")),
         ),
-        remark=f"At N = 8 TAP is ahead on {wins} of {count} images (sign test p = {binomtest(wins, count).pvalue:.2g}).",
+        remark=f"At N = 8 TAP is ahead on {wins} of {count} images (sign test p = {sign:.2g}).",
     )
 
 
@@ -99,8 +100,8 @@ def _h14(evidence: Evidence) -> Claim:
         "H14",
         "TAP's gain over order 1 comes from the first window after a warm-up of consecutive steps, whose anchors are "
         "unevenly spaced; at the same number of full steps it vanishes on evenly spaced and on start-dense masks.",
-        "PSNR of TAP minus that of order 1. First window: TAP up to the first full step after the warm-up, order 1 from "
-        f"there on; it must bring at least 80 % of the gain. Vanishes: less than {MARGIN:g} dB.",
+        "PSNR of TAP minus that of order 1. First window: TAP up to the first full step after the warm-up, order 1 "
+        f"from there on; it must bring at least 80 % of the gain. Vanishes: less than {MARGIN:g} dB.",
         (
             Part("gain on the usual mask, N = 8", tap - order1),
             Part("gain of the first window minus 80 % of the gain", (first - order1) - 0.8 * (tap - order1)),
@@ -148,8 +149,9 @@ def _h17(evidence: Evidence) -> Claim:
         "H17",
         "Accuracy per step is not what the solver integrates.",
         "Along its own trajectory, the oracle against order 1 at N = 8, as log ratios: sum of the norms of the local "
-        "errors (less: more accurate per step), and deviation at the end per such sum (more: accuracy is lost). PSNR of "
-        "the oracle that chooses by the error of the model's output minus that of the one that chooses in hidden space.",
+        "errors (less: more accurate per step), and deviation at the end per such sum (more: accuracy is lost). PSNR "
+        "of the oracle that chooses by the error of the model's output minus that of the one that chooses in hidden "
+        "space.",
         (
             Part("log ratio of summed local errors", log["path_length"].values, above=False, unit=""),
             Part(

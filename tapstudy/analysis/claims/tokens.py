@@ -10,7 +10,7 @@ from tapstudy.analysis.require import require
 def token_claims(evidence: Evidence) -> list[Claim]:
     """H8 and H9."""
     names = ("speed_and_order", "speed_and_best_order", "speed_share", "order_share")
-    require(evidence.tokens, "claims (tokens)", **{name: ("sample",) for name in names})
+    require(evidence.tokens, "claims (tokens)", **dict.fromkeys(names, ("sample",)))
     values = {name: evidence.tokens[name].values for name in names}
     h8 = Claim(
         "H8",
@@ -25,8 +25,8 @@ def token_claims(evidence: Evidence) -> list[Claim]:
         "H9",
         "Tokens of one image have dynamics of their own.",
         "Share of the variance over tokens and steps of an image that lies between the tokens' means, minus its mean "
-        "when tokens are shuffled within every step: of the log relative speed of the residual, and of the order of the "
-        "truly best predictor.",
+        "when tokens are shuffled within every step: of the log relative speed of the residual, and of the order of "
+        "the truly best predictor.",
         (
             Part("excess share, log relative speed", values["speed_share"], 0.05, unit=""),
             Part("excess share, truly best order", values["order_share"], 0.05, unit=""),
