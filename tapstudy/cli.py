@@ -7,6 +7,7 @@ import typer
 from tapstudy.commands.ablate import ablate
 from tapstudy.commands.analyze import analyze
 from tapstudy.commands.bench import app as bench
+from tapstudy.commands.claims import claims
 from tapstudy.commands.demo import demo
 from tapstudy.commands.info import info
 from tapstudy.commands.record import record
@@ -24,6 +25,7 @@ app.command("record")(record)
 app.command("sample")(sample)
 app.command("ablate")(ablate)
 app.command("analyze")(analyze)
+app.command("claims")(claims)
 app.command("info")(info)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")

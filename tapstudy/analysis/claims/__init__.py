@@ -1,0 +1,1 @@
+"""The hypotheses about TAP: what each says, what is measured for it, and the verdict."""

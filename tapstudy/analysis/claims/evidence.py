@@ -1,0 +1,110 @@
+"""The tables that claims are judged by. They name runs by what they are, such as "tap N=8" or "order1 even"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from tapstudy.analysis.claims.finding import Part
+from tapstudy.analysis.require import require
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What was measured on the test images.
+
+    Attributes:
+        quality: `psnr` in dB, `flops` and `full_passes` (cell, sample), along accelerated runs; NaN for images a cell
+            does not have.
+        ranking: `spearman` (rank correlation of proxy loss and true error within a token) and `top1` (cell, sample),
+            along exact trajectories; `spearman_at_distance` (sample, distance) and `spearman_in_phase` (sample, phase)
+            of "tap N=8".
+        tokens: see `measure.token_table`, (sample).
+        propagation: `path_length`, `coherence`, `amplification` and `deviation`, as log ratios to "order1", (policy,
+            sample).
+        chosen: what was chosen on held-out images, as text.
+
+    Of `quality` and `ranking` the images are told by `seed` and `label` on sample.
+    """
+
+    quality: xr.Dataset
+    ranking: xr.Dataset
+    tokens: xr.Dataset
+    propagation: xr.Dataset
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        table = ("cell", "sample")
+        require(
+            self.quality,
+            "claims (quality)",
+            psnr=table,
+            flops=table,
+            full_passes=table,
+            seed=("sample",),
+            label=("sample",),
+        )
+        require(self.ranking, "claims (ranking)", spearman=table, top1=table, seed=("sample",), label=("sample",))
+        require(self.propagation, "claims (propagation)", path_length=("policy",), deviation=("policy",))
+        for name in ("quality", "ranking"):
+            object.__setattr__(self, name, getattr(self, name).transpose("cell", "sample", ...))
+
+    def psnr(self, *cells: str) -> list[Array]:
+        """PSNR of cells on the images that all of them have, (image,) each."""
+        return self._paired(self.quality["psnr"], cells)
+
+    def gain(self, cell: str, baseline: str) -> Array:
+        """PSNR of a cell minus that of another on the same images, (image,)."""
+        own, other = self.psnr(cell, baseline)
+        return own - other
+
+    def rank(self, *cells: str, measure: str = "spearman") -> list[Array]:
+        """Agreement of probe and truth, (image,) for each cell."""
+        return self._paired(self.ranking[measure], cells)
+
+    def cells(self, prefix: str, *, ranked: bool = False) -> list[str]:
+        """Names that begin so, of runs or of ranked settings; raises ValueError if there are none."""
+        names = (self.ranking if ranked else self.quality)["cell"].values.tolist()
+        found = [name for name in names if name.startswith(prefix)]
+        if not found:
+            raise ValueError(f"claims: no run {prefix!r}..: there are {names}")
+        return found
+
+    def flops(self, cell: str) -> float:
+        """FLOPs of one image."""
+        return float(_row(self.quality["flops"], cell).mean())
+
+    def shown(self, *cells: str) -> tuple[Part, ...]:
+        """PSNR of cells, to be reported."""
+        return tuple(Part(f"PSNR of {cell}", self.psnr(cell)[0]) for cell in cells)
+
+    def on_ranked(self, cells: Sequence[str]) -> NDArray[np.floating]:
+        """PSNR of cells on the images of the ranking table, (cell, image)."""
+        known = _images(self.quality)
+        missing = [image for image in _images(self.ranking) if image not in known]
+        if missing:
+            raise ValueError(f"claims: the ranked images {missing} were not run: record those of the closed-loop runs")
+        columns = [known.index(image) for image in _images(self.ranking)]
+        return np.stack([_row(self.quality["psnr"], cell)[columns] for cell in cells])
+
+    @staticmethod
+    def _paired(table: xr.DataArray, cells: Sequence[str]) -> list[Array]:
+        rows = np.stack([_row(table, cell) for cell in cells])  # (cell, image)
+        return list(rows[:, np.isfinite(rows).all(axis=0)])
+
+
+def _row(table: xr.DataArray, cell: str) -> Array:
+    (found,) = np.nonzero(table["cell"].values == cell)
+    if not len(found):
+        raise ValueError(f"claims: no run {cell!r} in {table.name}: there are {table['cell'].values.tolist()}")
+    return np.asarray(table.values[found[0]], dtype=np.float64)
+
+
+def _images(table: xr.Dataset) -> list[tuple[int, str]]:
+    return [(int(seed), str(label)) for seed, label in zip(table["seed"].values, table["label"].values, strict=True)]

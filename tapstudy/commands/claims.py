@@ -1,0 +1,92 @@
+"""`tapstudy claims`: the hypotheses about TAP, tested on a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tapstudy.commands.errors import user_errors
+from tapstudy.commands.parse import numbers
+
+if TYPE_CHECKING:
+    from tapstudy.bench.claim_runs import Plan
+
+PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "scipy")
+
+
+def claims(
+    work: Annotated[Path, typer.Option(help="folder of the results; the same command goes on with it")] = Path(
+        "claims"
+    ),
+    out: Annotated[Path, typer.Option(help="page to write")] = Path("docs/claims.md"),
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "11,12,13,14",
+    held_out: Annotated[str, typer.Option(help="seeds that fixed predictors and masks are chosen on")] = "21,22",
+    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    images: Annotated[int | None, typer.Option(min=2, help="images per seed, one for each of the first labels")] = None,
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    quick: Annotated[bool, typer.Option(help="two images and 20 steps: shows that it works, decides nothing")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="dask scheduler whose workers run it: tcp://HOST:PORT")] = None,
+) -> None:
+    """Test what is claimed of TAP on a model: 23 claims with thresholds, intervals and verdicts, as a page.
+
+    The embedded model takes about 40 minutes on two cores and 2 GB in --work.
+    """
+    with user_errors():
+        from tapstudy import load
+        from tapstudy.analysis.claims.all_claims import all_claims
+        from tapstudy.analysis.claims.finding import judge
+        from tapstudy.analysis.claims.report import claims_page
+        from tapstudy.bench.claim_runs import Plan
+        from tapstudy.bench.evidence import collect
+
+        test, named = numbers(seeds, int, "--seeds"), numbers(labels, int, "--labels")
+        if images is not None and images > len(named):
+            raise ValueError(f"--images {images} is more than the {len(named)} labels: name more --labels or --seeds")
+        blocks = load(model).transformer.config.num_layers
+        plan = Plan(
+            model=model,
+            seeds=test,
+            held_out=numbers(held_out, int, "--held-out"),
+            few=min(Plan.few, len(test)),
+            labels=named[:images],
+            steps=steps,
+            depths=tuple(depth for depth in Plan.depths if depth < blocks),
+        )
+        if quick:
+            plan = replace(
+                plan, seeds=plan.seeds[:1], held_out=plan.held_out[:1], few=1, labels=plan.labels[:2], steps=20
+            )
+        evidence = collect(plan, work, scheduler=scheduler)
+        findings = judge(all_claims(evidence))
+        page = claims_page(findings, evidence, _header(plan, quick))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page)
+        for finding in findings:
+            typer.echo(f"{finding.claim.name:<4} {finding.verdict:<10} {finding.claim.statement}")
+        typer.echo(f"{out}, from the results in {work}")
+
+
+def _header(plan: Plan, quick: bool) -> dict[str, str]:
+    from importlib.metadata import version
+
+    few = len(plan.few_seeds) * len(plan.labels)
+    options = {"model": plan.model, "seeds": _join(plan.seeds), "held-out": _join(plan.held_out),
+               "labels": _join(plan.labels), "steps": str(plan.steps)}  # fmt: skip
+    command = "tapstudy claims " + " ".join(f"--{name} {value}" for name, value in options.items())
+    found = {
+        "Made by": f"`{command}{' --quick' if quick else ''}`",
+        "Model": f"{plan.model}, {plan.steps} steps, guidance {plan.guidance:g}",
+        "Test images": f"{len(plan.seeds) * len(plan.labels)} (seeds {_join(plan.seeds)} x labels "
+        f"{_join(plan.labels)}); recordings, oracles and N = 2, 3 on the first {few}",
+        "Held-out seeds": f"{_join(plan.held_out)}; for N < 6 and masks {plan.held_out[0]} alone",
+        "Versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+    }
+    return {**found, "Warning": "a quick run, from which nothing follows"} if quick else found
+
+
+def _join(numbers_: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers_))

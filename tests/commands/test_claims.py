@@ -1,0 +1,67 @@
+import pytest
+from typer.testing import CliRunner
+
+from tapstudy.bench import evidence
+from tapstudy.cli import app
+from tests.analysis.synthetic_claims import make_evidence
+
+run = CliRunner().invoke
+
+
+@pytest.fixture
+def collected(monkeypatch):
+    """The plans that evidence was asked for; what is found is planted."""
+    plans = []
+
+    def collect(plan, folder, *, scheduler=None):
+        plans.append((plan, str(folder), scheduler))
+        return make_evidence(psnr={"step N=6": -2})
+
+    monkeypatch.setattr(evidence, "collect", collect)
+    return plans
+
+
+def test_page_and_options(model, tmp_path, collected):
+    out = tmp_path / "pages" / "claims.md"
+    options = ["--seeds", "5,6,7", "--held-out", "8", "--images", "4", "--steps", "30", "--scheduler", "tcp://a:1"]
+    result = run(app, ["claims", "--model", model, "--work", str(tmp_path / "w"), "--out", str(out), *options])
+    assert result.exit_code == 0, result.output
+    ((plan, folder, scheduler),) = collected
+    assert (plan.seeds, plan.held_out, plan.labels, plan.steps) == ((5, 6, 7), (8,), (0, 1, 2, 3), 30)
+    assert plan.depths == (1, 2)  # the tiny model has three blocks
+    assert (folder, scheduler) == (str(tmp_path / "w"), "tcp://a:1")
+    page = out.read_text()
+    command = f"tapstudy claims --model {model} --seeds 5,6,7 --held-out 8 --labels 0,1,2,3 --steps 30"
+    for text in (f"`{command}`", "12 (seeds 5,6,7 x labels 0,1,2,3)", "torch 2", "## H15: fails", "## P3: holds"):
+        assert text in page
+    assert "H15  fails" in result.output
+    assert "Warning" not in page
+    first = page
+    run(app, ["claims", "--model", model, "--work", str(tmp_path / "w"), "--out", str(out), *options])
+    assert out.read_text() == first
+
+
+def test_quick_is_small_and_says_so(model, tmp_path, collected):
+    out = tmp_path / "claims.md"
+    assert run(app, ["claims", "--model", model, "--quick", "--out", str(out)]).exit_code == 0
+    plan = collected[0][0]
+    assert len(plan.seeds) * len(plan.labels) == 2
+    assert plan.steps == 20
+    assert "from which nothing follows" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "a"], "--seeds must be numbers"),
+        (["--seeds", "21"], "both tested and held out"),
+        (["--model", "nothing"], "no model 'nothing'"),
+        (["--labels", "3"], "at least two labels"),
+        (["--labels", "3,4", "--images", "3"], "--images 3 is more than the 2 labels"),
+    ],
+)
+def test_bad_input_ends_with_one_line(model, tmp_path, collected, arguments, message):
+    result = run(app, ["claims", "--model", model, "--out", str(tmp_path / "c.md"), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not collected
