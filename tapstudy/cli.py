@@ -6,6 +6,7 @@ import typer
 
 from tapstudy.commands.bench import app as bench
 from tapstudy.commands.demo import demo
+from tapstudy.commands.explore import explore
 from tapstudy.commands.info import info
 from tapstudy.commands.record import record
 from tapstudy.commands.sample import sample
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("record")(record)
 app.command("sample")(sample)
+app.command("explore")(explore)
 app.command("info")(info)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")

@@ -21,7 +21,8 @@ def explorer_layers(recording: xr.Dataset) -> xr.Dataset:
     Returns:
         float32, (..., step, token), lazy: `chosen_order`, `chosen_shift`, `chosen_proxy_loss`, `chosen_error`,
         `best_error` (of the oracle), `regret` = chosen_error - best_error, and `probe_norm` (L2 over channels, at the
-        first depth; also at full steps) if the probe was recorded.
+        first depth; also at full steps) if the probe was recorded. int16: `best`, the oracle's choice, the first of
+        equals, -1 where nothing was scored.
 
     Raises:
         ValueError: scores are missing, or lack a dimension.
@@ -42,6 +43,13 @@ def explorer_layers(recording: xr.Dataset) -> xr.Dataset:
         "chosen_shift": _chosen(choice, recording["shift"], "shift of the chosen predictor", "steps"),
         "chosen_proxy_loss": _chosen(choice, recording["proxy_loss"], "proxy loss of the choice", "1"),
         "chosen_error": _chosen(choice, recording["true_error"], "true error of the choice", "1"),
+        "best": xr.apply_ufunc(
+            _place_of_least,
+            recording["true_error"],
+            input_core_dims=[["predictor"]],
+            dask="parallelized",
+            output_dtypes=[np.int16],
+        ).assign_attrs(long_name="best predictor (-1 at full steps)", units="1"),
         "best_error": xr.apply_ufunc(
             _least,
             recording["true_error"],
@@ -86,6 +94,10 @@ def _pick(choice: NDArray[np.integer], values: Array) -> Array:
 
 def _least(errors: Array) -> Array:
     return errors.min(axis=-1).astype(np.float32)
+
+
+def _place_of_least(errors: Array) -> NDArray[np.int16]:
+    return np.where(np.isnan(errors).any(axis=-1), -1, errors.argmin(axis=-1)).astype(np.int16)
 
 
 def _norm(probe: Array) -> Array:

@@ -13,8 +13,15 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.explorer.encode import pack, quantise
-from tapstudy.explorer.layers import layers_of
-from tapstudy.plots.explorer_colours import BEST, CHOSEN, NOTHING, category_colours, horizon_label, scale_colours
+from tapstudy.plots.explorer_style import (
+    BEST,
+    CHOSEN,
+    NOTHING,
+    category_colours,
+    horizon_label,
+    layers_of,
+    scale_colours,
+)
 
 QUANTISED = ("proxy_loss", "true_error", "regret", "probe_norm")
 EXACT = ("choice", "is_full", "distance", "is_distinct", "image")

@@ -61,7 +61,7 @@ def prepare(recording: xr.Dataset, *, samples: Sequence[int] | None = None) -> x
     kept = [name for name in ("sigma", "timestep", "order", "shift", "row", "col", "frame") if name in chosen.coords]
     data = data.assign_coords({name: chosen[name].load() for name in kept})
     data = data.assign_coords(number=("sample", numbers), name=("sample", _names(chosen)))
-    for name, variable in data.data_vars.items():
+    for variable in data.data_vars.values():
         if variable.dtype.kind == "f":
             low, high = _limits(variable.values)
             variable.attrs |= {"low": low, "high": high}
@@ -75,7 +75,7 @@ def _known(samples: Sequence[int] | None, count: int) -> list[int]:
     unknown = [sample for sample in wanted if not 0 <= sample < count]
     if unknown or not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(
-            f"explore: samples must be different numbers from 0 to {count - 1} (the recording has {count}), got {wanted}"
+            f"explore: samples must be different numbers from 0 to {count - 1}, those of the recording, got {wanted}"
         )
     return wanted
 
@@ -111,7 +111,7 @@ def _images(chosen: xr.Dataset) -> xr.DataArray | None:
             )
     factor = ceil(max(found.sizes["y"], found.sizes["x"]) / LONGEST_SIDE)
     if factor > 1:
-        found = found.coarsen(y=factor, x=factor, boundary="trim").mean()  # type: ignore[attr-defined]
+        found = found.coarsen(y=factor, x=factor, boundary="trim").mean()
     pixels = (found.reset_coords(drop=True).load().clip(0, 1) * 255).round().astype(np.uint8)
     name = "expected clean image" if "step" in pixels.dims else "final image"
     return pixels.assign_attrs(long_name=name, units="1/255")

@@ -15,7 +15,7 @@ class Explorer {
     const [frames, rows, columns] = recording.grid;
     this.state = {
       sample: 0, context: 0, step: Math.max(0, recording.steps.findIndex((_, i) => this.firstSkip(i))),
-      layer: 0, frame: 0, opacity: 75,
+      layer: 0, frame: 0, opacity: 85,
       token: Math.floor(rows / 2) * columns + Math.floor(columns / 2), // kept, within the frame
     };
     this.hovered = null;
@@ -162,7 +162,7 @@ class Explorer {
   drawWhere() {
     const { recording, state } = this;
     const { steps, sigma } = recording;
-    const parts = [`step ${steps[state.step]} of ${steps[0]}\u2013${steps.at(-1)}`];
+    const parts = [`step ${steps[state.step]} (last: ${steps.at(-1)})`];
     if (sigma) parts.push(`noise level \u03C3 = ${sigma[state.step].toFixed(3)}`);
     parts.push(recording.isFull(state) ? "full step: the model runs, no predictor is chosen"
       : `skip step, k = ${recording.distance(state)} after the last full step`);
@@ -177,7 +177,7 @@ class Explorer {
     const pen = fit(element("strip"), width, 10);
     element("strip").style.marginLeft = `${inset}px`;
     for (let i = 0; i < count; i++) {
-      pen.fillStyle = recording.isFull(state, i) ? "#3b434c" : "#d8dde2";
+      pen.fillStyle = recording.isFull(state, i) ? "#3b434c" : i === state.step ? "#0072b2" : "#d8dde2";
       pen.fillRect((i * width) / count + 0.5, i === state.step ? 0 : 3, width / count - 1, i === state.step ? 10 : 5);
     }
   }

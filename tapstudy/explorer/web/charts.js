@@ -37,10 +37,10 @@ function drawImage(pen, image, width, height) {
   pen.drawImage(sheet, 0, 0, width, height);
 }
 
-// Ticks of a logarithmic axis: decades, with 2 and 5 between where there are few.
+// Ticks of a logarithmic axis: decades, with some between where there are few.
 function logTicks(low, high) {
   const decades = Math.log10(high / low);
-  const parts = decades < 2.2 ? [1, 2, 5] : [1];
+  const parts = decades < 1 ? [1, 1.5, 2, 3, 4, 5, 7] : decades < 2.2 ? [1, 2, 5] : [1];
   const ticks = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
     for (const part of parts) ticks.push(part * 10 ** power);
