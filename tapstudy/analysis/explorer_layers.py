@@ -63,12 +63,14 @@ def explorer_layers(recording: xr.Dataset) -> xr.Dataset:
     if "probe" in recording:
         found["probe_norm"] = xr.apply_ufunc(
             _norm,
-            recording["probe"].isel(depth=0),
+            recording["probe"].isel(depth=0, drop=True),
             input_core_dims=[["channel"]],
             dask="parallelized",
             output_dtypes=[np.float32],
         ).assign_attrs(long_name="norm of the probe", units="1")
-    return xr.Dataset(found).reset_coords(drop=True).assign_coords(recording.drop_vars(recording.data_vars).coords)
+    layers = xr.Dataset(found).reset_coords(drop=True)
+    kept = {name: coord for name, coord in recording.coords.items() if set(coord.dims) <= set(layers.dims)}
+    return layers.assign_coords(kept)
 
 
 def _chosen(choice: xr.DataArray, values: xr.DataArray, long_name: str, units: str) -> xr.DataArray:
