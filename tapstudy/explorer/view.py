@@ -36,7 +36,7 @@ class ExplorerView(widgets.VBox):
         self.context = widgets.SelectionSlider(options=[*zip(contexts, range(len(contexts)), strict=True)])
         self.step = widgets.IntSlider(int(skipped[0]) if len(skipped) else 0, 0, data.sizes["step"] - 1)
         self.layer = widgets.Dropdown(options=[(layer.title, layer) for layer in layers_of(data)])
-        self.opacity = widgets.FloatSlider(0.85, min=0, max=1, step=0.05)
+        self.opacity = widgets.FloatSlider(0.9, min=0, max=1, step=0.05)
         self.row = widgets.IntSlider(rows // 2, 0, rows - 1)
         self.column = widgets.IntSlider(columns // 2, 0, columns - 1)
         self.frame = widgets.IntSlider(0, 0, frames - 1)
@@ -50,6 +50,7 @@ class ExplorerView(widgets.VBox):
         for name, control in self.controls.items():
             control.description = {"row": "token row", "column": "token column"}.get(name, name)
             control.style.description_width = "90px"
+            control.layout.width = "420px"
             control.observe(self._redraw, names="value")
         widgets.jslink((self.play, "value"), (self.step, "value"))
         self.frame.layout.display = None if frames > 1 else "none"
@@ -99,7 +100,7 @@ def forecast_table(here: xr.Dataset) -> str:
     )
 
 
-def embed(data: xr.Dataset, *, height: int = 1000) -> HTML:
+def embed(data: xr.Dataset, *, height: int = 1200) -> HTML:
     """The page of a prepared dataset in a frame of the notebook, with hover and click.
 
     Args:

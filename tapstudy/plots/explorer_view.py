@@ -22,7 +22,7 @@ from tapstudy.plots.style import style
 MARKERS = "os^v"  # by order, so that colour is not alone in telling them apart
 
 
-def plot_explorer(one: xr.Dataset, *, step: int, token: int, layer: Layer, opacity: float = 0.85) -> Figure:
+def plot_explorer(one: xr.Dataset, *, step: int, token: int, layer: Layer, opacity: float = 0.9) -> Figure:
     """Left: the layer over the image. Right: the token's true error over steps, and every predictor at this step.
 
     Args:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.explorer.browsing import collect_errors, open_browser
+from tests.explorer.browsing import collect_errors, keep, open_browser
 
 pytestmark = pytest.mark.browser
 
@@ -60,8 +60,9 @@ def test_dragging_the_step_changes_the_map(page):
 
 
 def test_hover_and_click_show_what_the_recording_says(page, prepared):
-    page.locator("#step").fill("16")
-    one = prepared.isel(sample=0, context=0, step=16)
+    page.locator("#sample").select_option(index=2)
+    page.locator("#step").fill("23")
+    one = prepared.isel(sample=2, context=0, step=23)
     page.locator("#map").hover(position=over_token(page, 2, 5))
     assert page.locator("#token").inner_text() == "Token in row 2, column 5 (under the pointer)"
     assert shown_choice(page) == [int(one["choice"][2 * 14 + 5])]
@@ -73,6 +74,7 @@ def test_hover_and_click_show_what_the_recording_says(page, prepared):
     assert page.locator("#token").inner_text() == "Token in row 11, column 3"
     assert shown_choice(page) == [int(one["choice"][11 * 14 + 3])]
     assert (picture(page, "over-steps"), picture(page, "at-step")) != hovered
+    keep(page, "explorer_page")
 
 
 def test_the_map_has_the_colours_of_the_choices(page, prepared):

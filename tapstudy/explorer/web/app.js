@@ -15,7 +15,7 @@ class Explorer {
     const [frames, rows, columns] = recording.grid;
     this.state = {
       sample: 0, context: 0, step: Math.max(0, recording.steps.findIndex((_, i) => this.firstSkip(i))),
-      layer: 0, frame: 0, opacity: 85,
+      layer: 0, frame: 0, opacity: 90,
       token: Math.floor(rows / 2) * columns + Math.floor(columns / 2), // kept, within the frame
     };
     this.hovered = null;

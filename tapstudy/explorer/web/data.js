@@ -34,7 +34,7 @@ class Recording {
     this.tokens = this.grid[0] * this.grid[1] * this.grid[2];
     const errors = arrays.true_error.filter((value) => value > 0);
     this.errorLimits = errors.length
-      ? [errors.reduce((a, b) => Math.min(a, b)), errors.reduce((a, b) => Math.max(a, b))] : [1e-3, 1];
+      ? [errors.reduce((a, b) => Math.min(a, b)) / 1.1, errors.reduce((a, b) => Math.max(a, b)) * 1.1] : [1e-3, 1];
   }
 
   place(at, step = at.step) {
@@ -101,5 +101,5 @@ function shown(value) {
   if (Number.isNaN(value)) return "\u2013";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  return size >= 1e-3 && size < 1e4 ? String(Number(value.toPrecision(3))) : value.toExponential(2);
+  return size >= 1e-3 && size < 1e4 ? String(Number(value.toPrecision(3))) : Number(value.toPrecision(3)).toExponential();
 }
