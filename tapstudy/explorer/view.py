@@ -29,7 +29,7 @@ class ExplorerView(widgets.VBox):
     def __init__(self, data: xr.Dataset) -> None:
         self.data = data
         frames, rows, columns = data.attrs["grid"]
-        names = [f"{n}: {name}" for n, name in zip(data["number"].values, data["name"].values, strict=True)]
+        names = [str(name or n) for n, name in zip(data["number"].values, data["name"].values, strict=True)]
         contexts = [str(name) for name in data["context"].values]
         skipped = (data["is_full"].isel(sample=0, context=0).values == 0).nonzero()[0]
         self.sample = widgets.SelectionSlider(options=[*zip(names, range(len(names)), strict=True)])
@@ -50,7 +50,7 @@ class ExplorerView(widgets.VBox):
         for name, control in self.controls.items():
             control.description = {"row": "token row", "column": "token column"}.get(name, name)
             control.style.description_width = "90px"
-            control.layout.width = "420px"
+            control.layout.width = "370px"
             control.observe(self._redraw, names="value")
         widgets.jslink((self.play, "value"), (self.step, "value"))
         self.frame.layout.display = None if frames > 1 else "none"

@@ -124,7 +124,14 @@ def _draw_at_step(axis: Axes, here: xr.Dataset) -> None:
     orders = sorted(set(here["order"].values.tolist()))
     colours = category_colours(here)["choice"]
     proxy, truth = here["proxy_loss"].values.astype(float), here["true_error"].values.astype(float)
+    shown = {
+        *np.flatnonzero(here["is_distinct"].values == 1).tolist(),
+        best,
+        chosen,
+    }  # identical ones would only overlap
     for p, order in reversed(list(enumerate(here["order"].values.tolist()))):
+        if p not in shown:
+            continue
         marker = MARKERS[orders.index(order) % len(MARKERS)]
         axis.plot(proxy[p], truth[p], marker, color=colours[p], markeredgecolor="0.3", markeredgewidth=0.6)
     rings: list[tuple[int, float, str, Any, str]] = [(best, 15, BEST, (0, (2, 1.2)), "best")]
@@ -136,6 +143,8 @@ def _draw_at_step(axis: Axes, here: xr.Dataset) -> None:
     _plain_ticks(axis.xaxis, (1.0, 2.0, 5.0))
     _plain_ticks(axis.yaxis, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
     axis.margins(0.14)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high * (high / low) ** 0.15)  # room for the legend
     handles = [
         Line2D([], [], linestyle="none", marker=MARKERS[i % len(MARKERS)], color="0.35", label=f"order {order}")
         for i, order in enumerate(orders)

@@ -64,6 +64,19 @@ def test_the_lines_are_the_errors(data):
     np.testing.assert_array_equal(lines["order 2, k"], one["true_error"].isel(token=6, predictor=10))
 
 
+def test_every_distinct_predictor_is_a_point(data):
+    one = data.isel(sample=0, context=0, step=SKIP, token=6)
+    figure = plot_explorer(data.isel(sample=0, context=0), step=SKIP, token=6, layer=LAYERS[0])
+    drawn = {(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[2].lines}
+    distinct = one["is_distinct"].values == 1
+    points = zip(one["proxy_loss"].values[distinct].tolist(), one["true_error"].values[distinct].tolist(), strict=True)
+    assert drawn == set(points)
+    rings = [collection.get_offsets()[0].tolist() for collection in figure.axes[2].collections]
+    assert rings == [
+        [float(one[name][int(one[at])]) for name in ("proxy_loss", "true_error")] for at in ("best", "choice")
+    ]
+
+
 def test_a_full_step_shows_no_choice(data):
     figure = plot_explorer(data.isel(sample=0, context=0), step=0, token=6, layer=LAYERS[0])
     assert (figure.axes[0].images[1].get_alpha() == 0).all()

@@ -309,6 +309,7 @@ class Explorer {
     const kindOf = (p) => orders.indexOf(predictors[p].order) % 4;
     drawAtStep(element("at-step"), width, {
       title: `At step ${steps[state.step]}: every predictor`, chosen: choice, best: choice < 0 ? -1 : best, colours,
+      shown: (p) => p === choice || p === best || recording.isDistinct(state, p), // identical ones would only overlap
       points: predictors.map((predictor, p) => ({
         proxy: recording.of("proxy_loss", state, token, p), truth: error(p), colour: predictor.colour, kind: kindOf(p),
       })),

@@ -179,10 +179,10 @@ function drawRing(pen, x, y, size, colour, dash) {
   pen.setLineDash([]);
 }
 
-// points: {proxy, truth, colour, kind}; chosen and best: indices into points, or -1
-function drawAtStep(canvas, width, { points, chosen, best, colours, title }) {
+// points: {proxy, truth, colour, kind}; chosen and best: indices into points, or -1; shown: is a point drawn
+function drawAtStep(canvas, width, { points, chosen, best, colours, title, shown: isShown }) {
   const height = 250, pen = fit(canvas, width, height), box = boxOf(width, height);
-  const seen = points.filter((point) => !Number.isNaN(point.proxy) && !Number.isNaN(point.truth));
+  const seen = points.filter((point, p) => isShown(p) && !Number.isNaN(point.proxy) && !Number.isNaN(point.truth));
   if (!seen.length) {
     pen.fillStyle = SOFT;
     pen.textAlign = "center";
