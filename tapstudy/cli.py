@@ -9,6 +9,7 @@ from tapstudy.commands.analyze import analyze
 from tapstudy.commands.bench import app as bench
 from tapstudy.commands.claims import claims
 from tapstudy.commands.demo import demo
+from tapstudy.commands.explore import explore
 from tapstudy.commands.info import info
 from tapstudy.commands.record import record
 from tapstudy.commands.sample import sample
@@ -26,6 +27,7 @@ app.command("sample")(sample)
 app.command("ablate")(ablate)
 app.command("analyze")(analyze)
 app.command("claims")(claims)
+app.command("explore")(explore)
 app.command("info")(info)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")

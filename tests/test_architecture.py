@@ -16,6 +16,7 @@ ALLOWED = {
     "recording": {"core", "policies", "instrument"},
     "analysis": {"core", "predictors", "policies"},
     "plots": set(),
+    "explorer": {"analysis", "plots"},
     "models": {"plots"},
     "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis"},
     "commands": None,
@@ -27,6 +28,7 @@ FORBIDDEN = {
     "analysis": {"diffusers"},
     "plots": {"diffusers", "torch", "scipy"},
     "recording": {"diffusers"},
+    "explorer": {"diffusers", "torch"},
 }
 
 

@@ -1,0 +1,151 @@
+"""The page in a real browser, opened from the disk."""
+
+import numpy as np
+import pytest
+
+from tests.explorer.browsing import collect_errors, keep, open_browser
+
+pytestmark = pytest.mark.browser
+
+PIXEL = "(canvas, [x, y]) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3)"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser, page_path):
+    """The page, opened; no error may have happened when the test ends, and nothing may have been asked of the net."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    errors = collect_errors(page)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{page_path.as_uri()}#step=10")
+    page.wait_for_selector("#forecasts tbody tr")
+    yield page
+    assert errors == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    page.close()
+
+
+def picture(page, name="map"):
+    return page.locator(f"#{name}").evaluate("canvas => canvas.toDataURL()")
+
+
+def over_token(page, row, column):
+    """Position in the map of a token of a 14 x 14 grid."""
+    box = page.locator("#map").bounding_box()
+    return {"x": (column + 0.5) * box["width"] / 14, "y": (row + 0.5) * box["height"] / 14}
+
+
+def shown_choice(page):
+    return page.locator("#forecasts tr.chosen").evaluate_all("rows => rows.map(row => row.rowIndex - 1)")
+
+
+def test_dragging_the_step_changes_the_map(page):
+    assert "full step" in page.locator("#where").inner_text()
+    before = picture(page)
+    slider = page.locator("#step").bounding_box()
+    middle = slider["y"] + slider["height"] / 2
+    page.mouse.move(slider["x"] + 8 + (slider["width"] - 16) * 10 / 49, middle)
+    page.mouse.down()
+    page.mouse.move(slider["x"] + 8 + (slider["width"] - 16) * 16 / 49, middle, steps=6)
+    page.mouse.up()
+    assert page.locator("#step").input_value() == "16"
+    assert "step 16" in page.locator("#where").inner_text()
+    assert picture(page) != before
+
+
+def test_hover_and_click_show_what_the_recording_says(page, prepared):
+    page.locator("#sample").select_option(index=2)
+    page.locator("#step").fill("23")
+    one = prepared.isel(sample=2, context=0, step=23)
+    page.locator("#map").hover(position=over_token(page, 2, 5))
+    assert page.locator("#token").inner_text() == "Token in row 2, column 5 (under the pointer)"
+    assert shown_choice(page) == [int(one["choice"][2 * 14 + 5])]
+    cells = page.locator("#forecasts tbody tr td:nth-child(4)").all_inner_texts()
+    assert [float(text) for text in cells] == pytest.approx(one["true_error"].values[33], rel=6e-3)
+    hovered = picture(page, "over-steps"), picture(page, "at-step")
+    page.locator("#map").click(position=over_token(page, 11, 3))
+    page.mouse.move(5, 5)
+    assert page.locator("#token").inner_text() == "Token in row 11, column 3"
+    assert shown_choice(page) == [int(one["choice"][11 * 14 + 3])]
+    assert (picture(page, "over-steps"), picture(page, "at-step")) != hovered
+    keep(page, "explorer_page")
+
+
+def test_the_map_has_the_colours_of_the_choices(page, prepared):
+    page.locator("#step").fill("16")
+    page.locator("#opacity").fill("100")
+    choice = prepared["choice"].isel(sample=0, context=0, step=16).values
+    colours = page.evaluate("JSON.parse(document.getElementById('data').textContent).predictors.map(p => p.colour)")
+    for row, column in ((0, 0), (3, 10), (13, 13)):
+        place = over_token(page, row, column)
+        drawn = page.locator("#map").evaluate(PIXEL, [place["x"], place["y"]])
+        colour = colours[choice[row * 14 + column]]
+        np.testing.assert_allclose(drawn, [int(colour[i : i + 2], 16) for i in (1, 3, 5)], atol=1)
+
+
+def test_every_control_redraws(page):
+    page.locator("#step").fill("16")
+    seen = {picture(page)}
+    for name, option in (("sample", 2), ("context", 1)):
+        page.locator(f"#{name}").select_option(index=option)
+        assert picture(page) not in seen, name
+        seen.add(picture(page))
+    layers = page.locator("#layer option").all_inner_texts()
+    assert layers[0] == "chosen predictor"
+    assert len(layers) == 6  # the recording has no probe
+    for name in layers[1:]:
+        page.locator("#layer").select_option(label=name)
+        assert name in page.locator("#legend").inner_text()
+        assert picture(page) not in seen, name
+        seen.add(picture(page))
+
+
+def test_keys_and_play(page):
+    page.locator("body").press("ArrowRight")
+    assert page.locator("#step").input_value() == "11"
+    page.locator("body").press("ArrowLeft")
+    page.locator("body").press("ArrowLeft")
+    assert page.locator("#step").input_value() == "9"
+    page.locator("body").press("Shift+ArrowUp")
+    assert page.locator("#token").inner_text() == "Token in row 6, column 7"
+    assert page.locator("#step").input_value() == "9"
+    page.locator("#play").click()
+    page.locator("#where").filter(has_not_text="step 9 ").wait_for(timeout=10_000)
+    page.locator("#play").click()
+    assert int(page.locator("#step").input_value()) > 9
+    assert page.locator("#play").inner_text().endswith("play")
+
+
+def test_the_address_keeps_the_view(page, browser):
+    page.locator("#sample").select_option(index=3)
+    page.locator("#layer").select_option(label="regret of the choice")
+    page.locator("#step").fill("22")
+    page.wait_for_url("**step=22**")
+    again = browser.new_page()
+    again.goto(page.url)
+    again.wait_for_selector("#forecasts tbody tr")
+    chosen = [again.locator(f"#{name}").input_value() for name in ("sample", "layer", "step")]
+    assert chosen == [page.locator(f"#{name}").input_value() for name in ("sample", "layer", "step")]
+    again.close()
+
+
+@pytest.mark.parametrize("width", [360, 760, 1600])
+def test_it_fits_any_window(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_a_damaged_page_says_so(browser, page_path, tmp_path):
+    broken = tmp_path / "broken.html"
+    broken.write_text(page_path.read_text().replace("DecompressionStream", "NoSuchStream"))
+    page = browser.new_page()
+    page.goto(broken.as_uri())
+    assert "needs Chrome 80" in page.locator(".failed").inner_text()
+    page.close()

@@ -1,0 +1,89 @@
+"""The prepared data against the recording."""
+
+import numpy as np
+import pytest
+
+from tapstudy.analysis.clean_image import clean_images
+from tapstudy.explorer.prepare import prepare
+
+
+def test_scores_are_those_of_the_recording(tiny):
+    data = prepare(tiny, samples=[2, 0])
+    assert data["number"].values.tolist() == [2, 0]
+    assert data["name"].values.tolist() == ["label 3, seed 6", "label 1, seed 4"]
+    assert data.attrs["grid"] == [1, 4, 4]
+    for name in ("choice", "proxy_loss", "true_error", "is_full", "distance", "is_distinct"):
+        np.testing.assert_array_equal(data[name].values, tiny[name].values[[2, 0]])
+    chosen = np.take_along_axis(data["true_error"].values, np.maximum(data["choice"].values, 0)[..., None], -1)[..., 0]
+    skipped = data["choice"].values >= 0
+    np.testing.assert_array_equal(data["chosen_error"].values[skipped], chosen[skipped])
+    np.testing.assert_allclose(
+        data["probe_norm"], np.linalg.norm(tiny["probe"].values[[2, 0], :, :, 0], axis=-1), rtol=1e-6
+    )
+
+
+def test_the_image_forms(tiny):
+    image = prepare(tiny)["image"]
+    assert image.dims == ("sample", "step", "y", "x", "band")
+    assert image.attrs["long_name"] == "expected clean image"
+    np.testing.assert_allclose(image.values[:, :-1] / 255, clean_images(tiny), atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(image.values[:, -1] / 255, tiny["image"].values.clip(0, 1), atol=0.5 / 255 + 1e-6)
+
+
+def test_without_latents_the_final_image_stands_in(tiny):
+    image = prepare(tiny.drop_vars("latent"))["image"]
+    assert image.dims == ("sample", "y", "x", "band")
+    assert image.attrs["long_name"] == "final image"
+    assert "image" not in prepare(tiny.drop_vars("image"))
+
+
+def test_large_images_shrink(tiny):
+    large = tiny.drop_vars(["latent", "image"])
+    large["image"] = (("sample", "y", "x", "band"), np.full((3, 600, 300, 3), 0.5, dtype=np.float32))
+    image = prepare(large)["image"]
+    assert image.shape == (3, 200, 100, 3)
+    assert set(np.unique(image.values)) <= {127, 128}
+
+
+def test_without_contexts(tiny):
+    one = prepare(tiny.isel(context=0, drop=True))
+    assert one["context"].values.tolist() == ["all"]
+    np.testing.assert_array_equal(one["regret"].values[:, 0], prepare(tiny)["regret"].values[:, 0])
+
+
+def test_tokens_in_any_order(tiny):
+    shuffled = tiny.isel(token=np.random.default_rng(0).permutation(16))
+    np.testing.assert_array_equal(prepare(shuffled)["choice"], prepare(tiny)["choice"])
+
+
+def test_frames(tiny):
+    token = np.arange(16)
+    film = tiny.drop_vars(["image", "latent"]).assign_coords(
+        frame=("token", token // 8), row=("token", token // 4 % 2), col=("token", token % 4)
+    )
+    assert prepare(film).attrs["grid"] == [2, 2, 4]
+
+
+def test_plain_predictors_have_the_longest_horizon(bundled):
+    data = prepare(bundled, samples=[0])
+    assert [(int(data["order"][p]), float(data["shift"][p])) for p in data.attrs["plain"]] == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_only_the_asked_samples_are_read(bundled):
+    assert prepare(bundled, samples=[3]).sizes["sample"] == 1
+    assert prepare(bundled)["number"].values.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("samples", [[3], [-1], [0, 0], []])
+def test_unknown_samples(tiny, samples):
+    with pytest.raises(ValueError, match="different numbers from 0 to 2"):
+        prepare(tiny, samples=samples)
+
+
+def test_bad_recordings(tiny):
+    with pytest.raises(ValueError, match=r"\['choice', 'proxy_loss'\] are missing"):
+        prepare(tiny.drop_vars(["choice", "proxy_loss"]))
+    with pytest.raises(ValueError, match="do not fill a grid of 1 x 4 x 4"):
+        prepare(tiny.isel(token=slice(1, None)))
+    with pytest.raises(TypeError, match=r"needs an xarray\.Dataset"):
+        prepare(tiny["choice"])
