@@ -26,21 +26,22 @@ from tapstudy.analysis.features import (
 )
 from tapstudy.analysis.teacher_forced import (
     Array,
-    Trajectory,
+    Trajectories,
     Windows,
     anchors_at,
+    boxed,
     full_steps_of,
     held_steps,
     one_torch_thread,
     windows_of,
 )
 from tapstudy.analysis.window_scores import WindowScores
-from tapstudy.core.scoring import select
+from tapstudy.core.scoring import Workspace, select
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Family, candidates
 
 # Losses found in one call: few enough that they stay in a processor's cache.
-AT_ONCE = 1 << 16
+AT_ONCE = 1 << 17
 
 # name -> dims after the leading ones, dtype, value at full steps, long name
 Outputs = dict[str, tuple[tuple[str, ...], str, float, str]]
@@ -134,28 +135,29 @@ class _Kernel:
     outputs: Outputs
 
     def __call__(self, probe: Array, residual: Array) -> tuple[Array, ...]:
-        """(..., held, token, channel) twice -> the outputs, (..., wanted, ...)."""
+        """Objects (held, token, channel), (...) twice -> the outputs, (..., wanted, ...)."""
         with one_torch_thread(), torch.inference_mode():
-            h, r = Trajectory(probe, self.held), Trajectory(residual, self.held)
-            sizes = {"step": len(self.wanted), "token": probe.shape[-2], "predictor": len(self.family.labels)}
+            h, r, workspace = Trajectories(probe, self.held), Trajectories(residual, self.held), Workspace()
+            sizes = {"step": len(self.wanted), "token": h.values[0].shape[1], "predictor": len(self.family.labels)}
             results = {
                 name: torch.full((h.count, *(sizes[dim] for dim in dims)), fill, dtype=getattr(torch, dtype))
                 for name, (dims, dtype, fill, _) in self.outputs.items()
             }
             for windows in windows_of(self.wanted, self.full, self.family.num_anchors, size=h.windows_at_once):
                 found = StepCandidates.of(self.family, windows)
-                proxies, errors = WindowScores(h, windows), WindowScores(r, windows, self.config.history_dtype)
+                proxies = WindowScores(h, windows, workspace)
+                errors = WindowScores(r, windows, workspace, history_dtype=self.config.history_dtype)
                 count = max(1, AT_ONCE // (found.weights.shape[1] * len(windows.steps) * h.count * sizes["token"]))
                 for start in range(0, len(found.weights), count):
                     some = found[start : start + count]
-                    proxy = proxies.losses(some.weights, self.config.distance, start=start)  # (S, P, T)
-                    error = errors.losses(some.weights, "l2", start=start, dtype=torch.float32)
+                    proxy = proxies.losses(some.weights, self.config.distance, start=start, name="proxy")
+                    error = errors.losses(some.weights, "l2", start=start, dtype=torch.float32, name="error")
                     for name, values in self._scores(some, proxy, error, batch=h.count * len(windows.steps)).items():
                         values = values.unflatten(1, (h.count, -1))  # (S, B, W, ...)
                         for window, steps in enumerate(windows.steps):
                             first = steps[start] - self.wanted[0]
                             results[name][:, first : first + len(values)] = values[:, :, window].transpose(0, 1)
-        return tuple(result.view(*probe.shape[:-3], *result.shape[1:]).numpy() for result in results.values())
+        return tuple(result.view(*probe.shape, *result.shape[1:]).numpy() for result in results.values())
 
     def _scores(self, found: StepCandidates, proxy: Tensor, error: Tensor, *, batch: int) -> Mapping[str, Tensor]:
         """(S, P, T) twice -> (S, B * W, ...)"""
@@ -233,19 +235,20 @@ def _pick(losses: Tensor, choice: Tensor) -> Tensor:
 
 
 def _apply(kernel: _Kernel, probe: xr.DataArray, residual: xr.DataArray) -> xr.Dataset:
-    channels = {"probe": "probe_channel", "residual": "residual_channel"}  # they may differ in number
     found = xr.apply_ufunc(
         kernel,
-        probe.rename(channel=channels["probe"]),
-        residual.rename(channel=channels["residual"]),
-        input_core_dims=[["step", "token", channel] for channel in channels.values()],
+        boxed(probe),
+        boxed(residual),
         output_core_dims=[dims for dims, *_ in kernel.outputs.values()],
-        exclude_dims={"step"},  # some of those held are anchors only
         join="exact",
         dask="parallelized",
         output_dtypes=[dtype for _, dtype, *_ in kernel.outputs.values()],
         dask_gufunc_kwargs={
-            "output_sizes": {"step": len(kernel.wanted), "predictor": len(kernel.family.labels)},
+            "output_sizes": {
+                "step": len(kernel.wanted),
+                "token": probe.sizes["token"],
+                "predictor": len(kernel.family.labels),
+            },
         },
     )
     return xr.Dataset(
@@ -253,7 +256,7 @@ def _apply(kernel: _Kernel, probe: xr.DataArray, residual: xr.DataArray) -> xr.D
             name: array.assign_attrs(long_name=long_name, units="1")
             for array, (name, (*_, long_name)) in zip(found, kernel.outputs.items(), strict=True)
         }
-    ).drop_vars("step", errors="ignore")
+    )
 
 
 def _schedule(

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tapstudy.core.schedule import full_steps
-from tapstudy.core.scoring import Workspace
 from tapstudy.policies.config import TAPConfig
 
 Array = NDArray[Any]
@@ -78,35 +79,62 @@ def held_steps(steps: range, full: Sequence[int], num_anchors: int) -> list[int]
     return sorted({*anchors_at(steps.start, full, num_anchors), *steps})
 
 
-class Trajectory:
-    """Features of one block at some steps.
+def boxed(features: xr.DataArray) -> xr.DataArray:
+    """Lazy trajectories, each as one object: (..., step, token, channel) -> (...), of arrays (step, token, channel).
+
+    Dask copies what it hands to a function that takes whole axes, even if they are in one chunk; this it does not copy.
+    """
+    leading = features.dims[:-3]
+    axes = tuple(range(features.ndim))
+    boxes = da.blockwise(
+        _box, axes[:-3], features.data, axes, dtype=object, meta=np.empty((0,) * len(leading), object)
+    )  # fmt: skip
+    return xr.DataArray(boxes, dims=leading, coords={dim: features[dim] for dim in leading if dim in features.coords})
+
+
+def _box(blocks: Any) -> Array:
+    while isinstance(blocks, list):  # one chunk along the axes that are taken whole
+        (blocks,) = blocks
+    boxes = np.empty(blocks.shape[:-3], object)
+    for index in np.ndindex(boxes.shape):
+        boxes[index] = blocks[index]
+    return boxes
+
+
+class Trajectories:
+    """Features of one block of the model at some steps, of B samples.
 
     Args:
-        values: (..., step, token, channel); float16 is raised to float32.
+        values: (..., step, token, channel), or objects (...) as of `boxed`; float16 is raised to float32.
         steps: which steps they are.
     """
 
     def __init__(self, values: Array, steps: Sequence[int]) -> None:
-        dtype = np.result_type(values.dtype, np.float32)
-        values = np.require(values, dtype, ["C", "W"]).reshape(-1, *values.shape[-3:])
-        self.values = torch.from_numpy(values)  # (B, T, N, D)
+        each = values.ravel() if values.dtype == object else values.reshape(-1, *values.shape[-3:])
+        self.values = [torch.from_numpy(_float32(one)) for one in each]  # (T, N, D) each
         self.position = {step: position for position, step in enumerate(steps)}
-        self.workspace = Workspace()
 
     @property
     def count(self) -> int:
-        """Of trajectories, B."""
+        """How many, B."""
         return len(self.values)
 
     @property
     def windows_at_once(self) -> int:
         """How many alike windows to score together."""
-        samples, _, tokens, _ = self.values.shape
-        return max(1, ROWS // (samples * tokens))
+        return max(1, ROWS // (self.count * self.values[0].shape[1]))
 
-    def at(self, step: int) -> Tensor:
-        """(B, token, channel), without a copy."""
-        return self.values[:, self.position[step]]
+    def at(self, sample: int, step: int) -> Tensor:
+        """(token, channel), without a copy."""
+        return self.values[sample][self.position[step]]
+
+    def between(self, sample: int, steps: Sequence[int]) -> Tensor:
+        """At steps one after another, (S, token, channel), without a copy."""
+        return self.values[sample][self.position[steps[0]] : self.position[steps[-1]] + 1]
+
+
+def _float32(values: Array) -> Array:
+    return np.require(values, np.result_type(values.dtype, np.float32), ["C", "W"])
 
 
 @contextmanager

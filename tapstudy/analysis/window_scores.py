@@ -7,36 +7,43 @@ products of these suffice, for all predictors, distances and steps. Differences 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cached_property
 from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
 
-from tapstudy.analysis.teacher_forced import Trajectory, Windows
-from tapstudy.core.scoring import CHUNK_BYTES, Distance, losses_from_products, predictor_losses, quadratic_forms
+from tapstudy.analysis.teacher_forced import Trajectories, Windows
+from tapstudy.core.scoring import CHUNK_BYTES, Distance, Workspace, losses_from_products, predictor_losses, quadratic_forms
 
 
 class WindowScores:
     """Scores predictors in alike windows of trajectories.
 
-    One object at a time per trajectory and `history_dtype`: the next one takes over the memory.
-
     Args:
-        trajectory: of B samples.
+        trajectories: of B samples.
         windows: W windows of S steps with J anchors.
+        workspace: memory to work in; may be shared with others.
         history_dtype: of the stored anchors; None: as recorded.
     """
 
-    def __init__(self, trajectory: Trajectory, windows: Windows, history_dtype: torch.dtype | None = None) -> None:
-        self.trajectory, self.windows, self.history_dtype = trajectory, windows, history_dtype
+    def __init__(
+        self, trajectories: Trajectories, windows: Windows, workspace: Workspace, *, history_dtype: torch.dtype | None = None
+    ) -> None:
+        self.trajectories, self.windows, self.workspace = trajectories, windows, workspace
+        self.history_dtype = history_dtype
         count = len(windows.anchors[0])
         pairs = [*combinations_with_replacement(range(count), 2), *((j, count) for j in range(count + 1))]
         self.pairs = torch.tensor(pairs).T  # (2, K)
-        self._products: tuple[Tensor, Tensor] | None = None
 
     def losses(
-        self, weights: Tensor, distance: Distance, *, start: int = 0, dtype: torch.dtype = torch.float64
+        self,
+        weights: Tensor,
+        distance: Distance,
+        *,
+        start: int = 0,
+        dtype: torch.dtype = torch.float64,
+        name: str = "",
     ) -> Tensor:
         """Losses at some steps after one another, of predictors that may differ from step to step.
 
@@ -44,46 +51,45 @@ class WindowScores:
             weights: (steps, predictor, J).
             start: the first of these steps, in 0..S-1.
             dtype: of the result; the distances are found in float64.
+            name: of the memory in the workspace that takes the result.
 
         Returns:
-            (steps, predictor, B * W * token), valid until the next call with this dtype.
+            (steps, predictor, B * W * token), valid until the next call with the same name.
         """
         if distance == "l1":
             return torch.stack([self._absolute(rows, start + i) for i, rows in enumerate(weights)]).to(dtype)
-        if self._products is None:
-            self._products = self._multiply()
         products, norm = (values[start : start + len(weights)] for values in self._products)
         minus = -torch.ones_like(weights[..., :1])  # of F_s - A_0
         error = torch.cat([weights.sum(dim=-1, keepdim=True) - 1, weights[..., 1:], minus], dim=-1)  # (s, P, J + 1)
         actual = torch.zeros(error.shape[-1])
         actual[0] = actual[-1] = 1
-        workspace = self.trajectory.workspace
         shape = (*error.shape[:-1], products.shape[-1])
         return losses_from_products(
             products, norm, quadratic_forms(error, actual, self.pairs), distance=distance,
-            out=workspace.take(products, shape, dtype, name=f"{dtype}"), workspace=workspace,
+            out=self.workspace.take(products, shape, dtype, name=f"losses {name}"), workspace=self.workspace,
         )  # fmt: skip
 
-    def _multiply(self) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _products(self) -> tuple[Tensor, Tensor]:
         """Products for every step, (S, K, T), and |F_s|^2, (S, T); T = B * W * token."""
-        samples, _, tokens, width = self.trajectory.values.shape
-        (windows, steps), anchors = torch.tensor(self.windows.steps).shape, len(self.windows.anchors[0])
-        take, like = self.trajectory.workspace.take, self.trajectory.values
-        rows, name = samples * windows * tokens, f"{self.history_dtype}"
-        products = take(like, (steps, self.pairs.shape[1], rows), torch.float64, name=f"products {name}")
-        norm = take(like, (steps, rows), torch.float64, name=f"norm {name}")
+        like = self.trajectories.values[0]
+        _, tokens, width = like.shape
+        windows, steps, anchors = len(self.windows.steps), len(self.windows.steps[0]), len(self.windows.anchors[0])
+        rows = self.trajectories.count * windows * tokens
+        products = torch.empty(steps, self.pairs.shape[1], rows, dtype=torch.float64)
+        norm = torch.empty(steps, rows, dtype=torch.float64)
         size = max(1, CHUNK_BYTES // (8 * width * (anchors + steps)))
         for row in range(0, rows, tokens):
             sample, window = divmod(row // tokens, windows)
-            features = [
-                *(self._stored(step)[sample] for step in self.windows.anchors[window]),
-                *(self.trajectory.at(step)[sample] for step in self.windows.steps[window]),
-            ]  # (token, D) each
+            stored = [self._stored(sample, step) for step in self.windows.anchors[window]]  # (token, D) each
+            actual = self.trajectories.between(sample, self.windows.steps[window])  # (S, token, D)
             for start in range(0, tokens, size):
                 part = slice(start, min(start + size, tokens))
-                basis = take(like, (len(features), part.stop - start, width), torch.float64, name="basis")
-                for vector, feature in zip(basis, features, strict=True):
-                    vector.copy_(feature[part])
+                shape = (anchors + steps, part.stop - start, width)
+                basis = self.workspace.take(like, shape, torch.float64, name="basis")
+                for vector, anchor in zip(basis, stored, strict=False):
+                    vector.copy_(anchor[part])
+                basis[anchors:].copy_(actual[:, part])
                 where = slice(row + part.start, row + part.stop)
                 self._of_chunk(basis, products[..., where], norm[:, where])
         return products, norm
@@ -100,13 +106,14 @@ class WindowScores:
         products[:, shared:-1] = gram[count:]
         products[:, -1] = torch.linalg.vector_norm(basis[count:], dim=-1).square_()
 
-    def _stored(self, step: int) -> Tensor:
-        return self.trajectory.at(step) if self.history_dtype is None else self.trajectory.at(step).to(self.history_dtype)
+    def _stored(self, sample: int, step: int) -> Tensor:
+        anchor = self.trajectories.at(sample, step)
+        return anchor if self.history_dtype is None else anchor.to(self.history_dtype)
 
     def _absolute(self, weights: Tensor, step: int) -> Tensor:
-        """(P, T)"""
-        at = self.trajectory.at
-        anchors = [torch.stack([at(anchors[j]) for anchors in self.windows.anchors], dim=1).flatten(0, 1)
-                   for j in range(weights.shape[-1])]  # fmt: skip
-        actual = torch.stack([at(steps[step]) for steps in self.windows.steps], dim=1).flatten(0, 1)  # (B * W, N, D)
+        """At one step of the windows, (predictor, J) -> (predictor, T)."""
+        every = [(sample, window) for sample in range(self.trajectories.count) for window in range(len(self.windows.steps))]
+        anchors = [torch.stack([self._stored(sample, self.windows.anchors[window][j]) for sample, window in every])
+                   for j in range(weights.shape[-1])]  # (B * W, token, D) each
+        actual = torch.stack([self.trajectories.at(sample, self.windows.steps[window][step]) for sample, window in every])
         return predictor_losses(anchors, actual, weights, distance="l1").flatten(0, 1).T
