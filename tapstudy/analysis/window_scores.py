@@ -1,20 +1,27 @@
 """Losses of any linear predictors at the skip steps of a window, from one pass over its features.
 
-The vectors are [A_0, A_1 - A_0, .., F_1 - A_0, .., F_S - A_0], with A_j the anchors and F_s the actual features. F_s, and
-the error of every prediction of it, are made of A_0, the differences of the anchors and the one of step s, so the
-products of these suffice, for all predictors, distances and steps. Differences of float32 numbers are exact in float64.
+The vectors are [A_0, A_1 - A_0, .., F_1 - A_0, .., F_S - A_0], with A_j the anchors and F_s the actual features. F_s,
+and the error of every prediction of it, are made of A_0, the differences of the anchors and the one of step s, so the
+products of these suffice for all predictors and distances. Differences of features close to each other are exact.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import torch
 from torch import Tensor
 
 from tapstudy.analysis.teacher_forced import Trajectories, Windows
-from tapstudy.core.scoring import CHUNK_BYTES, Distance, Workspace, losses_from_products, predictor_losses, quadratic_forms
+from tapstudy.core.scoring import (
+    CHUNK_BYTES,
+    Distance,
+    Workspace,
+    losses_from_products,
+    predictor_losses,
+    quadratic_forms,
+)
 
 
 class WindowScores:
@@ -28,7 +35,12 @@ class WindowScores:
     """
 
     def __init__(
-        self, trajectories: Trajectories, windows: Windows, workspace: Workspace, *, history_dtype: torch.dtype | None = None
+        self,
+        trajectories: Trajectories,
+        windows: Windows,
+        workspace: Workspace,
+        *,
+        history_dtype: torch.dtype | None = None,
     ) -> None:
         self.trajectories, self.windows, self.workspace = trajectories, windows, workspace
         self.history_dtype = history_dtype
@@ -112,8 +124,11 @@ class WindowScores:
 
     def _absolute(self, weights: Tensor, step: int) -> Tensor:
         """At one step of the windows, (predictor, J) -> (predictor, T)."""
-        every = [(sample, window) for sample in range(self.trajectories.count) for window in range(len(self.windows.steps))]
-        anchors = [torch.stack([self._stored(sample, self.windows.anchors[window][j]) for sample, window in every])
-                   for j in range(weights.shape[-1])]  # (B * W, token, D) each
-        actual = torch.stack([self.trajectories.at(sample, self.windows.steps[window][step]) for sample, window in every])
+        at = self.trajectories.at
+        every = [*product(range(self.trajectories.count), zip(self.windows.anchors, self.windows.steps, strict=True))]
+        anchors = [
+            torch.stack([self._stored(sample, anchors[j]) for sample, (anchors, _) in every])
+            for j in range(weights.shape[-1])
+        ]  # (B * W, token, D) each
+        actual = torch.stack([at(sample, steps[step]) for sample, (_, steps) in every])
         return predictor_losses(anchors, actual, weights, distance="l1").flatten(0, 1).T

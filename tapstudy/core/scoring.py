@@ -152,7 +152,7 @@ def losses_from_products(
         `out`.
     """
     shape = (*forms.shape[1:-1], products.shape[-1])  # (..., P, T)
-    square, growth, length = workspace.take(products, (3, *shape), products.dtype, name="losses")
+    square, growth, length, spare = workspace.take(products, (4, *shape), products.dtype, name="losses")
     if out.dtype == products.dtype:
         square = out
     if distance == "l2":
@@ -165,7 +165,7 @@ def losses_from_products(
     # With q = |F + e|, |e|^2 = (q - 1)^2 + 2 q (1 - cos), and q - 1 = (q^2 - 1) / (q + 1) does not cancel.
     torch.add(growth, 0.5, out=length)
     length.mul_(2).sqrt_()  # q
-    growth.div_(length + 1)  # (q - 1) / 2
+    growth.div_(torch.add(length, 1, out=spare))  # (q - 1) / 2
     square.addcmul_(growth, growth, value=-2).div_(length)
     # No direction, of the actual features or of the prediction, leaves 0 / 0.
     return out.copy_(square.nan_to_num_(nan=1, posinf=1, neginf=1).clamp_(min=0))
