@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
+import dask
 import numpy as np
 import xarray as xr
 
@@ -17,6 +18,9 @@ Grid = tuple[int, int, int]
 
 # Float32 features of one task. A longer trajectory is cut into runs of steps, each with the anchors it needs.
 BLOCK_BYTES = 256 << 20
+
+# Features of one task where they are in memory already: a task costs a millisecond or more, however small it is.
+IN_MEMORY_BYTES = 32 << 20
 
 # The dimensions of one trajectory; those before them tell trajectories apart.
 OF_TRAJECTORY = ("step", "depth", "token", "channel", "latent_channel")
@@ -89,10 +93,11 @@ def step_runs(arrays: Sequence[xr.DataArray], num_steps: int) -> list[range]:
 
 
 def in_blocks(array: xr.DataArray) -> xr.DataArray:
-    """Lazy, one trajectory at a time if it was not lazy yet; the chunks of lazy arrays stay."""
-    return (
-        array if array.chunks is not None else array.chunk({dim: 1 for dim in array.dims if dim not in OF_TRAJECTORY})
-    )
+    """Lazy, a few whole trajectories at a time if it was not lazy yet; the chunks of lazy arrays stay."""
+    if array.chunks is not None:
+        return array
+    with dask.config.set({"array.chunk-size": IN_MEMORY_BYTES}):
+        return array.chunk({dim: -1 if dim in OF_TRAJECTORY else "auto" for dim in array.dims})
 
 
 def at_steps(array: xr.DataArray, steps: Sequence[int]) -> xr.DataArray:

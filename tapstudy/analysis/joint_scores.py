@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tapstudy.analysis.features import Grid
-from tapstudy.analysis.teacher_forced import Array, StepBatch, Trajectory, one_torch_thread, step_batches
-from tapstudy.core.scoring import select
+from tapstudy.analysis.teacher_forced import Array, Trajectories, Windows, one_torch_thread, windows_of
+from tapstudy.analysis.window_scores import WindowScores
+from tapstudy.core.scoring import Distance, Workspace, select
 from tapstudy.core.weights import distinct_rows
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, candidates
@@ -33,13 +34,18 @@ class Job:
     grid: Grid | None
     labels: tuple[int, ...]
 
+    @property
+    def probe(self) -> str:
+        """The variable of its probe."""
+        return f"probe {self.config.probe_depth}"
+
 
 @dataclass(frozen=True)
 class JointScores:
     """Sums over the `wanted` skip steps of means over tokens, for every job, from features at the steps `held`.
 
-    Jobs on one schedule share their losses: those of all their distinct predictors are computed together, once per
-    probe and distance and once per residual.
+    Jobs on one schedule share the products of a window's features, whatever their distances, and their losses: those of
+    all their distinct predictors are computed together, once per probe and distance and once per residual.
     """
 
     jobs: tuple[Job, ...]
@@ -52,8 +58,8 @@ class JointScores:
         """(..., held, token, channel) each -> (..., setting) for every metric, and (..., setting, predictor)."""
         leading = features[0].shape[:-3]
         with one_torch_thread(), torch.inference_mode():
-            at = {name: Trajectory(array, self.held) for name, array in zip(self.names, features, strict=True)}
-            count = at[self.names[0]].count
+            at = {name: Trajectories(array, self.held) for name, array in zip(self.names, features, strict=True)}
+            count, workspace = at[self.names[0]].count, Workspace()
             metrics = {name: torch.zeros(count, len(self.jobs), dtype=torch.float64) for name in METRICS}
             fixed = torch.full((count, len(self.jobs), self.predictors), torch.nan, dtype=torch.float64)
             for index, job in enumerate(self.jobs):
@@ -61,55 +67,66 @@ class JointScores:
             for full in dict.fromkeys(job.full for job in self.jobs):
                 jobs = {index: job for index, job in enumerate(self.jobs) if job.full == full}
                 num_anchors = max(job.config.family.num_anchors for job in jobs.values())
-                for batch in step_batches(self.wanted, full, num_anchors, size=at[self.names[0]].batch_size):
-                    self._add(batch, jobs, at, metrics, fixed)
+                for windows in windows_of(self.wanted, full, num_anchors, size=at[self.names[0]].windows_at_once):
+                    scores = {
+                        (name, dtype): WindowScores(at[name], windows, workspace, history_dtype=dtype)
+                        for job in jobs.values()
+                        for name, dtype in ((job.probe, None), (job.site, job.config.history_dtype))
+                    }
+                    for step in range(len(windows.steps[0])):
+                        self._add(windows, step, jobs, scores=scores, metrics=metrics, fixed=fixed)
         return tuple(value.reshape(*leading, *value.shape[1:]).numpy() for value in (*metrics.values(), fixed))
 
     def _add(
         self,
-        batch: StepBatch,
+        windows: Windows,
+        step: int,
         jobs: Mapping[int, Job],
-        at: Mapping[str, Trajectory],
+        *,
+        scores: Mapping[tuple[str, torch.dtype | None], WindowScores],
         metrics: Mapping[str, Tensor],
         fixed: Tensor,
     ) -> None:
-        found, columns, weights = _all_candidates(batch, jobs)
-        proxies: dict[tuple[str, str], Tensor] = {}
-        errors: dict[tuple[str, torch.dtype], Tensor] = {}
-        count = fixed.shape[0]
+        found, columns, weights = _all_candidates(windows, step, jobs)
+        losses: dict[tuple[str, torch.dtype | None, Distance], Tensor] = {}
+        count, batch = fixed.shape[0], fixed.shape[0] * len(windows.steps)
+
+        def of(name: str, dtype: torch.dtype | None, distance: Distance) -> Tensor:
+            """(all, T)"""
+            asked = name, dtype, distance
+            if asked not in losses:
+                losses[asked] = scores[name, dtype].losses(weights[None], distance, start=step, name=str(asked))[0]
+            return losses[asked]
+
         for index, job in jobs.items():
-            config, probe = job.config, f"probe {job.config.probe_depth}"
-            if (probe, config.distance) not in proxies:
-                proxies[probe, config.distance] = at[probe].losses(batch, weights, config.distance)  # (B * S, N, all)
-            if (job.site, config.history_dtype) not in errors:
-                errors[job.site, config.history_dtype] = at[job.site].losses(
-                    batch, weights, "l2", history_dtype=config.history_dtype
-                )
-            proxy = proxies[probe, config.distance].index_select(-1, columns[index])  # (B * S, N, distinct)
-            error = errors[job.site, config.history_dtype].index_select(-1, columns[index])
+            config = job.config
+            proxy, error = (
+                values.index_select(0, columns[index]).unflatten(-1, (batch, -1)).movedim(0, -1)  # (B * W, N, distinct)
+                for values in (of(job.probe, None, config.distance), of(job.site, config.history_dtype, "l2"))
+            )
             choice = select(proxy, granularity=config.granularity, grid=job.grid, region_size=config.region_size)
-            best = error.argmin(dim=-1, keepdim=True)  # (B * S, N, 1)
+            best = error.min(dim=-1, keepdim=True).indices  # (B * W, N, 1)
             values = {
-                "true_error": error.gather(-1, choice[..., None]).mean(dim=(1, 2)),  # (B * S,)
+                "true_error": error.gather(-1, choice[..., None]).mean(dim=(1, 2)),  # (B * W,)
                 "oracle_true_error": error.gather(-1, best).mean(dim=(1, 2)),
                 "random_true_error": error.mean(dim=(1, 2)),
                 "top1": (choice == best[..., 0]).double().mean(dim=1),
             }
             for name, value in values.items():
                 metrics[name][:, index] += value.view(count, -1).sum(dim=1)
-            means = error.mean(dim=1).index_select(-1, found[index].inverse)  # (B * S, P)
+            means = error.mean(dim=1).index_select(-1, found[index].inverse)  # (B * W, P)
             fixed[:, index, list(job.labels)] += means.unflatten(0, (count, -1)).sum(dim=1)
 
 
 def _all_candidates(
-    batch: StepBatch, jobs: Mapping[int, Job]
+    windows: Windows, step: int, jobs: Mapping[int, Job]
 ) -> tuple[dict[int, Candidates], dict[int, Tensor], Tensor]:
     """Every job's candidates, their columns among the distinct ones of all jobs, and the weights of those, (all, J)."""
-    anchors, rows, lengths = batch.newest_first, [], {}
+    anchors, rows, lengths = windows.anchors[0], [], {}
     found = {}
     for index, job in jobs.items():
         family = job.config.family
-        found[index] = candidates(family, anchors[: family.num_anchors], batch.steps[0])
+        found[index] = candidates(family, anchors[: family.num_anchors], windows.steps[0][step])
         padding = (0.0,) * (len(anchors) - found[index].weights.shape[1])  # older anchors that this family ignores
         rows += [(*row, *padding) for row in found[index].weights.tolist()]
         lengths[index] = len(found[index].first)

@@ -26,17 +26,22 @@ from tapstudy.analysis.features import (
 )
 from tapstudy.analysis.teacher_forced import (
     Array,
-    StepBatch,
-    Trajectory,
+    Trajectories,
+    Windows,
     anchors_at,
+    boxed,
     full_steps_of,
     held_steps,
     one_torch_thread,
-    step_batches,
+    windows_of,
 )
-from tapstudy.core.scoring import select
+from tapstudy.analysis.window_scores import WindowScores
+from tapstudy.core.scoring import Workspace, select
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Family, candidates
+
+# Losses found in one call: few enough that they stay in a processor's cache.
+AT_ONCE = 1 << 17
 
 # name -> dims after the leading ones, dtype, value at full steps, long name
 Outputs = dict[str, tuple[tuple[str, ...], str, float, str]]
@@ -130,65 +135,120 @@ class _Kernel:
     outputs: Outputs
 
     def __call__(self, probe: Array, residual: Array) -> tuple[Array, ...]:
-        """(..., held, token, channel) twice -> the outputs, (..., wanted, ...)."""
+        """Objects (held, token, channel), (...) twice -> the outputs, (..., wanted, ...)."""
         with one_torch_thread(), torch.inference_mode():
-            h, r = Trajectory(probe, self.held), Trajectory(residual, self.held)
-            sizes = {"step": len(self.wanted), "token": probe.shape[-2], "predictor": len(self.family.labels)}
+            h, r, workspace = Trajectories(probe, self.held), Trajectories(residual, self.held), Workspace()
+            sizes = {"step": len(self.wanted), "token": h.values[0].shape[1], "predictor": len(self.family.labels)}
             results = {
                 name: torch.full((h.count, *(sizes[dim] for dim in dims)), fill, dtype=getattr(torch, dtype))
                 for name, (dims, dtype, fill, _) in self.outputs.items()
             }
-            for batch in step_batches(self.wanted, self.full, self.family.num_anchors, size=h.batch_size):
-                for name, values in self._scores(batch, h, r).items():
-                    where = torch.tensor(batch.steps) - self.wanted[0]  # (S,)
-                    results[name][:, where] = values.to(results[name].dtype).unflatten(0, (h.count, -1))
-        return tuple(result.view(*probe.shape[:-3], *result.shape[1:]).numpy() for result in results.values())
+            for windows in windows_of(self.wanted, self.full, self.family.num_anchors, size=h.windows_at_once):
+                found = StepCandidates.of(self.family, windows)
+                proxies = WindowScores(h, windows, workspace)
+                errors = WindowScores(r, windows, workspace, history_dtype=self.config.history_dtype)
+                count = max(1, AT_ONCE // (found.weights.shape[1] * len(windows.steps) * h.count * sizes["token"]))
+                for start in range(0, len(found.weights), count):
+                    some = found[start : start + count]
+                    proxy = proxies.losses(some.weights, self.config.distance, start=start, name="proxy")
+                    error = errors.losses(some.weights, "l2", start=start, dtype=torch.float32, name="error")
+                    for name, values in self._scores(some, proxy, error, batch=h.count * len(windows.steps)).items():
+                        values = values.unflatten(1, (h.count, -1))  # (S, B, W, ...)
+                        for window, steps in enumerate(windows.steps):
+                            first = steps[start] - self.wanted[0]
+                            results[name][:, first : first + len(values)] = values[:, :, window].transpose(0, 1)
+        return tuple(result.view(*probe.shape, *result.shape[1:]).numpy() for result in results.values())
 
-    def _scores(self, batch: StepBatch, h: Trajectory, r: Trajectory) -> Mapping[str, Tensor]:
-        config = self.config
-        found = candidates(self.family, batch.newest_first, batch.steps[0])  # weights (distinct, J)
-        proxy = h.losses(batch, found.weights, config.distance)  # (B * S, N, distinct)
-        choice = select(proxy, granularity=config.granularity, grid=self.grid, region_size=config.region_size)
-        error = r.losses(batch, found.weights, "l2", history_dtype=config.history_dtype).float()
+    def _scores(self, found: StepCandidates, proxy: Tensor, error: Tensor, *, batch: int) -> Mapping[str, Tensor]:
+        """(S, P, T) twice -> (S, B * W, ...)"""
+        chosen_proxy, choice = self._choose(proxy, batch)  # (S, T) each
         if "proxy_loss" in self.outputs:
-            return {
-                "proxy_loss": proxy.float().index_select(-1, found.inverse),  # (B * S, N, P)
-                "true_error": error.index_select(-1, found.inverse),
-                "choice": found.first[choice],  # (B * S, N)
-            }
-        best = error.argmin(dim=-1)  # (B * S, N)
-        chosen_error, best_error = _pick(error, choice), _pick(error, best)
-        return {
-            "choice": found.first[choice],
-            "best": found.first[best],
-            "chosen_proxy_loss": _pick(proxy, choice),
+            every = torch.arange(len(proxy))[:, None], found.inverse
+            scores = {"proxy_loss": proxy[every].mT, "true_error": error[every].mT, "choice": found.labels(choice)}
+            return {name: values.unflatten(1, (batch, -1)) for name, values in scores.items()}
+        best_error, best = error.min(dim=1)  # (S, T)
+        chosen_error = _pick(error, choice)
+        scores = {
+            "choice": found.labels(choice),
+            "best": found.labels(best),
+            "chosen_proxy_loss": chosen_proxy,
             "chosen_true_error": chosen_error,
             "best_true_error": best_error,
             "regret": chosen_error - best_error,
-            "mean_proxy_loss": proxy.mean(dim=1).index_select(-1, found.inverse),  # (B * S, P)
-            "mean_true_error": error.mean(dim=1).index_select(-1, found.inverse),
         }
+        means = {
+            name: losses.unflatten(-1, (batch, -1)).mean(dim=-1).take_along_dim(found.inverse[..., None], 1).mT
+            for name, losses in (("mean_proxy_loss", proxy), ("mean_true_error", error))
+        }  # (S, B * W, label)
+        return means | {name: values.unflatten(1, (batch, -1)) for name, values in scores.items()}
+
+    def _choose(self, proxy: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """(S, P, T) -> (S, T) twice, the chosen loss and predictor."""
+        config = self.config
+        if config.granularity == "token":
+            least, choice = proxy.min(dim=1)  # what `select` does; of these losses all or none are not numbers
+            return least, choice
+        tokens = proxy.unflatten(-1, (batch, -1)).movedim(1, -1)  # (S, B * W, N, P)
+        choice = select(
+            tokens.flatten(0, 1), granularity=config.granularity, grid=self.grid, region_size=config.region_size
+        ).reshape(len(proxy), -1)
+        return _pick(proxy, choice), choice
+
+
+@dataclass(frozen=True)
+class StepCandidates:
+    """The distinct predictors at each of S steps; where there are fewer, the first one comes again at the end.
+
+    Attributes:
+        weights: (S, P, J).
+        first: (S, P), as in `Candidates`.
+        inverse: (S, label), as in `Candidates`.
+    """
+
+    weights: Tensor
+    first: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, family: Family, windows: Windows) -> StepCandidates:
+        """At the steps of windows."""
+        found = [candidates(family, windows.anchors[0], step) for step in windows.steps[0]]
+        count = max(len(one.first) for one in found)
+        padded = [[*range(len(one.first)), *[0] * (count - len(one.first))] for one in found]
+        return cls(
+            torch.stack([one.weights[rows] for one, rows in zip(found, padded, strict=True)]),
+            torch.stack([one.first[rows] for one, rows in zip(found, padded, strict=True)]),
+            torch.stack([one.inverse for one in found]),
+        )
+
+    def __getitem__(self, steps: slice) -> StepCandidates:
+        return StepCandidates(self.weights[steps], self.first[steps], self.inverse[steps])
+
+    def labels(self, choice: Tensor) -> Tensor:
+        """Of the family, by position among the distinct predictors, (S, T) -> (S, T)."""
+        return self.first.gather(1, choice)
 
 
 def _pick(losses: Tensor, choice: Tensor) -> Tensor:
-    """(batch, token, predictor) at (batch, token) -> (batch, token)."""
-    return losses.gather(-1, choice[..., None])[..., 0]
+    """(S, P, T) at (S, T) -> (S, T)."""
+    return losses.gather(1, choice[:, None])[:, 0]
 
 
 def _apply(kernel: _Kernel, probe: xr.DataArray, residual: xr.DataArray) -> xr.Dataset:
-    channels = {"probe": "probe_channel", "residual": "residual_channel"}  # they may differ in number
     found = xr.apply_ufunc(
         kernel,
-        probe.rename(channel=channels["probe"]),
-        residual.rename(channel=channels["residual"]),
-        input_core_dims=[["step", "token", channel] for channel in channels.values()],
+        boxed(probe),
+        boxed(residual),
         output_core_dims=[dims for dims, *_ in kernel.outputs.values()],
-        exclude_dims={"step"},  # some of those held are anchors only
         join="exact",
         dask="parallelized",
         output_dtypes=[dtype for _, dtype, *_ in kernel.outputs.values()],
         dask_gufunc_kwargs={
-            "output_sizes": {"step": len(kernel.wanted), "predictor": len(kernel.family.labels)},
+            "output_sizes": {
+                "step": len(kernel.wanted),
+                "token": probe.sizes["token"],
+                "predictor": len(kernel.family.labels),
+            },
         },
     )
     return xr.Dataset(
@@ -196,7 +256,7 @@ def _apply(kernel: _Kernel, probe: xr.DataArray, residual: xr.DataArray) -> xr.D
             name: array.assign_attrs(long_name=long_name, units="1")
             for array, (name, (*_, long_name)) in zip(found, kernel.outputs.items(), strict=True)
         }
-    ).drop_vars("step", errors="ignore")
+    )
 
 
 def _schedule(

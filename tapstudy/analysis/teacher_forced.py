@@ -1,4 +1,4 @@
-"""Losses along a recorded trajectory: which skip steps go together, and how they are scored."""
+"""A recorded trajectory: its full steps, the windows between them, and its features."""
 
 from __future__ import annotations
 
@@ -8,38 +8,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tapstudy.core.schedule import full_steps
-from tapstudy.core.scoring import Distance, predictor_losses
 from tapstudy.policies.config import TAPConfig
 
 Array = NDArray[Any]
 
-# Token rows scored in one call: enough that the dozen torch calls of a score do not show, few enough that the losses
-# of a hundred candidates stay in a processor's cache.
+# Token rows of alike windows that are scored together: enough that the calls of torch do not show.
 ROWS = 2048
 
 
 @dataclass(frozen=True)
-class StepBatch:
-    """Skip steps that see their anchors at the same distances, and so share the weights of every predictor.
+class Windows:
+    """Runs of skip steps between full steps that see their anchors at the same distances.
+
+    So all of them share the weights of every predictor.
 
     Attributes:
-        steps: the S steps.
-        anchors: for each anchor, newest first, where it is for each of the steps, (J, S).
+        steps: the S skip steps of each of the W windows, (W, S).
+        anchors: the J anchors of each, newest first, (W, J).
     """
 
-    steps: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
     anchors: tuple[tuple[int, ...], ...]
-
-    @property
-    def newest_first(self) -> tuple[int, ...]:
-        """The anchors of the first step."""
-        return tuple(steps[0] for steps in self.anchors)
 
 
 def full_steps_of(config: TAPConfig, num_steps: int) -> tuple[int, ...]:
@@ -60,16 +57,20 @@ def anchors_at(step: int, full: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(anchor for anchor in reversed(full) if anchor < step)[:count]
 
 
-def step_batches(steps: Sequence[int], full: Sequence[int], num_anchors: int, *, size: int) -> list[StepBatch]:
-    """The skip steps among `steps`, those at the same distances from their anchors together, at most `size` of them."""
-    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+def windows_of(steps: Sequence[int], full: Sequence[int], num_anchors: int, *, size: int) -> list[Windows]:
+    """The windows that the skip steps among `steps` form, those alike together, at most `size` of them."""
+    windows: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for step in steps:
         if step not in full:
-            alike[tuple(step - anchor for anchor in anchors_at(step, full, num_anchors))].append(step)
+            windows[anchors_at(step, full, num_anchors)].append(step)
+    alike: dict[tuple[tuple[int, ...], ...], list[tuple[int, ...]]] = defaultdict(list)
+    for anchors, found in windows.items():
+        seen = tuple(tuple(step - anchors[0] for step in some) for some in (anchors, found))
+        alike[seen].append(anchors)
     return [
-        StepBatch(tuple(part), tuple(tuple(step - distance for step in part) for distance in distances))
-        for distances, found in alike.items()
-        for part in (found[i : i + size] for i in range(0, len(found), size))
+        Windows(tuple(tuple(anchors[0] + after for after in ahead) for anchors in part), tuple(part))
+        for (_, ahead), every in alike.items()
+        for part in (every[i : i + size] for i in range(0, len(every), size))
     ]
 
 
@@ -78,49 +79,62 @@ def held_steps(steps: range, full: Sequence[int], num_anchors: int) -> list[int]
     return sorted({*anchors_at(steps.start, full, num_anchors), *steps})
 
 
-class Trajectory:
-    """Features of one block at some steps.
+def boxed(features: xr.DataArray) -> xr.DataArray:
+    """Lazy trajectories, each as one object: (..., step, token, channel) -> (...), of arrays (step, token, channel).
+
+    Dask copies what it hands to a function that takes whole axes, even if they are in one chunk; this it does not copy.
+    """
+    leading = features.dims[:-3]
+    axes = tuple(range(features.ndim))
+    boxes = da.blockwise(
+        _box, axes[:-3], features.data, axes, dtype=object, meta=np.empty((0,) * len(leading), object)
+    )  # fmt: skip
+    return xr.DataArray(boxes, dims=leading, coords={dim: features[dim] for dim in leading if dim in features.coords})
+
+
+def _box(blocks: Any) -> Array:
+    while isinstance(blocks, list):  # one chunk along the axes that are taken whole
+        (blocks,) = blocks
+    boxes = np.empty(blocks.shape[:-3], object)
+    for index in np.ndindex(boxes.shape):
+        boxes[index] = blocks[index]
+    return boxes
+
+
+class Trajectories:
+    """Features of one block of the model at some steps, of B samples.
 
     Args:
-        values: (..., step, token, channel); float16 is raised to float32.
+        values: (..., step, token, channel), or objects (...) as of `boxed`; float16 is raised to float32.
         steps: which steps they are.
     """
 
     def __init__(self, values: Array, steps: Sequence[int]) -> None:
-        dtype = np.result_type(values.dtype, np.float32)
-        values = np.require(values, dtype, ["C", "W"]).reshape(-1, *values.shape[-3:])
-        self.values = torch.from_numpy(values)  # (B, T, N, D)
+        each = values.ravel() if values.dtype == object else values.reshape(-1, *values.shape[-3:])
+        self.values = [torch.from_numpy(_float32(one)) for one in each]  # (T, N, D) each
         self.position = {step: position for position, step in enumerate(steps)}
 
     @property
     def count(self) -> int:
-        """Of trajectories, B."""
+        """How many, B."""
         return len(self.values)
 
     @property
-    def batch_size(self) -> int:
-        """How many steps to score at once."""
-        samples, _, tokens, _ = self.values.shape
-        return max(1, ROWS // (samples * tokens))
+    def windows_at_once(self) -> int:
+        """How many alike windows to score together."""
+        return max(1, ROWS // (self.count * self.values[0].shape[1]))
 
-    def index(self, steps: Sequence[int]) -> Tensor:
-        """Where the steps are, (S,)."""
-        return torch.tensor([self.position[step] for step in steps])
+    def at(self, sample: int, step: int) -> Tensor:
+        """(token, channel), without a copy."""
+        return self.values[sample][self.position[step]]
 
-    def at(self, steps: Sequence[int]) -> Tensor:
-        """(B * S, token, channel); of a single step without a copy."""
-        if len(steps) == 1:
-            return self.values[:, self.position[steps[0]]]
-        return self.values.index_select(1, self.index(steps)).flatten(0, 1)
+    def between(self, sample: int, steps: Sequence[int]) -> Tensor:
+        """At steps one after another, (S, token, channel), without a copy."""
+        return self.values[sample][self.position[steps[0]] : self.position[steps[-1]] + 1]
 
-    def losses(
-        self, batch: StepBatch, weights: Tensor, distance: Distance, *, history_dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """Of every prediction of `weights` (predictor, J), (B * S, token, predictor), float64."""
-        anchors = [self.at(steps) for steps in batch.anchors]
-        if history_dtype is not None:
-            anchors = [anchor.to(history_dtype) for anchor in anchors]
-        return predictor_losses(anchors, self.at(batch.steps), weights, distance=distance)
+
+def _float32(values: Array) -> Array:
+    return np.require(values, np.result_type(values.dtype, np.float32), ["C", "W"])
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """How far every predictor is from the actual features, which one each token takes, and what it then predicts.
 
 All predictors of a family are linear in the same J anchors. So the error of predictor p at a token is
-e_p = sum_j w_pj (F_j - F) + (sum_j w_pj - 1) F, and its norm and its inner product with F follow from one
-(J+1) x (J+1) Gram matrix of [F, F_1 - F, .., F_J - F]: the cost is O(J^2) passes over the channels, not O(P).
+e_p = sum_j w_pj (F_j - F) + (sum_j w_pj - 1) F, and |e_p|^2 and |F + e_p|^2 are linear in the products of
+[F, F_1 - F, .., F_J - F] with each other, their Gram matrix: the cost is O(J^2) passes over the channels, not O(P).
 Differences to F, and accumulation in float64, keep cosine distances near 1e-7 apart.
 """
 
@@ -24,22 +24,24 @@ CHUNK_BYTES = 4 << 20
 
 
 class Workspace:
-    """A buffer used again from step to step: scoring on a processor then allocates none in a steady state.
+    """Buffers used again from step to step: scoring on a processor then allocates next to none in a steady state.
 
-    Accelerators get a new one every time: their allocators do the same, and share it with the model.
+    New memory is dear: the system clears it page by page, which takes longer than a score. Accelerators get it new
+    every time: their allocators keep it, and share it with the model.
     """
 
     def __init__(self) -> None:
-        self._held: Tensor | None = None
+        self._held: dict[str, Tensor] = {}
 
-    def take(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor on the device of `like`, valid until the next call."""
+    def take(self, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, name: str = "") -> Tensor:
+        """An uninitialised tensor on the device of `like`, valid until the next call with the same name."""
         if like.device.type != "cpu":
             return like.new_empty(shape, dtype=dtype)
         count = prod(shape)
-        if self._held is None or self._held.dtype != dtype or len(self._held) < count:
-            self._held = torch.empty(count, dtype=dtype)
-        return self._held[:count].view(shape)
+        held = self._held.get(name)
+        if held is None or held.dtype != dtype or len(held) < count:
+            held = self._held[name] = torch.empty(count, dtype=dtype)
+        return held[:count].view(shape)
 
 
 def predictor_losses(
@@ -61,23 +63,33 @@ def predictor_losses(
         workspace: for calls that come again and again.
 
     Returns:
-        (batch, token, predictor), float64 (float32 on devices without it).
+        (batch, token, predictor), float64 (float32 on devices without it); in memory the tokens of a predictor are
+        next to each other.
     """
+    workspace = workspace or Workspace()
     dtype = torch.float32 if actual.device.type == "mps" else torch.float64
-    weights = weights.to(actual.device, dtype)  # (P, J)
+    weights = weights.to(dtype)  # (P, J)
     rows = [actual.flatten(0, -2), *(anchor.flatten(0, -2) for anchor in anchors)]  # (T, D) each, T = B * N
-    score = _absolute_losses if distance == "l1" else _gram_losses
-    parts = _chunks(rows, weights.dtype, workspace or Workspace())
-    return score(parts, weights, tokens=len(rows[0]), distance=distance).view(*actual.shape[:-1], len(weights))
+    # e_p in [F, F_1 - F, ..]; the first coefficient is zero for predictors that reproduce constants.
+    error = torch.cat([weights.sum(dim=1, keepdim=True) - 1, weights], dim=1)  # (P, J + 1)
+    parts = _chunks(rows, dtype, workspace)
+    losses = actual.new_empty(len(weights), len(rows[0]), dtype=dtype)  # (P, T)
+    if distance == "l1":
+        _absolute_losses(parts, error.to(actual.device), losses)
+    else:
+        pairs = torch.triu_indices(len(rows), len(rows), device=weights.device)
+        forms = quadratic_forms(error, torch.eye(len(rows))[0], pairs).to(actual.device)
+        _gram_losses(parts, forms, losses, count=len(rows), distance=distance, workspace=workspace)
+    return losses.T.view(*actual.shape[:-1], len(weights))
 
 
-def _chunks(rows: list[Tensor], dtype: torch.dtype, workspace: Workspace) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(rows: list[Tensor], dtype: torch.dtype, workspace: Workspace) -> Parts:
     """[F, F_1 - F, .., F_J - F] of some tokens after the other, (J + 1, chunk, D), in one buffer used again."""
     tokens, width = rows[0].shape
     size = max(1, CHUNK_BYTES // (len(rows) * width * dtype.itemsize))
     if rows[0].device.type != "cpu":
         size *= 64  # accelerators want few, large launches
-    buffer = workspace.take(rows[0], (len(rows), min(size, tokens), width), dtype)
+    buffer = workspace.take(rows[0], (len(rows), min(size, tokens), width), dtype, name="basis")
     for start in range(0, tokens, size):
         part = slice(start, min(start + size, tokens))
         basis = buffer[:, : part.stop - start]
@@ -87,37 +99,84 @@ def _chunks(rows: list[Tensor], dtype: torch.dtype, workspace: Workspace) -> Ite
         yield part, basis
 
 
-def _gram_losses(parts: Parts, weights: Tensor, *, tokens: int, distance: Distance) -> Tensor:
-    gram = weights.new_empty(tokens, weights.shape[1] + 1, weights.shape[1] + 1)  # (T, J + 1, J + 1)
+def _gram_losses(
+    parts: Parts, forms: Tensor, losses: Tensor, *, count: int, distance: Distance, workspace: Workspace
+) -> None:
+    gram = workspace.take(losses, (losses.shape[1], count, count), losses.dtype, name="gram")  # (T, J + 1, J + 1)
     for part, basis in parts:
         vectors = basis.transpose(0, 1)  # (chunk, J + 1, D)
         torch.bmm(vectors, vectors.mT, out=gram[part])
-    # e_p in that basis; the first coefficient is zero for predictors that reproduce constants.
-    error = torch.cat([weights.sum(dim=1, keepdim=True) - 1, weights], dim=1)  # (P, J + 1)
-    products = error[:, :, None] * error[:, None]  # (P, J + 1, J + 1)
-    norm = gram[:, 0, :1]  # |F|^2, (T, 1)
-    square = (gram.flatten(1) @ products.flatten(1).T).clamp_(min=0)  # |e_p|^2, (T, P)
+    first, second = torch.triu_indices(count, count, device=gram.device)
+    products = gram.permute(1, 2, 0)[first, second]  # (K, T)
+    losses_from_products(products, products[0], forms, distance=distance, out=losses, workspace=workspace)
+
+
+def quadratic_forms(error: Tensor, actual: Tensor, pairs: Tensor) -> Tensor:
+    """What turns products of basis vectors into |e|^2 and |F + e|^2 - |F|^2, both halved.
+
+    Args:
+        error: coefficients of every predictor's error e in the basis, (..., predictor, vector).
+        actual: those of the actual features F, (vector,).
+        pairs: the two vectors of every product, (2, K); each pair once, in either order.
+
+    Returns:
+        (2, ..., predictor, K).
+    """
+    first, second = pairs
+    share = torch.where(first == second, 0.5, 1.0).to(error)  # (K,); half of a square, or of a product twice
+    square = share * error[..., first] * error[..., second]
+    actual = actual.to(error)
+    cross = share * (error[..., first] * actual[second] + error[..., second] * actual[first])  # <e, F>
+    return torch.stack([square, square + cross])
+
+
+def losses_from_products(
+    products: Tensor,
+    norm: Tensor,
+    forms: Tensor,
+    *,
+    distance: Distance,
+    out: Tensor,
+    workspace: Workspace,
+) -> Tensor:
+    """Cosine or l2 losses of predictors that are linear in some vectors, from the products of these vectors.
+
+    Args:
+        products: inner products of pairs of vectors, (..., K, token).
+        norm: |F|^2 of the actual features, (..., token).
+        forms: of the same pairs, from `quadratic_forms`, (2, ..., predictor, K).
+        distance: not l1.
+        out: where the losses go, (..., predictor, token); narrower than `products` if rounding may be coarse.
+
+    Returns:
+        `out`.
+    """
+    shape = (*forms.shape[1:-1], products.shape[-1])  # (..., P, T)
+    square, growth, length, spare = workspace.take(products, (4, *shape), products.dtype, name="losses")
+    if out.dtype == products.dtype:
+        square = out
     if distance == "l2":
-        return square.div_(torch.where(norm > 0, norm, 1)).sqrt_()
-    along = gram[:, 0] @ error.T  # <e_p, F>, (T, P)
-    predicted = norm + 2 * along + square  # |prediction|^2
-    across = (square - along * along / norm).clamp_(min=0)  # |part of e_p at right angles to F|^2
-    cosine = (norm + along) / (norm * predicted).sqrt_()
-    # 1 - cos = sin^2 / (1 + cos) does not cancel at small angles; beyond a right angle 1 - cos does not.
-    loss = torch.where(cosine > 0, across / predicted / (1 + cosine), 1 - cosine)
-    return torch.where((norm > 0) & (predicted > 0), loss, 1.0)
+        scaled = products * (2 / torch.where(norm > 0, norm, 1))[..., None, :]  # (..., K, T)
+        torch.matmul(forms[0], scaled, out=square)
+        return out.copy_(square).clamp_(min=0).sqrt_()
+    scaled = products / norm[..., None, :]  # in units of |F| = 1
+    torch.matmul(forms[0], scaled, out=square)  # |e|^2 / 2
+    torch.matmul(forms[1], scaled, out=growth)  # (|F + e|^2 - 1) / 2
+    # With q = |F + e|, |e|^2 = (q - 1)^2 + 2 q (1 - cos), and q - 1 = (q^2 - 1) / (q + 1) does not cancel.
+    torch.add(growth, 0.5, out=length)
+    length.mul_(2).sqrt_()  # q
+    growth.div_(torch.add(length, 1, out=spare))  # (q - 1) / 2
+    square.addcmul_(growth, growth, value=-2).div_(length)
+    # No direction, of the actual features or of the prediction, leaves 0 / 0.
+    return out.copy_(square.nan_to_num_(nan=1, posinf=1, neginf=1).clamp_(min=0))
 
 
-def _absolute_losses(parts: Parts, weights: Tensor, *, tokens: int, distance: Distance) -> Tensor:
-    del distance
-    error = torch.cat([weights.sum(dim=1, keepdim=True) - 1, weights], dim=1)  # (P, J + 1)
-    losses = weights.new_empty(tokens, len(weights))  # (T, P)
+def _absolute_losses(parts: Parts, error: Tensor, losses: Tensor) -> None:
     for part, basis in parts:
         norm = basis[0].abs().sum(dim=-1)  # (chunk,)
         for p, coefficients in enumerate(error):
             distances = torch.tensordot(coefficients, basis, dims=1).abs_().sum(dim=-1)  # (chunk,)
-            losses[part, p] = distances / torch.where(norm > 0, norm, 1)
-    return losses
+            losses[p, part] = distances / torch.where(norm > 0, norm, 1)
 
 
 def select(
@@ -146,7 +205,7 @@ def select(
         return losses.mean(dim=1).argmin(dim=-1, keepdim=True).expand(losses.shape[:2])
     if granularity == "region":
         losses = _region_means(losses, grid, region_size)
-    return losses.argmin(dim=-1)
+    return losses.min(dim=-1).indices  # several times faster than argmin where tokens are next to each other
 
 
 def _region_means(losses: Tensor, grid: tuple[int, int, int] | None, size: int) -> Tensor:
