@@ -6,6 +6,7 @@ import typer
 
 from tapstudy.commands.bench import app as bench
 from tapstudy.commands.demo import demo
+from tapstudy.commands.figures import figures
 from tapstudy.commands.info import info
 from tapstudy.commands.record import record
 from tapstudy.commands.sample import sample
@@ -21,6 +22,7 @@ app.command("demo")(demo)
 app.command("record")(record)
 app.command("sample")(sample)
 app.command("info")(info)
+app.command("figures")(figures)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 

@@ -139,6 +139,30 @@ def cost_and_quality(quality: xr.Dataset, runs: Sequence[str]) -> xr.Dataset:
     ).rename(cell="run")
 
 
+def fixed_quality(sweep: xr.Dataset) -> tuple[xr.DataArray, dict[str, xr.DataArray], int]:
+    """PSNR of fixed predictors, and of other methods beside them, on the images that all have.
+
+    Args:
+        sweep: `psnr` (cell, sample) with the coordinate `method` (cell): "fixed0", "fixed2-1" (order and shift),
+            others ("tap", "oracle").
+
+    Returns:
+        (predictor, bound) with the coordinates `order` and `shift`; method -> (bound) for the others; number of images.
+    """
+    require(sweep, "fixed_quality", psnr=TABLE, method=("cell",))
+    table = _common(sweep, sweep["cell"].values.tolist())
+    bounds = with_interval(table["psnr"].reset_coords(drop=True)).drop_vars("cell")  # (cell, bound)
+    methods = [str(method) for method in sweep["method"].values]
+    single = [i for i, method in enumerate(methods) if re.fullmatch(r"fixed\d+(-[\d.]+)?", method)]
+    labels = [tuple(methods[i].removeprefix("fixed").split("-")) for i in single]
+    fixed = bounds.isel(cell=single).rename(cell="predictor").assign_coords(
+        order=("predictor", [int(label[0]) for label in labels]),
+        shift=("predictor", [float(label[1]) if len(label) > 1 else 0.0 for label in labels]),
+    )  # fmt: skip
+    others = {method: bounds.isel(cell=i) for i, method in enumerate(methods) if i not in single}
+    return fixed, others, table.sizes["sample"]
+
+
 def rank_by_depth(ranking: xr.Dataset, *, run: str = "tap N=8") -> xr.Dataset:
     """Agreement of probe and truth by the depth of the probe and by distance, with its controls.
 
@@ -147,7 +171,7 @@ def rank_by_depth(ranking: xr.Dataset, *, run: str = "tap N=8") -> xr.Dataset:
             "shuffled N=8" and "untrained N=8"; `spearman_at_distance` (sample, distance).
 
     Returns:
-        `spearman` (depth, bound), `control` (control, bound), `at_distance` (distance, bound).
+        `spearman` (depth, bound), `of_control` (control, bound), `at_distance` (distance, bound).
     """
     require(ranking, "rank_by_depth", spearman=TABLE, spearman_at_distance=("sample", "distance"))
     names = ranking["cell"].values.tolist()
@@ -158,7 +182,7 @@ def rank_by_depth(ranking: xr.Dataset, *, run: str = "tap N=8") -> xr.Dataset:
     attrs = {"long_name": "rank correlation of proxy loss and true error", "units": "1"}
     parts: dict[str, Any] = {
         "spearman": found.sel(cell=list(depths.values())).drop_vars("cell").rename(cell="depth"),
-        "control": found.sel(cell=controls).drop_vars("cell").rename(cell="control"),
+        "of_control": found.sel(cell=controls).drop_vars("cell").rename(cell="control"),
         "at_distance": with_interval(ranking["spearman_at_distance"].reset_coords(drop=True)),
     }
     return xr.Dataset({name: values.assign_attrs(attrs) for name, values in parts.items()},

@@ -12,7 +12,8 @@ QUANTILES = (0.25, 0.5, 0.75)
 
 
 def by_class(values: xr.DataArray, content: xr.Dataset) -> xr.DataArray:
-    """Quartiles of a quantity over the tokens of every class, images and contexts together, (class, quantile, step).
+    """Quartiles of a quantity over the tokens of every class, images and contexts together, (class, quantile, step);
+    classes without tokens and steps without values are left out.
 
     Quartiles describe how tokens scatter. They are no interval of a mean: tokens of an image are not independent.
 
@@ -24,17 +25,19 @@ def by_class(values: xr.DataArray, content: xr.Dataset) -> xr.DataArray:
         ValueError: no token classes, or values without steps or tokens.
     """
     names = _check(values, content, "by_class")
-    parts = [
-        values.where(content["token_class"] == code).quantile(
-            QUANTILES, [dim for dim in values.dims if dim != "step"], skipna=True
-        )
-        for code in range(len(names))
-    ]
-    found = xr.concat(parts, dim=xr.Variable("token_class", names))
-    found = found.isel(
-        step=np.isfinite(found.values).any(axis=tuple(i for i, d in enumerate(found.dims) if d != "step"))
-    )
-    return found.transpose("token_class", "quantile", "step").assign_attrs(values.attrs)
+    values = values.dropna("step", how="all")
+    table = values.transpose("step", ...).values.reshape(values.sizes["step"], -1)  # (step, image and token)
+    code = content["token_class"].broadcast_like(values.isel(step=0)).transpose(
+        *(dim for dim in values.dims if dim != "step")
+    ).values.ravel()  # fmt: skip
+    kept = [index for index in range(len(names)) if (code == index).any()]
+    found = [[_quantiles(step[code == index]) for step in table] for index in kept]  # (class, step, quantile)
+    return xr.DataArray(
+        np.array(found).reshape(len(kept), len(table), len(QUANTILES)), dims=("token_class", "step", "quantile"),
+        coords={"token_class": [names[index] for index in kept], "step": values["step"].values,
+                "quantile": list(QUANTILES)},
+        attrs=values.attrs,
+    ).transpose("token_class", "quantile", "step")  # fmt: skip
 
 
 def shares_by_class(values: xr.DataArray, content: xr.Dataset) -> xr.DataArray:
@@ -69,3 +72,8 @@ def _shares(values: NDArray[np.floating], kinds: NDArray[np.integer]) -> NDArray
     if not len(values):
         return np.full(len(kinds), np.nan)
     return np.array([(values == kind).mean() for kind in kinds])
+
+
+def _quantiles(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    values = values[np.isfinite(values)]
+    return np.quantile(values, QUANTILES) if len(values) else np.full(len(QUANTILES), np.nan)
