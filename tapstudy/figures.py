@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import xarray as xr
@@ -21,14 +22,16 @@ from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_prox
 from tapstudy.analysis.published import published_table
 from tapstudy.analysis.run_tables import cost_and_quality, fixed_quality, frontier, gains, rank_by_depth
 from tapstudy.analysis.stats import with_interval
-from tapstudy.analysis.study import load_table
+from tapstudy.analysis.study import load_study, load_table
 from tapstudy.analysis.summaries import summarise
 from tapstudy.analysis.token_classes import by_class, shares_by_class
 from tapstudy.analysis.variance_shares import variance_shares
+from tapstudy.analysis.verdict_table import verdict_table
 from tapstudy.plots.ablation_errors import plot_ablation_errors
 from tapstudy.plots.choice_entropy import plot_choice_entropy
 from tapstudy.plots.choice_maps import plot_choice_maps
 from tapstudy.plots.choice_shares import plot_choice_shares
+from tapstudy.plots.claims import plot_claims
 from tapstudy.plots.correlation import plot_correlation
 from tapstudy.plots.depths import plot_depths
 from tapstudy.plots.error_buildup import plot_error_buildup
@@ -120,6 +123,18 @@ class Sources:
         except FileNotFoundError as error:
             raise MissingData(f"{error}: make it with `{COMMANDS[name]}`") from None
 
+    @cached_property
+    def study(self) -> dict[str, Any]:
+        """All tables that claims are judged by.
+
+        Raises:
+            MissingData: one is not there.
+        """
+        try:
+            return load_study(self.data / "study")
+        except FileNotFoundError as error:
+            raise MissingData(f"{error}: make it with `{COMMANDS['quality']}`") from None
+
     def _recording(self, name: str) -> xr.Dataset:
         path = self.data / "recordings" / f"{name}.zarr"
         if not path.is_dir():
@@ -150,6 +165,18 @@ def draw_all(
         paths = save(figure, out, name)
         plt.close(figure)
         yield name, paths
+
+
+def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure | None:
+    """For notebooks: make a figure, save it and return it; without its data, print what is missing."""
+    try:
+        figure = FIGURES[name](sources)
+    except MissingData as missing:
+        print(f"{name} left out: {missing}")
+        return None
+    save(figure, out, name)
+    plt.close(figure)  # or the notebook shows it twice
+    return figure
 
 
 def heterogeneity(sources: Sources) -> Figure:
@@ -229,7 +256,7 @@ def fixed_predictors_error(sources: Sources) -> Figure:
     )
     levels = {name: bounds.sel(policy=name) for name in ("tap", "oracle")}
     return plot_fixed_predictors(
-        fixed, levels, label="true error of the residual (relative)", images=scores.sizes["sample"], log=True
+        fixed, levels, label="true error of the residual (relative)", images=scores.sizes["sample"]
     )
 
 
@@ -302,8 +329,18 @@ def published(sources: Sources) -> Figure:
     path = sources.data / "published" / "tap.csv"
     if not path.is_file():
         raise MissingData(f"no table {path}: it comes with the repository")
-    ours = frontier(sources.table("quality"), ("order0", "order2", "tap"))
+    ours = frontier(sources.table("quality"), ("order0", "order1", "order2", "tap"))
+    ours = ours.isel(run=ours["interval"].isin([4, 8]).values)
     return plot_published(published_table(path), ours, model=MODEL)
+
+
+def claims(sources: Sources) -> Figure:
+    """The verdicts on all claims."""
+    from tapstudy.analysis.claims.all_claims import all_claims
+    from tapstudy.analysis.claims.evidence import Evidence
+    from tapstudy.analysis.claims.finding import judge
+
+    return plot_claims(verdict_table(judge(all_claims(Evidence(**sources.study)))))
 
 
 def _full_steps(dataset: xr.Dataset) -> list[int]:
@@ -317,6 +354,6 @@ FIGURES: dict[str, Callable[[Sources], Figure]] = {
     for make in (
         heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_shares, choice_entropy, regret,
         fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, depth_ablation,
-        speed_quality, error_buildup, skip_step, published,
+        speed_quality, error_buildup, skip_step, published, claims,
     )
 }  # fmt: skip

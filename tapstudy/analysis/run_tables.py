@@ -46,6 +46,7 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
     require(quality, "frontier", psnr=TABLE, correct=TABLE, flops=TABLE, full_passes=TABLE)
     names = quality["cell"].values.tolist()
     found = [(name, *parsed) for name in names if (parsed := _method_and_interval(name)) and parsed[0] in methods]
+    found.sort(key=lambda row: (methods.index(row[1]), row[2]))
     if not found:
         raise ValueError(f"frontier: no run of {list(methods)} at 'N=...': there are {names}")
     known = [REFERENCE] * (REFERENCE in names)

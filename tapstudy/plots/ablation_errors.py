@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, style
+from tapstudy.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_log_scale, style
 
 COLOURS = {"0": "0.5", "1": BLUE, "2": SKY, "0,1": GREEN, "1,2": PURPLE, "0,2": ORANGE, "0,1,2": VERMILION}
 MARKERS = {"0": "v", "1": "^", "2": "D", "0,1": "P", "1,2": "d", "0,2": "h", "0,1,2": "o"}
@@ -32,11 +32,11 @@ def plot_ablation_errors(table: xr.Dataset) -> Figure:
                 axis.plot(own["interval"].values, own["true_error"].values, color=COLOURS.get(orders, "0.7"),
                           marker=MARKERS.get(orders, "."), markersize=4, label=f"orders {orders}")  # fmt: skip
             axis.plot(own["interval"].values, own["oracle_true_error"].values, color="0.3", linestyle=":",
-                      label="oracle of the last")  # fmt: skip
+                      label=f"oracle of orders {orders}")  # fmt: skip
             axis.set_xticks(own["interval"].values)
             axis.set_xlabel("interval N of full steps (steps)")
             axis.set_title("horizon k only" if shifts == "0" else f"horizons k - s, s in {{{shifts}}}")
-        axes[0, 0].set_yscale("log")
+        plain_log_scale(axes[0, 0].yaxis)
         axes[0, 0].set_ylabel("true error of the choice (relative)")
         axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tapstudy.plots.style import BLUE, VERMILION, style
 
 VERDICTS = {"holds": (BLUE, "o"), "fails": (VERMILION, "X"), "undecided": ("0.5", "D")}
-WIDTH = 74
+WIDTH = 84
 
 
 def plot_claims(verdicts: xr.Dataset) -> Figure:
@@ -25,7 +25,7 @@ def plot_claims(verdicts: xr.Dataset) -> Figure:
     """
     count = verdicts.sizes["claim"]
     with style():
-        figure, axis = plt.subplots(figsize=(9.4, 0.5 + 0.34 * count), constrained_layout=True)
+        figure, axis = plt.subplots(figsize=(9.4, 0.6 + 0.3 * count), constrained_layout=True)
         for y, claim in enumerate(verdicts["claim"].values):
             row = verdicts.sel(claim=claim)
             colour, marker = VERDICTS[str(row["verdict"].item())]
@@ -33,10 +33,10 @@ def plot_claims(verdicts: xr.Dataset) -> Figure:
             bars = [[mean - low], [high - mean]]
             axis.errorbar(mean, y, xerr=bars, color=colour, marker=marker, markersize=5, capsize=2)
         texts = [
-            f"{claim}  {_short(str(text))}"
+            f"{claim}  {_two_lines(str(text))}"
             for claim, text in zip(verdicts["claim"].values, verdicts["statement"].values, strict=True)
         ]
-        axis.set_yticks(range(count), texts, fontsize=7)
+        axis.set_yticks(range(count), texts, fontsize=6.5)
         axis.set_ylim(count - 0.4, -0.6)
         axis.axvline(0, color="0.5", linewidth=0.8)
         axis.set_xscale("symlog", linthresh=2)
@@ -47,5 +47,5 @@ def plot_claims(verdicts: xr.Dataset) -> Figure:
     return figure
 
 
-def _short(text: str) -> str:
-    return textwrap.shorten(text, WIDTH, placeholder=" ...")
+def _two_lines(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, WIDTH, max_lines=2, placeholder=" ..."))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tapstudy.plots.bands import draw_band, shade_full_steps
 from tapstudy.plots.methods import look_of
 from tapstudy.plots.style import style
 
 PANELS = {
-    "local_error": "local velocity error\n(RMS over tokens, pixel units)",
+    "local_error": "local velocity error\n(RMS, units of the latent)",
     "coherence": "coherence: net error\nover path length (1)",
     "feedback_cosine": "feedback: cosine of errors and\nthe model's response (1)",
-    "deviation": "deviation from the exact\ntrajectory (RMS, pixel units)",
+    "deviation": "deviation from the exact\ntrajectory (RMS, units of the latent)",
 }
 
 
@@ -38,6 +39,7 @@ def plot_error_buildup(curves: xr.Dataset, *, full_steps: list[int], images: int
             axis.set_ylabel(label)
         axes[1, 0].axhline(0, color="0.6", linewidth=0.8)
         axes[0, 1].set_ylim(0, 1.02)
+        axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in axes[1]:
             axis.set_xlabel("step (noise first; grey: full steps)")
         axes[0, 0].legend(frameon=False, fontsize=8)

@@ -16,7 +16,7 @@ MARKERS = ("v", "^", "D", "s")
 
 
 def plot_fixed_predictors(
-    fixed: xr.DataArray, levels: Mapping[str, xr.DataArray], *, label: str, images: int, log: bool = False
+    fixed: xr.DataArray, levels: Mapping[str, xr.DataArray], *, label: str, images: int
 ) -> Figure:
     """One line per order over the shift of its horizon, 95 % intervals over images.
 
@@ -25,7 +25,6 @@ def plot_fixed_predictors(
         levels: methods ("tap", "oracle", ...) -> (bound).
         label: of the vertical axis, with its unit.
         images: behind the intervals.
-        log: logarithmic vertical axis.
     """
     with style():
         figure, axis = plt.subplots(figsize=(4.6, 3.4), constrained_layout=True)
@@ -41,8 +40,6 @@ def plot_fixed_predictors(
             look = look_of(method)
             draw_level(axis, bounds, color=look.colour, linestyle=look.line, linewidth=look.width,
                        label=look.label.removesuffix(" (cost of TAP)"))  # fmt: skip
-        if log:
-            axis.set_yscale("log")
         axis.set_xticks(sorted(set(fixed["shift"].values.tolist())))
         axis.set_xlabel("shift s of the horizon k - s (steps)")
         axis.set_ylabel(label)

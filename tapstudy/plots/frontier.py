@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter
 
 from tapstudy.plots.methods import look_of
 from tapstudy.plots.style import style
@@ -54,17 +53,11 @@ def _panel(axis: Axes, table: xr.Dataset, cost: str, quality: str) -> None:
             marker=look.marker, linestyle=look.line, linewidth=look.width, markersize=5, capsize=1.5, elinewidth=0.6,
             zorder=3 if method == "tap" else 2,
         )  # fmt: skip
-        if method == "tap":
+        if method == "tap" and quality == "psnr":
             for x, y, interval in zip(own[cost].values, mean, own["interval"].values, strict=True):
                 axis.annotate(f"N = {interval}", (x, y), xytext=(3, -11), textcoords="offset points", fontsize=7)
     text, unit = COSTS[cost]
-    axis.set_xscale("log")
     axis.xaxis.set_major_formatter(EngFormatter(unit=unit))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    drawn = table[cost].values[table["method"].values != "reference"]
-    axis.set_xticks(
-        np.unique(table[cost].values[table["method"].values == "fewer"]) if "fewer" in methods else drawn[:3]
-    )
     axis.set_xlabel(text)
     axis.set_ylabel(QUALITIES[quality])
     if quality == "accuracy":

@@ -7,9 +7,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from tapstudy.plots.style import BLACK, BLUE, ORANGE, ORDER_COLOURS, VERMILION, style
+from tapstudy.plots.style import BLACK, BLUE, ORANGE, ORDER_COLOURS, VERMILION, plain_log_scale, style
 
 CLASS_COLOURS = {"background": "0.55", "edge": VERMILION, "interior": BLUE}
 SOURCES = {
@@ -44,10 +43,7 @@ def _speed(axis: Axes, speed: xr.DataArray) -> None:
         low, median, high = (speed.sel(token_class=name, quantile=q).values for q in (0.25, 0.5, 0.75))
         axis.plot(speed["step"].values, median, color=CLASS_COLOURS[str(name)], label=str(name))
         axis.fill_between(speed["step"].values, low, high, color=CLASS_COLOURS[str(name)], alpha=0.2, linewidth=0)
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    plain_log_scale(axis.yaxis)
     axis.set_xlabel("step (noise first)")
     axis.set_ylabel("relative speed of the residual (1 / step)")
     axis.set_title("speed: median and quartiles over tokens", pad=20)
@@ -85,4 +81,4 @@ def _shares(axis: Axes, shares: dict[str, xr.Dataset]) -> None:
     axis.set_xlim(0, 1)
     axis.set_xlabel("share of the variance")
     axis.set_title("whose the variance is", pad=20)
-    axis.legend(frameon=False, fontsize=7, loc="lower right")
+    axis.legend(frameon=False, fontsize=7, loc="center right")

@@ -12,7 +12,7 @@ from tapstudy.plots.style import PURPLE, VERMILION, style
 PANELS = {
     "regret": "true error of the choice\nminus that of the oracle (relative)",
     "normalised_regret": "regret over that of chance",
-    "top1": "share of tokens whose choice is the best",
+    "top1": "share of tokens\nwhose choice is the best",
 }
 
 
