@@ -336,11 +336,12 @@ def published(sources: Sources) -> Figure:
 
 def claims(sources: Sources) -> Figure:
     """The verdicts on all claims."""
+    tables = sources.study
     from tapstudy.analysis.claims.all_claims import all_claims
     from tapstudy.analysis.claims.evidence import Evidence
     from tapstudy.analysis.claims.finding import judge
 
-    return plot_claims(verdict_table(judge(all_claims(Evidence(**sources.study)))))
+    return plot_claims(verdict_table(judge(all_claims(Evidence(**tables)))))
 
 
 def _full_steps(dataset: xr.Dataset) -> list[int]:

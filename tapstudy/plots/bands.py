@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 
 def draw_interval(axis: Axes, values: xr.DataArray, dim: str, **look: Any) -> None:
     """Mean against `dim` with bars from low to high; `values` (dim, bound). A bound that is missing has no bar."""
-    mean, low, high = _bounds(values)
-    axis.errorbar(values[dim].values, mean, yerr=[mean - low, high - mean], capsize=2, **look)
+    axis.errorbar(values[dim].values, values.sel(bound="mean").values, yerr=bar_lengths(values), capsize=2, **look)
 
 
 def draw_band(axis: Axes, values: xr.DataArray, dim: str, **look: Any) -> None:
@@ -28,6 +27,12 @@ def draw_level(axis: Axes, bounds: xr.DataArray, **look: Any) -> None:
     mean, low, high = (float(bounds.sel(bound=name)) for name in ("mean", "low", "high"))
     line = axis.axhline(mean, **look)
     axis.axhspan(low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def bar_lengths(values: xr.DataArray) -> list[np.ndarray]:
+    """Lengths of bars around the mean, to `low` and to `high`; not negative where rounding put the mean outside."""
+    mean, low, high = _bounds(values)
+    return [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
 
 
 def shade_full_steps(axis: Axes, steps: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
+from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.style import BLUE, VERMILION, style
 
 VERDICTS = {"holds": (BLUE, "o"), "fails": (VERMILION, "X"), "undecided": ("0.5", "D")}
@@ -29,8 +30,8 @@ def plot_claims(verdicts: xr.Dataset) -> Figure:
         for y, claim in enumerate(verdicts["claim"].values):
             row = verdicts.sel(claim=claim)
             colour, marker = VERDICTS[str(row["verdict"].item())]
-            mean, low, high = (float(row["distance"].sel(bound=name)) for name in ("mean", "low", "high"))
-            bars = [[mean - low], [high - mean]]
+            mean = row["distance"].sel(bound="mean").item()
+            bars = [[length] for length in bar_lengths(row["distance"])]
             axis.errorbar(mean, y, xerr=bars, color=colour, marker=marker, markersize=5, capsize=2)
         texts = [
             f"{claim}  {_two_lines(str(text))}"

@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.style import BLUE, VERMILION, style
 
 
@@ -39,7 +40,7 @@ def plot_depths(first: xr.Dataset, deeper: xr.Dataset) -> Figure:
 
 
 def _draw(axis: plt.Axes, table: xr.Dataset, **look: str) -> None:
-    mean, low, high = (table["psnr"].sel(bound=name).values for name in ("mean", "low", "high"))
     axis.errorbar(
-        table["flops"].values, mean, yerr=[mean - low, high - mean], markersize=4, capsize=2, linewidth=1.0, **look
-    )
+        table["flops"].values, table["psnr"].sel(bound="mean").values, yerr=bar_lengths(table["psnr"]), markersize=4,
+        capsize=2, linewidth=1.0, **look,
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.methods import look_of
 from tapstudy.plots.style import style
 
@@ -43,13 +44,13 @@ def _panel(axis: Axes, table: xr.Dataset, cost: str, quality: str) -> None:
     for method in methods:
         own = table.isel(run=table["method"].values == method).sortby(cost)
         look = look_of(method)
-        mean, low, high = (own[quality].sel(bound=name).values for name in ("mean", "low", "high"))
+        mean = own[quality].sel(bound="mean").values
         if method == "reference":
             if quality == "accuracy":
                 axis.axhline(mean[0], color=look.colour, linestyle=look.line, linewidth=0.9, label=look.label)
             continue
         axis.errorbar(
-            own[cost].values, mean, yerr=[mean - low, high - mean], label=look.label, color=look.colour,
+            own[cost].values, mean, yerr=bar_lengths(own[quality]), label=look.label, color=look.colour,
             marker=look.marker, linestyle=look.line, linewidth=look.width, markersize=5, capsize=1.5, elinewidth=0.6,
             zorder=3 if method == "tap" else 2,
         )  # fmt: skip

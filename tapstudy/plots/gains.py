@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.style import BLUE, style
 
 
@@ -26,9 +27,9 @@ def plot_gains(groups: Mapping[str, xr.Dataset], *, baseline: str) -> Figure:
             gridspec_kw={"height_ratios": [n + 0.6 for n in rows]}, constrained_layout=True,
         )  # fmt: skip
         for axis, (title, table) in zip(axes[:, 0], groups.items(), strict=True):
-            mean, low, high = (table["gain"].sel(bound=name).values for name in ("mean", "low", "high"))
+            mean = table["gain"].sel(bound="mean").values
             place = np.arange(table.sizes["run"])
-            axis.errorbar(mean, place, xerr=[mean - low, high - mean], color=BLUE, marker="o", markersize=4, capsize=2,
+            axis.errorbar(mean, place, xerr=bar_lengths(table["gain"]), color=BLUE, marker="o", markersize=4, capsize=2,
                           linestyle="none")  # fmt: skip
             axis.axvline(0, color="0.5", linewidth=0.8)
             axis.set_ylim(place[-1] + 0.6, -0.6)

@@ -73,9 +73,9 @@ def _shares(axis: Axes, shares: dict[str, xr.Dataset]) -> None:
         own = table.sel(source=sources)
         place = np.arange(len(sources)) + (i - (len(shares) - 1) / 2) * height
         axis.barh(place, own["share"].values, height=0.95 * height, color=colour, label=name)
-        middle, low, high = (own[f"null_{bound}"].values for bound in ("mean", "low", "high"))
-        axis.errorbar(middle, place, xerr=[middle - low, high - middle], color=BLACK, marker="|", markersize=9,
-                      capsize=2, linestyle="none", label=None if i else "null: tokens permuted, 95 %")  # fmt: skip
+        axis.hlines(place, own["null_low"].values, own["null_high"].values, color=BLACK, linewidth=2)
+        axis.plot(own["null_mean"].values, place, color=BLACK, marker="|", markersize=9, linestyle="none",
+                  label=None if i else "null: tokens permuted (bar: 95 %)")  # fmt: skip
     axis.set_yticks(range(len(sources)), [SOURCES[source] for source in sources])
     axis.invert_yaxis()
     axis.set_xlim(0, 1)

@@ -20,7 +20,7 @@ def plot_image_rows(rows: Mapping[str, xr.DataArray]) -> Figure:
     count = max(images.sizes["sample"] for images in rows.values())
     with style():
         figure, axes = plt.subplots(
-            len(rows), count, figsize=(2.0 + 0.9 * count, 0.95 * len(rows)), squeeze=False,
+            len(rows), count, figsize=(1.0 * count, 1.0 * len(rows)), squeeze=False,
             gridspec_kw={"wspace": 0.05, "hspace": 0.08},
         )  # fmt: skip
         for line, (name, images) in zip(axes, rows.items(), strict=True):

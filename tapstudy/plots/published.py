@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.methods import look_of
 from tapstudy.plots.style import style
 
@@ -57,9 +58,9 @@ def _published_panel(axis: Axes, table: xr.Dataset) -> None:
 
 def _own_panel(axis: Axes, ours: xr.Dataset) -> None:
     rows = np.arange(ours.sizes["run"])
-    mean, low, high = (ours["psnr"].sel(bound=name).values for name in ("mean", "low", "high"))
+    mean = ours["psnr"].sel(bound="mean").values
     looks = [look_of(str(method)) for method in ours["method"].values]
-    axis.barh(rows, mean, xerr=[mean - low, high - mean], color=[look.colour for look in looks], height=0.7, alpha=0.85,
+    axis.barh(rows, mean, xerr=bar_lengths(ours["psnr"]), color=[look.colour for look in looks], height=0.7, alpha=0.85,
               error_kw={"elinewidth": 0.8, "capsize": 2})  # fmt: skip
     names = zip(looks, ours["interval"].values, strict=True)
     axis.set_yticks(rows, [f"{look.label}, N = {interval}" for look, interval in names], fontsize=7)
