@@ -51,6 +51,8 @@ _CLAIMS = "tapstudy claims --study data/study"
 COMMANDS = {
     "quality": _CLAIMS,
     "ranking": _CLAIMS,
+    "tokens": _CLAIMS,
+    "propagation": _CLAIMS,
     "fixed": "tapstudy ablate --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,fixed2-1,"
     "fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc data/study/fixed.nc",
     "errors": "tapstudy bench errors --out data/study/errors.nc",

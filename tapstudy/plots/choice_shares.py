@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
@@ -39,7 +41,7 @@ def plot_choice_shares(shares: xr.Dataset, *, full_steps: list[int]) -> Figure:
     return figure
 
 
-def _stack(axis: Axes, shares: xr.DataArray, dim: str, colours: dict[str, str] | dict[str, tuple[float, ...]]) -> None:
+def _stack(axis: Axes, shares: xr.DataArray, dim: str, colours: Mapping[str, str | tuple[float, ...]]) -> None:
     foot = np.zeros(shares.sizes["step"])
     for value, (name, colour) in zip(shares[dim].values, colours.items(), strict=True):
         height = np.nan_to_num(shares.sel({dim: value}).values)  # nothing at full steps

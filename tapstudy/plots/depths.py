@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -39,7 +40,7 @@ def plot_depths(first: xr.Dataset, deeper: xr.Dataset) -> Figure:
     return figure
 
 
-def _draw(axis: plt.Axes, table: xr.Dataset, **look: str) -> None:
+def _draw(axis: Axes, table: xr.Dataset, **look: str) -> None:
     axis.errorbar(
         table["flops"].values, table["psnr"].sel(bound="mean").values, yerr=bar_lengths(table["psnr"]), markersize=4,
         capsize=2, linewidth=1.0, **look,
