@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.axes import Axes
@@ -40,7 +42,7 @@ def plot_depths(first: xr.Dataset, deeper: xr.Dataset) -> Figure:
     return figure
 
 
-def _draw(axis: Axes, table: xr.Dataset, **look: str) -> None:
+def _draw(axis: Axes, table: xr.Dataset, **look: Any) -> None:
     axis.errorbar(
         table["flops"].values, table["psnr"].sel(bound="mean").values, yerr=bar_lengths(table["psnr"]), markersize=4,
         capsize=2, linewidth=1.0, **look,

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.methods import look_of
@@ -58,6 +58,7 @@ def _panel(axis: Axes, table: xr.Dataset, cost: str, quality: str) -> None:
             for x, y, interval in zip(own[cost].values, mean, own["interval"].values, strict=True):
                 axis.annotate(f"N = {interval}", (x, y), xytext=(3, -11), textcoords="offset points", fontsize=7)
     text, unit = COSTS[cost]
+    axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.xaxis.set_major_formatter(EngFormatter(unit=unit))
     axis.set_xlabel(text)
     axis.set_ylabel(QUALITIES[quality])
