@@ -10,6 +10,7 @@ from tapstudy.commands.bench import app as bench
 from tapstudy.commands.claims import claims
 from tapstudy.commands.demo import demo
 from tapstudy.commands.explore import explore
+from tapstudy.commands.figures import figures
 from tapstudy.commands.info import info
 from tapstudy.commands.record import record
 from tapstudy.commands.sample import sample
@@ -29,6 +30,7 @@ app.command("analyze")(analyze)
 app.command("claims")(claims)
 app.command("explore")(explore)
 app.command("info")(info)
+app.command("figures")(figures)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import xarray as xr
 from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import find_adapter
@@ -44,6 +45,28 @@ class SkipStepCost:
         ]
         lines += [f"  {name:<16} {1e3 * seconds:9.2f} ms" for name, seconds in (*self.parts.items(), ("rest", rest))]
         return "\n".join(lines)
+
+    def to_dataset(self) -> xr.Dataset:
+        """`seconds` (kind) of full steps without and with hooks and of skip steps, `part_seconds` (part) of the last.
+
+        What `parts` leave of a skip step is the part "rest".
+        """
+        parts = {**self.parts, "rest": self.skip - sum(self.parts.values())}
+        return xr.Dataset(
+            {
+                "seconds": (
+                    "kind",
+                    [self.plain, self.hooked, self.skip],
+                    {"long_name": "median wall time of a step", "units": "s"},
+                ),
+                "part_seconds": (
+                    "part",
+                    list(parts.values()),
+                    {"long_name": "median wall time within a skip step", "units": "s"},
+                ),
+            },
+            coords={"kind": ["full", "full, hooked", "skip"], "part": list(parts)},
+        )
 
 
 class _TimedTAP(TAPPolicy):

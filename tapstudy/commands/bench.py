@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tapstudy.commands.errors import user_errors
+from tapstudy.commands.parse import numbers
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and quality.")
 
@@ -17,6 +18,7 @@ def skip_step(
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     batch_size: Annotated[int, typer.Option(min=1, help="images; guidance doubles it")] = 8,
     steps: Annotated[int, typer.Option(min=4)] = 50,
+    out: Annotated[Path | None, typer.Option(help="netCDF file for the figure of the parts")] = None,
 ) -> None:
     """Cost of a skip step beside a full one, and its parts."""
     with user_errors():
@@ -30,6 +32,44 @@ def skip_step(
         labels = [i % 10 for i in range(batch_size)]
         cost = skip_step_cost(pipe, lambda: pipe(labels, steps, output_type="latent"))
         typer.echo(f"{model}, batch {batch_size} with guidance, {torch.get_num_threads()} threads, medians:\n{cost}")
+        if out is not None:
+            from tapstudy.analysis.study import save_table
+
+            table = cost.to_dataset().assign_attrs(model=model, batch_size=batch_size, threads=torch.get_num_threads())
+            typer.echo(f"wrote {save_table(table, out.parent, out.stem)}")
+
+
+@app.command("errors")
+def errors(
+    out: Annotated[Path, typer.Option(help="netCDF file to write")] = Path("data/study/errors.nc"),
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    seed: Annotated[int, typer.Option(help="of the noise")] = 11,
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
+) -> None:
+    """How the errors of TAP, of order 1 and of the oracle build up along their trajectories, step by step.
+
+    The embedded model takes about three minutes on two cores.
+    """
+    with user_errors():
+        from tapstudy import TAPConfig, load
+        from tapstudy.analysis.error_propagation import error_propagation
+        from tapstudy.analysis.error_steps import per_step
+        from tapstudy.analysis.study import save_table
+        from tapstudy.bench.solver_runs import solver_runs
+        from tapstudy.policies.fixed import FixedPolicy
+        from tapstudy.policies.oracle import OraclePolicy
+        from tapstudy.policies.tap import TAPPolicy
+
+        config, chosen = TAPConfig(interval=interval), numbers(labels, int, "--labels")
+        policies = {"order1": FixedPolicy(1, config=config), "tap": TAPPolicy(config), "oracle": OraclePolicy(config)}
+        calls = [
+            {"class_labels": [label], "seed": [1000 * seed + label], "num_inference_steps": steps} for label in chosen
+        ]
+        runs = solver_runs(load(model), policies, calls)
+        table = per_step(error_propagation(runs)).assign_attrs(model=model, interval=interval)
+        typer.echo(f"wrote {save_table(table, out.parent, out.stem)}")
 
 
 @app.command("record")

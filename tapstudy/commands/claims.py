@@ -22,6 +22,7 @@ def claims(
         "claims"
     ),
     out: Annotated[Path, typer.Option(help="page to write")] = Path("docs/claims.md"),
+    study: Annotated[Path | None, typer.Option(help="folder for the tables that the figures read")] = None,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "11,12,13,14",
     held_out: Annotated[str, typer.Option(help="seeds that fixed predictors and masks are chosen on")] = "21,22",
@@ -40,6 +41,7 @@ def claims(
         from tapstudy.analysis.claims.all_claims import all_claims
         from tapstudy.analysis.claims.finding import judge
         from tapstudy.analysis.claims.report import claims_page
+        from tapstudy.analysis.study import save_study
         from tapstudy.bench.claim_runs import Plan
         from tapstudy.bench.evidence import collect
 
@@ -61,6 +63,8 @@ def claims(
                 plan, seeds=plan.seeds[:1], held_out=plan.held_out[:1], few=1, labels=plan.labels[:2], steps=20
             )
         evidence = collect(plan, work, scheduler=scheduler)
+        if study is not None:
+            save_study(evidence, study)
         findings = judge(all_claims(evidence))
         page = claims_page(findings, evidence, _header(plan, quick))
         out.parent.mkdir(parents=True, exist_ok=True)

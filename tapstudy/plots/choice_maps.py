@@ -15,7 +15,8 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
 
     Args:
         scores: with `choice` (sample, context, step, token), `is_full` and `distance` (sample, context, step),
-            `clean_image` (sample, step, y, x, band), and the coordinates `row`, `col`, `order`, `shift`.
+            `clean_image` (sample, step, y, x, band), or at least `image` (sample, y, x, band), and the coordinates
+            `row`, `col`, `order`, `shift`.
     """
     one = scores.isel(sample=sample).sel(context=context)
     one = one.isel(step=one["is_full"].values == 0)
@@ -43,10 +44,12 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
                 axis.set_title(f"k = {distance[i]}", fontsize=8, pad=3)
         for w, axis in enumerate(axes[:, 0]):
             anchor = int(choice["step"].values[window == w][0]) - 1
-            axis.set_title(
-                f"clean image\nexpected at step {anchor}" if w == 0 else f"at step {anchor}", fontsize=7, pad=2
-            )
-            image = scores["clean_image"].isel(sample=sample).sel(step=anchor)  # (y, x, band)
+            if "clean_image" in scores:
+                title = f"clean image\nexpected at step {anchor}" if w == 0 else f"at step {anchor}"
+                image = scores["clean_image"].isel(sample=sample).sel(step=anchor)  # (y, x, band)
+            else:
+                title, image = "final image", scores["image"].isel(sample=sample)
+            axis.set_title(title, fontsize=7, pad=2)
             axis.imshow(image if image.sizes["band"] == 3 else image[..., 0], cmap="gray_r", vmin=0, vmax=1)
         _draw_legend(figure, scores)
         figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)

@@ -7,16 +7,18 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLUE, style
+from tapstudy.plots.bands import draw_interval
+from tapstudy.plots.style import BLUE, PURPLE, style
 
 
-def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray) -> Figure:
+def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray, shuffled: xr.DataArray | None = None) -> Figure:
     """Left: density over samples, steps, tokens and distinct predictors. Right: rank correlation by distance.
 
     Args:
         scores: with `proxy_loss`, `true_error` (..., step, token, predictor), `is_distinct` (..., step, predictor).
         spearman: (distance, bound) with bounds mean, low, high: an interval over images of the rank correlation
             within (step, token).
+        shuffled: the same when every token has the proxy losses of another token of its step.
     """
     is_distinct = (scores["is_distinct"] == 1).broadcast_like(scores["proxy_loss"])
     distinct = is_distinct.transpose(*scores["proxy_loss"].dims).values
@@ -31,9 +33,11 @@ def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray) -> Figure:
         left.set_xlabel("proxy loss (cosine distance of the probe)")
         left.set_ylabel("true error (relative, residual)")
         left.set_title(f"{np.count_nonzero(seen):,} predictions")
-        k, mean = spearman["distance"].values, spearman.sel(bound="mean").values
-        low, high = spearman.sel(bound="low").values, spearman.sel(bound="high").values
-        right.errorbar(k, mean, yerr=[mean - low, high - mean], color=BLUE, marker="o", markersize=4, capsize=2)
+        draw_interval(right, spearman, "distance", color=BLUE, marker="o", markersize=3.5, label="own probe")
+        if shuffled is not None:
+            draw_interval(right, shuffled, "distance", color=PURPLE, marker="D", linestyle="--", markerfacecolor="none",
+                          markersize=7, label="probe of another token")  # fmt: skip
+            right.legend(frameon=False, fontsize=8, loc="upper right")
         right.axhline(0, color="0.6", linewidth=0.8)
         right.set_ylim(-0.2, 1)
         right.set_xlabel("distance k to the last anchor (steps)")

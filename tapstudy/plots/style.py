@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe and Ito's palette
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -43,6 +45,14 @@ def predictor_colour(order: int, shift: float, longest: float) -> tuple[float, f
     share = shift / longest if longest else 0.0
     red, green, blue = ((1 - share) * a + share * b for a, b in zip(dark, light, strict=True))
     return red, green, blue
+
+
+def plain_log_scale(axis: Axis) -> None:
+    """Logarithmic, with 0.02, 0.05, 0.1, ... for ticks where powers of ten alone would leave one or two."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:

@@ -1,0 +1,204 @@
+"""From the table of accelerated runs, (cell, sample), to what the figures show: means with intervals over images.
+
+Runs are named by what they are: "tap N=8", "order1 N=4", "tap N=8 lambda=2".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from tapstudy.analysis.require import require
+from tapstudy.analysis.stats import paired_difference, with_interval
+
+REFERENCE = "reference"
+METHODS = (
+    "fewer", "order0", "order1", "order2", "best-fixed", "random", "shuffled", "step", "tap", "oracle",
+)  # fmt: skip
+TABLE = ("cell", "sample")
+COSTS = {
+    "flops": ("FLOPs of one image", "1"),
+    "full_passes": ("full passes", "1"),
+    "seconds": ("wall time of one image", "s"),
+}
+
+
+def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Dataset:
+    """Quality and cost of every method at every interval N, on the images that all of these runs have.
+
+    Args:
+        quality: `psnr`, `correct`, `flops`, `full_passes` and perhaps `seconds` (cell, sample); runs "METHOD N=8" and
+            perhaps "reference".
+        methods: left out if there is no such run.
+
+    Returns:
+        `psnr` in dB, `accuracy` (run, bound) with bounds mean, low, high; `flops`, `full_passes` and perhaps `seconds`
+        (run), means; coordinates `method` and `interval` on run. An oracle's FLOPs count the passes that tell it the
+        truth, so it gets those of TAP at the same N. The reference has an infinite PSNR. Attribute `images`.
+
+    Raises:
+        ValueError: no such run, or no two images that all runs have.
+    """
+    require(quality, "frontier", psnr=TABLE, correct=TABLE, flops=TABLE, full_passes=TABLE)
+    names = quality["cell"].values.tolist()
+    found = [(name, *parsed) for name in names if (parsed := _method_and_interval(name)) and parsed[0] in methods]
+    found.sort(key=lambda row: (methods.index(row[1]), row[2]))
+    if not found:
+        raise ValueError(f"frontier: no run of {list(methods)} at 'N=...': there are {names}")
+    known = [REFERENCE] * (REFERENCE in names)
+    runs = [*known, *(name for name, *_ in found)]
+    table = _common(quality, [name for name, *_ in found]).sel(cell=runs)
+    finite = np.isfinite(table["psnr"].values)
+    psnr = with_interval(table["psnr"].where(xr.DataArray(finite, dims=TABLE), 0.0))
+    psnr = psnr.where(xr.DataArray(finite.all(axis=1), dims="cell"), np.inf)
+    cost = {
+        name: table[name].mean("sample").values.copy() for name in ("flops", "full_passes", "seconds") if name in table
+    }
+    for i, run in enumerate(runs):
+        if run.startswith("oracle ") and run.replace("oracle", "tap") in runs:
+            cost["flops"][i] = cost["flops"][runs.index(run.replace("oracle", "tap"))]
+    return xr.Dataset(
+        {
+            "psnr": psnr.assign_attrs(long_name="PSNR to the reference", units="dB"),
+            "accuracy": with_interval(table["correct"]).assign_attrs(long_name="label accuracy", units="1"),
+            **{
+                name: ("cell", values, {"long_name": COSTS[name][0], "units": COSTS[name][1]})
+                for name, values in cost.items()
+            },
+        },
+        attrs={"images": table.sizes["sample"]},
+    ).rename(cell="run").assign_coords(
+        run=runs,
+        method=("run", [*known, *(method for _, method, _ in found)]),
+        interval=("run", [1] * len(known) + [interval for *_, interval in found]),
+    )  # fmt: skip
+
+
+def from_comparison(comparison: xr.Dataset) -> xr.Dataset:
+    """What `bench.compare` found, as a table of runs; `seconds` is the wall time of one image."""
+    require(comparison, "from_comparison", psnr=("run", "sample"), method=("run",), interval=("run",))
+    short = {"reference": REFERENCE, "fewer steps": "fewer", "FORA (order 0)": "order0", "Taylor order 1": "order1",
+             "Taylor order 2": "order2", "TAP": "tap"}  # fmt: skip
+    methods, intervals = comparison["method"].values.tolist(), comparison["interval"].values.tolist()
+    names = [
+        REFERENCE if method == REFERENCE else f"{short.get(method, method)} N={interval}"
+        for method, interval in zip(methods, intervals, strict=True)
+    ]
+    table = comparison[["psnr", "correct", "flops", "full_passes"]].reset_coords(drop=True)
+    table["seconds"] = comparison["latency"].reset_coords(drop=True) / comparison.sizes["sample"]
+    return table.broadcast_like(table["psnr"]).rename(run="cell").assign_coords(cell=names)
+
+
+def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dataset:
+    """PSNR of runs minus that of a baseline, paired by image: each on all images that both have.
+
+    Args:
+        quality: with `psnr` (cell, sample).
+        runs: what to call a run -> its name; those that are not there are left out.
+        baseline: name of a run.
+
+    Returns:
+        `gain` (run, bound) in dB, `images` (run).
+
+    Raises:
+        ValueError: no baseline, or none of the runs.
+    """
+    require(quality, "gains", psnr=TABLE)
+    names = quality["cell"].values.tolist()
+    kept = {label: name for label, name in runs.items() if name in names and name != baseline}
+    if baseline not in names or not kept:
+        raise ValueError(f"gains: needs the run {baseline!r} and one of {list(runs.values())}: there are {names}")
+    rows, counts = [], []
+    for name in kept.values():
+        pair = _common(quality, [name, baseline])["psnr"].reset_coords(drop=True)
+        rows.append(paired_difference(pair.sel(cell=name, drop=True), pair.sel(cell=baseline, drop=True)))
+        counts.append(pair.sizes["sample"])
+    gain = xr.concat(rows, dim=xr.Variable("run", list(kept)))
+    text = f"PSNR minus that of {baseline}"
+    return xr.Dataset(
+        {"gain": gain.assign_attrs(long_name=text, units="dB"), "images": ("run", counts, {"units": "1"})}
+    )
+
+
+def cost_and_quality(quality: xr.Dataset, runs: Sequence[str]) -> xr.Dataset:
+    """`psnr` (run, bound), and mean `flops` (run), of the runs that are there, on the images that all of them have."""
+    require(quality, "cost_and_quality", psnr=TABLE, flops=TABLE)
+    names = [name for name in runs if name in quality["cell"].values]
+    if not names:
+        raise ValueError(f"cost_and_quality: none of {list(runs)}: there are {quality['cell'].values.tolist()}")
+    table = _common(quality, names).sel(cell=names)
+    return xr.Dataset(
+        {
+            "psnr": with_interval(table["psnr"]).assign_attrs(long_name="PSNR to the reference", units="dB"),
+            "flops": table["flops"].mean("sample").assign_attrs(long_name="FLOPs of one image", units="1"),
+        },
+        attrs={"images": table.sizes["sample"]},
+    ).rename(cell="run")
+
+
+def fixed_quality(sweep: xr.Dataset) -> tuple[xr.DataArray, dict[str, xr.DataArray], int]:
+    """PSNR of fixed predictors, and of other methods beside them, on the images that all have.
+
+    Args:
+        sweep: `psnr` (cell, sample) with the coordinate `method` (cell): "fixed0", "fixed2-1" (order and shift),
+            others ("tap", "oracle").
+
+    Returns:
+        (predictor, bound) with the coordinates `order` and `shift`; method -> (bound) for the others; number of images.
+    """
+    require(sweep, "fixed_quality", psnr=TABLE, method=("cell",))
+    table = _common(sweep, sweep["cell"].values.tolist())
+    bounds = with_interval(table["psnr"].reset_coords(drop=True)).drop_vars("cell")  # (cell, bound)
+    methods = [str(method) for method in sweep["method"].values]
+    single = [i for i, method in enumerate(methods) if re.fullmatch(r"fixed\d+(-[\d.]+)?", method)]
+    labels = [tuple(methods[i].removeprefix("fixed").split("-")) for i in single]
+    fixed = bounds.isel(cell=single).rename(cell="predictor").assign_coords(
+        order=("predictor", [int(label[0]) for label in labels]),
+        shift=("predictor", [float(label[1]) if len(label) > 1 else 0.0 for label in labels]),
+    )  # fmt: skip
+    others = {method: bounds.isel(cell=i) for i, method in enumerate(methods) if i not in single}
+    return fixed, others, table.sizes["sample"]
+
+
+def rank_by_depth(ranking: xr.Dataset, *, run: str = "tap N=8") -> xr.Dataset:
+    """Agreement of probe and truth by the depth of the probe and by distance, with its controls.
+
+    Args:
+        ranking: `spearman` (cell, sample), with the cells "tap N=8" (depth 0), "tap N=8 depth=1", ..., and perhaps
+            "shuffled N=8" and "untrained N=8"; `spearman_at_distance` (sample, distance).
+
+    Returns:
+        `spearman` (depth, bound), `of_control` (control, bound), `at_distance` (distance, bound).
+    """
+    require(ranking, "rank_by_depth", spearman=TABLE, spearman_at_distance=("sample", "distance"))
+    names = ranking["cell"].values.tolist()
+    depths = {0: run} | {int(name.split("depth=")[1]): name for name in names if name.startswith(f"{run} depth=")}
+    depths = dict(sorted(depths.items()))
+    controls = [name for name in (run.replace("tap", "shuffled"), run.replace("tap", "untrained")) if name in names]
+    found = with_interval(ranking["spearman"].reset_coords(drop=True))  # (cell, bound)
+    attrs = {"long_name": "rank correlation of proxy loss and true error", "units": "1"}
+    parts: dict[str, Any] = {
+        "spearman": found.sel(cell=list(depths.values())).drop_vars("cell").rename(cell="depth"),
+        "of_control": found.sel(cell=controls).drop_vars("cell").rename(cell="control"),
+        "at_distance": with_interval(ranking["spearman_at_distance"].reset_coords(drop=True)),
+    }
+    return xr.Dataset({name: values.assign_attrs(attrs) for name, values in parts.items()},
+                      coords={"depth": list(depths), "control": [name.split()[0] for name in controls]},
+                      attrs={"images": ranking.sizes["sample"]})  # fmt: skip
+
+
+def _method_and_interval(name: str) -> tuple[str, int] | None:
+    found = re.fullmatch(r"(\S+) N=(\d+)", name)
+    return (found[1], int(found[2])) if found else None
+
+
+def _common(quality: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """The images that all these runs have."""
+    has = np.isfinite(quality["psnr"].sel(cell=list(names)).transpose(*TABLE).values).all(axis=0)
+    if has.sum() < 2:
+        raise ValueError(f"no two images that all of these runs have: {list(names)}")
+    return quality.isel(sample=np.flatnonzero(has))

@@ -1,0 +1,78 @@
+"""The tables of a study on disk: small netCDF files, one per table, in one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import xarray as xr
+
+TABLES = ("quality", "ranking", "tokens", "propagation")
+CHOSEN = "chosen.json"
+
+
+class Tables(Protocol):
+    """What `save_study` needs of the evidence for the claims."""
+
+    @property
+    def quality(self) -> xr.Dataset: ...
+    @property
+    def ranking(self) -> xr.Dataset: ...
+    @property
+    def tokens(self) -> xr.Dataset: ...
+    @property
+    def propagation(self) -> xr.Dataset: ...
+    @property
+    def chosen(self) -> Mapping[str, str]: ...
+
+
+def save_study(evidence: Tables, folder: str | Path) -> list[Path]:
+    """Write the tables of `evidence` and what was chosen on held-out images; files of the same names are replaced."""
+    folder = Path(folder)
+    paths = [save_table(getattr(evidence, name), folder, name) for name in TABLES]
+    chosen = folder / CHOSEN
+    chosen.write_text(json.dumps(dict(evidence.chosen), indent=1) + "\n")
+    return [*paths, chosen]
+
+
+def load_study(folder: str | Path) -> dict[str, Any]:
+    """The tables by name, in memory, and `chosen`: `Evidence(**load_study(folder))`.
+
+    Raises:
+        FileNotFoundError: a table is missing.
+    """
+    chosen = Path(folder) / CHOSEN
+    if not chosen.is_file():
+        raise FileNotFoundError(f"no study in {folder}: there is no {CHOSEN}")
+    return {name: load_table(folder, name) for name in TABLES} | {"chosen": json.loads(chosen.read_text())}
+
+
+def save_table(table: xr.Dataset, folder: str | Path, name: str) -> Path:
+    """Write a small table as `name.nc`, with text as netCDF strings, packed without loss."""
+    path = Path(folder) / f"{name}.nc"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = table.copy()
+    for key, variable in table.variables.items():
+        if variable.dtype.kind in "TU":  # netCDF strings are Python objects to xarray
+            stored[key] = variable.copy(data=variable.values.astype(object))
+    for variable in stored.variables.values():
+        variable.encoding = {} if variable.dtype.kind == "O" or not variable.ndim else {"zlib": True, "complevel": 9}
+    partial = path.with_name(path.name + ".partial")
+    stored.to_netcdf(partial, engine="netcdf4")
+    partial.replace(path)
+    return path
+
+
+def load_table(folder: str | Path, name: str) -> xr.Dataset:
+    """The table `name.nc`, in memory.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(folder) / f"{name}.nc"
+    if not path.is_file():
+        raise FileNotFoundError(f"no table {path}")
+    with xr.open_dataset(path, engine="netcdf4") as file:
+        return file.load()

@@ -1,0 +1,37 @@
+"""`tapstudy figures`: every figure of the study, from recordings and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tapstudy.commands.errors import user_errors
+
+
+def figures(
+    names: Annotated[list[str] | None, typer.Argument(help="which; all by default, --list says what there is")] = None,
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("figures"),
+    data: Annotated[Path, typer.Option(help="folder with recordings, study and published")] = Path("data"),
+    show: Annotated[bool, typer.Option("--list", help="list the figures and stop")] = False,
+) -> None:
+    """Make the figures as PNG and SVG. The same data gives the same bytes; a figure without its data is left out."""
+    with user_errors():
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+
+        from tapstudy.figures import FIGURES, MissingData, Sources, draw_all
+
+        if show:
+            for name, make in FIGURES.items():
+                typer.echo(f"{name:<24} {make.__doc__}")
+            return
+        if not data.is_dir():
+            raise FileNotFoundError(f"no folder {data}: say where the data is with --data")
+        for name, found in draw_all(Sources(data), out, names=names or ()):
+            if isinstance(found, MissingData):
+                typer.echo(f"{name} left out: {found}")
+            else:
+                typer.echo(f"{name}: {', '.join(map(str, found))}")

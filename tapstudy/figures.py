@@ -1,0 +1,362 @@
+"""All figures of the study: recordings and tables in, figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import xarray as xr
+from matplotlib.figure import Figure
+
+from tapstudy.analysis.ablation import ablate, grid
+from tapstudy.analysis.choice_maps import choice_statistics
+from tapstudy.analysis.clean_image import clean_images
+from tapstudy.analysis.error_propagation import teacher_forced_error
+from tapstudy.analysis.heterogeneity import token_dynamics
+from tapstudy.analysis.image_content import image_content
+from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_proxy
+from tapstudy.analysis.published import published_table
+from tapstudy.analysis.run_tables import cost_and_quality, fixed_quality, frontier, gains, rank_by_depth
+from tapstudy.analysis.stats import with_interval
+from tapstudy.analysis.study import load_study, load_table
+from tapstudy.analysis.summaries import summarise
+from tapstudy.analysis.token_classes import by_class, shares_by_class
+from tapstudy.analysis.variance_shares import variance_shares
+from tapstudy.analysis.verdict_table import verdict_table
+from tapstudy.plots.ablation_errors import plot_ablation_errors
+from tapstudy.plots.choice_entropy import plot_choice_entropy
+from tapstudy.plots.choice_maps import plot_choice_maps
+from tapstudy.plots.choice_shares import plot_choice_shares
+from tapstudy.plots.claims import plot_claims
+from tapstudy.plots.correlation import plot_correlation
+from tapstudy.plots.depths import plot_depths
+from tapstudy.plots.error_buildup import plot_error_buildup
+from tapstudy.plots.fixed_predictors import plot_fixed_predictors
+from tapstudy.plots.frontier import plot_frontier
+from tapstudy.plots.gains import plot_gains
+from tapstudy.plots.heterogeneity import plot_heterogeneity
+from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
+from tapstudy.plots.published import plot_published
+from tapstudy.plots.regret import plot_regret
+from tapstudy.plots.skip_step import plot_skip_step
+from tapstudy.plots.style import save
+from tapstudy.recording.store import open_recording
+
+_CLAIMS = "tapstudy claims --study data/study"
+# table -> the command that makes it
+COMMANDS = {
+    "quality": _CLAIMS,
+    "ranking": _CLAIMS,
+    "tokens": _CLAIMS,
+    "propagation": _CLAIMS,
+    "fixed": "tapstudy ablate --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,fixed2-1,"
+    "fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc data/study/fixed.nc",
+    "errors": "tapstudy bench errors --out data/study/errors.nc",
+    "skip_step": "tapstudy bench skip-step --out data/study/skip_step.nc",
+}
+MODEL = "mnist-dit"
+
+# group -> what to call a run -> its name
+ABLATIONS = {
+    "orders (TAP: 0, 1 and 2)": {
+        **{f"order {m} only": f"tap N=8 orders={m}" for m in (1, 2)},
+        "orders 0 and 1": "tap N=8 orders=0+1",
+        "orders 0 and 2": "tap N=8 orders=0+2",
+        "orders 1 and 2": "tap N=8 orders=1+2",
+    },
+    "horizons k - s (TAP: s up to 4)": {
+        "k only": "tap N=8 lambda=0", "s up to 2": "tap N=8 lambda=2", "s up to 6": "tap N=8 lambda=6",
+    },
+    "stride of s (TAP: 1)": {"0.5": "tap N=8 delta=0.5", "0.1": "tap N=8 delta=0.1"},
+    "distance of the probes (TAP: cosine)": {"relative L2": "tap N=8 l2", "relative L1": "tap N=8 l1"},
+    "further predictors in the family": {
+        name.replace("-", " "): f"tap N=8 +{name}" for name in ("least-squares", "hermite", "chebyshev", "dmd")
+    },
+}  # fmt: skip
+CONTROLS = {
+    "fewer plain steps": "fewer",
+    "order 0 (FORA)": "order0",
+    "Taylor order 1": "order1",
+    "Taylor order 2": "order2",
+    "best fixed predictor (held out)": "best-fixed",
+    "random choice": "random",
+    "losses shuffled over tokens": "shuffled",
+    "one choice per step": "step",
+    "oracle per token": "oracle",
+}
+
+
+class MissingData(FileNotFoundError):
+    """A recording or table that a figure needs is not there; the message says which command makes it."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the figures find their data.
+
+    Args:
+        data: folder with `recordings`, `study` and `published`.
+    """
+
+    data: Path = Path("data")
+
+    @cached_property
+    def scores(self) -> xr.Dataset:
+        """Scores of all predictors along exact trajectories, in memory."""
+        return self._recording("scores").load()
+
+    @cached_property
+    def features(self) -> xr.Dataset:
+        """Probes and residuals of every step, lazily."""
+        return self._recording("features")
+
+    def table(self, name: str) -> xr.Dataset:
+        """A table of the study.
+
+        Raises:
+            MissingData: there is none.
+        """
+        try:
+            return load_table(self.data / "study", name)
+        except FileNotFoundError as error:
+            raise MissingData(f"{error}: make it with `{COMMANDS[name]}`") from None
+
+    @cached_property
+    def study(self) -> dict[str, Any]:
+        """All tables that claims are judged by.
+
+        Raises:
+            MissingData: one is not there.
+        """
+        try:
+            return load_study(self.data / "study")
+        except FileNotFoundError as error:
+            raise MissingData(f"{error}: make it with `{COMMANDS['quality']}`") from None
+
+    def _recording(self, name: str) -> xr.Dataset:
+        path = self.data / "recordings" / f"{name}.zarr"
+        if not path.is_dir():
+            raise MissingData(f"no recording {path}: make it with `tapstudy record {path.parent} --bundled`")
+        return open_recording(path)
+
+
+def draw_all(
+    sources: Sources, out: str | Path, *, names: Iterable[str] = ()
+) -> Iterator[tuple[str, list[Path] | MissingData]]:
+    """Make figures one by one, and save each as PNG and SVG: (name, its files, or what is missing).
+
+    Args:
+        names: which; all by default.
+
+    Raises:
+        ValueError: no such figure.
+    """
+    names = list(names) or list(FIGURES)
+    if unknown := [name for name in names if name not in FIGURES]:
+        raise ValueError(f"no figure {', '.join(map(repr, unknown))}: there are {', '.join(FIGURES)}")
+    for name in names:
+        try:
+            figure = FIGURES[name](sources)
+        except MissingData as missing:
+            yield name, missing
+            continue
+        paths = save(figure, out, name)
+        plt.close(figure)
+        yield name, paths
+
+
+def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure | None:
+    """For notebooks: make a figure, save it and return it; without its data, print what is missing."""
+    try:
+        figure = FIGURES[name](sources)
+    except MissingData as missing:
+        print(f"{name} left out: {missing}")
+        return None
+    save(figure, out, name)
+    plt.close(figure)  # or the notebook shows it twice
+    return figure
+
+
+def heterogeneity(sources: Sources) -> Figure:
+    """Speed and effective order by token class, and whose the variance is."""
+    one = sources.features.sel(context="cond")
+    dynamics = token_dynamics(one)[["relative_velocity", "effective_order"]].load()
+    content = image_content(one).load()
+    speed, order = dynamics["relative_velocity"], dynamics["effective_order"]
+    shares = {
+        "log relative speed": variance_shares(speed, log=True),
+        "effective order": variance_shares(order),
+    }
+    return plot_heterogeneity(by_class(speed, content), shares_by_class(order, content), shares)
+
+
+def proxy_vs_truth(sources: Sources) -> Figure:
+    """The probe's loss against the true error, and what is left when losses are shuffled over tokens."""
+    scores = sources.scores
+    own, other = (
+        summarise(proxy_correlation(which, measures=("spearman",)), "distance")["spearman"]
+        for which in (scores, shuffled_proxy(scores, seed=0))
+    )
+    return plot_proxy_vs_truth(scores, own, other)
+
+
+def correlation(sources: Sources) -> Figure:
+    """Agreement of probe and truth by depth and by distance."""
+    return plot_correlation(rank_by_depth(sources.table("ranking")))
+
+
+def choice_maps(sources: Sources) -> Figure:
+    """Choices over the image as it forms."""
+    scores = sources.scores
+    if "latent" in scores:
+        scores = scores.assign(clean_image=clean_images(scores))
+    return plot_choice_maps(scores, sample=min(3, scores.sizes["sample"] - 1))
+
+
+def choice_shares(sources: Sources) -> Figure:
+    """Orders and horizons over the steps."""
+    statistics = choice_statistics(sources.scores)[["order_share", "shift_share"]]
+    means = statistics.mean([dim for dim in ("sample", "context") if dim in statistics.dims]).compute()
+    return plot_choice_shares(means, full_steps=_full_steps(sources.scores))
+
+
+def choice_entropy(sources: Sources) -> Figure:
+    """Entropy, spatial order and switching over the steps."""
+    names = ["entropy", "moran_order", "switch_within", "switch_across"]
+    curves = summarise(choice_statistics(sources.scores)[names], "step")
+    return plot_choice_entropy(curves, full_steps=_full_steps(sources.scores), images=sources.scores.sizes["sample"])
+
+
+def regret(sources: Sources) -> Figure:
+    """What choosing by the probe costs beside the oracle."""
+    measures = ("regret", "normalised_regret", "top1")
+    own, other = (
+        summarise(proxy_correlation(which, measures=measures), "distance")
+        for which in (sources.scores, shuffled_proxy(sources.scores, seed=0))
+    )
+    return plot_regret(own, other, images=sources.scores.sizes["sample"])
+
+
+def fixed_predictors_error(sources: Sources) -> Figure:
+    """True error of every fixed predictor along exact trajectories, with TAP and the oracle."""
+    scores = sources.scores
+    labels = [
+        (int(order), float(shift))
+        for order, shift in zip(scores["order"].values, scores["shift"].values, strict=True)
+        if order > 0 or shift == scores["shift"].values.min()
+    ]
+    members = {f"{order}-{shift:g}": (order, shift) for order, shift in labels}
+    errors = teacher_forced_error(scores, {**members, "tap": "choice", "oracle": "oracle"})
+    bounds = with_interval(errors.mean([dim for dim in errors.dims if dim not in ("policy", "sample")]))
+    fixed = bounds.sel(policy=list(members)).rename(policy="predictor").drop_vars("predictor")
+    fixed = fixed.assign_coords(
+        order=("predictor", [order for order, _ in labels]), shift=("predictor", [shift for _, shift in labels])
+    )
+    levels = {name: bounds.sel(policy=name) for name in ("tap", "oracle")}
+    return plot_fixed_predictors(
+        fixed, levels, label="true error of the residual (relative)", images=scores.sizes["sample"]
+    )
+
+
+def fixed_predictors_psnr(sources: Sources) -> Figure:
+    """PSNR of the images that every fixed predictor makes, with TAP."""
+    fixed, levels, images = fixed_quality(sources.table("fixed"))
+    return plot_fixed_predictors(fixed, levels, label="PSNR to the reference (dB)", images=images)
+
+
+def ablations(sources: Sources) -> Figure:
+    """PSNR with other orders, horizons, strides, distances and families, minus that of TAP at N = 8."""
+    quality = sources.table("quality")
+    return plot_gains(
+        {title: gains(quality, runs, "tap N=8") for title, runs in ABLATIONS.items()}, baseline="TAP at N = 8"
+    )
+
+
+def ablation_errors(sources: Sources) -> Figure:
+    """True error with other orders and horizons at several N, rescored from recorded features."""
+    settings = grid(orders=((0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)), shifts=((0,), (0, 1, 2, 3, 4)),
+                    interval=(2, 3, 4, 5, 6, 8, 10))  # fmt: skip
+    return plot_ablation_errors(ablate(sources.features, settings).load())
+
+
+def controls(sources: Sources) -> Figure:
+    """PSNR of TAP's controls minus that of TAP, at every N."""
+    quality = sources.table("quality")
+    return plot_gains(
+        {
+            f"N = {n}": gains(quality, {text: f"{name} N={n}" for text, name in CONTROLS.items()}, f"tap N={n}")
+            for n in (4, 6, 8)
+        },
+        baseline="TAP at the same N",
+    )
+
+
+def depth_ablation(sources: Sources) -> Figure:
+    """Deeper probes against smaller intervals, at equal FLOPs."""
+    quality = sources.table("quality")
+    first, deeper = [f"tap N={n}" for n in (8, 6, 5, 4)], [f"tap N=8 depth={depth}" for depth in range(1, 8)]
+    both = cost_and_quality(quality, [*first, *deeper])
+    shallow = both["run"].isin(first)
+    return plot_depths(both.isel(run=shallow.values), both.isel(run=~shallow.values))
+
+
+def speed_quality(sources: Sources) -> Figure:
+    """PSNR and label accuracy against cost, for every method and control."""
+    return plot_frontier(frontier(sources.table("quality")))
+
+
+def error_buildup(sources: Sources) -> Figure:
+    """Local errors, their coherence, the model's feedback and the deviation."""
+    table = sources.table("errors")
+    names = ["local_error", "coherence", "feedback_cosine", "deviation"]
+    policies = table["policy"].values.tolist()
+    curves = xr.concat(
+        [summarise(table[names].sel(policy=policy, drop=True), "step") for policy in policies],
+        dim=xr.Variable("policy", policies), join="outer",
+    )  # fmt: skip
+    return plot_error_buildup(curves, full_steps=_full_steps(table), images=table.sizes["sample"])
+
+
+def skip_step(sources: Sources) -> Figure:
+    """The cost of a skip step and its parts."""
+    return plot_skip_step(sources.table("skip_step"))
+
+
+def published(sources: Sources) -> Figure:
+    """TAP's published numbers beside ours."""
+    path = sources.data / "published" / "tap.csv"
+    if not path.is_file():
+        raise MissingData(f"no table {path}: it comes with the repository")
+    ours = frontier(sources.table("quality"), ("order0", "order1", "order2", "tap"))
+    ours = ours.isel(run=ours["interval"].isin([4, 8]).values)
+    return plot_published(published_table(path), ours, model=MODEL)
+
+
+def claims(sources: Sources) -> Figure:
+    """The verdicts on all claims."""
+    tables = sources.study
+    from tapstudy.analysis.claims.all_claims import all_claims
+    from tapstudy.analysis.claims.evidence import Evidence
+    from tapstudy.analysis.claims.finding import judge
+
+    return plot_claims(verdict_table(judge(all_claims(Evidence(**tables)))))
+
+
+def _full_steps(dataset: xr.Dataset) -> list[int]:
+    """Of the first image, context and policy."""
+    full = dataset["is_full"].isel({dim: 0 for dim in dataset["is_full"].dims if dim != "step"})
+    return [int(step) for step in full["step"].values[full.values == 1]]
+
+
+FIGURES: dict[str, Callable[[Sources], Figure]] = {
+    make.__name__: make
+    for make in (
+        heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_shares, choice_entropy, regret,
+        fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, depth_ablation,
+        speed_quality, error_buildup, skip_step, published, claims,
+    )
+}  # fmt: skip

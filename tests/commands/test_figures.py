@@ -1,0 +1,141 @@
+"""Every figure from small data: twice the same bytes, and a clear line where data is missing."""
+
+import json
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import tapstudy
+from tapstudy.analysis.study import load_table, save_table
+from tapstudy.cli import app
+from tapstudy.figures import FIGURES, MissingData, Sources, draw_all, show
+from tests.analysis.test_run_tables import ranking
+from tests.conftest import make_tiny_pipe
+from tests.test_architecture import ROOT
+
+run = CliRunner().invoke
+TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "depth_ablation", "speed_quality",
+          "error_buildup", "skip_step", "published", "claims"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, model_folder):
+    folder = tmp_path_factory.mktemp("data")
+    call = {"class_labels": [1, 2], "seed": [0, 1], "num_inference_steps": 14}
+    config = tapstudy.TAPConfig(interval=5)
+    fields = ("proxy_loss", "true_error", "choice", "latent", "image")
+    pipe = make_tiny_pipe()
+    for name, wanted in (("scores", fields), ("features", ("probe", "residual", "image"))):
+        path = folder / "recordings" / f"{name}.zarr"
+        tapstudy.record(pipe, [call], path, fields=wanted, config=config, progress=False)
+    study = folder / "study"
+    save_table(quality(), study, "quality")
+    save_table(ranking(), study, "ranking")
+    fixed = quality().sel(cell=["order0 N=8", "order1 N=8", "tap N=8"])
+    save_table(fixed.assign_coords(method=("cell", ["fixed0", "fixed1-0", "tap"])), study, "fixed")
+    shutil.copytree(ROOT.parent / "data" / "published", folder / "published")
+    common = f"--model {model_folder} --steps 12"
+    for command in ("errors --labels 1,2 --interval 4", "skip-step --batch-size 2"):
+        name = command.split()[0].replace("-", "_")
+        found = run(app, ["bench", *command.split(), *common.split(), "--out", str(study / f"{name}.nc")])
+        assert found.exit_code == 0, found.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_pipe().save_pretrained(folder)
+    return folder
+
+
+def quality():
+    """A run for everything the figures ask for."""
+    from tapstudy.figures import ABLATIONS, CONTROLS
+
+    names = ["reference", "tap N=5", *(f"tap N={n}" for n in (4, 6, 8)), *(f"tap N=8 depth={d}" for d in (1, 2))]
+    names += [f"{name} N={n}" for name in CONTROLS.values() for n in (4, 6, 8)]
+    names += [name for group in ABLATIONS.values() for name in group.values()]
+    values = 30 + np.random.default_rng(0).normal(size=(len(names), 3))
+    values[0] = np.inf
+    dims = ("cell", "sample")
+    ones = np.ones_like(values)
+    return xr.Dataset(
+        {"psnr": (dims, values), "correct": (dims, ones), "flops": (dims, 8e9 * ones), "full_passes": (dims, 8 * ones)},
+        coords={"cell": names},
+    )
+
+
+def test_all_figures_twice(data, tmp_path):
+    for name in ("a", "b"):
+        result = run(app, ["figures", "--data", str(data), "--out", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
+    made = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert made == sorted(f"{name}.{kind}" for name in FIGURES if name != "claims" for kind in ("png", "svg"))
+    for name in made:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert "claims left out: no study" in result.output
+    assert "make it with `tapstudy claims" in result.output
+
+
+def test_figures_without_tables_say_which_command_makes_them(data, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "recordings").symlink_to(data / "recordings")
+    found = dict(draw_all(Sources(tmp_path / "data"), tmp_path / "out", names=[*TABLES, "choice_maps"]))
+    assert {name for name, what in found.items() if isinstance(what, MissingData)} == TABLES
+    assert "make it with `tapstudy bench skip-step --out data/study/skip_step.nc`" in str(found["skip_step"])
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_without_recordings(tmp_path):
+    found = dict(draw_all(Sources(tmp_path), tmp_path, names=["regret"]))
+    assert "make it with `tapstudy record" in str(found["regret"])
+
+
+def test_show_returns_the_figure_or_says_what_is_missing(data, tmp_path, capsys):
+    figure = show("skip_step", Sources(data), tmp_path)
+    assert len(figure.axes) == 2
+    assert (tmp_path / "skip_step.svg").is_file()
+    assert show("skip_step", Sources(tmp_path), tmp_path) is None
+    assert "skip_step left out: no table" in capsys.readouterr().out
+
+
+def test_unknown_figures_and_folders(data, tmp_path):
+    result = run(app, ["figures", "magic", "--data", str(data), "--out", str(tmp_path / "o")])
+    assert result.exit_code == 2
+    assert "no figure 'magic'" in result.output
+    assert not (tmp_path / "o").exists()
+    result = run(app, ["figures", "--data", str(tmp_path / "none")])
+    assert result.exit_code == 2
+    assert "--data" in result.output
+
+
+def test_list_names_every_figure():
+    result = run(app, ["figures", "--list"])
+    assert [line.split()[0] for line in result.output.splitlines()] == list(FIGURES)
+    assert all(make.__doc__ for make in FIGURES.values())
+
+
+def test_commands_named_for_missing_tables_exist(data):
+    """The tables that these commands write are those that the figures read."""
+    errors = load_table(data / "study", "errors")
+    assert errors["policy"].values.tolist() == ["order1", "tap", "oracle"]
+    assert errors["deviation"].dims == ("policy", "sample", "step")
+    cost = load_table(data / "study", "skip_step")
+    assert cost.attrs["batch_size"] == 2
+    np.testing.assert_allclose(float(cost["part_seconds"].sum()), float(cost["seconds"].sel(kind="skip")))
+
+
+@pytest.mark.skipif(find_spec("tapstudy.analysis.claims") is None, reason="without the claims")
+def test_claims_figure(data, tmp_path):
+    from tapstudy.analysis.study import save_study
+    from tests.analysis.synthetic_claims import make_evidence
+
+    save_study(make_evidence(), tmp_path / "study")
+    figure = show("claims", Sources(tmp_path), tmp_path)
+    assert len(figure.axes[0].containers) == 23
+    assert json.loads((tmp_path / "study" / "chosen.json").read_text()) == {"mask": "F......F"}

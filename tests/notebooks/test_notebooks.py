@@ -1,0 +1,86 @@
+"""The notebooks as files; `pytest --nbmake notebooks` runs them."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NAMES = (
+    "00_quickstart", "01_proxy_versus_true_error", "03_heterogeneity", "04_probe_depth", "05_orders_horizons_intervals",
+    "06_speed_and_quality", "07_claims", "08_your_own",
+)  # fmt: skip
+
+
+@pytest.fixture(params=NAMES)
+def cells(request):
+    return json.loads((FOLDER / f"{request.param}.ipynb").read_text())["cells"]
+
+
+def code(cells):
+    """Python of the code cells, without lines for the shell."""
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return re.sub(r"^( *)!.*$", r"\1pass", text, flags=re.MULTILINE)
+
+
+def test_outputs_are_stripped(cells):
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+
+
+def test_cell_ids_are_stable(cells):
+    assert [cell["id"] for cell in cells] == [f"cell-{i:02d}" for i in range(len(cells))]
+
+
+def test_story_begins_with_a_title_and_one_switch_which_is_off(cells):
+    assert cells[0]["cell_type"] == "markdown"
+    assert cells[0]["source"][0].startswith("# ")
+    tree = ast.parse(code(cells))
+    switches = [
+        node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RECOMPUTE"
+    ]
+    assert switches == [False]
+    assert any(isinstance(node, ast.Name) and node.id == "RECOMPUTE" and isinstance(node.ctx, ast.Load)
+               for node in ast.walk(tree))  # fmt: skip
+
+
+def test_only_public_modules_and_names_are_imported(cells):
+    for node in ast.walk(ast.parse(code(cells))):
+        if isinstance(node, ast.ImportFrom):
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [part for alias in node.names for part in alias.name.split(".")]
+        else:
+            continue
+        assert not [name for name in names if name.startswith("_")]
+        assert names[0] != "tests"
+
+
+def test_commands_of_the_shell_exist(cells):
+    """Every command behind RECOMPUTE is one of the command line's, with options that it knows."""
+    from typer.main import get_command
+
+    from tapstudy.cli import app
+
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for line in re.findall(r"-m tapstudy\.cli (.+)", text):
+        command, words = get_command(app), line.split()
+        while hasattr(command, "commands") and words[0] in command.commands:
+            command = command.commands[words.pop(0)]
+        if hasattr(command, "commands"):  # the group lacks it
+            if words[0] not in ("claims", "ablate"):
+                pytest.fail(f"no command in {line!r}")
+            continue
+        known = {option for parameter in command.params for option in parameter.opts}
+        asked = {word for word in words if word.startswith("--")}
+        assert asked <= known, line
+
+
+def test_cells_are_short(cells):
+    assert max(len(cell["source"]) for cell in cells if cell["cell_type"] == "code") <= 30
