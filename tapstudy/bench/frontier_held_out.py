@@ -1,0 +1,196 @@
+"""Everything that is fitted or chosen for the frontier, on held-out images only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tapstudy.analysis.schedules import best_mask, end_dense_mask, even_mask, start_dense_mask
+from tapstudy.analysis.step_gram import step_gram
+from tapstudy.bench.frontier_masks import best_window_mask
+from tapstudy.bench.frontier_plan import FrontierPlan, Setting
+from tapstudy.bench.frontier_runs import run_setting
+from tapstudy.bench.frontier_tuning import Tuner, best_of, kept_json
+from tapstudy.bench.image_error import psnr
+from tapstudy.bench.policy_runs import kept
+from tapstudy.models.pipeline import LabelPipeline
+from tapstudy.policies.base import ResidualSite
+from tapstudy.policies.calibrated import CalibratedPolicy, fit_rows
+from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.fixed import FixedPolicy
+from tapstudy.predictors.family import Family
+from tapstudy.predictors.taylor import TaylorFamily
+from tapstudy.recording.record import record
+
+Mask = tuple[int, ...]
+SITES: tuple[ResidualSite, ...] = ("hidden", "latent", "output")
+FIXED = [(0, 0), *((order, shift) for order in (1, 2) for shift in range(5))]  # the distinct ones of TAP's family
+ROWS = [(site, anchors) for site in SITES for anchors in (2, 3)]
+USUAL, EVEN, START, END, STEPS, WINDOWS = "S(N,3)", "even", "start-dense", "end-dense", "dp-steps", "dp-windows"
+SCHEDULES = (USUAL, EVEN, START, END, STEPS, WINDOWS)
+
+
+class HeldOut:
+    """Lazily; whatever took the model to find out is kept in `folder`.
+
+    Args:
+        pipe: with the plan's model, without a policy.
+        folder: of this plan.
+        progress: show bars.
+    """
+
+    def __init__(self, pipe: LabelPipeline, plan: FrontierPlan, folder: Path, *, progress: bool = True) -> None:
+        self.pipe, self.plan, self.folder, self.progress = pipe, plan, folder, progress
+        self._tuners: dict[str, Tuner] = {}
+
+    # What is recorded
+
+    @cached_property
+    def recording(self) -> xr.Dataset:
+        """Exact trajectories of the held-out images that are fitted to."""
+        pairs = self.plan.held_out_pairs[: -self.plan.tuning]
+        calls = [
+            {
+                "class_labels": [label for _, label in part],
+                "seed": [1000 * seed + label for seed, label in part],
+                "num_inference_steps": self.plan.steps,
+                "guidance_scale": self.plan.guidance,
+            }
+            for part in (pairs[i : i + 10] for i in range(0, len(pairs), 10))
+        ]
+        return record(
+            self.pipe, calls, self.folder / "held-out.zarr",
+            fields=("probe", "residual", "latent", "latent_residual"), model=self.plan.model, progress=self.progress,
+        )  # fmt: skip
+
+    @cached_property
+    def lengths(self) -> NDArray[np.float64]:
+        """Of the solver's steps, (step,)."""
+        return np.asarray(np.diff(self.recording["sigma"].values.astype(np.float64), append=0.0))
+
+    @lru_cache(maxsize=None)  # noqa: B019 (one object per run)
+    def gram(self, site: ResidualSite) -> NDArray[np.float64]:
+        """Inner products of the steps as shares of a trajectory's mean square, mean over trajectories, (step, step).
+
+        In latent space of what guidance makes of both branches, which is what the solver sees.
+        """
+        if site == "hidden":
+            features = self.recording["residual"]
+        else:
+            features = self._guided(self.recording["latent_residual"]).rename(latent_channel="channel")
+            if site == "output":  # the input is the same in both branches
+                features = features + self.recording["latent"].isel(context=0).rename(latent_channel="channel")
+        found = step_gram(features).values.reshape(-1, self.plan.steps, self.plan.steps)
+        size = np.trace(found, axis1=1, axis2=2) / self.plan.steps  # (trajectory,)
+        return np.asarray((found / size[:, None, None]).mean(axis=0))
+
+    def _guided(self, values: xr.DataArray) -> xr.DataArray:
+        if values.sizes["context"] == 1:
+            return values.isel(context=0)
+        free, guided = (values.sel(context=name, drop=True) for name in ("uncond", "cond"))
+        return free + self.plan.guidance * (guided - free)
+
+    def features(self, name: str, *, samples: int | None = None) -> list[Tensor]:
+        """A recorded variable at every step, (samples * contexts, token, channel) each."""
+        values = self.recording[name].isel(sample=slice(samples))
+        if "depth" in values.dims:
+            values = values.isel(depth=0)
+        found = torch.from_numpy(values.transpose("step", "sample", "context", "token", ...).values)
+        return list(found.flatten(1, 2))
+
+    # What is chosen
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """The tuning images without acceleration, (B, band, row, column)."""
+        plain = Setting.plain(self.plan.steps)
+        found = kept(self.folder / "tuning.nc", lambda: run_setting(self.pipe, self.plan, plain, self.plan.tuning_pairs))
+        return torch.from_numpy(found["image"].values)
+
+    def quality(self, setting: Setting) -> float:
+        """Mean PSNR over the tuning images."""
+        found = run_setting(self.pipe, self.plan, setting, self.plan.tuning_pairs)
+        return float(psnr(torch.from_numpy(found["image"].values), self.exact, data_range=1.0).clamp(max=200).mean())
+
+    def choose(self, name: str, options: Callable[[], dict[str, Setting]]) -> str:
+        """The option of the highest quality."""
+        path = self.folder / "chosen" / f"{name}.json"
+        quality = kept_json(path, lambda: {key: self.quality(setting) for key, setting in options().items()})
+        return best_of(quality)
+
+    def threshold(self, name: str, make: Callable[[float], Setting], passes: int) -> float:
+        """The one at which the tuning images take `passes` full passes, about."""
+
+        def passes_of(threshold: float) -> float:
+            masks = run_setting(self.pipe, self.plan, make(threshold), self.plan.tuning_pairs)["mask"].values
+            return float(np.mean([mask.count("F") for mask in masks]))
+
+        tuner = self._tuners.setdefault(name, Tuner(passes_of))
+        return float(kept_json(self.folder / "chosen" / f"{name}-{passes}.json", lambda: tuner.threshold(passes)))
+
+    def mask(self, schedule: str, passes: int, method: str = "order1") -> Mask:
+        """Full steps by name of the schedule.
+
+        "dp-steps" is `best_mask` for order 1, or, if `method` makes a choice at every step, for the best member of
+        TAP's family. "dp-windows" is the one of `window_masks` on which the method does best on the tuning images.
+        """
+        plan = self.plan
+        if schedule == USUAL:
+            return plan.usual_mask(plan.interval(passes))
+        named = {EVEN: even_mask, START: start_dense_mask, END: end_dense_mask}
+        if schedule in named:
+            return named[schedule](plan.steps, passes)
+        if schedule == STEPS:
+            order = 1 if method in ("order1", "best-fixed") else "best"
+            path = self.folder / "chosen" / f"dp-steps-{order}-{passes}.json"
+            return tuple(kept_json(path, lambda: best_mask(self.recording, passes, order=order)["full_steps"].values.tolist()))  # type: ignore[arg-type]  # fmt: skip
+        raise ValueError(f"no schedule {schedule!r}: there are {SCHEDULES}")
+
+    def best_window_mask(self, name: str, passes: int, make: Callable[[Mask], Setting]) -> Mask:
+        """Of the window masks the one on which the method does best on the tuning images."""
+        masks = self.window_masks(passes)
+        found = self.choose(f"dp-windows-{name}-{passes}", lambda: {key: make(mask) for key, mask in masks.items()})
+        return masks[found]
+
+    def window_masks(self, passes: int) -> dict[str, Mask]:
+        """For order 1 and for fitted rows, by the hidden and by the latent residual."""
+        families: dict[str, Family | None] = {"order1": TaylorFamily(orders=(1,), shifts=(0,)), "fitted": None}
+
+        def make() -> dict[str, Sequence[int]]:
+            return {
+                f"{name} {site}": [int(at) for at in best_window_mask(
+                    self.gram(site), self.lengths, passes, family=family)]
+                for name, family in families.items() for site in SITES[:2]
+            }  # fmt: skip
+
+        found = kept_json(self.folder / "chosen" / f"window-masks-{passes}.json", make)
+        return {name: tuple(mask) for name, mask in found.items()}
+
+    def best_fixed(self, config: TAPConfig, name: str) -> tuple[int, float]:
+        """Order and shift of the single predictor of TAP's family that does best on the tuning images."""
+        found = self.choose(
+            f"best-fixed-{name}",
+            lambda: {f"{m} {s}": Setting.of(FixedPolicy(m, s, config=config)) for m, s in FIXED},
+        )
+        order, shift = found.split()
+        return int(order), int(shift)
+
+    def fitted(self, mask: Mask, name: str) -> CalibratedPolicy:
+        """Fitted rows, with the residual and the number of anchors that do best on the tuning images."""
+
+        def policy(site: ResidualSite, anchors: int) -> CalibratedPolicy:
+            gram = torch.from_numpy(self.gram(site))
+            return CalibratedPolicy(fit_rows(gram, mask, num_anchors=anchors), TAPConfig(residual=site))
+
+        found = self.choose(
+            f"rows-{name}", lambda: {f"{site} {anchors}": Setting.of(policy(site, anchors)) for site, anchors in ROWS}
+        )
+        index = [f"{site} {anchors}" for site, anchors in ROWS].index(found)
+        return policy(*ROWS[index])
