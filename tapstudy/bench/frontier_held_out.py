@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from tapstudy.policies.base import ResidualSite
 from tapstudy.policies.calibrated import CalibratedPolicy, fit_rows
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
-from tapstudy.predictors.family import Family
 from tapstudy.predictors.taylor import TaylorFamily
 from tapstudy.recording.record import record
 
@@ -33,8 +33,11 @@ Mask = tuple[int, ...]
 SITES: tuple[ResidualSite, ...] = ("hidden", "latent", "output")
 FIXED = [(0, 0), *((order, shift) for order in (1, 2) for shift in range(5))]  # the distinct ones of TAP's family
 ROWS = [(site, anchors) for site in SITES for anchors in (2, 3)]
-USUAL, EVEN, START, END, STEPS, WINDOWS = "S(N,3)", "even", "start-dense", "end-dense", "dp-steps", "dp-windows"
-SCHEDULES = (USUAL, EVEN, START, END, STEPS, WINDOWS)
+USUAL = "S(N,3)"
+SCHEDULES = (
+    USUAL, "even", "start-dense", "end-dense", "dp-order1", "dp-best", "window-order1-hidden", "window-order1-latent",
+    "window-fitted-hidden", "window-fitted-latent",
+)  # fmt: skip
 
 
 class HeldOut:
@@ -111,7 +114,9 @@ class HeldOut:
     def exact(self) -> Tensor:
         """The tuning images without acceleration, (B, band, row, column)."""
         plain = Setting.plain(self.plan.steps)
-        found = kept(self.folder / "tuning.nc", lambda: run_setting(self.pipe, self.plan, plain, self.plan.tuning_pairs))
+        found = kept(
+            self.folder / "tuning.nc", lambda: run_setting(self.pipe, self.plan, plain, self.plan.tuning_pairs)
+        )
         return torch.from_numpy(found["image"].values)
 
     def quality(self, setting: Setting) -> float:
@@ -125,53 +130,44 @@ class HeldOut:
         quality = kept_json(path, lambda: {key: self.quality(setting) for key, setting in options().items()})
         return best_of(quality)
 
-    def threshold(self, name: str, make: Callable[[float], Setting], passes: int) -> float:
+    def threshold(self, name: str, make: Callable[[float], Setting], passes: int, *, low: float = 1e-4) -> float:
         """The one at which the tuning images take `passes` full passes, about."""
 
         def passes_of(threshold: float) -> float:
             masks = run_setting(self.pipe, self.plan, make(threshold), self.plan.tuning_pairs)["mask"].values
             return float(np.mean([mask.count("F") for mask in masks]))
 
-        tuner = self._tuners.setdefault(name, Tuner(passes_of))
+        tuner = self._tuners.setdefault(name, Tuner(passes_of, low=low))
         return float(kept_json(self.folder / "chosen" / f"{name}-{passes}.json", lambda: tuner.threshold(passes)))
 
-    def mask(self, schedule: str, passes: int, method: str = "order1") -> Mask:
-        """Full steps by name of the schedule.
+    def mask(self, schedule: str, passes: int) -> Mask:
+        """The full steps of one of `SCHEDULES`, `passes` of them.
 
-        "dp-steps" is `best_mask` for order 1, or, if `method` makes a choice at every step, for the best member of
-        TAP's family. "dp-windows" is the one of `window_masks` on which the method does best on the tuning images.
+        "dp-order1" and "dp-best" are `best_mask` for order 1, and for the best member of TAP's family at every step;
+        "window-..." are `best_window_mask`, for order 1 or fitted rows, by the hidden or the latent residual.
+
+        Raises:
+            ValueError: no such schedule.
         """
         plan = self.plan
         if schedule == USUAL:
             return plan.usual_mask(plan.interval(passes))
-        named = {EVEN: even_mask, START: start_dense_mask, END: end_dense_mask}
+        named = {"even": even_mask, "start-dense": start_dense_mask, "end-dense": end_dense_mask}
         if schedule in named:
             return named[schedule](plan.steps, passes)
-        if schedule == STEPS:
-            order = 1 if method in ("order1", "best-fixed") else "best"
-            path = self.folder / "chosen" / f"dp-steps-{order}-{passes}.json"
-            return tuple(kept_json(path, lambda: best_mask(self.recording, passes, order=order)["full_steps"].values.tolist()))  # type: ignore[arg-type]  # fmt: skip
-        raise ValueError(f"no schedule {schedule!r}: there are {SCHEDULES}")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"no schedule {schedule!r}: there are {', '.join(SCHEDULES)}")
+        path = self.folder / "chosen" / f"mask-{schedule}-{passes}.json"
+        return tuple(kept_json(path, lambda: [int(step) for step in self._searched(schedule, passes)]))
 
-    def best_window_mask(self, name: str, passes: int, make: Callable[[Mask], Setting]) -> Mask:
-        """Of the window masks the one on which the method does best on the tuning images."""
-        masks = self.window_masks(passes)
-        found = self.choose(f"dp-windows-{name}-{passes}", lambda: {key: make(mask) for key, mask in masks.items()})
-        return masks[found]
-
-    def window_masks(self, passes: int) -> dict[str, Mask]:
-        """For order 1 and for fitted rows, by the hidden and by the latent residual."""
-        families: dict[str, Family | None] = {"order1": TaylorFamily(orders=(1,), shifts=(0,)), "fitted": None}
-
-        def make() -> dict[str, Sequence[int]]:
-            return {
-                f"{name} {site}": [int(at) for at in best_window_mask(
-                    self.gram(site), self.lengths, passes, family=family)]
-                for name, family in families.items() for site in SITES[:2]
-            }  # fmt: skip
-
-        found = kept_json(self.folder / "chosen" / f"window-masks-{passes}.json", make)
-        return {name: tuple(mask) for name, mask in found.items()}
+    def _searched(self, schedule: str, passes: int) -> Sequence[int]:
+        if schedule.startswith("dp-"):
+            order: Literal[1, "best"] = 1 if schedule == "dp-order1" else "best"
+            found: list[int] = best_mask(self.recording, passes, order=order)["full_steps"].values.tolist()
+            return found
+        _, rows, site = schedule.split("-")
+        family = TaylorFamily(orders=(1,), shifts=(0,)) if rows == "order1" else None
+        return best_window_mask(self.gram(SITES[site == "latent"]), self.lengths, passes, family=family)
 
     def best_fixed(self, config: TAPConfig, name: str) -> tuple[int, float]:
         """Order and shift of the single predictor of TAP's family that does best on the tuning images."""

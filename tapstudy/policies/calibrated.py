@@ -64,9 +64,7 @@ class CalibratedPolicy(AnchoredPolicy):
         return repr(self.rows)
 
 
-def fit_rows(
-    gram: Tensor, full_steps: Collection[int], *, num_anchors: int = 3, ridge: float = 1e-6
-) -> dict[int, Row]:
+def fit_rows(gram: Tensor, full_steps: Collection[int], *, num_anchors: int = 3, ridge: float = 1e-6) -> dict[int, Row]:
     """Least-squares weights for every skip step of a schedule, teacher-forced.
 
     Unlike `LearnedLinear`, equal distances at different times do not share their weights.

@@ -30,7 +30,9 @@ class DriftPolicy(AnchoredPolicy):
     def __init__(self, config: TAPConfig | None = None, *, family: Family | None = None) -> None:
         super().__init__(config, family=family)
         if self.config.distance == "l1":
-            raise ValueError("DriftPolicy measures sums of errors by their relative L2 norm: distance='l1' is not there")
+            raise ValueError(
+                "DriftPolicy measures sums of errors by their relative L2 norm: distance='l1' is not there"
+            )
         self.total: Tensor | None = None  # E, (B, N, D)
 
     def begin(self, run: RunInfo) -> None:

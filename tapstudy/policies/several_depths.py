@@ -43,9 +43,9 @@ class SeveralDepthsPolicy(AnchoredPolicy):
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
         config, found = self.config, self.candidates(step)
-        losses = predictor_losses(
-            self.anchors.probes, _parts(probe), found.weights, distance=config.distance
-        ).sum(dim=0)  # (2, B, N, P) -> (B, N, P)
+        losses = predictor_losses(self.anchors.probes, _parts(probe), found.weights, distance=config.distance).sum(
+            dim=0
+        )  # (2, B, N, P) -> (B, N, P)
         choice = select(
             losses, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size
         )  # (B, N)
