@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from tapstudy.analysis.stats import paired_interval, with_interval
 from tapstudy.bench.frontier_distance import distribution_distance
 from tapstudy.bench.frontier_held_out import USUAL, HeldOut
-from tapstudy.bench.frontier_methods import EVERYWHERE, METHODS, OWN, FrontierMethod, Kind, Slot
+from tapstudy.bench.frontier_methods import CORE, EVERYWHERE, METHODS, OWN, FrontierMethod, Kind, Slot
 from tapstudy.bench.frontier_plan import FrontierPlan, Setting
 from tapstudy.bench.frontier_runs import kept_costs, kept_run
 from tapstudy.bench.frontier_tuning import kept_json
@@ -62,6 +63,7 @@ def frontier(
     folder: str | Path,
     *,
     methods: Sequence[str] = (),
+    thorough: bool = False,
     repeats: int = 3,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -72,6 +74,7 @@ def frontier(
         folder: keeps the results, method by method and seed by seed; the same call goes on with them. A plan has its
             own, but methods and passes may differ from call to call.
         methods: names from `METHODS`; all by default.
+        thorough: run all of them at every number of passes, not only those in `CORE` and what is named.
         repeats: of the measurement of the wall time.
         progress: show bars.
 
@@ -97,20 +100,20 @@ def frontier(
     runs: dict[Row, xr.Dataset] = {}
     settings: dict[Row, Setting] = {}
     errors: dict[Row, str] = {}
-    plans = rows_of(plan, wanted)
+    plans = rows_of(plan, wanted, thorough=thorough or bool(methods))
     for row, method in tqdm(plans.items(), desc="frontier", unit="cell", disable=not progress):
         try:
             setting = Setting.plain(plan.steps) if method is None else method.make(_slot(held, row))
-            runs[row] = kept_run(pipe, plan, row.name, setting, folder)
+            runs[row] = kept_run(pipe, plan, setting, folder)
             settings[row] = setting
         except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
             if row.kind != "peer":
                 raise
             errors[row] = f"{type(error).__name__}: {error}"  # what other people's code cannot do is a result
-    costs = kept_costs(
-        pipe, plan, {row.name: setting for row, setting in settings.items()}, folder / "costs.nc", repeats=repeats,
-        progress=progress,
-    )  # fmt: skip
+    timed = {cost_name(row, settings): settings[row] for row in settings if cost_name(row, settings) == row.name}
+    costs = kept_costs(pipe, plan, timed, folder / "costs.nc", repeats=repeats, progress=progress)
+    costs = costs.sel(cell=[cost_name(row, settings) for row in settings])
+    costs = costs.assign_coords(cell=[row.name for row in settings])
     table = assemble(plan, list(plans), runs, costs, errors)
     texts = [settings[row].text if row in settings else "" for row in plans]
     table = table.assign_coords(setting=("cell", np.array(texts, dtype=object)))
@@ -129,15 +132,29 @@ def find_methods(names: Sequence[str]) -> list[FrontierMethod]:
     return [method for method in METHODS if not names or method.name in names]
 
 
-def rows_of(plan: FrontierPlan, methods: Sequence[FrontierMethod]) -> dict[Row, FrontierMethod | None]:
-    """The reference, then every method on its schedules; further schedules at the fewest passes only."""
+def rows_of(
+    plan: FrontierPlan, methods: Sequence[FrontierMethod], *, thorough: bool = False
+) -> dict[Row, FrontierMethod | None]:
+    """The reference, then every method on its schedules; further schedules at the fewest passes only.
+
+    Args:
+        thorough: all methods at every number of passes, not only those in `CORE`.
+    """
     rows: dict[Row, FrontierMethod | None] = {Row(REFERENCE, "control", plan.steps, 1, OWN): None}
     for passes in plan.passes:
         for method in methods:
+            if not (thorough or method.name in CORE or passes == min(plan.passes)):
+                continue
             for schedule in method.schedules:
                 if schedule in (USUAL, OWN, *EVERYWHERE) or passes == min(plan.passes):
                     rows[Row(method.name, method.kind, passes, plan.interval(passes), schedule)] = method
     return rows
+
+
+def cost_name(row: Row, settings: Mapping[Row, Setting]) -> str:
+    """The row whose cost this one has: the same method with as many passes on S(N, 3), if that is there."""
+    usual = replace(row, schedule=USUAL)
+    return (usual if usual in settings else row).name
 
 
 def _slot(held: HeldOut, row: Row) -> Slot:
@@ -225,7 +242,8 @@ def compared(table: xr.Dataset) -> xr.Dataset:
     finite = np.isfinite(table["psnr"].values)
     own = with_interval(table["psnr"].where(xr.DataArray(finite, dims=("cell", "sample")), 0.0))
     own = own.where(xr.DataArray(finite.all(axis=1), dims="cell"))
-    keys = [tuple(table[name].values[i] for name in ("method", "schedule", "passes")) for i in range(len(finite))]
+    names = [table[name].values.tolist() for name in ("method", "schedule", "passes")]
+    keys = list(zip(*names, strict=True))
     gains = {"gain_over_tap": "tap", "gain_over_best_fixed": "best-fixed"}
     found = {name: np.full((len(keys), 3), np.nan) for name in gains}
     for i, (_, schedule, passes) in enumerate(keys):
@@ -234,15 +252,15 @@ def compared(table: xr.Dataset) -> xr.Dataset:
             key = (baseline, on, passes)
             if key in keys and finite[i].all() and finite[keys.index(key)].all():
                 found[name][i] = paired_interval(table["psnr"].values[i], table["psnr"].values[keys.index(key)])
-    texts = {"gain_over_tap": "PSNR minus that of TAP on S(N, 3)", "gain_over_best_fixed": "PSNR minus that of the best "
-             "fixed predictor (chosen on held-out images) on the same schedule"}  # fmt: skip
-    return table.assign(
-        psnr_interval=own.assign_attrs(long_name="PSNR to the reference, 95 % over images", units="dB"),
-        **{
-            name: (("cell", "bound"), values, {"long_name": texts[name], "units": "dB"})
-            for name, values in found.items()
-        },
-    ).assign_coords(bound=BOUNDS, chosen=("cell", choose_schedules(table)))
+    texts = {
+        "gain_over_tap": "PSNR minus that of TAP on S(N, 3)",
+        "gain_over_best_fixed": "PSNR minus that of the fixed predictor chosen on held-out images, same schedule",
+    }
+    variables: dict[str, Any] = {
+        name: (("cell", "bound"), values, {"long_name": texts[name], "units": "dB"}) for name, values in found.items()
+    }
+    variables["psnr_interval"] = own.assign_attrs(long_name="PSNR to the reference, 95 % over images", units="dB")
+    return table.assign(variables).assign_coords(bound=BOUNDS, chosen=("cell", choose_schedules(table)))
 
 
 def choose_schedules(table: xr.Dataset) -> list[bool]:

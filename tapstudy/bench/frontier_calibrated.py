@@ -6,6 +6,8 @@ of S(N, 3), and what remains, a threshold or a period, makes the number of passe
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from tapstudy.bench import peers
@@ -37,7 +39,7 @@ def teacache(held: HeldOut, passes: int) -> Setting:
         """(image, step), both branches of an image together, as they are in a batch."""
         images = [step.unflatten(0, (-1, contexts)) for step in path]
         return torch.tensor([
-            [relative_change(now[i], before[i]) for before, now in zip(images, images[1:], strict=False)]
+            [relative_change(now[i], before[i]) for before, now in pairwise(images)]
             for i in range(len(images[0]))
         ])  # fmt: skip
 
@@ -117,15 +119,15 @@ def zeus(held: HeldOut, passes: int) -> Setting:
     """Published rules from the warm-up to the last step, with the period that gives the passes."""
     steps = held.plan.steps
 
-    def settings(period: int) -> dict[str, int]:
-        return {"denominator": period, "start": WARMUP - 1, "end": steps - 1, "max_skips": period}
+    start, end = WARMUP - 1, steps - 1
 
     def count(period: int) -> int:
-        skips = zeus_skips(**settings(period), modular=range(1, period))
-        return steps - sum(WARMUP - 1 < step < steps for step in skips)
+        modular = range(1, period)
+        return steps - len(zeus_skips(denominator=period, modular=modular, start=start, end=end, max_skips=period))
 
     period = min(range(2, steps), key=lambda p: abs(count(p) - passes))
-    return Setting.of(ZeusPolicy(**settings(period), modular=range(1, period)))
+    modular = tuple(range(1, period))
+    return Setting.of(ZeusPolicy(denominator=period, modular=modular, start=start, end=end, max_skips=period))
 
 
 def diffusers_taylor(held: HeldOut, passes: int) -> Setting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tapstudy.models.quality import frechet_distance
@@ -11,10 +10,10 @@ from tapstudy.models.quality import frechet_distance
 def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
     """Squared maximum mean discrepancy, unbiased, with the kernel (x'y / d + 1)^3, and its jackknife standard error.
 
-    The kernel is that of the kernel inception distance (Binkowski et al. 2018, arXiv 1801.01401). Row i of both sets may
-    belong to the same noise: the estimate is the U-statistic of Gretton et al. 2012 (JMLR 13, lemma 6), the mean over
-    i != j of k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i), whose terms never pair an image with its own twin. It
-    may be negative.
+    The kernel is that of the kernel inception distance (Binkowski et al. 2018, arXiv 1801.01401). Row i of both sets
+    may belong to the same noise: the estimate is the U-statistic of Gretton et al. 2012 (JMLR 13, lemma 6), the mean
+    over i != j of k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i), whose terms never pair an image with its own
+    twin. It may be negative.
 
     Args:
         features, reference: (n, d) each, the same n of at least 3.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -35,8 +35,8 @@ FIXED = [(0, 0), *((order, shift) for order in (1, 2) for shift in range(5))]  #
 ROWS = [(site, anchors) for site in SITES for anchors in (2, 3)]
 USUAL = "S(N,3)"
 SCHEDULES = (
-    USUAL, "even", "start-dense", "end-dense", "dp-order1", "dp-best", "window-order1-hidden", "window-order1-latent",
-    "window-fitted-hidden", "window-fitted-latent",
+    USUAL, "even", "start-dense", "end-dense", "dp-order1", "dp-best", "window-order1-latent", "window-fitted-hidden",
+    "window-fitted-latent",
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ class HeldOut:
         """Of the solver's steps, (step,)."""
         return np.asarray(np.diff(self.recording["sigma"].values.astype(np.float64), append=0.0))
 
-    @lru_cache(maxsize=None)  # noqa: B019 (one object per run)
+    @cache  # noqa: B019 (one object per run)
     def gram(self, site: ResidualSite) -> NDArray[np.float64]:
         """Inner products of the steps as shares of a trajectory's mean square, mean over trajectories, (step, step).
 

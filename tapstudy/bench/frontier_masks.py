@@ -1,9 +1,10 @@
 """The best full steps when what counts is the error that a whole window adds to the state.
 
-`analysis.schedules.best_mask` sums squared errors over skip steps. But along a window the errors of one predictor point
-the same way, and the solver adds them up: x moves by sum_i (sigma_(i+1) - sigma_i) e_i. Here the cost of a window is the
-square of that sum, teacher-forced, and the cost of a mask the sum over its windows. All of it follows from the inner
-products of the steps. The search is the dynamic program of `analysis.mask_search` over the last three anchors.
+`analysis.schedules.best_mask` sums squared errors over skip steps. But along a window the errors of one predictor
+point the same way, and the solver adds them up: x moves by sum_i (sigma_(i+1) - sigma_i) e_i. Here the cost of a
+window is the square of that sum, teacher-forced, and the cost of a mask the sum over its windows. All of it follows
+from the inner products of the steps. The search is the dynamic program of `analysis.mask_search` over the last three
+anchors.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def window_errors(
     """What every further step adds to the cost of a window, so that a running sum is the cost of the window.
 
     Returns:
-        (a, g, h, k): for the step a + k, with anchors at a, a - g and a - g - h (0: there is none). Infinite where there
-        is no such state or step. Shape (T, longest + 1, longest + 1, longest). See `mask_search.skip_errors`.
+        (a, g, h, k): for the step a + k, with anchors at a, a - g and a - g - h (0: there is none). Infinite where
+        there is no such state or step. Shape (T, longest + 1, longest + 1, longest). See `mask_search.skip_errors`.
     """
     count = len(gram)
     errors = np.full((count, longest + 1, longest + 1, longest), np.inf)
@@ -70,7 +71,7 @@ def window_errors(
             for before in range(min(newest - gap, longest) + 1) if gap else (0,):
                 if before == 0 and newest != gap:  # without a third anchor the oldest one is step 0
                     continue
-                anchors = [newest, newest - gap, newest - gap - before][: 1 + (gap > 0) + (before > 0)]
+                anchors = np.array([newest, newest - gap, newest - gap - before])[: 1 + (gap > 0) + (before > 0)]
                 errors[newest, gap, before, 0] = 0  # the anchor itself
                 if not len(targets):
                     continue
@@ -78,7 +79,7 @@ def window_errors(
                 if family is None:
                     rows = _fitted(normal, right, ridge)  # (K, J)
                 else:
-                    rows = family_rows(tuple(at - newest for at in anchors), len(targets))
+                    rows = family_rows(tuple((anchors - newest).tolist()), len(targets))
                 moved = (rows * steps[:, None]).cumsum(axis=0)  # (K, J)
                 along = (right * steps).cumsum(axis=1).T  # (K, J)
                 cost = ((moved @ normal) * moved).sum(axis=1) - 2 * (moved * along).sum(axis=1) + truth  # (K,)

@@ -83,6 +83,12 @@ class FrontierMethod:
 
 
 EVERYWHERE = ("window-fitted-hidden",)
+# run at every number of passes; the others at the fewest only, unless all is asked for
+CORE = frozenset({
+    "fewer", "order0", "order1", "order2", "best-fixed", "hermite", "learned", "diffusers-taylor", "teacache",
+    "first-block", "magcache", "dicache", "cg-taylor", "zeus", "ertacache", "tap", "step", "adaptive-tap", "fitted",
+    "peer-dbcache", "peer-dbcache-taylor",
+})  # fmt: skip
 
 
 def _policy(make: Callable[[TAPConfig], Policy]) -> Callable[[Slot], Setting]:

@@ -57,10 +57,10 @@ def run_setting(pipe: LabelPipeline, plan: FrontierPlan, setting: Setting, pairs
     )
 
 
-def kept_run(pipe: LabelPipeline, plan: FrontierPlan, name: str, setting: Setting, folder: Path) -> xr.Dataset:
-    """`run_setting` on the test images; a file per seed, so that a killed run goes on there."""
-    key = hashlib.sha256(setting.text.encode()).hexdigest()[:12]
-    stem = re.sub(r"[^\w.+-]+", "_", name)
+def kept_run(pipe: LabelPipeline, plan: FrontierPlan, setting: Setting, folder: Path) -> xr.Dataset:
+    """`run_setting` on the test images; a file per seed, shared by equal settings, for a killed run to go on."""
+    key = hashlib.sha256(setting.text.encode()).hexdigest()[:16]
+    stem = re.match(r"[\w-]*", setting.text)[0]  # type: ignore[index]
     parts = [
         kept(
             folder / "runs" / f"{stem}-{key}-{seed}.nc",

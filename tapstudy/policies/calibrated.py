@@ -2,8 +2,8 @@
 
 The errors of all rows follow from the inner products of the recorded steps, G = <F_s, F_t> summed over everything.
 `fit_rows` minimises the squared error at each skip step. Its forecasts are projections onto the anchors; a sum of
-projections is the projection of the sum, so (but for the ridge) the same rows also minimise the error of what the solver
-adds up over a window. `best_rows` chooses at each step among the members of a family.
+projections is the projection of the sum, so (but for the ridge) the same rows also minimise the error of what the
+solver adds up over a window. `best_rows` chooses at each step among the members of a family.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tapstudy.predictors.family import Family
 
 
 class DriftPolicy(AnchoredPolicy):
-    """TAP on the accumulated error: the solver adds the steps of a window up, so what counts is the sum of their errors.
+    """TAP on the accumulated error: the solver adds up the steps of a window, so the sum of their errors counts.
 
     With e_i(p) the signed error of predictor p on the probe at step i, and E the sum of those of the predictors that a
     token has taken since the last full step, it takes the p of least |E + e_i(p)| / |h_i - E|. E starts again at 0 at
@@ -22,7 +22,7 @@ class DriftPolicy(AnchoredPolicy):
     Cost over TAP: one more pass over the anchors' probes. Memory over TAP: one probe in float32 or better.
 
     Raises:
-        ValueError: a configuration with another distance than "l2" or the default, which sums of vectors lack.
+        ValueError: distance "l1".
     """
 
     needs_probe = True
