@@ -93,8 +93,8 @@ def frontier(
     """
     folder = Path(folder)
     wanted = find_methods(methods)
-    _check_folder(plan, folder)
     pipe = load(plan.model)
+    _check_folder(plan, folder)
     pipe.set_progress_bar_config(disable=True)
     held = HeldOut(pipe, plan, folder, progress=progress)
     runs: dict[Row, xr.Dataset] = {}
