@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from tapstudy.analysis.stats import paired_interval, with_interval
 from tapstudy.bench.frontier_distance import distribution_distance
 from tapstudy.bench.frontier_held_out import USUAL, HeldOut
-from tapstudy.bench.frontier_methods import CORE, EVERYWHERE, METHODS, OWN, FrontierMethod, Kind, Slot
+from tapstudy.bench.frontier_methods import CORE, EVERYWHERE, METHODS, OWN, SEARCHED, FrontierMethod, Kind, Slot
 from tapstudy.bench.frontier_plan import FrontierPlan, Setting
 from tapstudy.bench.frontier_runs import kept_costs, kept_run
 from tapstudy.bench.frontier_tuning import kept_json
@@ -103,7 +103,7 @@ def frontier(
     plans = rows_of(plan, wanted, thorough=thorough or bool(methods))
     for row, method in tqdm(plans.items(), desc="frontier", unit="cell", disable=not progress):
         try:
-            setting = Setting.plain(plan.steps) if method is None else method.make(_slot(held, row))
+            setting = Setting.plain(plan.steps) if method is None else method.make(_slot(held, row, method))
             runs[row] = kept_run(pipe, plan, setting, folder)
             settings[row] = setting
         except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
@@ -157,9 +157,15 @@ def cost_name(row: Row, settings: Mapping[Row, Setting]) -> str:
     return (usual if usual in settings else row).name
 
 
-def _slot(held: HeldOut, row: Row) -> Slot:
+def _slot(held: HeldOut, row: Row, method: FrontierMethod) -> Slot:
     if row.schedule in (USUAL, OWN):
         config = TAPConfig(interval=row.interval)
+    elif row.schedule == SEARCHED:
+
+        def make(schedule: str, mask: tuple[int, ...]) -> Setting:
+            return method.make(Slot(held, row.passes, schedule, TAPConfig(full_steps=mask)))
+
+        config = TAPConfig(full_steps=held.searched_mask(row.method, row.passes, make))
     else:
         config = TAPConfig(full_steps=held.mask(row.schedule, row.passes))
     return Slot(held, row.passes, row.schedule, config)
@@ -248,7 +254,7 @@ def compared(table: xr.Dataset) -> xr.Dataset:
     found = {name: np.full((len(keys), 3), np.nan) for name in gains}
     for i, (_, schedule, passes) in enumerate(keys):
         for name, baseline in gains.items():
-            on = USUAL if name == "gain_over_tap" or schedule == OWN else schedule
+            on = USUAL if name == "gain_over_tap" or schedule in (OWN, SEARCHED) else schedule
             key = (baseline, on, passes)
             if key in keys and finite[i].all() and finite[keys.index(key)].all():
                 found[name][i] = paired_interval(table["psnr"].values[i], table["psnr"].values[keys.index(key)])

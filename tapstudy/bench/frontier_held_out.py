@@ -15,9 +15,11 @@ from torch import Tensor
 
 from tapstudy.analysis.schedules import best_mask, end_dense_mask, even_mask, start_dense_mask
 from tapstudy.analysis.step_gram import step_gram
+from tapstudy.bench.frontier_amplification import measure_amplification
 from tapstudy.bench.frontier_masks import best_window_mask
 from tapstudy.bench.frontier_plan import FrontierPlan, Setting
 from tapstudy.bench.frontier_runs import run_setting
+from tapstudy.bench.frontier_search import improve_mask
 from tapstudy.bench.frontier_tuning import Tuner, best_of, kept_json
 from tapstudy.bench.image_error import psnr
 from tapstudy.bench.policy_runs import kept
@@ -32,11 +34,13 @@ from tapstudy.recording.record import record
 Mask = tuple[int, ...]
 SITES: tuple[ResidualSite, ...] = ("hidden", "latent", "output")
 FIXED = [(0, 0), *((order, shift) for order in (1, 2) for shift in range(5))]  # the distinct ones of TAP's family
+TRIALS = 60  # masks in a search
+FEW = 2  # images on which the growth of errors is measured
 ROWS = [(site, anchors) for site in SITES for anchors in (2, 3)]
 USUAL = "S(N,3)"
 SCHEDULES = (
     USUAL, "even", "start-dense", "end-dense", "dp-order1", "dp-best", "window-order1-latent", "window-fitted-hidden",
-    "window-fitted-latent",
+    "growth-order1-latent", "growth-fitted-hidden",
 )  # fmt: skip
 
 
@@ -100,6 +104,21 @@ class HeldOut:
         free, guided = (values.sel(context=name, drop=True) for name in ("uncond", "cond"))
         return free + self.plan.guidance * (guided - free)
 
+    @cached_property
+    def amplification(self) -> NDArray[np.float64]:
+        """By how much an error of the state after each step grows until the end, (step,)."""
+
+        def make() -> list[float]:
+            velocities = self._guided(self.recording["latent_residual"].isel(sample=slice(FEW)))
+            values = velocities.transpose("sample", "step", ...).values.astype(np.float64)
+            found = measure_amplification(
+                self.pipe, self.plan, self.plan.held_out_pairs[: len(values)],
+                values.reshape(*values.shape[:2], -1), lengths=self.lengths,
+            )  # fmt: skip
+            return [float(value) for value in found]
+
+        return np.array(kept_json(self.folder / "chosen" / "amplification.json", make))
+
     def features(self, name: str, *, samples: int | None = None) -> list[Tensor]:
         """A recorded variable at every step, (samples * contexts, token, channel) each."""
         values = self.recording[name].isel(sample=slice(samples))
@@ -144,7 +163,8 @@ class HeldOut:
         """The full steps of one of `SCHEDULES`, `passes` of them.
 
         "dp-order1" and "dp-best" are `best_mask` for order 1, and for the best member of TAP's family at every step;
-        "window-..." are `best_window_mask`, for order 1 or fitted rows, by the hidden or the latent residual.
+        "window-..." are `best_window_mask`, for order 1 or fitted rows, by the hidden or the latent residual, and
+        "growth-..." the same with the growth of errors taken into account.
 
         Raises:
             ValueError: no such schedule.
@@ -165,9 +185,31 @@ class HeldOut:
             order: Literal[1, "best"] = 1 if schedule == "dp-order1" else "best"
             found: list[int] = best_mask(self.recording, passes, order=order)["full_steps"].values.tolist()
             return found
-        _, rows, site = schedule.split("-")
-        family = TaylorFamily(orders=(1,), shifts=(0,)) if rows == "order1" else None
-        return best_window_mask(self.gram(SITES[site == "latent"]), self.lengths, passes, family=family)
+        kind, rows, site = schedule.split("-")
+        return best_window_mask(
+            self.gram(SITES[site == "latent"]),
+            self.lengths,
+            passes,
+            amplification=self.amplification if kind == "growth" else None,
+            family=TaylorFamily(orders=(1,), shifts=(0,)) if rows == "order1" else None,
+        )
+
+    def searched_mask(self, method: str, passes: int, make: Callable[[str, Mask], Setting]) -> Mask:
+        """The one of `SCHEDULES` that is best for a method on the tuning images, improved on them.
+
+        Args:
+            make: the method's setting on a mask, given a name of it.
+        """
+
+        def quality(mask: Mask) -> float:
+            return self.quality(make("searched", mask))
+
+        def search() -> Mask:
+            options = {name: self.mask(name, passes) for name in SCHEDULES}
+            start = best_of({name: self.quality(make(name, mask)) for name, mask in options.items()})
+            return improve_mask(options[start], self.plan.steps, quality, trials=TRIALS)
+
+        return tuple(kept_json(self.folder / "chosen" / f"mask-searched-{method}-{passes}.json", search))
 
     def best_fixed(self, config: TAPConfig, name: str) -> tuple[int, float]:
         """Order and shift of the single predictor of TAP's family that does best on the tuning images."""

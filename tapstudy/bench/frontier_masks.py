@@ -21,7 +21,13 @@ Array = NDArray[np.float64]
 
 
 def best_window_mask(
-    gram: Array, lengths: Array, passes: int, *, family: Family | None = None, ridge: float = 1e-6
+    gram: Array,
+    lengths: Array,
+    passes: int,
+    *,
+    amplification: Array | None = None,
+    family: Family | None = None,
+    ridge: float = 1e-6,
 ) -> tuple[int, ...]:
     """The mask of least cost.
 
@@ -29,6 +35,7 @@ def best_window_mask(
         gram: inner products of the features at all pairs of steps, (step, step).
         lengths: of the solver's steps, (step,).
         passes: number of full steps.
+        amplification: by how much an error of the state after each step grows until the end, (step,); 1 by default.
         family: its first member predicts, from at most three anchors; None: every skip step has least-squares weights
             of its own over the last three anchors, as `fit_rows` makes them.
         ridge: as in `fit_rows`.
@@ -40,7 +47,10 @@ def best_window_mask(
     if not 1 <= passes <= count:
         raise ValueError(f"a mask of {count} steps has between 1 and {count} full ones, got {passes}")
     longest = min(count, 3 * -(-count // passes))
-    return cheapest_mask(window_errors(gram, lengths, family=family, ridge=ridge, longest=longest), passes)[0]
+    errors = window_errors(gram, lengths, family=family, ridge=ridge, longest=longest)
+    if amplification is not None:
+        errors *= amplification[:, None, None, None] ** 2  # a window's is that of the full step it begins with
+    return cheapest_mask(errors, passes)[0]
 
 
 def window_errors(

@@ -82,7 +82,8 @@ class FrontierMethod:
     schedules: tuple[str, ...] = (USUAL,)
 
 
-EVERYWHERE = ("window-fitted-hidden",)
+EVERYWHERE = ("start-dense", "window-fitted-hidden")
+SEARCHED = "searched"  # a schedule found for one method, see `HeldOut.searched_mask`
 # run at every number of passes; the others at the fewest only, unless all is asked for
 CORE = frozenset({
     "fewer", "order0", "order1", "order2", "best-fixed", "hermite", "learned", "diffusers-taylor", "teacache",
@@ -168,7 +169,7 @@ def _peer_taylorseer(slot: Slot) -> Setting:
 METHODS: tuple[FrontierMethod, ...] = (
     FrontierMethod("fewer", "control", lambda slot: Setting.plain(slot.passes), (OWN,)),
     FrontierMethod("order0", "fixed", _policy(lambda c: FixedPolicy(0, config=c))),
-    FrontierMethod("order1", "fixed", _policy(lambda c: FixedPolicy(1, config=c)), SCHEDULES),
+    FrontierMethod("order1", "fixed", _policy(lambda c: FixedPolicy(1, config=c)), (*SCHEDULES, SEARCHED)),
     FrontierMethod("order2", "fixed", _policy(lambda c: FixedPolicy(2, config=c))),
     FrontierMethod("best-fixed", "fixed", _best_fixed, SCHEDULES),
     FrontierMethod("order1-tail", "fixed", _policy(lambda c: FixedPolicy(1, config=replace(c, residual="tail")))),
@@ -194,9 +195,9 @@ METHODS: tuple[FrontierMethod, ...] = (
     FrontierMethod("zeus", "cache", lambda slot: calibrated.zeus(slot.held_out, slot.passes), (OWN,)),
     FrontierMethod("ertacache", "cache", lambda slot: calibrated.ertacache(slot.held_out, slot.passes), (OWN,)),
     FrontierMethod("channel-groups", "cache", lambda slot: calibrated.channel_groups(slot.held_out, slot.config)),
-    FrontierMethod("tap", "tap", _tap(), SCHEDULES),
+    FrontierMethod("tap", "tap", _tap(), (*SCHEDULES, SEARCHED)),
     FrontierMethod("region", "tap", _tap(granularity="region")),
-    FrontierMethod("step", "tap", _tap(granularity="step"), SCHEDULES),
+    FrontierMethod("step", "tap", _tap(granularity="step"), (*SCHEDULES, SEARCHED)),
     FrontierMethod("global", "tap", _tap(granularity="global")),
     FrontierMethod("margin", "beyond", _margin, (USUAL, *EVERYWHERE)),
     FrontierMethod("smoothed", "beyond", _policy(SmoothedPolicy), (USUAL, *EVERYWHERE)),

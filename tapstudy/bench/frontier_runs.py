@@ -23,8 +23,10 @@ from tapstudy.models.pipeline import LabelPipeline
 BATCH = 10  # larger ones leave the processor's cache
 
 
-def sample_pairs(pipe: LabelPipeline, pairs: Sequence[Pair], *, steps: int, guidance: float) -> Tensor:
-    """Images in [0, 1], (batch, band, row, column), from one call; every pair has its own noise."""
+def sample_pairs(
+    pipe: LabelPipeline, pairs: Sequence[Pair], *, steps: int, guidance: float, clip: bool = True
+) -> Tensor:
+    """Images in [0, 1], or about that, (batch, band, row, column), from one call; every pair has its own noise."""
     generators = [torch.Generator().manual_seed(1000 * seed + label) for seed, label in pairs]
     (latents,) = pipe(
         [label for _, label in pairs],
@@ -34,7 +36,8 @@ def sample_pairs(pipe: LabelPipeline, pairs: Sequence[Pair], *, steps: int, guid
         output_type="latent",
         return_dict=False,
     )
-    return (latents / 2 + 0.5).clamp(0, 1)
+    images = latents / 2 + 0.5
+    return images.clamp(0, 1) if clip else images
 
 
 def run_setting(pipe: LabelPipeline, plan: FrontierPlan, setting: Setting, pairs: Sequence[Pair]) -> xr.Dataset:

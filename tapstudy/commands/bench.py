@@ -90,7 +90,7 @@ def frontier(
     methods: Annotated[str, typer.Option(help="methods separated by commas; all by default")] = "",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
-    tuning: Annotated[int, typer.Option(min=1, help="held-out images to choose on; the others are fitted to")] = 3,
+    tuning: Annotated[int, typer.Option(min=1, help="held-out images to choose on; the others are fitted to")] = 4,
     repeats: Annotated[int, typer.Option(min=1, help="of the measurement of the wall time")] = 3,
     thorough: Annotated[
         bool, typer.Option(help="all methods at every number of passes; else most of them at the fewest only")
