@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -140,14 +141,19 @@ class Setting:
             with make(pipe) as peer:
                 yield lambda: (peer.mask, float("nan"))
 
-        return cls(attach, text, alone=True)
+        return cls(attach, rounded(text), alone=True)
 
 
 def text_of(policy: Policy) -> str:
-    """Class and settings of a policy that has seen nothing."""
+    """Class and settings of a policy that has seen nothing, in six digits."""
     plain = {name: _plain(value) for name, value in vars(policy).items()}
     settings = ", ".join(f"{name}={value}" for name, value in plain.items() if value is not None)
-    return f"{type(policy).__name__}({settings})"
+    return rounded(f"{type(policy).__name__}({settings})")
+
+
+def rounded(text: str) -> str:
+    """With six digits of every number that has a point: fitted ones differ in the last bits from run to run."""
+    return re.sub(r"\d+\.\d+(e[+-]?\d+)?", lambda found: f"{float(found[0]):.6g}", text)
 
 
 def _plain(value: Any) -> str | None:
