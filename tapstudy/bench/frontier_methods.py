@@ -82,7 +82,8 @@ class FrontierMethod:
     schedules: tuple[str, ...] = (USUAL,)
 
 
-EVERYWHERE = ("start-dense", "window-fitted-hidden")
+EVERYWHERE = ("start-dense",)
+FURTHER = (USUAL, "start-dense", "window-fitted-hidden")
 SEARCHED = "searched"  # a schedule found for one method, see `HeldOut.searched_mask`
 # run at every number of passes; the others at the fewest only, unless all is asked for
 CORE = frozenset({
@@ -199,13 +200,13 @@ METHODS: tuple[FrontierMethod, ...] = (
     FrontierMethod("region", "tap", _tap(granularity="region")),
     FrontierMethod("step", "tap", _tap(granularity="step"), (*SCHEDULES, SEARCHED)),
     FrontierMethod("global", "tap", _tap(granularity="global")),
-    FrontierMethod("margin", "beyond", _margin, (USUAL, *EVERYWHERE)),
-    FrontierMethod("smoothed", "beyond", _policy(SmoothedPolicy), (USUAL, *EVERYWHERE)),
-    FrontierMethod("blended", "beyond", _policy(BlendedPolicy), (USUAL, *EVERYWHERE)),
-    FrontierMethod("ridge", "beyond", _policy(RidgePolicy), (USUAL, *EVERYWHERE)),
+    FrontierMethod("margin", "beyond", _margin, FURTHER),
+    FrontierMethod("smoothed", "beyond", _policy(SmoothedPolicy), FURTHER),
+    FrontierMethod("blended", "beyond", _policy(BlendedPolicy), FURTHER),
+    FrontierMethod("ridge", "beyond", _policy(RidgePolicy), FURTHER),
     FrontierMethod("adaptive-tap", "beyond", _adaptive_tap, (OWN,)),
-    FrontierMethod("drift", "beyond", _policy(DriftPolicy), (USUAL, *EVERYWHERE)),
-    FrontierMethod("two-depths", "beyond", _policy(SeveralDepthsPolicy), (USUAL, *EVERYWHERE)),
+    FrontierMethod("drift", "beyond", _policy(DriftPolicy), FURTHER),
+    FrontierMethod("two-depths", "beyond", _policy(SeveralDepthsPolicy), FURTHER),
     FrontierMethod("step-table", "beyond", _step_table),
     FrontierMethod("fitted", "beyond", _fitted, SCHEDULES),
     FrontierMethod("oracle", "control", _policy(OraclePolicy)),

@@ -46,7 +46,7 @@ class FrontierPlan:
     passes: tuple[int, ...] = (14, 10, 8)
     steps: int = 50
     guidance: float = 2.0
-    tuning: int = 4
+    tuning: int = 3
 
     def __post_init__(self) -> None:
         if both := sorted(set(self.seeds) & set(self.held_out)):

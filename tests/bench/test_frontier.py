@@ -169,7 +169,7 @@ def test_intervals_of_passes():
     assert [plan.interval(passes) for passes in (14, 10, 8)] == [4, 6, 8]
     assert plan.usual_mask(8) == (0, 1, 2, 10, 18, 26, 34, 42)
     assert not set(plan.test_pairs) & set(plan.held_out_pairs)
-    assert plan.tuning_pairs == plan.held_out_pairs[-4:]
+    assert plan.tuning_pairs == plan.held_out_pairs[-3:]
 
 
 @pytest.mark.parametrize(
