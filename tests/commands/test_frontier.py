@@ -1,0 +1,37 @@
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from tapstudy.cli import app
+
+run = CliRunner().invoke
+
+
+def test_table_and_file(model, tmp_path):
+    options = ["--seeds", "3", "--held-out", "4", "--labels", "1,2", "--passes", "6,5", "--steps", "12",
+               "--tuning", "1", "--repeats", "1", "--methods", "fewer,tap,peer-taylorseer"]  # fmt: skip
+    out = tmp_path / "out" / "frontier.nc"
+    arguments = ["bench", "frontier", "--model", model, "--work", str(tmp_path / "w"), "--out", str(out), *options]
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.output
+    for text in ("6 full passes of 12 steps, 2 images", "5 full passes", "does not run", "TaylorSeerCacheConfig finds"):
+        assert text in result.output
+    with xr.open_dataset(out) as found:
+        assert found["cell"].values[:3].tolist() == ["reference", "fewer N=3", "tap N=3"]
+        assert {"psnr", "ssim", "flops", "seconds", "cache_bytes", "mask", "gain_over_tap"} <= set(found.data_vars)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "21"], "both tested and held out"),
+        (["--passes", "11"], "makes 11 full passes"),
+        (["--methods", "tapp"], "no method tapp"),
+        (["--seeds", "a"], "--seeds must be numbers"),
+        (["--model", "nothing"], "no model 'nothing'"),
+    ],
+)
+def test_bad_input_ends_with_one_line(tmp_path, options, message):
+    result = run(app, ["bench", "frontier", "--work", str(tmp_path), "--out", str(tmp_path / "f.nc"), *options])
+    assert result.exit_code == 2
+    assert message in result.output
