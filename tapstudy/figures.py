@@ -20,7 +20,14 @@ from tapstudy.analysis.heterogeneity import token_dynamics
 from tapstudy.analysis.image_content import image_content
 from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_proxy
 from tapstudy.analysis.published import published_table
-from tapstudy.analysis.run_tables import cost_and_quality, fixed_quality, frontier, gains, rank_by_depth
+from tapstudy.analysis.run_tables import (
+    cost_and_quality,
+    fixed_quality,
+    from_comparison,
+    frontier,
+    gains,
+    rank_by_depth,
+)
 from tapstudy.analysis.stats import with_interval
 from tapstudy.analysis.study import load_study, load_table
 from tapstudy.analysis.summaries import summarise
@@ -55,6 +62,7 @@ COMMANDS = {
     "propagation": _CLAIMS,
     "fixed": "tapstudy ablate --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,fixed2-1,"
     "fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc data/study/fixed.nc",
+    "comparison": "tapstudy demo --study data/study",
     "errors": "tapstudy bench errors --out data/study/errors.nc",
     "skip_step": "tapstudy bench skip-step --out data/study/skip_step.nc",
 }
@@ -309,6 +317,11 @@ def speed_quality(sources: Sources) -> Figure:
     return plot_frontier(frontier(sources.table("quality")))
 
 
+def speed_quality_demo(sources: Sources) -> Figure:
+    """PSNR and label accuracy against FLOPs and measured wall time, for the methods of the demo."""
+    return plot_frontier(frontier(from_comparison(sources.table("comparison"))))
+
+
 def error_buildup(sources: Sources) -> Figure:
     """Local errors, their coherence, the model's feedback and the deviation."""
     table = sources.table("errors")
@@ -357,6 +370,6 @@ FIGURES: dict[str, Callable[[Sources], Figure]] = {
     for make in (
         heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_shares, choice_entropy, regret,
         fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, depth_ablation,
-        speed_quality, error_buildup, skip_step, published, claims,
+        speed_quality, speed_quality_demo, error_buildup, skip_step, published, claims,
     )
 }  # fmt: skip
