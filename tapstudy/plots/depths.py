@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.style import BLUE, VERMILION, style
@@ -34,6 +34,7 @@ def plot_depths(first: xr.Dataset, deeper: xr.Dataset) -> Figure:
                 text = part.replace("=", " = ") + str(name).split(part)[1].split()[0]
                 axis.annotate(text, (float(run["flops"]), float(run["psnr"].sel(bound="mean"))), xytext=where,
                               textcoords="offset points", fontsize=7)  # fmt: skip
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.xaxis.set_major_formatter(EngFormatter(unit="FLOP"))
         axis.set_xlabel("cost of one image")
         axis.set_ylabel("PSNR to the reference (dB)")
