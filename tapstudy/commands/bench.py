@@ -182,3 +182,22 @@ def frontier(
             f"images. Distance: {found['distance'].attrs['long_name']}. All values: {out}",
             markup=False,
         )
+
+
+@app.command("rescoring")
+def rescoring(
+    samples: Annotated[int, typer.Option(min=1, help="synthetic images of 50 steps and 196 tokens of width 192")] = 8,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """How fast recorded features are rescored, with 15 and with 150 candidates."""
+    with user_errors():
+        from tapstudy.bench.rescoring import rescoring_speed
+
+        found = rescoring_speed(samples=samples, repeats=repeats)
+        for output in found["output"].values.tolist():
+            for candidates in found["candidates"].values.tolist():
+                one = found.sel(output=output, candidates=candidates)
+                typer.echo(
+                    f"{output:<9} {candidates:4d} candidates {float(one['seconds']):8.2f} s "
+                    f"{float(one['rate']) / 1e6:7.1f} million scores/s ({float(one['cpu_rate']) / 1e6:.1f} per core)"
+                )

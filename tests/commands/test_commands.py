@@ -88,3 +88,11 @@ def test_bench_record(model):
     assert result.exit_code == 0, result.output
     assert "default fields" in result.output
     assert "probe and residual" in result.output
+
+
+def test_bench_rescoring():
+    result = run(app, ["bench", "rescoring", "--samples", "1", "--repeats", "1"])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[:2] for line in result.output.splitlines()] == [
+        [output, candidates] for output in ("scores", "selected") for candidates in ("15", "150")
+    ]
