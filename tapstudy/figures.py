@@ -24,6 +24,7 @@ from tapstudy.analysis.run_tables import (
     cost_and_quality,
     fixed_quality,
     from_comparison,
+    from_sweep,
     frontier,
     gains,
     rank_by_depth,
@@ -62,6 +63,8 @@ COMMANDS = {
     "propagation": _CLAIMS,
     "fixed": "tapstudy ablate --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,fixed2-1,"
     "fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc data/study/fixed.nc",
+    "timed": "tapstudy ablate --axis method=fewer,fixed0,fixed1,fixed2,random,shuffled,step,tap --axis interval=4,6,8 "
+    "--seeds 31 --out runs/timed && cp runs/timed/sweep.nc data/study/timed.nc",
     "comparison": "tapstudy demo --study data/study",
     "errors": "tapstudy bench errors --out data/study/errors.nc",
     "skip_step": "tapstudy bench skip-step --out data/study/skip_step.nc",
@@ -322,6 +325,11 @@ def speed_quality_demo(sources: Sources) -> Figure:
     return plot_frontier(frontier(from_comparison(sources.table("comparison"))))
 
 
+def speed_quality_timed(sources: Sources) -> Figure:
+    """PSNR and label accuracy against FLOPs and measured wall time, with the controls."""
+    return plot_frontier(frontier(from_sweep(sources.table("timed"))))
+
+
 def error_buildup(sources: Sources) -> Figure:
     """Local errors, their coherence, the model's feedback and the deviation."""
     table = sources.table("errors")
@@ -370,6 +378,6 @@ FIGURES: dict[str, Callable[[Sources], Figure]] = {
     for make in (
         heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_shares, choice_entropy, regret,
         fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, depth_ablation,
-        speed_quality, speed_quality_demo, error_buildup, skip_step, published, claims,
+        speed_quality, speed_quality_demo, speed_quality_timed, error_buildup, skip_step, published, claims,
     )
 }  # fmt: skip

@@ -85,12 +85,23 @@ def from_comparison(comparison: xr.Dataset) -> xr.Dataset:
              "Taylor order 2": "order2", "TAP": "tap"}  # fmt: skip
     methods, intervals = comparison["method"].values.tolist(), comparison["interval"].values.tolist()
     names = [
-        REFERENCE if method == REFERENCE else f"{short.get(method, method)} N={interval}"
+        REFERENCE if method == REFERENCE else f"{short.get(method, method)} N={interval:g}"
         for method, interval in zip(methods, intervals, strict=True)
     ]
     table = comparison[["psnr", "correct", "flops", "full_passes"]].reset_coords(drop=True)
     table["seconds"] = comparison["latency"].reset_coords(drop=True) / comparison.sizes["sample"]
     return table.broadcast_like(table["psnr"]).rename(run="cell").assign_coords(cell=names)
+
+
+def from_sweep(sweep: xr.Dataset) -> xr.Dataset:
+    """What `bench.sweep` found, as a table of runs by method and interval."""
+    require(sweep, "from_sweep", psnr=TABLE, seconds=TABLE, method=("cell",), interval=("cell",))
+    names = [
+        f"{re.sub('^fixed', 'order', str(method))} N={interval:g}"
+        for method, interval in zip(sweep["method"].values, sweep["interval"].values, strict=True)
+    ]
+    table = sweep[["psnr", "correct", "flops", "full_passes", "seconds"]].reset_coords(drop=True)
+    return table.assign_coords(cell=names)
 
 
 def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dataset:

@@ -21,7 +21,7 @@ from tests.test_architecture import ROOT
 
 run = CliRunner().invoke
 TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "depth_ablation", "speed_quality",
-          "speed_quality_demo", "error_buildup", "skip_step", "published", "claims"}  # fmt: skip
+          "speed_quality_demo", "speed_quality_timed", "error_buildup", "skip_step", "published", "claims"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,10 @@ def data(tmp_path_factory, model_folder):
     request = Request(labels=(1, 2), seeds=(0,), steps=8)
     comparison = compare(pipe, Classifier().eval(), request=request, intervals=(3, 4))
     save_table(comparison.drop_vars("image"), study, "comparison")
+    axes = ["--axis", "method=fewer,fixed1,tap", "--axis", "interval=3,4", "--steps", "8", "--labels", "1,2"]
+    found = run(app, ["ablate", *axes, "--model", str(model_folder), "--out", str(folder / "timed")])
+    assert found.exit_code == 0, found.output
+    shutil.copy(folder / "timed" / "sweep.nc", study / "timed.nc")
     shutil.copytree(ROOT.parent / "data" / "published", folder / "published")
     common = f"--model {model_folder} --steps 12"
     for command in ("errors --labels 1,2 --interval 4", "skip-step --batch-size 2"):
