@@ -25,13 +25,18 @@ def write_result(result: xr.Dataset, out: str | Path) -> Path:
             stored[name] = variable.astype(np.float32)
     for variable in stored.variables.values():
         variable.encoding = {}
+    replace_netcdf(stored, out)
+    return out
+
+
+def replace_netcdf(stored: xr.Dataset, out: Path) -> None:
+    """Write netCDF 4 beside `out`, and put it in its place once it is whole."""
     partial = out.with_name(out.name + ".partial")
     try:
         stored.to_netcdf(partial, engine="netcdf4", format="NETCDF4")
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-    return out
 
 
 def open_result(path: str | Path) -> xr.Dataset:

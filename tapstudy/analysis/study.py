@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import xarray as xr
 
+from tapstudy.analysis.result import replace_netcdf
+
 TABLES = ("quality", "ranking", "tokens", "propagation")
 CHOSEN = "chosen.json"
 
@@ -59,9 +61,7 @@ def save_table(table: xr.Dataset, folder: str | Path, name: str) -> Path:
             stored[key] = variable.copy(data=variable.values.astype(object))
     for variable in stored.variables.values():
         variable.encoding = {} if variable.dtype.kind == "O" or not variable.ndim else {"zlib": True, "complevel": 9}
-    partial = path.with_name(path.name + ".partial")
-    stored.to_netcdf(partial, engine="netcdf4")
-    partial.replace(path)
+    replace_netcdf(stored, path)
     return path
 
 
