@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from tapstudy.commands.ablate import ablate
+from tapstudy.commands.allocator import keep_large_buffers
 from tapstudy.commands.analyze import analyze
 from tapstudy.commands.bench import app as bench
 from tapstudy.commands.claims import claims
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
     help="Study and run TAP, the Token-Adaptive Predictor, on diffusion transformers.",
+    callback=keep_large_buffers,
 )
 app.command("demo")(demo)
 app.command("record")(record)

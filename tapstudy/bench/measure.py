@@ -91,11 +91,14 @@ def measure_on_worker(cell: dict[str, Any]) -> xr.Dataset:
 
 @lru_cache
 def weights_fingerprint(model: str) -> str:
-    """Tells whether a result was made with the weights there are now."""
+    """Tells whether a result was made with the weights, and the pipeline's settings, that there are now."""
     name = model.removesuffix(UNTRAINED)
     folder = data_folder() / "models" / name
-    weights = (folder if folder.is_dir() else Path(name)) / "transformer" / WEIGHTS
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    if not folder.is_dir():
+        folder = Path(name)
+    found = hashlib.sha256((folder / "model_index.json").read_bytes())
+    found.update((folder / "transformer" / WEIGHTS).read_bytes())
+    return found.hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)

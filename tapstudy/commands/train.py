@@ -71,6 +71,9 @@ def mnist_dit(
     sample_every: Annotated[int, typer.Option(min=1)] = 400,
     count: Annotated[int, typer.Option(min=200, help="samples for the quality measures")] = 1000,
     initial_count: Annotated[int, typer.Option(min=0, help="samples for those of the initial weights; 0: as many")] = 0,
+    guidance_stop: Annotated[
+        float, typer.Option(help="noise level that guidance ends at when the model samples, kept with it")
+    ] = 0.75,
     compile_model: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
     seed: int = 0,
 ) -> None:
@@ -85,8 +88,8 @@ def mnist_dit(
         from tapstudy.models.card import Provenance, export, write_card
         from tapstudy.models.data import load_images
         from tapstudy.models.embedded import load_classifier
-        from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
-        from tapstudy.models.quality import Judge, measure_quality
+        from tapstudy.models.pipeline import LabelPipeline
+        from tapstudy.models.quality import Judge, against_before, measure_quality
         from tapstudy.models.training import Recipe, train
 
         classifier = load_classifier()
@@ -100,25 +103,16 @@ def mnist_dit(
         )
         images, test = (load_images("mnist", split, data) for split in ("train", "test"))
         model = train(MNIST_DIT, recipe, images, folder=work, initial=initial, compile_model=compile_model)
-        pipe = export(model, out)
+        pipe = export(model, out, guidance_stop=guidance_stop)
         pipe.set_progress_bar_config(disable=True)
         judge = Judge(classifier, test)
-        quality, samples = measure_quality(pipe, judge, count=count)
+        quality, samples = measure_quality(pipe, judge, count=count, folder=work / "quality")
         qualities = [("this model", quality)]
         if initial is not None:
             start = DiTTransformer2DModel.from_pretrained(initial, use_safetensors=True)
-            before = LabelPipeline(start.eval(), flow_matching_scheduler())
-            before.set_progress_bar_config(disable=True)
-            # the distance depends on the number of samples: compare equal numbers. Guidance narrows what a model has
-            # learnt; without it the distance tells how well it has learnt.
+            before = LabelPipeline(start.eval(), pipe.scheduler)
             few = min(initial_count or count, count)
-            for guidance in (quality.guidance_scale, 1.0):
-                for name, other in (("this model", pipe), ("its initial weights", before)):
-                    found, _ = measure_quality(other, judge, count=few, guidance_scale=guidance)
-                    qualities.append((name, found))
-            real, real_labels = images.batch(torch.arange(few))
-            floor = judge(real, real_labels, steps=quality.steps, guidance_scale=0.0)
-            qualities.append(("training images", floor))
+            qualities += against_before(pipe, before, judge, images, count=few, folder=work / "quality")
         device = (
             torch.cuda.get_device_name()
             if torch.cuda.is_available()
@@ -140,8 +134,9 @@ def mnist_dit(
             loss_log=work / "loss.csv",
         )
         for name, found in qualities:
+            how = f", guidance {found.guidance_scale:g} down to {found.guidance_stop:g}" if found.guidance_scale else ""
             typer.echo(
-                f"{name}, guidance {found.guidance_scale:g}: label accuracy {100 * found.label_accuracy:.1f} %, "
+                f"{name}{how}: label accuracy {100 * found.label_accuracy:.1f} %, "
                 f"Frechet distance {found.frechet_distance:.3f}"
             )
         typer.echo(f"written to {out}")

@@ -58,9 +58,7 @@ images = pipe([3, 1, 4], guidance_scale=2.0).images
 
 Judged by the embedded `mnist-classifier` (test accuracy {classifier_accuracy:.2f} %): share of samples classified as
 their label, and Frechet distance between its {features} features of the samples and of the 10,000 test images (lower
-is better, and more samples give lower values: real images have the distance of the last row). Guidance draws the
-samples of a class together and the classes apart, which the distance counts against any model; without guidance it
-tells how well a model has learnt its data. {sampling_steps} Euler steps, matrix products in bf16.
+is better, and more samples give lower values). {sampling_steps} Euler steps, matrix products in bf16. {stop_text}
 
 ## Limits
 Digits only. Made to study acceleration methods on, not to make good digits. MNIST: Y. LeCun, C. Cortes, C. Burges,
@@ -77,9 +75,24 @@ class Provenance:
     history: str = "Started from random weights."
 
 
-def export(model: DiTTransformer2DModel, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> LabelPipeline:
+STOP = """\
+
+Guidance acts down to the noise level {stop:g} (`guidance_stop`, kept with the model; T. Kynkaanniemi et al.,
+arXiv 2404.07724). Guidance at all levels, the rows from 0 on, draws the samples of a class together and the classes
+apart: it would not show what further training has brought. The level was chosen on samples from other noise.
+"""
+
+
+def export(
+    model: DiTTransformer2DModel,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    guidance_stop: float = 0.0,
+) -> LabelPipeline:
     """Save the model as a pipeline folder and return it as it will be loaded."""
-    LabelPipeline(model, flow_matching_scheduler()).save_pretrained(folder, safe_serialization=True)
+    pipe = LabelPipeline(model, flow_matching_scheduler(), guidance_stop=guidance_stop)
+    pipe.save_pretrained(folder, safe_serialization=True)
     weights = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, Path(folder) / "transformer" / WEIGHTS, metadata={"format": "pt"})
     return load(folder)
@@ -123,7 +136,7 @@ def write_card(
     side = config.sample_size // config.patch_size
     table = ["| what | guidance | images | label accuracy | Frechet distance |", "|---|---|---|---|---|"]
     table += [
-        f"| {label} | {f'{quality.guidance_scale:g}' if quality.guidance_scale else '-'} | {quality.count:,} | "
+        f"| {label} | {_guidance(quality)} | {quality.count:,} | "
         f"{100 * quality.label_accuracy:.1f} % | {quality.frechet_distance:.3f} |"
         for label, quality in qualities
     ]
@@ -154,5 +167,12 @@ def write_card(
         classifier_accuracy=100 * best.classifier_accuracy,
         features=128,
         sampling_steps=best.steps,
+        stop_text=STOP.format(stop=best.guidance_stop) if best.guidance_stop else "",
     )
     (folder / "README.md").write_text(text)
+
+
+def _guidance(quality: Quality) -> str:
+    if not quality.guidance_scale:
+        return "-"
+    return f"{quality.guidance_scale:g}, noise levels {quality.guidance_stop:g} to 1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -39,7 +40,12 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipel
     >>> pipe([3, 1, 4], guidance_scale=2.0).images[0].show()  # doctest: +SKIP
     """
     folder = _folder(model)
-    for part in ("transformer/config.json", f"transformer/{WEIGHTS}", "scheduler/scheduler_config.json"):
+    for part in (
+        "model_index.json",
+        "transformer/config.json",
+        f"transformer/{WEIGHTS}",
+        "scheduler/scheduler_config.json",
+    ):
         if not (folder / part).is_file():
             raise FileNotFoundError(f"{folder} is not a complete model: {part} is missing")
     try:
@@ -52,7 +58,8 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipel
     if transformer.dtype != dtype:
         transformer.to(dtype)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    return LabelPipeline(transformer.eval(), scheduler)
+    index = json.loads((folder / "model_index.json").read_text())
+    return LabelPipeline(transformer.eval(), scheduler, guidance_stop=index.get("guidance_stop", 0.0))
 
 
 def load_classifier(name: str = "mnist-classifier") -> Classifier:
@@ -78,7 +85,8 @@ def untrained_like(pipe: LabelPipeline, *, seed: int = 0) -> LabelPipeline:
             else:
                 fan_in = 1 if "embedding_table" in name else weight[0].numel()
                 weight.copy_(torch.randn(weight.shape, generator=generator) / fan_in**0.5)
-    return LabelPipeline(model.to(pipe.transformer.dtype).eval(), pipe.scheduler)
+    model = model.to(pipe.transformer.dtype).eval()
+    return LabelPipeline(model, pipe.scheduler, guidance_stop=pipe.config.guidance_stop)
 
 
 def _folder(model: str | Path) -> Path:

@@ -23,14 +23,25 @@ class LabelPipeline(DiffusionPipeline):
     Args:
         transformer: predicts the flow velocity; class `num_embeds_ada_norm` means "no label".
         scheduler: any flow-matching scheduler.
+        guidance_stop: guidance ends where the noise level sigma, in [0, 1], falls to this; from there on the labelled
+            branch alone counts. A stop above 0 keeps the
+            samples of a class as varied as its images: T. Kynkaanniemi et al., arXiv 2404.07724.
     """
 
     model_cpu_offload_seq = "transformer"
     _callback_tensor_inputs = ("latents",)
 
-    def __init__(self, transformer: DiTTransformer2DModel, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+    def __init__(
+        self,
+        transformer: DiTTransformer2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        guidance_stop: float = 0.0,
+    ) -> None:
         super().__init__()
+        if not 0 <= guidance_stop < 1:
+            raise ValueError(f"guidance_stop is a noise level of at least 0 and below 1, got {guidance_stop}")
         self.register_modules(transformer=transformer, scheduler=scheduler)
+        self.register_to_config(guidance_stop=guidance_stop)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     @torch.no_grad()
@@ -45,6 +56,7 @@ class LabelPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        idle_branch: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Sample one image per label.
@@ -53,13 +65,15 @@ class LabelPipeline(DiffusionPipeline):
             class_labels: one label or one per image; None samples without a label (`batch_size` images, which
                 needs `guidance_scale` 1: there is nothing to guide towards).
             num_inference_steps: sampling steps.
-            guidance_scale: v = v_none + scale * (v_label - v_none); 1 or less runs the labelled branch alone.
-                Both branches run as one batch, labelled first.
+            guidance_scale: v = v_none + scale * (v_label - v_none) down to the noise level `guidance_stop` of the
+                pipeline; 1 or less runs the labelled branch alone. Both branches run as one batch, labelled first.
             batch_size: number of images when there are no labels.
             generator: one for the batch, or a list with one per image.
             latents: starting noise (batch, channels, height, width), drawn from `generator` when None.
             output_type: "pil", "np" (batch, height, width, bands) or "pt" (batch, bands, height, width), both in
                 [0, 1], or "latent" (batch, bands, height, width), unclipped, in [-1, 1].
+            idle_branch: run the branch without labels where the guidance has stopped, too. All passes are then of one
+                shape, as caches of features need; without them, False saves half of such a pass.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after every step; may
                 return a dict with other latents.
 
@@ -74,8 +88,10 @@ class LabelPipeline(DiffusionPipeline):
         labels = labels.to(x.device)
 
         self.scheduler.set_timesteps(num_inference_steps, device=x.device)
+        last = self.config.guidance_stop * self.scheduler.config.num_train_timesteps
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            velocity = self.guided_velocity(x, t, labels, guidance_scale=guidance_scale)
+            idle = not idle_branch and bool(t <= last)
+            velocity = self.guided_velocity(x, t, labels, guidance_scale=1.0 if idle else guidance_scale)
             x = self.scheduler.step(velocity, t, x, return_dict=False)[0]
             if callback_on_step_end is not None:
                 x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
@@ -94,7 +110,7 @@ class LabelPipeline(DiffusionPipeline):
             x: states (batch, channels, height, width).
             timestep: of all states, a scalar tensor.
             labels: (batch,), on the device of `x`.
-            guidance_scale: above 1 both branches run as one batch, labelled first.
+            guidance_scale: above 1 both branches run as one batch, labelled first, at all noise levels.
         """
         guided = guidance_scale > 1
         null_label = self.transformer.config.num_embeds_ada_norm
@@ -107,7 +123,10 @@ class LabelPipeline(DiffusionPipeline):
         )[0]
         if guided:
             labelled, free = velocity.chunk(2)
-            velocity = free + guidance_scale * (labelled - free)  # (B, C, H, W)
+            # no branching on the noise level: it would wait for the device
+            acts = timestep > self.config.guidance_stop * self.scheduler.config.num_train_timesteps
+            scale = 1 + (guidance_scale - 1) * acts.to(velocity)
+            velocity = free + scale * (labelled - free)  # (B, C, H, W)
         return velocity
 
     def prepare_latents(

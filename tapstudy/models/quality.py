@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
 from torch import Tensor
 from tqdm.auto import trange
@@ -15,14 +18,20 @@ from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import ImageSet
 from tapstudy.models.pipeline import LabelPipeline
 
+SEED = 50_000  # of the first sample; no other part of the package draws noise from these
+
 
 @dataclass(frozen=True)
 class Quality:
-    """Of `count` guided samples: share classified as their label, and Frechet distance to the test images."""
+    """Of `count` samples: share classified as their label, and Frechet distance to the test images.
+
+    `guidance_scale` is 0 for images that no model made.
+    """
 
     count: int
     steps: int
     guidance_scale: float
+    guidance_stop: float
     label_accuracy: float
     frechet_distance: float
     classifier_accuracy: float
@@ -51,23 +60,43 @@ def sample_images(
     *,
     steps: int = 50,
     guidance_scale: float = 2.0,
-    seed: int = 10_000,
+    seed: int = SEED,
     batch_size: int = 50,
     half: bool = True,
+    folder: Path | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`count` guided samples in [-1, 1] and their labels, which go round all classes.
 
-    `half` computes matrix products in bf16: several times faster, and of no consequence to these measures.
+    Args:
+        half: matrix products in bf16: faster, and of no consequence to these measures.
+        folder: keeps the batches, for a killed run to go on; of these weights and settings alone.
     """
     classes = pipe.transformer.config.num_embeds_ada_norm
     labels = torch.arange(count) % classes
     images = []
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     for start in trange(0, count, batch_size, desc="sample", unit="batch"):
         batch = labels[start : start + batch_size]
+        kept = folder / f"{start}-{len(batch)}.safetensors" if folder is not None else None
+        if kept is not None and kept.exists():
+            images.append(load_file(kept)["images"])
+            continue
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
         with torch.autocast("cpu", dtype=torch.bfloat16) if half else nullcontext():
-            (found,) = pipe(batch, steps, guidance_scale, generator=generators, output_type="latent", return_dict=False)
+            (found,) = pipe(
+                batch,
+                steps,
+                guidance_scale,
+                generator=generators,
+                output_type="latent",
+                return_dict=False,
+                idle_branch=False,
+            )
         images.append(found.float().clamp(-1, 1))
+        if kept is not None:
+            save_file({"images": images[-1]}, kept.with_suffix(".part"))
+            kept.with_suffix(".part").replace(kept)
     return torch.cat(images), labels
 
 
@@ -80,13 +109,16 @@ class Judge:
         found, self.features = classify(classifier, images)
         self.accuracy = float((found == labels).float().mean())
 
-    def __call__(self, images: Tensor, labels: Tensor, *, steps: int, guidance_scale: float) -> Quality:
-        """The measures of samples (n, bands, H, W) in [-1, 1] made with the given steps and guidance."""
+    def __call__(
+        self, images: Tensor, labels: Tensor, *, steps: int = 0, guidance_scale: float = 0.0, guidance_stop: float = 0.0
+    ) -> Quality:
+        """The measures of images (n, bands, H, W) in [-1, 1], with what is to be noted of how they were made."""
         found, features = classify(self.classifier, images)
         return Quality(
             len(images),
             steps,
             guidance_scale,
+            guidance_stop,
             float((found == labels).float().mean()),
             frechet_distance(features, self.features),
             self.accuracy,
@@ -100,8 +132,36 @@ def measure_quality(
     count: int = 1000,
     steps: int = 50,
     guidance_scale: float = 2.0,
-    seed: int = 10_000,
+    seed: int = SEED,
+    folder: Path | None = None,
 ) -> tuple[Quality, Tensor]:
-    """Sample, classify, compare with the test images; also returns the samples (count, bands, H, W) in [-1, 1]."""
-    images, labels = sample_images(pipe, count, steps=steps, guidance_scale=guidance_scale, seed=seed)
-    return judge(images, labels, steps=steps, guidance_scale=guidance_scale), images
+    """Sample, classify, compare with the test images; also returns the samples (count, bands, H, W) in [-1, 1].
+
+    With a `folder` a killed run goes on.
+    """
+    stop = pipe.config.guidance_stop
+    if folder is not None:
+        weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in pipe.transformer.parameters()))
+        folder = folder / f"{weights.hexdigest()[:12]}-{seed}-{steps}-{guidance_scale:g}-{stop:g}"
+    images, labels = sample_images(pipe, count, steps=steps, guidance_scale=guidance_scale, seed=seed, folder=folder)
+    return judge(images, labels, steps=steps, guidance_scale=guidance_scale, guidance_stop=stop), images
+
+
+def against_before(
+    pipe: LabelPipeline, before: LabelPipeline, judge: Judge, real: ImageSet, *, count: int, folder: Path | None = None
+) -> list[tuple[str, Quality]]:
+    """A model beside the one it was trained on from, with its guidance and with guidance at all noise levels.
+
+    The distance depends on the number of samples, so all have `count` of them, and so have the real images of the last
+    row, as many of every class: what a perfect model would have.
+    """
+    rows = []
+    for stop in dict.fromkeys((pipe.config.guidance_stop, 0.0)):
+        for name, other in (("this model", pipe), ("its initial weights", before)):
+            alike = LabelPipeline(other.transformer, other.scheduler, guidance_stop=stop)
+            alike.set_progress_bar_config(disable=True)
+            rows.append((name, measure_quality(alike, judge, count=count, folder=folder)[0]))
+    classes = pipe.transformer.config.num_embeds_ada_norm
+    each = [(real.labels == label).nonzero()[: -(-count // classes), 0] for label in range(classes)]
+    chosen = torch.stack(each, dim=1).flatten()[:count]  # labels going round, as the samples' do
+    return [*rows, ("training images", judge(*real.batch(chosen)))]

@@ -1,6 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+
+import tapstudy
+from tapstudy.models.pipeline import LabelPipeline
 
 
 def test_output_types(tiny_pipe):
@@ -27,6 +32,36 @@ def test_guidance_combines_the_branches(tiny_pipe):
     torch.testing.assert_close(unguided, noise - labelled)
     unlabelled = tiny_pipe(None, 1, 1.0, batch_size=2, latents=noise, output_type="latent").images
     torch.testing.assert_close(unlabelled, noise - free)
+
+
+@pytest.mark.parametrize(("stop", "scales"), [(0.6, (3, 1, 1)), (0.4, (3, 3, 1)), (0.0, (3, 3, 3))])
+def test_guidance_stops_at_a_noise_level(tiny_pipe, stop, scales):
+    """Three steps by hand, from noise levels 1, 0.5005 and 0.001."""
+    model, levels = tiny_pipe.transformer, (1.0, 0.5005, 0.001, 0.0)
+    noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = noise
+    for (level, after), scale in zip(pairwise(levels), scales, strict=True):
+        with torch.no_grad():
+            labelled, free = (
+                model(x, timestep=torch.full((1,), 1000 * level), class_labels=torch.tensor([y])).sample
+                for y in (3, 10)
+            )
+        x = x + (after - level) * (free + scale * (labelled - free))
+    pipe = LabelPipeline(model, tiny_pipe.scheduler, guidance_stop=stop)
+    for idle_branch in (True, False):
+        passes = []
+        hook = model.register_forward_hook(lambda _model, _args, output: passes.append(len(output[0])))  # noqa: B023
+        found = pipe([3], 3, 3.0, latents=noise, output_type="latent", idle_branch=idle_branch).images
+        hook.remove()
+        torch.testing.assert_close(found, x)
+        assert passes == [2 if idle_branch or scale > 1 else 1 for scale in scales]
+
+
+def test_guidance_stop_is_kept_with_the_model(tiny_pipe, tmp_path):
+    LabelPipeline(tiny_pipe.transformer, tiny_pipe.scheduler, guidance_stop=0.25).save_pretrained(tmp_path)
+    assert tapstudy.load(tmp_path).config.guidance_stop == 0.25
+    with pytest.raises(ValueError, match="guidance_stop is a noise level of at least 0 and below 1, got 1"):
+        LabelPipeline(tiny_pipe.transformer, tiny_pipe.scheduler, guidance_stop=1.0)
 
 
 def test_one_generator_per_image(tiny_pipe):

@@ -3,7 +3,8 @@ import torch
 
 from tapstudy.models.classifier import Classifier, classify, train_classifier
 from tapstudy.models.data import ImageSet
-from tapstudy.models.quality import Judge, frechet_distance, measure_quality
+from tapstudy.models.pipeline import LabelPipeline
+from tapstudy.models.quality import Judge, against_before, frechet_distance, measure_quality
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -49,3 +50,31 @@ def test_measure_quality(judged, tiny_pipe):
     assert quality.classifier_accuracy == 1
     assert 0 <= quality.label_accuracy <= 0.2  # labels 2 to 9 are unknown to this judge
     assert quality.frechet_distance > 0
+
+
+def test_samples_are_kept_batch_by_batch(judged, tiny_pipe, tmp_path):
+    judge = Judge(*judged)
+    found, samples = measure_quality(tiny_pipe, judge, count=200, steps=2, folder=tmp_path)
+    batches = sorted(tmp_path.glob("*/*"))
+    assert [batch.name for batch in batches] == [f"{i}-50.safetensors" for i in (0, 100, 150, 50)]
+    batches[1].unlink()
+    again, same = measure_quality(tiny_pipe, judge, count=200, steps=2, folder=tmp_path)
+    assert again == found
+    assert torch.equal(same, samples)
+    measure_quality(tiny_pipe, judge, count=200, steps=1, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # other settings have a folder of their own
+
+
+def test_a_model_is_held_against_what_it_was(judged, tiny_pipe):
+    pipe = LabelPipeline(tiny_pipe.transformer, tiny_pipe.scheduler, guidance_stop=0.5)
+    pipe.set_progress_bar_config(disable=True)
+    pixels = torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    real = ImageSet(pixels, torch.arange(400) % 10)
+    rows = against_before(pipe, pipe, Judge(*judged), real, count=200)
+    assert [(name, row.guidance_stop) for name, row in rows] == [
+        ("this model", 0.5), ("its initial weights", 0.5), ("this model", 0.0), ("its initial weights", 0.0),
+        ("training images", 0.0),
+    ]  # fmt: skip
+    assert rows[0][1] == rows[1][1]  # the same weights
+    assert rows[0][1].frechet_distance != rows[2][1].frechet_distance
+    assert rows[4][1].guidance_scale == 0
