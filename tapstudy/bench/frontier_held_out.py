@@ -102,7 +102,8 @@ class HeldOut:
         if values.sizes["context"] == 1:
             return values.isel(context=0)
         free, guided = (values.sel(context=name, drop=True) for name in ("uncond", "cond"))
-        return free + self.plan.guidance * (guided - free)
+        scale = self.pipe.guidance_at(torch.from_numpy(values["timestep"].values), self.plan.guidance)
+        return free + values["timestep"].copy(data=scale.numpy()) * (guided - free)
 
     @cached_property
     def amplification(self) -> NDArray[np.float64]:

@@ -88,10 +88,9 @@ class LabelPipeline(DiffusionPipeline):
         labels = labels.to(x.device)
 
         self.scheduler.set_timesteps(num_inference_steps, device=x.device)
-        last = self.config.guidance_stop * self.scheduler.config.num_train_timesteps
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            idle = not idle_branch and bool(t <= last)
-            velocity = self.guided_velocity(x, t, labels, guidance_scale=1.0 if idle else guidance_scale)
+            scale = guidance_scale if idle_branch else float(self.guidance_at(t, guidance_scale))
+            velocity = self.guided_velocity(x, t, labels, guidance_scale=scale)
             x = self.scheduler.step(velocity, t, x, return_dict=False)[0]
             if callback_on_step_end is not None:
                 x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
@@ -123,11 +122,14 @@ class LabelPipeline(DiffusionPipeline):
         )[0]
         if guided:
             labelled, free = velocity.chunk(2)
-            # no branching on the noise level: it would wait for the device
-            acts = timestep > self.config.guidance_stop * self.scheduler.config.num_train_timesteps
-            scale = 1 + (guidance_scale - 1) * acts.to(velocity)
+            scale = self.guidance_at(timestep, guidance_scale).to(velocity)
             velocity = free + scale * (labelled - free)  # (B, C, H, W)
         return velocity
+
+    def guidance_at(self, timesteps: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+        """The scale in force at timesteps, 1 once the guidance has stopped, of their shape; waits for no device."""
+        acts = timesteps > self.config.guidance_stop * self.scheduler.config.num_train_timesteps
+        return 1 + (guidance_scale - 1) * acts.to(torch.float64 if timesteps.device.type == "cpu" else torch.float32)
 
     def prepare_latents(
         self,
