@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint clean
 
 demo: .venv/demo.done
-	$(BIN)/tapstudy demo --study data/study
+	$(BIN)/tapstudy demo
 
 test: .venv/test.done
 	$(BIN)/ruff check .

@@ -21,10 +21,9 @@ from tapstudy.analysis.image_content import image_content
 from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_proxy
 from tapstudy.analysis.published import published_table
 from tapstudy.analysis.run_tables import (
+    at_fewest_passes,
     cost_and_quality,
     fixed_quality,
-    from_comparison,
-    from_sweep,
     frontier,
     gains,
     rank_by_depth,
@@ -50,6 +49,7 @@ from tapstudy.plots.heterogeneity import plot_heterogeneity
 from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
 from tapstudy.plots.published import plot_published
 from tapstudy.plots.regret import plot_regret
+from tapstudy.plots.rivals import plot_rivals
 from tapstudy.plots.skip_step import plot_skip_step
 from tapstudy.plots.style import save
 from tapstudy.recording.store import open_recording
@@ -63,9 +63,7 @@ COMMANDS = {
     "propagation": _CLAIMS,
     "fixed": "tapstudy ablate --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,fixed2-1,"
     "fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc data/study/fixed.nc",
-    "timed": "tapstudy ablate --axis method=fewer,fixed0,fixed1,fixed2,random,shuffled,step,tap --axis interval=4,6,8 "
-    "--seeds 31 --out runs/timed && cp runs/timed/sweep.nc data/study/timed.nc",
-    "comparison": "tapstudy demo --study data/study",
+    "frontier": "tapstudy bench frontier --out data/study/frontier.nc --page docs/frontier.md",
     "errors": "tapstudy bench errors --out data/study/errors.nc",
     "skip_step": "tapstudy bench skip-step --out data/study/skip_step.nc",
 }
@@ -320,14 +318,15 @@ def speed_quality(sources: Sources) -> Figure:
     return plot_frontier(frontier(sources.table("quality")))
 
 
-def speed_quality_demo(sources: Sources) -> Figure:
-    """PSNR and label accuracy against FLOPs and measured wall time, for the methods of the demo."""
-    return plot_frontier(frontier(from_comparison(sources.table("comparison"))))
-
-
 def speed_quality_timed(sources: Sources) -> Figure:
-    """PSNR and label accuracy against FLOPs and measured wall time, with the controls."""
-    return plot_frontier(frontier(from_sweep(sources.table("timed"))))
+    """PSNR and label accuracy against FLOPs and measured wall time, for the methods that were timed."""
+    return plot_frontier(frontier(sources.table("frontier")))
+
+
+def rivals(sources: Sources) -> Figure:
+    """All methods, rivals and schedules at the fewest full passes."""
+    found = sources.table("frontier")
+    return plot_rivals(at_fewest_passes(found), steps=int(found["passes"].values[0]))
 
 
 def error_buildup(sources: Sources) -> Figure:
@@ -378,6 +377,6 @@ FIGURES: dict[str, Callable[[Sources], Figure]] = {
     for make in (
         heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_shares, choice_entropy, regret,
         fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, depth_ablation,
-        speed_quality, speed_quality_demo, speed_quality_timed, error_buildup, skip_step, published, claims,
+        speed_quality, speed_quality_timed, rivals, error_buildup, skip_step, published, claims,
     )
 }  # fmt: skip

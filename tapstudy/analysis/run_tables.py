@@ -78,30 +78,20 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
     )  # fmt: skip
 
 
-def from_comparison(comparison: xr.Dataset) -> xr.Dataset:
-    """What `bench.compare` found, as a table of runs; `seconds` is the wall time of one image."""
-    require(comparison, "from_comparison", psnr=("run", "sample"), method=("run",), interval=("run",))
-    short = {"reference": REFERENCE, "fewer steps": "fewer", "FORA (order 0)": "order0", "Taylor order 1": "order1",
-             "Taylor order 2": "order2", "TAP": "tap"}  # fmt: skip
-    methods, intervals = comparison["method"].values.tolist(), comparison["interval"].values.tolist()
-    names = [
-        REFERENCE if method == REFERENCE else f"{short.get(method, method)} N={interval:g}"
-        for method, interval in zip(methods, intervals, strict=True)
-    ]
-    table = comparison[["psnr", "correct", "flops", "full_passes"]].reset_coords(drop=True)
-    table["seconds"] = comparison["latency"].reset_coords(drop=True) / comparison.sizes["sample"]
-    return table.broadcast_like(table["psnr"]).rename(run="cell").assign_coords(cell=names)
+def at_fewest_passes(found: xr.Dataset) -> xr.Dataset:
+    """Of what `bench.frontier` found, the rows with values at the fewest passes, best mean PSNR first.
 
-
-def from_sweep(sweep: xr.Dataset) -> xr.Dataset:
-    """What `bench.sweep` found, as a table of runs by method and interval."""
-    require(sweep, "from_sweep", psnr=TABLE, seconds=TABLE, method=("cell",), interval=("cell",))
-    names = [
-        f"{re.sub('^fixed', 'order', str(method))} N={interval:g}"
-        for method, interval in zip(sweep["method"].values, sweep["interval"].values, strict=True)
-    ]
-    table = sweep[["psnr", "correct", "flops", "full_passes", "seconds"]].reset_coords(drop=True)
-    return table.assign_coords(cell=names)
+    Returns:
+        `psnr_interval` (cell, bound), `time_ratio` (cell), wall time of the reference over that of the row, and the
+        coordinates. Attribute `images`.
+    """
+    require(found, "at_fewest_passes", psnr_interval=("cell", "bound"), seconds=TABLE, passes=("cell",))
+    seconds = found["seconds"].mean("sample")
+    table = found[["psnr_interval"]].assign(time_ratio=seconds.sel(cell=REFERENCE, drop=True) / seconds)
+    mean = found["psnr_interval"].sel(bound="mean").values
+    rows = np.flatnonzero((found["passes"].values == found["passes"].values.min()) & np.isfinite(mean))
+    rows = rows[np.argsort(-mean[rows], kind="stable")]
+    return table.isel(cell=rows).assign_attrs(images=found.sizes["sample"])
 
 
 def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dataset:

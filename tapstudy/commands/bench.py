@@ -122,6 +122,7 @@ def frontier(
         "frontier"
     ),
     out: Annotated[Path, typer.Option(help="netCDF file to write")] = Path("frontier.nc"),
+    page: Annotated[Path | None, typer.Option(help="also write the tables as a page of Markdown")] = None,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "11,12",
     held_out: Annotated[str, typer.Option(help="seeds on which everything is fitted and chosen")] = "21",
@@ -142,11 +143,17 @@ def frontier(
     about 40 minutes on two cores, and 15 with --passes 8 --methods order1,best-fixed,tap,step,drift,fitted,teacache.
     """
     with user_errors():
+        import os
+        import platform
+        import shlex
+        import sys
+
         from rich.console import Console
         from rich.table import Table
 
         from tapstudy.analysis.result import write_result
         from tapstudy.bench.frontier import frontier as run
+        from tapstudy.bench.frontier_page import frontier_page
         from tapstudy.bench.frontier_plan import FrontierPlan
         from tapstudy.bench.frontier_table import COLUMNS, tables
         from tapstudy.commands.parse import numbers
@@ -164,6 +171,10 @@ def frontier(
         named = [name for name in methods.split(",") if name]
         found = run(plan, work, methods=named, thorough=thorough, repeats=repeats)
         write_result(found, out)
+        if page is not None:
+            command = shlex.join(["tapstudy", *sys.argv[1:]])
+            machine = f"{os.cpu_count()} {platform.machine()} cores"
+            page.write_text(frontier_page(found, command=command, machine=machine))
         console = Console()
         console = Console(width=max(console.width, 200))
         for count, rows in tables(found).items():

@@ -48,7 +48,8 @@ def claims(
         test, named = numbers(seeds, int, "--seeds"), numbers(labels, int, "--labels")
         if images is not None and images > len(named):
             raise ValueError(f"--images {images} is more than the {len(named)} labels: name more --labels or --seeds")
-        blocks = load(model).transformer.config.num_layers
+        pipe = load(model)
+        blocks = pipe.transformer.config.num_layers
         plan = Plan(
             model=model,
             seeds=test,
@@ -66,7 +67,7 @@ def claims(
         if study is not None:
             save_study(evidence, study)
         findings = judge(all_claims(evidence))
-        page = claims_page(findings, evidence, _header(plan, quick))
+        page = claims_page(findings, evidence, _header(plan, quick, pipe.config.guidance_stop))
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page)
         for finding in findings:
@@ -74,7 +75,7 @@ def claims(
         typer.echo(f"{out}, from the results in {work}")
 
 
-def _header(plan: Plan, quick: bool) -> dict[str, str]:
+def _header(plan: Plan, quick: bool, guidance_stop: float) -> dict[str, str]:
     from importlib.metadata import version
 
     few = len(plan.few_seeds) * len(plan.labels)
@@ -83,7 +84,7 @@ def _header(plan: Plan, quick: bool) -> dict[str, str]:
     command = "tapstudy claims " + " ".join(f"--{name} {value}" for name, value in options.items())
     found = {
         "Made by": f"`{command}{' --quick' if quick else ''}`",
-        "Model": f"{plan.model}, {plan.steps} steps, guidance {plan.guidance:g}",
+        "Model": f"{plan.model}, {plan.steps} steps, guidance {plan.guidance:g} down to noise level {guidance_stop:g}",
         "Test images": f"{len(plan.seeds) * len(plan.labels)} (seeds {_join(plan.seeds)} x labels "
         f"{_join(plan.labels)}); recordings, oracles and N = 2, 3 on the first {few}",
         "Held-out seeds": f"{_join(plan.held_out)}; for N < 6 and masks {plan.held_out[0]} alone",

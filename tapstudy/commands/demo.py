@@ -14,14 +14,13 @@ from tapstudy.commands.errors import user_errors
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures"),
     seeds: Annotated[int, typer.Option(min=1, help="images per label")] = 2,
-    study: Annotated[Path | None, typer.Option(help="also write the comparison here, for `tapstudy figures`")] = None,
 ) -> None:
     """Sample digits with the reference, plain sampling with fewer steps, FORA, Taylor and TAP, and compare them."""
     with user_errors():
-        _run(out, seeds, study)
+        _run(out, seeds)
 
 
-def _run(out: Path, seeds: int, study: Path | None) -> None:
+def _run(out: Path, seeds: int) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -34,7 +33,6 @@ def _run(out: Path, seeds: int, study: Path | None) -> None:
     from tapstudy.analysis.clean_image import clean_images
     from tapstudy.analysis.proxy_correlation import proxy_correlation
     from tapstudy.analysis.stats import mean_interval
-    from tapstudy.analysis.study import save_table
     from tapstudy.analysis.summaries import summarise
     from tapstudy.bench.compare import Request, compare, table_rows
     from tapstudy.models.embedded import load_classifier
@@ -48,8 +46,6 @@ def _run(out: Path, seeds: int, study: Path | None) -> None:
     request = Request(seeds=tuple(range(seeds)))
     comparison = compare(pipe, load_classifier(), request=request)
 
-    if study is not None:
-        save_table(comparison.drop_vars("image"), study, "comparison")
     table = Table(
         title=f"mnist-dit, {len(request.pairs)} digits, {request.steps} steps, guidance {request.guidance_scale:g}"
     )

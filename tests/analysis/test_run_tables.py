@@ -6,9 +6,9 @@ import xarray as xr
 
 from tapstudy.analysis.published import published_table
 from tapstudy.analysis.run_tables import (
+    at_fewest_passes,
     cost_and_quality,
     fixed_quality,
-    from_comparison,
     frontier,
     gains,
     rank_by_depth,
@@ -69,21 +69,22 @@ def test_frontier_needs_runs_and_images():
         frontier(table(**RUNS | {"oracle_Nis8": [1, np.nan, np.nan, np.nan]}))
 
 
-def test_from_comparison():
-    comparison = xr.Dataset(
-        {
-            "psnr": (("run", "sample"), [[np.inf, np.inf], [10, 20], [15, 25]]),
-            "correct": (("run", "sample"), np.ones((3, 2), bool)),
-            "flops": ("run", [50.0, 8.0, 9.0]),
-            "full_passes": ("run", [50, 8, 8]),
-            "latency": ("run", [10.0, 2.0, 3.0]),
-        },
-        coords={"method": ("run", ["reference", "FORA (order 0)", "TAP"]), "interval": ("run", [1, 8, 8])},
+def test_at_fewest_passes():
+    """Best first; rows that failed, and the reference, are left out."""
+    names = ["reference", "tap N=4", "tap N=8", "fewer N=8", "broken N=8"]
+    mean = np.array([np.inf, 40, 30, 35, np.nan])
+    found = at_fewest_passes(
+        xr.Dataset(
+            {
+                "psnr_interval": (("cell", "bound"), mean[:, None] + np.array([0, -1, 1])),
+                "seconds": (("cell", "sample"), np.array([[10.0, 10], [4, 4], [2, 2], [1, 3], [np.nan, np.nan]])),
+            },
+            coords={"cell": names, "bound": ["mean", "low", "high"], "passes": ("cell", [50, 14, 8, 8, 8])},
+        )
     )
-    found = frontier(from_comparison(comparison))
-    assert found["run"].values.tolist() == ["reference", "order0 N=8", "tap N=8"]
-    assert found["seconds"].values.tolist() == [5, 1, 1.5]
-    assert found["psnr"].sel(bound="mean").values.tolist() == [np.inf, 15, 20]
+    assert found["cell"].values.tolist() == ["fewer N=8", "tap N=8"]
+    assert found["time_ratio"].values.tolist() == [5, 5]
+    assert found.attrs["images"] == 2
 
 
 def test_gains_are_paired_and_on_common_images():

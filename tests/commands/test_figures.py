@@ -11,17 +11,15 @@ from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.analysis.study import load_table, save_table
-from tapstudy.bench.compare import Request, compare
 from tapstudy.cli import app
 from tapstudy.figures import FIGURES, MissingData, Sources, draw_all, show
-from tapstudy.models.classifier import Classifier
 from tests.analysis.test_run_tables import ranking
 from tests.conftest import make_tiny_pipe
 from tests.test_architecture import ROOT
 
 run = CliRunner().invoke
 TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "depth_ablation", "speed_quality",
-          "speed_quality_demo", "speed_quality_timed", "error_buildup", "skip_step", "published", "claims"}  # fmt: skip
+          "speed_quality_timed", "rivals", "error_buildup", "skip_step", "published", "claims"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +37,11 @@ def data(tmp_path_factory, model_folder):
     save_table(ranking(), study, "ranking")
     fixed = quality().sel(cell=["order0 N=8", "order1 N=8", "tap N=8"])
     save_table(fixed.assign_coords(method=("cell", ["fixed0", "fixed1-0", "tap"])), study, "fixed")
-    request = Request(labels=(1, 2), seeds=(0,), steps=8)
-    comparison = compare(pipe, Classifier().eval(), request=request, intervals=(3, 4))
-    save_table(comparison.drop_vars("image"), study, "comparison")
-    axes = ["--axis", "method=fewer,fixed1,tap", "--axis", "interval=3,4", "--steps", "8", "--labels", "1,2"]
-    found = run(app, ["ablate", *axes, "--model", str(model_folder), "--out", str(folder / "timed")])
+    options = ["--seeds", "3", "--held-out", "4", "--labels", "1,2", "--passes", "6,5", "--steps", "12",
+               "--tuning", "1", "--repeats", "1", "--methods", "fewer,order1,tap,peer-taylorseer"]  # fmt: skip
+    where = ["--model", str(model_folder), "--work", str(folder / "w"), "--out", str(study / "frontier.nc")]
+    found = run(app, ["bench", "frontier", *where, *options])
     assert found.exit_code == 0, found.output
-    shutil.copy(folder / "timed" / "sweep.nc", study / "timed.nc")
     shutil.copytree(ROOT.parent / "data" / "published", folder / "published")
     common = f"--model {model_folder} --steps 12"
     for command in ("errors --labels 1,2 --interval 4", "skip-step --batch-size 2"):

@@ -2,6 +2,7 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
+from tapstudy.bench.frontier_table import COLUMNS
 from tapstudy.cli import app
 
 run = CliRunner().invoke
@@ -12,10 +13,17 @@ def test_table_and_file(model, tmp_path):
                "--tuning", "1", "--repeats", "1", "--methods", "fewer,tap,peer-taylorseer"]  # fmt: skip
     out = tmp_path / "out" / "frontier.nc"
     arguments = ["bench", "frontier", "--model", model, "--work", str(tmp_path / "w"), "--out", str(out), *options]
+    arguments += ["--page", str(tmp_path / "frontier.md")]
     result = run(app, arguments)
     assert result.exit_code == 0, result.output
     for text in ("6 full passes of 12 steps, 2 images", "5 full passes", "does not run", "TaylorSeerCacheConfig finds"):
         assert text in result.output
+    page = (tmp_path / "frontier.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith(("| fewer", "| tap"))]
+    assert [row[2] for row in rows if row[0] == "| fewer"] == ["6", "5"]
+    assert {len(row) for row in rows} == {len(COLUMNS)}
+    assert "## 5 full passes of 12" in page
+    assert "* peer-taylorseer does not run" in page
     with xr.open_dataset(out) as found:
         assert found["cell"].values[:3].tolist() == ["reference", "fewer N=3", "tap N=3"]
         assert {"psnr", "ssim", "flops", "seconds", "cache_bytes", "mask", "gain_over_tap"} <= set(found.data_vars)
