@@ -13,12 +13,12 @@ ALLOWED = {
     "predictors": {"core"},
     "policies": {"core", "predictors"},
     "instrument": {"core", "predictors", "policies"},
-    "recording": {"core", "policies", "instrument"},
-    "analysis": {"core", "predictors", "policies"},
+    "recording": {"core", "policies", "instrument", "netcdf"},
+    "analysis": {"core", "predictors", "policies", "netcdf"},
     "plots": set(),
     "explorer": {"analysis", "plots"},
     "models": {"plots"},
-    "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis"},
+    "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis", "netcdf"},
     "commands": None,
 }
 FORBIDDEN = {

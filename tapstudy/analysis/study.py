@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import xarray as xr
 
-from tapstudy.analysis.result import replace_netcdf
+from tapstudy.netcdf import write_netcdf
 
 TABLES = ("quality", "ranking", "tokens", "propagation")
 CHOSEN = "chosen.json"
@@ -53,16 +53,7 @@ def load_study(folder: str | Path) -> dict[str, Any]:
 
 def save_table(table: xr.Dataset, folder: str | Path, name: str) -> Path:
     """Write a small table as `name.nc`, with text as netCDF strings, packed without loss."""
-    path = Path(folder) / f"{name}.nc"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = table.copy()
-    for key, variable in table.variables.items():
-        if variable.dtype.kind in "TU":  # netCDF strings are Python objects to xarray
-            stored[key] = variable.copy(data=variable.values.astype(object))
-    for variable in stored.variables.values():
-        variable.encoding = {} if variable.dtype.kind == "O" or not variable.ndim else {"zlib": True, "complevel": 9}
-    replace_netcdf(stored, path)
-    return path
+    return write_netcdf(table, Path(folder) / f"{name}.nc", packed=True)
 
 
 def load_table(folder: str | Path, name: str) -> xr.Dataset:

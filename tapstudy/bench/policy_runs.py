@@ -10,12 +10,12 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from tapstudy.analysis.result import write_result
 from tapstudy.bench.cells import Cell
 from tapstudy.bench.compare import Request
 from tapstudy.bench.image_error import psnr, ssim
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.models.pipeline import LabelPipeline
+from tapstudy.netcdf import write_netcdf
 from tapstudy.policies.base import Policy
 
 
@@ -55,7 +55,7 @@ def run_policies(
 def kept(path: Path, make: Callable[[], xr.Dataset]) -> xr.Dataset:
     """What the file holds, in memory; made and written first if there is none."""
     if not path.exists():
-        write_result(make(), path)
+        write_netcdf(make(), path)
     with xr.open_dataset(path, engine="netcdf4") as file:
         return file.load()
 

@@ -16,7 +16,7 @@ from tapstudy.analysis.cluster import scheduler as dask_scheduler
 from tapstudy.bench.cells import Cell
 from tapstudy.bench.measure import measure, measure_on_worker, weights_fingerprint
 from tapstudy.bench.sweep_table import tidy
-from tapstudy.recording.export import to_netcdf
+from tapstudy.netcdf import write_netcdf
 
 Outcome = tuple[Cell, xr.Dataset | Exception]
 
@@ -67,7 +67,7 @@ def sweep(
                 say(f"{part} failed: {failures[part]}")
             else:
                 outcome.attrs["checksum"] = _checksum(outcome)
-                to_netcdf(outcome, result_path(store, part))
+                write_netcdf(outcome, result_path(store, part))
             bar.update()
 
     @lru_cache(maxsize=64)  # references are read for every cell
@@ -75,7 +75,7 @@ def sweep(
         return None if part in failures else read_result(store, part)
 
     dataset = tidy(cells, read, failures)
-    to_netcdf(dataset, Path(folder) / "sweep.nc")
+    write_netcdf(dataset, Path(folder) / "sweep.nc")
     if failures:
         lines = "\n".join(f"  {part}: {error}" for part, error in failures.items())
         warnings.warn(

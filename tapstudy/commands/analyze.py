@@ -54,12 +54,13 @@ def analyze(
 
         from tapstudy import open_recording
         from tapstudy.analysis.cluster import scheduler as dask_scheduler
-        from tapstudy.analysis.result import open_result, summary_rows, write_result
+        from tapstudy.analysis.result import open_result, summary_rows
+        from tapstudy.netcdf import write_netcdf
 
         out = out or recording.with_name(f"{recording.stem}.{analysis}.nc")
         with dask_scheduler(scheduler):
             found = _run(analysis, open_recording(recording.resolve()), settings or [])
-            write_result(found, out)
+            write_netcdf(found, out)
         table = Table(title=f"{analysis} of {recording}")
         for name in ("variable", "dimensions", "mean [95 % over images]", "units"):
             table.add_column(name)

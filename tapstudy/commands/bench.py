@@ -151,12 +151,12 @@ def frontier(
         from rich.console import Console
         from rich.table import Table
 
-        from tapstudy.analysis.result import write_result
         from tapstudy.bench.frontier import frontier as run
         from tapstudy.bench.frontier_page import frontier_page
         from tapstudy.bench.frontier_plan import FrontierPlan
         from tapstudy.bench.frontier_table import COLUMNS, tables
         from tapstudy.commands.parse import numbers
+        from tapstudy.netcdf import write_netcdf
 
         plan = FrontierPlan(
             model=model,
@@ -170,7 +170,7 @@ def frontier(
         )
         named = [name for name in methods.split(",") if name]
         found = run(plan, work, methods=named, thorough=thorough, repeats=repeats)
-        write_result(found, out)
+        write_netcdf(found, out)
         if page is not None:
             command = shlex.join(["tapstudy", *sys.argv[1:]])
             machine = f"{os.cpu_count()} {platform.machine()} cores"

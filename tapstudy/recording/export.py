@@ -6,6 +6,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from tapstudy.netcdf import write_netcdf
 from tapstudy.recording.damage import RecordingError
 from tapstudy.recording.store import open_recording
 
@@ -29,20 +30,4 @@ def to_netcdf(recording: str | Path | xr.Dataset, out: str | Path, *, max_bytes:
             f"variables or samples (the largest are {', '.join(map(str, largest))}), or raise max_bytes; the Zarr "
             "folder itself has no limit"
         )
-    dataset = dataset.load().copy()
-    for name, variable in dataset.variables.items():
-        if variable.dtype.kind == "T":  # netCDF strings are Python objects to xarray
-            dataset[name] = (variable.dims, variable.values.astype(object), variable.attrs)
-        elif variable.dtype == "float16":  # netCDF has no half precision
-            dataset[name] = (variable.dims, variable.values.astype("float32"), variable.attrs)
-    for variable in dataset.variables.values():
-        variable.encoding = {} if variable.dtype.kind == "O" else {"_FillValue": None}
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    try:
-        dataset.to_netcdf(partial, engine="netcdf4", format="NETCDF4")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return out
+    return write_netcdf(dataset.load(), out)

@@ -7,7 +7,8 @@ from dask.threaded import get as threaded
 from distributed import Client, LocalCluster, get_worker
 
 from tapstudy.analysis.cluster import scheduler
-from tapstudy.analysis.result import open_result, summary_rows, write_result
+from tapstudy.analysis.result import open_result, summary_rows
+from tapstudy.netcdf import write_netcdf
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def result():
 def test_results_are_written_and_read_back(result, cluster, tmp_path, where):
     out = tmp_path / "new" / "result.nc"
     with scheduler(None if where == "threads" else cluster.scheduler_address):
-        assert write_result(result, out) == out
+        assert write_netcdf(result, out) == out
     with open_result(out) as found:
         assert found["value"].dtype == np.float32
         np.testing.assert_array_equal(found["value"], result["value"])
@@ -88,7 +89,7 @@ def test_results_are_written_and_read_back(result, cluster, tmp_path, where):
 
 
 def test_a_failed_write_leaves_the_old_file(result, tmp_path):
-    out = write_result(result, tmp_path / "result.nc")
+    out = write_netcdf(result, tmp_path / "result.nc")
     before = out.read_bytes()
 
     def fail(block):
@@ -96,7 +97,7 @@ def test_a_failed_write_leaves_the_old_file(result, tmp_path):
 
     broken = result.assign(value=result["value"].copy(data=result["value"].data.map_blocks(fail, dtype=np.float16)))
     with pytest.raises(OSError, match="no such chunk"):
-        write_result(broken, out)
+        write_netcdf(broken, out)
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["result.nc"]
 
