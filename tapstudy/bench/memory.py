@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,10 +134,11 @@ def memory(
             row = _shown(name, config, plan, batch_size or 1) if subject is None else _run(subject, config, plan)
             row["peak"] -= plain
             rows[f"tap {str(dtype).removeprefix('torch.')}"] = row
-        for peer in peers if subject is not None else ():
-            rows[peer] = {"history": _peer_bytes(subject, plan, peer)}
+        if subject is not None:
+            rows |= {peer: {"history": _peer_bytes(subject, plan, peer)} for peer in peers}
         found.append(_dataset(name, rows))
-    whole = xr.concat(found, dim="model", join="outer", compat="equals", combine_attrs="no_conflicts")
+    methods = dict.fromkeys(method for one in found for method in one["method"].values.tolist())
+    whole = xr.concat([one.reindex({"method": list(methods)}) for one in found], dim="model", join="exact")
     return whole.assign_attrs(device=str(place), steps=plan.steps, interval=plan.interval)
 
 
@@ -156,14 +158,15 @@ def _shown(name: str, config: TAPConfig, plan: Plan, batch: int) -> dict[str, fl
 
 def _run(subject: Subject, config: TAPConfig, plan: Plan) -> dict[str, float]:
     """A policy along a loop."""
-    states: dict[str, Any] = {}
+    states: dict[str, tuple[int, int]] = {}
     shapes: dict[str, Features] = {}
 
     def keep(event: Any) -> None:
         if event.kind == "full":
             probe, residual = event.probe, event.residual
-            shapes[event.context] = Features(*probe.shape, residual.shape[-1], probe.dtype)
-        states[event.context] = [held_bytes(event.policy.anchors), held_bytes(event.policy.workspace)]
+            batch, tokens, width = probe.shape
+            shapes[event.context] = Features(batch, tokens, width, residual.shape[-1], probe.dtype)
+        states[event.context] = held_bytes(event.policy.anchors), held_bytes(event.policy.workspace)
 
     with apply_policy(subject.target, TAPPolicy(config)) as handle:
         handle.listen(keep)
@@ -227,4 +230,4 @@ def _dataset(model: str, rows: dict[str, dict[str, float]]) -> xr.Dataset:
         name: ("method", [rows[method].get(name, np.nan) for method in rows], {"long_name": text, "units": "byte"})
         for name, text in NAMES.items()
     }
-    return xr.Dataset(values, coords={"method": list(rows)}).expand_dims(model=[model])
+    return xr.Dataset(values, coords={"method": list(rows)}).expand_dims(model=[Path(model).name])

@@ -1,10 +1,10 @@
 """Wall time of steps and of whole loops: TAP beside plain sampling and beside other people's caches.
 
 Conventions. A loop is one call of the pipeline, from its noise to its last step, with an empty history at its start.
-The first loop of every method, a short one, is not counted; First-Block Cache, which has no
-schedule, gets the threshold that makes about as many full passes as the others. Then the methods take turns, `repeats` times, so that a
+The first loop of every method, a short one, is not counted; First-Block Cache, which has no schedule, gets the
+threshold that makes about as many full passes as the others. Then the methods take turns, `repeats` times, so that a
 machine that slows down does so for all; whatever stands in one ratio was measured in the same turn. Steps are timed in
-loops of their own. On a GPU times are those of its stream, on a CPU those of the clock.
+loops of their own. On a GPU times of steps are those of its stream, all else is the clock's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def speed(
         found.append(time_subject(subject, plan, methods=chosen, repeats=repeats))
         del subject
         gc.collect()
-    return xr.concat(found, dim="model", coords="different", compat="equals", join="exact", combine_attrs="no_conflicts")
+    return xr.concat(
+        found, dim="model", coords="different", compat="equals", join="exact", combine_attrs="no_conflicts"
+    )
 
 
 def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeats: int) -> xr.Dataset:
@@ -85,6 +87,7 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
     kinds: list[list[float]] = []
     parts: list[list[float]] = []
     for turn in range(repeats):
+        gc.collect()
         for row, method in enumerate(methods):
             if not failures[row]:
                 loops[row, turn], masks[row] = _loop(subject, plan, method)
@@ -186,7 +189,6 @@ def _threshold(subject: Subject, plan: Plan) -> float:
 def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:
     """Seconds of a loop, and its mask."""
     with SPEED_METHODS[method].apply(subject.target, plan) as applied:
-        gc.collect()
         synchronize(subject.device)
         started = time.perf_counter()
         subject.loop(plan.steps)
@@ -199,9 +201,7 @@ def _steps(subject: Subject, plan: Plan) -> tuple[Step, Step, Step]:
     """A full step without hooks, one under TAP, and a skip step, each by parts."""
     options = check_compile(plan.compile)
     plain = plain_steps(subject.target, lambda: subject.loop(len(plan.full)), subject.device)
-    found = tap_steps(
-        subject.target, lambda: subject.loop(plan.steps), subject.device, config=plan.config, **options
-    )
+    found = tap_steps(subject.target, lambda: subject.loop(plan.steps), subject.device, config=plan.config, **options)
     return middle(plain), middle(found["full"]), middle(found["skip"])
 
 

@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from statistics import fmean
 from typing import Any, Self
 
@@ -66,7 +67,7 @@ class Marks:
 
     def _read(self, stamps: list[tuple[str, Any]]) -> Step:
         found: Step = {}
-        for (part, start), (_, end) in zip(stamps, stamps[1:], strict=False):
+        for (part, start), (_, end) in pairwise(stamps):
             seconds = start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
             found[part] = found.get(part, 0.0) + seconds
         return found
@@ -200,7 +201,7 @@ def _inside(module: nn.Module, marks: Marks, *, before: str, after: str | None =
             marks.begin(after)
         return output
 
-    module.forward = marked  # type: ignore[method-assign]
+    module.forward = marked
     try:
         yield
     finally:

@@ -146,7 +146,7 @@ def find_device(device: str) -> torch.device:
     if found is None or found.type not in ("cpu", "cuda"):
         raise ValueError(f"no device {device!r}: choose auto, cpu or cuda")
     if found.type == "cuda" and not gpu:
-        raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU: use --device cpu")
+        raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU: use cpu")
     return found
 
 
@@ -198,7 +198,9 @@ def _preset(name: str, batch_size: int | None, dtype: torch.dtype | None, device
 
 def _embedded(name: str, batch_size: int | None, dtype: torch.dtype | None, device: torch.device) -> Subject:
     batch, dtype = batch_size or 8, dtype or torch.float32
-    pipe = load(name, dtype=dtype).to(device)
+    pipe = load(name, dtype=dtype)
+    if device.type != "cpu":
+        pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     labels = [i % LABELS for i in range(batch)]
 

@@ -19,7 +19,7 @@ def quartiles(table: xr.Dataset) -> xr.Dataset:
         table: from `speed`.
     """
     repeated = [name for name, values in table.data_vars.items() if "repeat" in values.dims]
-    found = table[repeated].quantile(QUARTILES, dim="repeat", keep_attrs=True)
+    found = table[repeated].quantile(QUARTILES, dim="repeat", skipna=False, keep_attrs=True)
     found = found.rename(quantile="quartile").transpose(..., "quartile")
     return table.drop_vars(repeated).drop_dims("repeat").assign(found).assign_attrs(table.attrs)
 
@@ -27,7 +27,7 @@ def quartiles(table: xr.Dataset) -> xr.Dataset:
 def loop_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
     """A row of `LOOP_COLUMNS` per method: medians, and [quartiles]. Of a method that does not run, its name and why."""
     one = quartiles(table).sel({"model": model})
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for method in one["method"].values.tolist():
         row = one.sel({"method": method})
         if failure := str(row["failure"].values):
@@ -61,7 +61,7 @@ def step_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
 
 def memory_rows(found: xr.Dataset) -> list[tuple[str, ...]]:
     """A row of `MEMORY_COLUMNS` per model and method that was measured, from `memory`."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for model in found["model"].values.tolist():
         for method in found["method"].values.tolist():
             one = found.sel({"model": model, "method": method})
