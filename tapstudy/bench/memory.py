@@ -25,6 +25,7 @@ from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.predictors.family import candidates
 
+LOSS_BYTES = 32  # per token and candidate that scoring keeps: four numbers in float64
 PEERS = ("peer-first-block", "peer-taylorseer-lite", "peer-taylorseer", "peer-magcache", "peer-dbcache")
 
 
@@ -54,7 +55,7 @@ def history_bytes(shape: Features, *, anchors: int, history_dtype: torch.dtype, 
 def workspace_bytes(shape: Features, *, anchors: int, distinct: int) -> int:
     """Buffers for scoring by cosine or l2, kept between the steps on a CPU, per context; elsewhere none are kept.
 
-    In float64: a chunk of tokens as differences to the actual probe, all Gram matrices, and four losses.
+    A chunk of tokens as differences to the actual probe and all Gram matrices, in float64, and what becomes losses.
 
     Args:
         distinct: most predictors that differ at one step.
@@ -62,7 +63,7 @@ def workspace_bytes(shape: Features, *, anchors: int, distinct: int) -> int:
     rows, size = anchors + 1, torch.float64.itemsize
     tokens = shape.batch * shape.tokens
     chunk = min(tokens, max(1, CHUNK_BYTES // (rows * shape.probe_width * size)))
-    return size * (rows * chunk * shape.probe_width + tokens * rows**2 + 4 * distinct * tokens)
+    return size * (rows * chunk * shape.probe_width + tokens * rows**2) + LOSS_BYTES * distinct * tokens
 
 
 def distinct_predictors(config: TAPConfig, plan: Plan) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from tapstudy.bench import peers
@@ -82,7 +83,9 @@ def _policy(make: Callable[[Plan], Policy]) -> Callable[[Any, Plan], AbstractCon
     return lambda target, plan: apply_policy(target, make(plan))
 
 
+@lru_cache
 def _tap(plan: Plan, shifts: tuple[float, ...] | None = None) -> Policy:
+    """One for all loops of a plan (they use copies): what is compiled stays so."""
     config = plan.config if shifts is None else replace(plan.config, shifts=shifts)
     return TAPPolicy(config, **check_compile(plan.compile))
 
