@@ -183,7 +183,7 @@ def _threshold(subject: Subject, plan: Plan) -> float:
     def passes(threshold: float) -> float:
         return _loop(subject, replace(plan, threshold=threshold), TUNED)[1].count("F")
 
-    return Tuner(passes, trials=6, tolerance=0.5).threshold(len(plan.full))
+    return Tuner(passes, low=0.01, high=1.0, trials=5, tolerance=1).threshold(len(plan.full))
 
 
 def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:

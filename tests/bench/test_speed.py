@@ -12,7 +12,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from tapstudy import TAPConfig, apply_policy
-from tapstudy.analysis.study import load_table
+from tapstudy.analysis.study import load_table, save_table
 from tapstudy.bench import speed_table
 from tapstudy.bench.example_inputs import example_inputs
 from tapstudy.bench.real_sizes import RealSize
@@ -159,6 +159,26 @@ def test_euler_loop_against_its_sum():
     assert mask_of(handle, 12) == PLAN.mask
     with pytest.raises(ValueError, match="one call a step is expected"):
         mask_of(handle, 11)
+
+
+def test_several_models(tmp_path, monkeypatch):
+    """An embedded one in float32 and a preset in bfloat16 in one table, which survives the disk."""
+    monkeypatch.setitem(PRESETS, "flux-tiny", Preset("FluxTransformer2DModel", RealSize("tiny", (1, 4, 6), 5, FLUX), 1))
+    make_tiny_pipe().save_pretrained(tmp_path / "model")
+    methods = ["tap", "peer-first-block", "peer-taylorseer-lite"]
+    before = torch.random.get_rng_state()
+    made = make_subject("flux-tiny")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (made.dtype, made.batch, next(made.model.parameters()).dtype) == (torch.bfloat16, 1, torch.bfloat16)
+    found = speed([str(tmp_path / "model"), "flux-tiny"], PLAN, methods=methods, repeats=1, batch_size=1, device="cpu")
+    assert found["dtype"].values.tolist() == ["float32", "bfloat16"]
+    assert found["batch"].values.tolist() == [2, 1]
+    assert found["mask"].sel({"method": "tap"}).values.tolist() == [PLAN.mask] * 2
+    assert found["latency_ratio"].dims == ("model", "method", "repeat")
+    assert found["failure"].sel({"method": "peer-taylorseer-lite"}).values.tolist()[1] == ""
+    stored = load_table(save_table(found, tmp_path, "speed").parent, "speed")
+    assert speed_table.page(stored) == speed_table.page(found)
+    assert len(plot_speed(speed_table.quartiles(stored)).axes) == 4
 
 
 def loop_levels(loop, steps):
