@@ -76,7 +76,7 @@ def title(table: xr.Dataset, model: str) -> str:
     one, attrs = table.sel({"model": model}), table.attrs
     return (
         f"{model} ({one['label'].item()}; {float(one['parameters']) / 1e6:.0f} M parameters, {one['dtype'].item()}, "
-        f"{int(one['batch'])} samples a call), {attrs['steps']} steps, {attrs['device']}, threads: {attrs['threads']}, "
+        f"batch {int(one['batch'])}), {attrs['steps']} steps, {attrs['device']}, threads: {attrs['threads']}, "
         f"torch {attrs['torch']}, diffusers {attrs['diffusers']}; median [quartiles] of {table.sizes['repeat']}"
     )
 

@@ -32,7 +32,7 @@ def plot_speed(table: xr.Dataset) -> Figure:
             one = shown.sel({"model": model})
             _parts(row[0], one["part_share"].sel(quartile=0.5))
             _ratios(row[1], one)
-            row[1].set_title(f"{one['label'].item()}, {one['dtype'].item()}, {int(one['batch'])} samples a call")
+            row[1].set_title(f"{one['label'].item()}, {one['dtype'].item()}, batch {int(one['batch'])}")
         attrs = table.attrs
         figure.suptitle(
             f"{attrs['steps']} steps, {attrs['device']}, threads: {attrs['threads']}; medians, whiskers: quartiles",
