@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +38,123 @@ def skip_step(
 
             table = cost.to_dataset().assign_attrs(model=model, batch_size=batch_size, threads=torch.get_num_threads())
             typer.echo(f"wrote {save_table(table, out.parent, out.stem)}")
+
+
+@app.command("speed")
+def speed(
+    model: Annotated[
+        str, typer.Option(help="models separated by commas: embedded, folders, or presets such as flux-200m, flux-dev")
+    ] = "mnist-dit,flux-200m",
+    steps: Annotated[int, typer.Option(help="sampling steps of a loop")] = 50,
+    interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
+    warmup_steps: Annotated[int, typer.Option(help="w: the first w steps run in full")] = 3,
+    methods: Annotated[str, typer.Option(help="methods separated by commas; all by default")] = "",
+    repeats: Annotated[int, typer.Option(help="turns that count; methods alternate within each")] = 3,
+    batch_size: Annotated[int | None, typer.Option(help="images; by default 8 of an embedded model, 1 of a preset")] = (
+        None
+    ),
+    dtype: Annotated[str, typer.Option(help="of the weights; by default float32, bfloat16 of a preset")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    compile_: Annotated[bool, typer.Option("--compile", help="compile the scoring and assembly of TAP")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the tables in Markdown")] = False,
+    out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
+    table: Annotated[Path | None, typer.Option(help="print what this file holds, and measure nothing")] = None,
+) -> None:
+    """Wall time of steps and whole loops: TAP, order 0 and other people's caches beside plain sampling.
+
+    mnist-dit and flux-200m take about ten minutes on two quiet cores.
+    """
+    with user_errors():
+        from tapstudy.analysis.study import load_table, save_table
+        from tapstudy.bench import speed_table
+        from tapstudy.bench.speed import speed as run
+        from tapstudy.bench.speed_methods import Plan
+
+        if table is not None:
+            found = load_table(table.parent, table.stem)
+        else:
+            plan = Plan(steps=steps, interval=interval, warmup_steps=warmup_steps, compile=compile_)
+            found = run(
+                [name for name in model.split(",") if name],
+                plan,
+                methods=[name for name in methods.split(",") if name],
+                repeats=repeats,
+                batch_size=batch_size,
+                dtype=_dtype(dtype, "--dtype") if dtype else None,
+                device=device,
+            )
+            if out is not None:
+                save_table(found, out.parent, out.stem)
+        if markdown:
+            typer.echo(speed_table.page(found))
+        else:
+            for name in found["model"].values.tolist():
+                columns, rows = speed_table.LOOP_COLUMNS, speed_table.loop_rows(found, name)
+                _print_table(speed_table.title(found, name), columns, rows)
+                _print_table("", speed_table.STEP_COLUMNS, speed_table.step_rows(found, name))
+        if out is not None and table is None:
+            typer.echo(f"wrote {out}")
+
+
+@app.command("memory")
+def memory(
+    model: Annotated[str, typer.Option(help="models separated by commas, as for bench speed")] = (
+        "mnist-dit,flux-dev,qwen-image,hunyuan-video"
+    ),
+    steps: Annotated[int, typer.Option(help="sampling steps of a loop")] = 12,
+    interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
+    history_dtypes: Annotated[str, typer.Option(help="dtypes of the stored residuals")] = "float32,bfloat16",
+    batch_size: Annotated[int | None, typer.Option(help="images")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu (presets are shown shapes only) or cuda")] = "auto",
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
+    out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
+) -> None:
+    """Memory of the history and of the buffers for scoring, measured and by formula; and that of peers."""
+    with user_errors():
+        from tapstudy.analysis.study import save_table
+        from tapstudy.bench import speed_table
+        from tapstudy.bench.memory import memory as run
+        from tapstudy.bench.speed_methods import Plan
+
+        dtypes = [_dtype(name, "--history-dtypes") for name in history_dtypes.split(",")]
+        names = [name for name in model.split(",") if name]
+        plan = Plan(steps=steps, interval=interval)
+        found = run(names, plan, history_dtypes=dtypes, batch_size=batch_size, device=device)
+        columns, rows = speed_table.MEMORY_COLUMNS, speed_table.memory_rows(found)
+        if markdown:
+            typer.echo(speed_table.markdown(columns, rows))
+        else:
+            _print_table("memory beside the model, MB = 1e6 bytes", columns, rows)
+        if out is not None:
+            typer.echo(f"wrote {save_table(found, out.parent, out.stem)}")
+
+
+def _dtype(name: str, option: str) -> Any:
+    import torch
+
+    names = ("float32", "bfloat16", "float16", "float64")
+    if name not in names:
+        raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
+    return getattr(torch, name)
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """On a terminal; a row that is too short says why."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    found = Table(title=escape(title), title_justify="left")
+    for i, name in enumerate(columns):
+        found.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        found.add_row(*map(escape, row[: len(columns)] if len(row) == len(columns) else [row[0], "does not run"]))
+    console = Console()
+    console = Console(width=max(console.width, 120))
+    console.print(found)
+    for row in rows:
+        if len(row) < len(columns):
+            console.print(f"{row[0]}: {row[-1]}", markup=False)
 
 
 @app.command("errors")

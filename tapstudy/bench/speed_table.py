@@ -1,0 +1,101 @@
+"""The measured times in short: quartiles over the turns, and rows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import xarray as xr
+
+QUARTILES = (0.25, 0.5, 0.75)
+LOOP_COLUMNS = ("method", "seconds a loop", "full passes", "latency ratio", "bound", "share of the bound")
+STEP_COLUMNS = ("step", "ms", "% of a full step")
+MEMORY_COLUMNS = ("model", "method", "history, MB", "by formula", "buffers, MB", "by formula", "growth of the peak, MB")
+
+
+def quartiles(table: xr.Dataset) -> xr.Dataset:
+    """Quartiles over `repeat` of everything measured, along the dim `quartile`; the rest as it is.
+
+    Args:
+        table: from `speed`.
+    """
+    repeated = [name for name, values in table.data_vars.items() if "repeat" in values.dims]
+    found = table[repeated].quantile(QUARTILES, dim="repeat", skipna=False, keep_attrs=True)
+    found = found.rename(quantile="quartile").transpose(..., "quartile")
+    return table.drop_vars(repeated).drop_dims("repeat").assign(found).assign_attrs(table.attrs)
+
+
+def loop_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
+    """A row of `LOOP_COLUMNS` per method: medians, and [quartiles]. Of a method that does not run, its name and why."""
+    one = quartiles(table).sel({"model": model})
+    rows: list[tuple[str, ...]] = []
+    for method in one["method"].values.tolist():
+        row = one.sel({"method": method})
+        if failure := str(row["failure"].values):
+            rows.append((str(row["text"].values), f"does not run: {failure}"))
+            continue
+        rows.append((
+            str(row["text"].values),
+            _spread(row["loop_seconds"], ".2f"),
+            f"{float(row['full_passes']):.0f}",
+            _spread(row["latency_ratio"], ".2f"),
+            f"{float(row['bound']):.2f}",
+            _spread(100 * row["bound_share"], ".1f", " %"),
+        ))  # fmt: skip
+    return rows
+
+
+def step_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
+    """A row of `STEP_COLUMNS` per kind of step, then per part of a skip step."""
+    one = quartiles(table).sel({"model": model})
+    rows: list[tuple[str, ...]] = []
+    for dim, name, indent in (("kind", "step", ""), ("part", "part", "skip: ")):
+        for label in one[dim].values.tolist():
+            row = one.sel({dim: label})
+            rows.append((
+                indent + label,
+                _spread(1e3 * row[f"{name}_seconds"], ".2f"),
+                _spread(row[f"{name}_share"], ".2f"),
+            ))  # fmt: skip
+    return rows
+
+
+def memory_rows(found: xr.Dataset) -> list[tuple[str, ...]]:
+    """A row of `MEMORY_COLUMNS` per model and method that was measured, from `memory`."""
+    rows: list[tuple[str, ...]] = []
+    for model in found["model"].values.tolist():
+        for method in found["method"].values.tolist():
+            one = found.sel({"model": model, "method": method})
+            values = [float(one[name]) for name in one.data_vars]
+            if values[0] == values[0]:  # no NaN
+                rows.append((model, method, *(f"{value / 1e6:.3f}" if value == value else "" for value in values)))
+    return rows
+
+
+def title(table: xr.Dataset, model: str) -> str:
+    """Which model, where, and how often."""
+    one, attrs = table.sel({"model": model}), table.attrs
+    return (
+        f"{model} ({one['label'].item()}; {float(one['parameters']) / 1e6:.0f} M parameters, {one['dtype'].item()}, "
+        f"batch {int(one['batch'])}), {attrs['steps']} steps, {attrs['device']}, threads: {attrs['threads']}, "
+        f"torch {attrs['torch']}, diffusers {attrs['diffusers']}; median [quartiles] of {table.sizes['repeat']}"
+    )
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; short rows end with empty cells."""
+    lines = [columns, ["---"] * len(columns), *([*row, *[""] * (len(columns) - len(row))] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(table: xr.Dataset) -> str:
+    """All tables in Markdown."""
+    parts = []
+    for model in table["model"].values.tolist():
+        parts += [title(table, model), markdown(LOOP_COLUMNS, loop_rows(table, model))]
+        parts.append(markdown(STEP_COLUMNS, step_rows(table, model)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _spread(values: xr.DataArray, form: str, unit: str = "") -> str:
+    low, mid, high = values.values.tolist()
+    return f"{mid:{form}}{unit} [{low:{form}}, {high:{form}}]"

@@ -1,0 +1,70 @@
+"""Where the time of a skip step goes, and how much of the possible acceleration is real."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, style
+
+COLOURS = (BLUE, SKY, VERMILION, ORANGE, GREEN, "0.7", PURPLE, YELLOW)
+
+
+def plot_speed(table: xr.Dataset) -> Figure:
+    """A row per model. Left: parts of a skip step in percent of a full one. Right: latency ratio against its bound.
+
+    Args:
+        table: quartiles over repeats: `part_share` (model, part, quartile), `latency_ratio` (model, method, quartile),
+            `bound` (model, method); `text` on method, `label`, `dtype` and `batch` on model. Methods that did not run
+            are NaN.
+    """
+    models = table["model"].values.tolist()
+    shown = table.isel(method=table["text"].values != "no acceleration")
+    with style():
+        figure, axes = plt.subplots(
+            len(models), 2, figsize=(9.4, 0.9 + 2.5 * len(models)), squeeze=False, constrained_layout=True,
+            gridspec_kw={"width_ratios": [1, 2.6]},
+        )  # fmt: skip
+        for row, model in zip(axes, models, strict=True):
+            one = shown.sel({"model": model})
+            _parts(row[0], one["part_share"].sel(quartile=0.5))
+            _ratios(row[1], one)
+            row[1].set_title(f"{one['label'].item()}, {one['dtype'].item()}, batch {int(one['batch'])}")
+        attrs = table.attrs
+        figure.suptitle(
+            f"{attrs['steps']} steps, {attrs['device']}, threads: {attrs['threads']}; medians, whiskers: quartiles",
+            fontsize=9,
+        )
+    return figure
+
+
+def _parts(axis: Axes, shares: xr.DataArray) -> None:
+    bottom = 0.0
+    for part, share, colour in zip(shares["part"].values, shares.values, COLOURS, strict=False):
+        axis.bar([0], [share], bottom=bottom, width=0.5, color=colour, label=str(part))
+        bottom += float(share)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(0.72, 0.5))
+    axis.annotate(f"{bottom:.2f} %", (0, bottom), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
+    axis.set_xlim(-0.4, 0.9)
+    axis.set_xticks([0], ["skip step"])
+    axis.set_ylabel("time, % of a full step")
+
+
+def _ratios(axis: Axes, one: xr.Dataset) -> None:
+    texts, place = one["text"].values.tolist(), np.arange(one.sizes["method"])
+    low, mid, high = (one["latency_ratio"].sel(quartile=q).values for q in (0.25, 0.5, 0.75))
+    axis.barh(place, mid, height=0.55, color=[VERMILION if t.startswith("TAP") else "0.65" for t in texts])
+    axis.errorbar(mid, place, xerr=(mid - low, high - mid), fmt="none", ecolor=BLACK, elinewidth=0.8, capsize=2)
+    axis.plot(one["bound"].values, place, "|", color=BLACK, markersize=14, label="bound: steps by full passes")
+    for y, ratio in enumerate(mid):
+        text = f"{ratio:.2f}" if np.isfinite(ratio) else "does not run"
+        axis.annotate(text, (0, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+    axis.set_yticks(place, texts)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel("latency ratio, plain sampling = 1")
+    axis.legend(frameon=False, fontsize=7, loc="lower right", bbox_to_anchor=(1, 1.08))
