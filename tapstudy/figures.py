@@ -34,6 +34,7 @@ from tapstudy.analysis.summaries import summarise
 from tapstudy.analysis.token_classes import by_class, shares_by_class
 from tapstudy.analysis.variance_shares import variance_shares
 from tapstudy.analysis.verdict_table import verdict_table
+from tapstudy.bench.speed_table import quartiles
 from tapstudy.plots.ablation_errors import plot_ablation_errors
 from tapstudy.plots.choice_entropy import plot_choice_entropy
 from tapstudy.plots.choice_maps import plot_choice_maps
@@ -50,7 +51,7 @@ from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
 from tapstudy.plots.published import plot_published
 from tapstudy.plots.regret import plot_regret
 from tapstudy.plots.rivals import plot_rivals
-from tapstudy.plots.skip_step import plot_skip_step
+from tapstudy.plots.speed import plot_speed
 from tapstudy.plots.style import save
 from tapstudy.recording.store import open_recording
 
@@ -65,7 +66,7 @@ COMMANDS = {
     "fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc data/study/fixed.nc",
     "frontier": "tapstudy bench frontier --out data/study/frontier.nc --page docs/frontier.md",
     "errors": "tapstudy bench errors --out data/study/errors.nc",
-    "skip_step": "tapstudy bench skip-step --out data/study/skip_step.nc",
+    "speed": "tapstudy bench speed --out data/study/speed.nc",
 }
 MODEL = "mnist-dit"
 
@@ -341,9 +342,9 @@ def error_buildup(sources: Sources) -> Figure:
     return plot_error_buildup(curves, full_steps=_full_steps(table), images=table.sizes["sample"])
 
 
-def skip_step(sources: Sources) -> Figure:
-    """The cost of a skip step and its parts."""
-    return plot_skip_step(sources.table("skip_step"))
+def speed(sources: Sources) -> Figure:
+    """The parts of a skip step, and latency ratios against their bounds."""
+    return plot_speed(quartiles(sources.table("speed")))
 
 
 def published(sources: Sources) -> Figure:
@@ -377,6 +378,6 @@ FIGURES: dict[str, Callable[[Sources], Figure]] = {
     for make in (
         heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_shares, choice_entropy, regret,
         fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, depth_ablation,
-        speed_quality, speed_quality_timed, rivals, error_buildup, skip_step, published, claims,
+        speed_quality, speed_quality_timed, rivals, error_buildup, speed, published, claims,
     )
 }  # fmt: skip

@@ -14,32 +14,6 @@ from tapstudy.commands.parse import numbers
 app = typer.Typer(no_args_is_help=True, help="Measure speed and quality.")
 
 
-@app.command("skip-step")
-def skip_step(
-    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
-    batch_size: Annotated[int, typer.Option(min=1, help="images; guidance doubles it")] = 8,
-    steps: Annotated[int, typer.Option(min=4)] = 50,
-    out: Annotated[Path | None, typer.Option(help="netCDF file for the figure of the parts")] = None,
-) -> None:
-    """Cost of a skip step beside a full one, and its parts."""
-    with user_errors():
-        import torch
-
-        from tapstudy import load
-        from tapstudy.bench.skip_step import skip_step_cost
-
-        pipe = load(model)
-        pipe.set_progress_bar_config(disable=True)
-        labels = [i % 10 for i in range(batch_size)]
-        cost = skip_step_cost(pipe, lambda: pipe(labels, steps, output_type="latent"))
-        typer.echo(f"{model}, batch {batch_size} with guidance, {torch.get_num_threads()} threads, medians:\n{cost}")
-        if out is not None:
-            from tapstudy.analysis.study import save_table
-
-            table = cost.to_dataset().assign_attrs(model=model, batch_size=batch_size, threads=torch.get_num_threads())
-            typer.echo(f"wrote {save_table(table, out.parent, out.stem)}")
-
-
 @app.command("speed")
 def speed(
     model: Annotated[

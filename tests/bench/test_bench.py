@@ -7,7 +7,6 @@ from tapstudy.analysis.stats import mean_interval
 from tapstudy.bench.compare import Request, compare, table_rows
 from tapstudy.bench.flops import count_flops
 from tapstudy.bench.image_error import psnr, ssim
-from tapstudy.bench.skip_step import skip_step_cost
 from tapstudy.models.classifier import Classifier
 
 
@@ -62,19 +61,3 @@ def test_table(comparison):
     assert rows[0][:3] == ["", "reference", "12"]
     assert rows[-1][:4] == ["3", "TAP", "6", "FFF..F..F..F"]
     assert "[" in rows[-1][6]
-
-
-def test_skip_step_parts(tiny_pipe, sample):
-    cost = skip_step_cost(tiny_pipe, sample)
-    assert set(cost.parts) == {
-        "pos_embed",
-        "block 0 norm1",
-        "scoring",
-        "assembly",
-        "norm_out",
-        "proj_out_1",
-        "proj_out_2",
-    }
-    assert all(seconds > 0 for name, seconds in cost.parts.items() if name != "norm_out")
-    assert "of a full step" in str(cost)
-    assert not any(module._forward_hooks for module in tiny_pipe.transformer.modules())

@@ -76,12 +76,6 @@ def test_unknown_option_is_refused():
     assert run(app, ["sample", "--intervall", "4"]).exit_code == 2
 
 
-def test_bench_skip_step(model):
-    result = run(app, ["bench", "skip-step", "--model", model, "--batch-size", "2", "--steps", "12"])
-    assert result.exit_code == 0, result.output
-    assert "scoring" in result.output
-
-
 def test_bench_record(model):
     arguments = ["bench", "record", "--model", model, "--batch-size", "2", "--steps", "8", "--repeats", "1"]
     result = run(app, arguments)

@@ -19,7 +19,7 @@ from tests.test_architecture import ROOT
 
 run = CliRunner().invoke
 TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "depth_ablation", "speed_quality",
-          "speed_quality_timed", "rivals", "error_buildup", "skip_step", "published", "claims"}  # fmt: skip
+          "speed_quality_timed", "rivals", "error_buildup", "speed", "published", "claims"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def data(tmp_path_factory, model_folder):
     assert found.exit_code == 0, found.output
     shutil.copytree(ROOT.parent / "data" / "published", folder / "published")
     common = f"--model {model_folder} --steps 12"
-    for command in ("errors --labels 1,2 --interval 4", "skip-step --batch-size 2"):
-        name = command.split()[0].replace("-", "_")
+    for command in ("errors --labels 1,2 --interval 4", "speed --batch-size 2 --repeats 1 --methods tap,order0"):
+        name = command.split()[0]
         found = run(app, ["bench", *command.split(), *common.split(), "--out", str(study / f"{name}.nc")])
         assert found.exit_code == 0, found.output
     return folder
@@ -92,7 +92,7 @@ def test_figures_without_tables_say_which_command_makes_them(data, tmp_path):
     (tmp_path / "data" / "recordings").symlink_to(data / "recordings")
     found = dict(draw_all(Sources(tmp_path / "data"), tmp_path / "out", names=[*TABLES, "choice_maps"]))
     assert {name for name, what in found.items() if isinstance(what, MissingData)} == TABLES
-    assert "make it with `tapstudy bench skip-step --out data/study/skip_step.nc`" in str(found["skip_step"])
+    assert "make it with `tapstudy bench speed --out data/study/speed.nc`" in str(found["speed"])
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
@@ -102,11 +102,11 @@ def test_without_recordings(tmp_path):
 
 
 def test_show_returns_the_figure_or_says_what_is_missing(data, tmp_path, capsys):
-    figure = show("skip_step", Sources(data), tmp_path)
+    figure = show("speed", Sources(data), tmp_path)
     assert len(figure.axes) == 2
-    assert (tmp_path / "skip_step.svg").is_file()
-    assert show("skip_step", Sources(tmp_path), tmp_path) is None
-    assert "skip_step left out: no table" in capsys.readouterr().out
+    assert (tmp_path / "speed.svg").is_file()
+    assert show("speed", Sources(tmp_path), tmp_path) is None
+    assert "speed left out: no table" in capsys.readouterr().out
 
 
 def test_unknown_figures_and_folders(data, tmp_path):
@@ -130,9 +130,9 @@ def test_commands_named_for_missing_tables_exist(data):
     errors = load_table(data / "study", "errors")
     assert errors["policy"].values.tolist() == ["order1", "tap", "oracle"]
     assert errors["deviation"].dims == ("policy", "sample", "step")
-    cost = load_table(data / "study", "skip_step")
-    assert cost.attrs["batch_size"] == 2
-    np.testing.assert_allclose(float(cost["part_seconds"].sum()), float(cost["seconds"].sel(kind="skip")))
+    cost = load_table(data / "study", "speed")
+    assert cost["batch"].values.tolist() == [4]  # two images and both branches of guidance
+    np.testing.assert_allclose(cost["part_seconds"].sum("part"), cost["step_seconds"].sel(kind="skip"))
 
 
 @pytest.mark.skipif(find_spec("tapstudy.analysis.claims") is None, reason="without the claims")

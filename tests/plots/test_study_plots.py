@@ -23,7 +23,6 @@ from tapstudy.plots.heterogeneity import plot_heterogeneity
 from tapstudy.plots.image_rows import plot_image_rows
 from tapstudy.plots.published import plot_published
 from tapstudy.plots.regret import plot_regret
-from tapstudy.plots.skip_step import plot_skip_step
 
 BOUNDS = {"bound": ["mean", "low", "high"]}
 
@@ -218,21 +217,6 @@ def test_error_buildup():
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[0, 1, 2], [3, 4, 5]]
     assert figure.axes[1].lines[0].get_xdata().tolist() == [1, 2]
     assert legend_of(figure.axes[0]) == ["TAP", "oracle per token"]
-    axes_are_labelled(figure)
-
-
-def test_skip_step():
-    cost = xr.Dataset(
-        {"seconds": ("kind", [0.2, 0.21, 0.01]), "part_seconds": ("part", [0.004, 0.006])},
-        coords={"kind": ["full", "full, hooked", "skip"], "part": ["scoring", "rest"]},
-        attrs={"model": "m", "batch_size": 8, "threads": 2},
-    )
-    figure = plot_skip_step(cost)
-    left, right = figure.axes
-    assert [bar.get_width() for bar in left.patches] == [0.2, 0.21, 0.01]
-    assert left.get_xscale() == "log"
-    assert [text.get_text() for text in right.texts] == ["4.0 ms", "6.0 ms"]
-    assert "batch 8" in left.get_title()
     axes_are_labelled(figure)
 
 
