@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg import sqrtm
+from scipy.linalg import eigvals
 from torch import Tensor
 from tqdm.auto import trange
 
@@ -41,8 +41,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
             )
     x, y = a.double().numpy(), b.double().numpy()
     cx, cy = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    root = np.real(sqrtm(cx @ cy))
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy - 2 * root))
+    # the trace of the root is the sum of the roots of the eigenvalues, which singular covariances have too
+    roots = np.sqrt(np.clip(np.real(eigvals(cx @ cy)), 0, None))
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy) - 2 * roots.sum())
 
 
 def sample_images(
@@ -65,9 +66,9 @@ def sample_images(
     for start in trange(0, count, batch_size, desc="sample", unit="batch"):
         batch = labels[start : start + batch_size]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        with torch.autocast("cpu", dtype=torch.bfloat16) if half else nullcontext():
+        with torch.autocast(pipe.device.type, dtype=torch.bfloat16) if half else nullcontext():
             (found,) = pipe(batch, steps, guidance_scale, generator=generators, output_type="latent", return_dict=False)
-        images.append(found.float().clamp(-1, 1))
+        images.append(found.float().clamp(-1, 1).cpu())
     return torch.cat(images), labels
 
 
@@ -101,7 +102,10 @@ def measure_quality(
     steps: int = 50,
     guidance_scale: float = 2.0,
     seed: int = 10_000,
+    batch_size: int = 50,
 ) -> tuple[Quality, Tensor]:
     """Sample, classify, compare with the test images; also returns the samples (count, bands, H, W) in [-1, 1]."""
-    images, labels = sample_images(pipe, count, steps=steps, guidance_scale=guidance_scale, seed=seed)
+    images, labels = sample_images(
+        pipe, count, steps=steps, guidance_scale=guidance_scale, seed=seed, batch_size=batch_size
+    )
     return judge(images, labels, steps=steps, guidance_scale=guidance_scale), images
