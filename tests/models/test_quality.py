@@ -4,6 +4,7 @@ import torch
 from tapstudy.models.classifier import Classifier, classify, train_classifier
 from tapstudy.models.data import ImageSet
 from tapstudy.models.quality import Judge, frechet_distance, measure_quality
+from tapstudy.models.recipes import ClassifierRecipe
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -26,7 +27,7 @@ def judged():
     labels = torch.arange(256) % 2
     noise = torch.randint(0, 40, (256, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     images = ImageSet((noise + 200 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
-    return train_classifier(images, epochs=20, batch_size=32), images
+    return train_classifier(images, ClassifierRecipe(epochs=20, batch_size=32)), images
 
 
 def test_classifier_learns_and_round_trips(judged, tmp_path):
