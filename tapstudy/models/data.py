@@ -54,11 +54,12 @@ DATA_SETS = {
 class ImageSet:
     """Images in [-1, 1] with integer labels.
 
-    `images`: uint8 tensor (n, bands, height, width); `labels`: int64 tensor (n,).
+    `images`: uint8 tensor (n, bands, height, width); `labels`: int64 tensor (n,); `note`: what to know of the copy.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -80,7 +81,7 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The set in the memory of `device`."""
-        return ImageSet(self.images.to(device), self.labels.to(device))
+        return ImageSet(self.images.to(device), self.labels.to(device), self.note)
 
 
 def load_images(name: str, split: str, folder: str | Path | None = None) -> ImageSet:
@@ -103,7 +104,9 @@ def load_images(name: str, split: str, folder: str | Path | None = None) -> Imag
         return _image_set(arrays["images"], arrays["labels"])
     if coded.is_file():
         arrays = _arrays(coded, "jpeg", "offsets", "labels")
-        return _image_set(_decoded(coded, arrays["jpeg"], arrays["offsets"]), arrays["labels"])
+        return _image_set(
+            _decoded(coded, arrays["jpeg"], arrays["offsets"]), arrays["labels"], note="from JPEG files, slightly lossy"
+        )
     raise FileNotFoundError(
         f"no image set at {path}: expected an .npz with arrays 'images' (n, h, w[, bands]) uint8 and 'labels' (n,), or "
         f"{coded.name} with JPEG files; leave the folder out to fetch {name!r} from the Hugging Face hub"
@@ -129,12 +132,13 @@ def _decoded(path: Path, jpeg: np.ndarray[Any, Any], offsets: np.ndarray[Any, An
     return np.stack(images)
 
 
-def _image_set(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> ImageSet:
+def _image_set(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], note: str = "") -> ImageSet:
     if images.ndim == 3:
         images = images[..., None]  # (n, h, w, 1)
     return ImageSet(
         torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
         torch.from_numpy(labels.astype(np.int64)),
+        note,
     )
 
 

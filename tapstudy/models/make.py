@@ -113,7 +113,7 @@ def measure_model(
         spec,
         model=pipe.transformer.cpu(),
         provenance=Provenance(
-            f"{DATA_SETS[spec.data_set].train}, scaled to [-1, 1]"
+            f"{_described(spec.data_set, images)}, scaled to [-1, 1]"
             + (", half of them mirrored at random" if spec.recipe.flip else ""),
             str(machine),
             history or ("Started from the weights in another folder." if initial else "Started from random weights."),
@@ -141,14 +141,18 @@ def make_classifier(
     accuracy = float((classify(model.to(device), pixels)[0] == labels).float().mean())
     model.cpu().save(out)
     layers = {"plain": "six 3x3 convolutions", "residual": "eight 3x3 convolutions, four of them in residual pairs"}
-    facts = DATA_SETS[data_set]
     (out / "README.md").write_text(
         f"# {data_set}-classifier\n\nJudges the samples of `{data_set}-dit`: {layers[recipe.architecture]}, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters. Written by `tapstudy train {data_set}-classifier "
-        f"--epochs {recipe.epochs} --seed {seed}` on {facts.train}. {facts.credit} Accuracy on the {len(test):,} test "
-        f"images: {100 * accuracy:.2f} %.\n"
+        f"--epochs {recipe.epochs} --seed {seed}` on {_described(data_set, train_images)}. "
+        f"{DATA_SETS[data_set].credit} Accuracy on the {len(test):,} test images: {100 * accuracy:.2f} %.\n"
     )
     return model, accuracy
+
+
+def _described(data_set: str, images: ImageSet) -> str:
+    facts = DATA_SETS[data_set].train
+    return f"{facts} ({images.note})" if images.note else facts
 
 
 def _draw_losses(work: Path) -> None:

@@ -117,7 +117,7 @@ def test_report_and_card(made):
     for part in (
         "# cifar10-dit",
         "32 x 32 x 3, patch 2 (256 tokens), width 32",
-        "the 50,000 CIFAR-10 training images, scaled to [-1, 1], half of them mirrored at random",
+        "the 50,000 CIFAR-10 training images (from JPEG files, slightly lossy), scaled to [-1, 1], half of them",
         "Stored in bfloat16",
         "`cifar10-classifier`",
         "its 256 features",
