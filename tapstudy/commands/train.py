@@ -2,141 +2,174 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tapstudy.commands.errors import user_errors
+from tapstudy.models.recipes import CLASSIFIERS, MODELS, EmbeddedModel
 
 app = typer.Typer(no_args_is_help=True, help="Train the embedded models.")
 
-MNIST_DIT: dict[str, Any] = {
-    "num_attention_heads": 3,
-    "attention_head_dim": 64,
-    "num_layers": 10,
-    "in_channels": 1,
-    "out_channels": 1,
-    "sample_size": 28,
-    "patch_size": 2,
-    "num_embeds_ada_norm": 10,
-    "activation_fn": "gelu-approximate",
-    "attention_bias": True,
-    "norm_type": "ada_norm_zero",
-    "norm_elementwise_affine": False,
-}
-
-Data = Annotated[Path | None, typer.Option(help="folder with mnist_train.npz and mnist_test.npz; fetched when absent")]
-
-
-@app.command("mnist-classifier")
-def mnist_classifier(
-    data: Data = None,
-    out: Annotated[Path, typer.Option(help="folder to write")] = Path("data/models/mnist-classifier"),
-    epochs: Annotated[int, typer.Option(min=1)] = 5,
-    seed: int = 0,
-) -> None:
-    """Train the judge of label accuracy (five minutes on two cores)."""
-    with user_errors():
-        import torch
-
-        from tapstudy.models.classifier import classify, train_classifier
-        from tapstudy.models.data import load_images
-
-        train, test = (load_images("mnist", split, data) for split in ("train", "test"))
-        model = train_classifier(train, epochs=epochs, seed=seed)
-        images, labels = test.batch(torch.arange(len(test)))
-        accuracy = float((classify(model, images)[0] == labels).float().mean())
-        model.save(out)
-        (out / "README.md").write_text(
-            "# mnist-classifier\n\nJudges the samples of `mnist-dit`: six 3x3 convolutions, "
-            f"{sum(p.numel() for p in model.parameters()):,} parameters. Written by `tapstudy train mnist-classifier "
-            f"--epochs {epochs} --seed {seed}` on the MNIST training images (CC BY-SA 3.0). Accuracy on the "
-            f"{len(test):,} test images: {100 * accuracy:.2f} %.\n"
-        )
-        typer.echo(f"test accuracy {100 * accuracy:.2f} %, written to {out}")
+Data = Annotated[Path | None, typer.Option(help="folder with the data set's .npz files; fetched when absent")]
+Work = Annotated[Path, typer.Option(help="folder for checkpoints, log and grids; resumed")]
+Out = Annotated[Path, typer.Option(help="folder for the finished model")]
+Initial = Annotated[Path | None, typer.Option(help="model folder to start from")]
+History = Annotated[str, typer.Option(help="for the card: where the initial weights come from")]
+Steps = Annotated[int, typer.Option(min=1, help="optimiser steps")]
+Batch = Annotated[int, typer.Option(min=1, help="images a step")]
+Rate = Annotated[float, typer.Option(help="peak rate")]
+Every = Annotated[int, typer.Option(min=1, help="steps")]
+Count = Annotated[int, typer.Option(min=200, help="samples for the quality measures")]
+InitialCount = Annotated[int, typer.Option(min=0, help="samples for those of the initial weights; 0: as many")]
+Stop = Annotated[float, typer.Option(help="noise level that guidance ends at when the model samples, kept with it")]
+Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="with torch.compile")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one")]
+Minutes = Annotated[float | None, typer.Option(min=0, help="stop cleanly after this time; the same command goes on")]
+Export = Annotated[
+    Path | None, typer.Option(help="also write the averaged weights as they are at the end of this call")
+]
+Judging = Annotated[Path | None, typer.Option("--classifier", help="folder of the judge; the embedded one")]
+Peak = Annotated[float | None, typer.Option(help="the device's peak, for the utilisation; known for H200, H100, A100")]
 
 
-@app.command("mnist-dit")
-def mnist_dit(
-    data: Data = None,
-    work: Annotated[Path, typer.Option(help="folder for checkpoints, log and grids; resumed")] = Path("runs/mnist-dit"),
-    out: Annotated[Path, typer.Option(help="folder for the finished model")] = Path("data/models/mnist-dit"),
-    initial: Annotated[Path | None, typer.Option(help="model folder to start from")] = None,
-    history: Annotated[str, typer.Option(help="for the card: where the initial weights come from")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="optimiser steps")] = 6000,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    learning_rate: Annotated[float, typer.Option(help="peak rate")] = 6e-4,
-    checkpoint_every: Annotated[int, typer.Option(min=1)] = 200,
-    sample_every: Annotated[int, typer.Option(min=1)] = 400,
-    count: Annotated[int, typer.Option(min=200, help="samples for the quality measures")] = 1000,
-    initial_count: Annotated[int, typer.Option(min=0, help="samples for those of the initial weights; 0: as many")] = 0,
-    guidance_stop: Annotated[
-        float, typer.Option(help="noise level that guidance ends at when the model samples, kept with it")
-    ] = 0.75,
-    compile_model: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
-    seed: int = 0,
-) -> None:
-    """Train the embedded model; the same command goes on after a kill. Then measure it and write its card."""
-    with user_errors():
-        import os
-        import platform
+def _device(name: str | None) -> str:
+    """A device that is there; TF32 for what is left in float32 on a GPU."""
+    import torch
 
-        import torch
-        from diffusers import DiTTransformer2DModel
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {device}: no GPU is visible to torch; choose cpu")
+        torch.set_float32_matmul_precision("high")
+    return device
 
-        from tapstudy.models.card import Provenance, export, write_card
-        from tapstudy.models.data import load_images
-        from tapstudy.models.embedded import load_classifier
-        from tapstudy.models.pipeline import LabelPipeline
-        from tapstudy.models.quality import Judge, against_before, measure_quality
-        from tapstudy.models.training import Recipe, train
 
-        classifier = load_classifier()
-        recipe = Recipe(
-            total_steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            checkpoint_every=checkpoint_every,
-            sample_every=sample_every,
-            seed=seed,
-        )
-        images, test = (load_images("mnist", split, data) for split in ("train", "test"))
-        model = train(MNIST_DIT, recipe, images, folder=work, initial=initial, compile_model=compile_model)
-        pipe = export(model, out, guidance_stop=guidance_stop)
-        pipe.set_progress_bar_config(disable=True)
-        judge = Judge(classifier, test)
-        quality, samples = measure_quality(pipe, judge, count=count, folder=work / "quality")
-        qualities = [("this model", quality)]
-        if initial is not None:
-            start = DiTTransformer2DModel.from_pretrained(initial, use_safetensors=True)
-            before = LabelPipeline(start.eval(), pipe.scheduler)
-            few = min(initial_count or count, count)
-            qualities += against_before(pipe, before, judge, images, count=few, folder=work / "quality")
-        device = (
-            torch.cuda.get_device_name()
-            if torch.cuda.is_available()
-            else f"{os.cpu_count()} {platform.machine()} cores"
-        )
-        write_card(
-            out,
-            "mnist-dit",
-            model=pipe.transformer,
-            recipe=recipe,
-            provenance=Provenance(
-                "the 60,000 MNIST training images, scaled to [-1, 1]",
-                device,
-                history
-                or ("Started from the weights in another folder." if initial else "Started from random weights."),
-            ),
-            qualities=qualities,
-            samples=samples,
-            loss_log=work / "loss.csv",
-        )
-        for name, found in qualities:
-            how = f", guidance {found.guidance_scale:g} down to {found.guidance_stop:g}" if found.guidance_scale else ""
-            typer.echo(
-                f"{name}{how}: label accuracy {100 * found.label_accuracy:.1f} %, "
-                f"Frechet distance {found.frechet_distance:.3f}"
+def classifier_command(data_set: str) -> Callable[..., None]:
+    """The command that trains the judge of a data set."""
+    recipe = CLASSIFIERS[data_set]
+
+    def command(
+        data: Data = None,
+        out: Annotated[Path, typer.Option(help="folder to write")] = Path(f"data/models/{data_set}-classifier"),
+        epochs: Annotated[int, typer.Option(min=1)] = recipe.epochs,
+        device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+        seed: int = 0,
+    ) -> None:
+        """Train the judge of label accuracy and of the Frechet distance."""
+        with user_errors():
+            from tapstudy.models.data import load_images
+            from tapstudy.models.make import make_classifier
+
+            train, test = (load_images(data_set, split, data) for split in ("train", "test"))
+            _, accuracy = make_classifier(
+                data_set,
+                replace(recipe, epochs=epochs),
+                train_images=train,
+                test=test,
+                out=out,
+                seed=seed,
+                device=_device(device),
             )
-        typer.echo(f"written to {out}")
+            typer.echo(f"test accuracy {100 * accuracy:.2f} %, written to {out}")
+
+    return command
+
+
+def model_command(spec: EmbeddedModel) -> Callable[..., None]:
+    """The command that trains a model; its options are those of the recipe."""
+    recipe = spec.recipe
+
+    def command(
+        data: Data = None,
+        work: Work = Path(f"runs/{spec.name}"),
+        out: Out = Path(f"data/models/{spec.name}"),
+        initial: Initial = None,
+        history: History = "",
+        steps: Steps = recipe.total_steps,
+        batch_size: Batch = recipe.batch_size,
+        learning_rate: Rate = recipe.learning_rate,
+        checkpoint_every: Every = recipe.checkpoint_every,
+        sample_every: Every = recipe.sample_every,
+        count: Count = spec.count,
+        guidance_stop: Stop = spec.guidance_stop,
+        initial_count: InitialCount = 0,
+        compile_model: Compile = spec.compile,
+        device: Device = None,
+        minutes: Minutes = None,
+        export: Export = None,
+        classifier: Judging = None,
+        peak_tflops: Peak = None,
+        seed: int = 0,
+    ) -> None:
+        """Train the embedded model; the same command goes on after a kill. Then measure it and write its card."""
+        with user_errors():
+            import time
+
+            from tapstudy.models.data import load_images
+            from tapstudy.models.embedded import load_classifier
+            from tapstudy.models.make import Machine, measure_model, train_model
+            from tapstudy.models.quality import Judge
+
+            started = time.monotonic()
+            chosen = replace(
+                spec,
+                count=count,
+                guidance_stop=guidance_stop,
+                recipe=replace(
+                    recipe,
+                    total_steps=steps,
+                    batch_size=batch_size,
+                    learning_rate=learning_rate,
+                    checkpoint_every=checkpoint_every,
+                    sample_every=sample_every,
+                    seed=seed,
+                ),
+            )
+            machine = Machine(_device(device), compile_model, None if peak_tflops is None else 1e12 * peak_tflops)
+            judging = load_classifier(spec.name, folder=classifier)
+            images, test = (load_images(spec.data_set, split, data) for split in ("train", "test"))
+            left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+            trained, report = train_model(
+                chosen, images, machine, work=work, initial=initial, minutes=left, export_to=export
+            )
+            typer.echo(report)
+            if not trained.finished:
+                return
+            if minutes is not None and time.monotonic() - started > 60 * minutes:
+                typer.echo("trained; time is up: the same command measures it and writes its card")
+                return
+            qualities = measure_model(
+                chosen,
+                trained,
+                images=images,
+                judge=Judge(judging.to(machine.device), test),
+                machine=machine,
+                out=out,
+                work=work,
+                initial=initial,
+                initial_count=initial_count,
+                history=history,
+            )
+            for name, found in qualities:
+                how = (
+                    f", guidance {found.guidance_scale:g} down to {found.guidance_stop:g}"
+                    if found.guidance_scale
+                    else ""
+                )
+                typer.echo(
+                    f"{name}{how}: label accuracy {100 * found.label_accuracy:.1f} %, "
+                    f"Frechet distance {found.frechet_distance:.3f}"
+                )
+            typer.echo(f"written to {out}")
+
+    return command
+
+
+for _name in CLASSIFIERS:
+    app.command(f"{_name}-classifier")(classifier_command(_name))
+for _spec in MODELS.values():
+    app.command(_spec.name)(model_command(_spec))

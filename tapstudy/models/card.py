@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +11,22 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.utils import make_image_grid
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tapstudy.models.embedded import WEIGHTS, load
+from tapstudy.models.data import DATA_SETS
+from tapstudy.models.embedded import load
 from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
 from tapstudy.models.quality import Quality
-from tapstudy.models.training import Recipe
+from tapstudy.models.recipes import CLASSIFIERS, EmbeddedModel
+
+# Larger weights are cut into files of this size, which travel and are fetched one by one.
+SHARD_BYTES = 15 * 2**20
 
 CARD = """\
 ---
 license: apache-2.0
 library_name: diffusers
-tags: [diffusion, flow-matching, class-conditional, mnist]
+tags: [diffusion, flow-matching, class-conditional, {data_set}]
 ---
 # {name}
 
@@ -51,18 +55,17 @@ images = pipe([3, 1, 4], guidance_scale=2.0).images
 * {history}
 * This run: {steps:,} steps, {seen:,} images, {hours:.1f} hours on {compute}. Mean loss of the first and last 100
   steps: {first_loss:.4f}, {last_loss:.4f}; every step is in `loss.csv`, drawn in `loss.png`.
-* Stored in float16; loaded in float32 unless asked otherwise.
+* Stored in {stored}; loaded in float32 unless asked otherwise.
 
 ## Quality
 {quality_table}
 
-Judged by the embedded `mnist-classifier` (test accuracy {classifier_accuracy:.2f} %): share of samples classified as
+Judged by the embedded `{judge}` (test accuracy {classifier_accuracy:.2f} %): share of samples classified as
 their label, and Frechet distance between its {features} features of the samples and of the 10,000 test images (lower
 is better, and more samples give lower values). {sampling_steps} Euler steps, matrix products in bf16. {stop_text}
 
 ## Limits
-Digits only. Made to study acceleration methods on, not to make good digits. MNIST: Y. LeCun, C. Cortes, C. Burges,
-CC BY-SA 3.0.
+{limits}
 """
 
 
@@ -90,20 +93,18 @@ def export(
     dtype: torch.dtype = torch.float16,
     guidance_stop: float = 0.0,
 ) -> LabelPipeline:
-    """Save the model as a pipeline folder and return it as it will be loaded."""
-    pipe = LabelPipeline(model, flow_matching_scheduler(), guidance_stop=guidance_stop)
-    pipe.save_pretrained(folder, safe_serialization=True)
-    weights = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, Path(folder) / "transformer" / WEIGHTS, metadata={"format": "pt"})
+    """Save the model as a pipeline folder, in files of at most 15 MiB, and return it as it will be loaded."""
+    stored = copy.deepcopy(model).to(dtype)
+    pipe = LabelPipeline(stored, flow_matching_scheduler(), guidance_stop=guidance_stop)
+    pipe.save_pretrained(folder, max_shard_size=SHARD_BYTES)
     return load(folder)
 
 
 def write_card(
     folder: str | Path,
-    name: str,
+    spec: EmbeddedModel,
     *,
     model: DiTTransformer2DModel,
-    recipe: Recipe,
     provenance: Provenance,
     qualities: Sequence[tuple[str, Quality]],
     samples: Tensor,
@@ -112,6 +113,7 @@ def write_card(
     """`README.md`, `samples.png` (ten columns, one per label), `loss.csv` and `loss.png` beside the weights.
 
     Args:
+        spec: what was trained and how.
         qualities: measures with the name of what was measured; the first is this model's.
         samples: (n, bands, H, W) in [-1, 1], labels going round.
         loss_log: the run's `loss.csv`.
@@ -119,7 +121,7 @@ def write_card(
     from tapstudy.plots.loss_curve import plot_loss
     from tapstudy.plots.style import save
 
-    folder, config = Path(folder), model.config
+    folder, config, recipe = Path(folder), model.config, spec.recipe
     with Path(loss_log).open(newline="") as file:
         rows = [(int(row["step"]), float(row["loss"]), float(row["seconds"])) for row in csv.DictReader(file)]
     losses = [loss for _, loss, _ in rows]
@@ -141,7 +143,11 @@ def write_card(
         for label, quality in qualities
     ]
     text = CARD.format(
-        name=name,
+        name=spec.name,
+        data_set=spec.data_set,
+        judge=spec.judge,
+        stored=spec.stored,
+        limits=f"{spec.limits} {DATA_SETS[spec.data_set].credit}",
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         size=config.sample_size,
         channels=config.in_channels,
@@ -165,7 +171,7 @@ def write_card(
         last_loss=sum(losses[-100:]) / len(losses[-100:]),
         quality_table="\n".join(table),
         classifier_accuracy=100 * best.classifier_accuracy,
-        features=128,
+        features=4 * CLASSIFIERS[spec.data_set].width,
         sampling_steps=best.steps,
         stop_text=STOP.format(stop=best.guidance_stop) if best.guidance_stop else "",
     )

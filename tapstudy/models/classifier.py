@@ -1,4 +1,4 @@
-"""A small convolutional classifier: the judge of label accuracy and the feature space of the Frechet distance."""
+"""Small convolutional classifiers: the judges of label accuracy and the feature spaces of the Frechet distance."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from tapstudy.models.batches import randomly_flipped
 from tapstudy.models.data import ImageSet
+from tapstudy.models.recipes import CLASSIFIERS, ClassifierRecipe
 
 
 class Classifier(nn.Module):
-    """Six 3x3 convolutions in three stages, then a linear layer on pooled features.
+    """3x3 convolutions in three stages, then a linear layer on pooled features.
 
     Input (B, bands, H, W) in [-1, 1]; `features` gives (B, 4 * width), `forward` gives logits (B, classes).
+
+    Args:
+        architecture: "plain", two convolutions a stage; "residual", eight convolutions, of which two pairs are
+            residual (after the nine-layer net of D. Page, How to train your ResNet, 2018, with a narrower last stage).
     """
 
-    def __init__(self, *, bands: int = 1, classes: int = 10, width: int = 32) -> None:
+    def __init__(self, *, bands: int = 1, classes: int = 10, width: int = 32, architecture: str = "plain") -> None:
         super().__init__()
-        self.config = {"bands": bands, "classes": classes, "width": width}
-        stages, before = [], bands
-        for channels in (width, 2 * width, 4 * width):
-            stages += [_convolution(before, channels), _convolution(channels, channels), nn.MaxPool2d(2)]
-            before = channels
-        self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(before, classes)
+        self.config = {"bands": bands, "classes": classes, "width": width, "architecture": architecture}
+        self.stages = nn.Sequential(*_STAGES[architecture](bands, width))
+        self.head = nn.Linear(4 * width, classes)
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Tensor) -> Tensor:
         return self.stages(images).mean(dim=(2, 3))  # (B, 4 * width)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))  # (B, classes)
 
     def save(self, folder: str | Path) -> None:
@@ -52,43 +54,115 @@ class Classifier(nn.Module):
         return model.eval()
 
 
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pair = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pair(x)  # (B, channels, H, W)
+
+
 def _convolution(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
 
 
+def _plain(bands: int, width: int) -> list[nn.Module]:
+    stages: list[nn.Module] = []
+    before = bands
+    for channels in (width, 2 * width, 4 * width):
+        stages += [_convolution(before, channels), _convolution(channels, channels), nn.MaxPool2d(2)]
+        before = channels
+    return stages
+
+
+def _residual(bands: int, width: int) -> list[nn.Module]:
+    return [
+        _convolution(bands, width),
+        *(_convolution(width, 2 * width), nn.MaxPool2d(2), _Residual(2 * width)),
+        *(_convolution(2 * width, 4 * width), nn.MaxPool2d(2)),
+        *(_convolution(4 * width, 4 * width), nn.MaxPool2d(2), _Residual(4 * width)),
+    ]
+
+
+_STAGES = {"plain": _plain, "residual": _residual}
+
+
 @torch.inference_mode()
-def classify(model: Classifier, images: torch.Tensor, *, batch_size: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predicted labels (n,) and features (n, d) of images (n, bands, H, W) in [-1, 1]."""
+def classify(model: Classifier, images: Tensor, *, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    """Predicted labels (n,) and features (n, d) of images (n, bands, H, W) in [-1, 1], on the images' device."""
+    device = model.head.weight.device
     labels, features = [], []
     for batch in images.split(batch_size):
-        found = model.features(batch)  # (B, d)
-        features.append(found)
-        labels.append(model.head(found).argmax(dim=-1))
+        found = model.features(batch.to(device))  # (B, d)
+        features.append(found.to(images.device))
+        labels.append(model.head(found).argmax(dim=-1).to(images.device))
     return torch.cat(labels), torch.cat(features)
 
 
 def train_classifier(
-    train: ImageSet, *, epochs: int = 6, batch_size: int = 128, learning_rate: float = 2e-3, seed: int = 0
+    train: ImageSet,
+    recipe: ClassifierRecipe = CLASSIFIERS["mnist"],
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Classifier:
-    """AdamW with a one-cycle rate; images are shifted by up to two pixels at random."""
+    """Train a judge by its recipe, the images in the memory of `device`.
+
+    Raises ValueError when there are fewer images than one batch.
+    """
+    if len(train) < recipe.batch_size:
+        raise ValueError(f"a batch takes {recipe.batch_size} images, the training set has {len(train)}")
     torch.manual_seed(seed)
-    model = Classifier(bands=train.images.shape[1], classes=int(train.labels.max()) + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    steps = epochs * (len(train) // batch_size)
-    height, width = train.images.shape[2:]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    with tqdm(total=steps, desc="classifier") as bar:
-        for _ in range(epochs):
-            for index in torch.randperm(len(train)).split(batch_size)[: steps // epochs]:
-                images, labels = train.batch(index)
-                dy, dx = torch.randint(0, 5, (2,)).tolist()
-                images = F.pad(images, (2, 2, 2, 2), value=-1.0)[..., dy : dy + height, dx : dx + width]
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    loss = F.cross_entropy(model(images), labels)
+    model = Classifier(
+        bands=train.images.shape[1],
+        classes=int(train.labels.max()) + 1,
+        width=recipe.width,
+        architecture=recipe.architecture,
+    )
+    device = torch.device(device)
+    model, train = model.to(device), train.to(device)
+    optimizer = _optimizer(model, recipe)
+    steps = recipe.epochs * (len(train) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+    augment = _shifted if recipe.augment == "shift" else _cropped_and_flipped
+    with tqdm(total=steps, desc="classifier", mininterval=1) as bar:
+        for _ in range(recipe.epochs):
+            for index in torch.randperm(len(train)).split(recipe.batch_size)[: steps // recipe.epochs]:
+                images, labels = train.batch(index.to(device))
+                images = augment(images)
+                if device.type == "cuda":
+                    images = images.contiguous(memory_format=torch.channels_last)  # what tensor cores convolve fastest
+                with torch.autocast(device.type, dtype=torch.bfloat16):
+                    loss = F.cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
                 bar.update()
-    return model.eval()
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return model.cpu().eval()
+
+
+def _optimizer(model: Classifier, recipe: ClassifierRecipe) -> torch.optim.Optimizer:
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    return torch.optim.SGD(model.parameters(), lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
+
+
+def _shifted(images: Tensor, by: int = 2) -> Tensor:
+    """All images (B, bands, H, W) moved by the same random step, background coming in."""
+    height, width = images.shape[2:]
+    dy, dx = torch.randint(0, 2 * by + 1, (2,)).tolist()
+    return F.pad(images, (by, by, by, by), value=-1.0)[..., dy : dy + height, dx : dx + width]
+
+
+def _cropped_and_flipped(images: Tensor, by: int = 4) -> Tensor:
+    """Every image (B, bands, H, W) moved by its own random step, the border reflected, and mirrored or not."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (by, by, by, by), mode="reflect")
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, bands, 2 by + 1, 2 by + 1, H, W), a view
+    dy, dx = torch.randint(0, 2 * by + 1, (2, count), device=images.device)
+    moved = windows[torch.arange(count, device=images.device), :, dy, dx]  # (B, bands, H, W)
+    return randomly_flipped(moved)

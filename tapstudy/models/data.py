@@ -1,30 +1,65 @@
 """Labelled image sets for training and judging the embedded models.
 
 A set is a pair of arrays held in memory as uint8: `images` (n, height, width) or (n, height, width, bands) and
-`labels` (n,). It comes from a folder of `.npz` files or, without a folder, from the Hugging Face hub.
+`labels` (n,). It comes from a folder of `.npz` files (colour images may be coded as JPEG there) or, without a folder,
+from the Hugging Face hub.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-HUB_NAMES = {"mnist": "ylecun/mnist"}
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public image set: where the hub has it, under which column, its images' shape, and whose it is."""
+
+    hub: str
+    column: str
+    bands: int
+    size: int
+    train: str
+    credit: str
+
+
+DATA_SETS = {
+    "mnist": DataSet(
+        "ylecun/mnist",
+        "image",
+        bands=1,
+        size=28,
+        train="the 60,000 MNIST training images",
+        credit="MNIST: Y. LeCun, C. Cortes, C. Burges, CC BY-SA 3.0.",
+    ),
+    "cifar10": DataSet(
+        "uoft-cs/cifar10",
+        "img",
+        bands=3,
+        size=32,
+        train="the 50,000 CIFAR-10 training images",
+        credit="CIFAR-10: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """Images in [-1, 1] with integer labels.
 
-    `images`: uint8 tensor (n, bands, height, width); `labels`: int64 tensor (n,).
+    `images`: uint8 tensor (n, bands, height, width); `labels`: int64 tensor (n,); `note`: what to know of the copy.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
@@ -44,36 +79,66 @@ class ImageSet:
         """Float32 images scaled to [-1, 1], and their labels."""
         return self.images[index].float() / 127.5 - 1, self.labels[index]
 
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The set in the memory of `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.note)
+
 
 def load_images(name: str, split: str, folder: str | Path | None = None) -> ImageSet:
     """The `train` or `test` split of image set `name`.
 
     With `folder`, reads `{folder}/{name}_{split}.npz` with arrays `images` (n, h, w[, bands]) uint8 and `labels`
-    (n,). Without it, fetches the set from the Hugging Face hub (needs the `train` extra and a network).
+    (n,), or `{folder}/{name}_{split}_jpeg.npz` with `jpeg` (bytes,) uint8, `offsets` (n + 1,) and `labels` (n,), image
+    i being the JPEG file `jpeg[offsets[i]:offsets[i + 1]]`. Without it, fetches the set from the Hugging Face hub
+    (needs the `train` extra and a network).
 
     Raises FileNotFoundError, ValueError or ConnectionError, each saying what to do.
     """
+    if name not in DATA_SETS:
+        raise ValueError(f"no image set {name!r}: the known ones are {', '.join(DATA_SETS)}")
     if folder is None:
         return _from_hub(name, split)
-    path = Path(folder) / f"{name}_{split}.npz"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no image set at {path}: expected an .npz with arrays 'images' (n, h, w) uint8 and 'labels' (n,); "
-            f"leave the folder out to fetch {name!r} from the Hugging Face hub"
-        )
-    with np.load(path, allow_pickle=False) as arrays:
-        missing = {"images", "labels"} - set(arrays.files)
-        if missing:
-            raise ValueError(f"{path}: arrays {sorted(missing)} are missing, found {arrays.files}")
+    path, coded = (Path(folder) / f"{name}_{split}{kind}.npz" for kind in ("", "_jpeg"))
+    if path.is_file():
+        arrays = _arrays(path, "images", "labels")
         return _image_set(arrays["images"], arrays["labels"])
+    if coded.is_file():
+        arrays = _arrays(coded, "jpeg", "offsets", "labels")
+        return _image_set(
+            _decoded(coded, arrays["jpeg"], arrays["offsets"]), arrays["labels"], note="from JPEG files, slightly lossy"
+        )
+    raise FileNotFoundError(
+        f"no image set at {path}: expected an .npz with arrays 'images' (n, h, w[, bands]) uint8 and 'labels' (n,), or "
+        f"{coded.name} with JPEG files; leave the folder out to fetch {name!r} from the Hugging Face hub"
+    )
 
 
-def _image_set(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> ImageSet:
+def _arrays(path: Path, *names: str) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        missing = set(names) - set(file.files)
+        if missing:
+            raise ValueError(f"{path}: arrays {sorted(missing)} are missing, found {file.files}")
+        return {name: file[name] for name in names}
+
+
+def _decoded(path: Path, jpeg: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Images (n, h, w, 3) of JPEG files laid end to end."""
+    images = []
+    for i, (first, last) in enumerate(pairwise(offsets.tolist())):
+        try:
+            images.append(np.asarray(Image.open(BytesIO(jpeg[first:last].tobytes())).convert("RGB")))
+        except OSError as error:
+            raise ValueError(f"{path}: image {i} is no JPEG file ({error}); get the file anew") from error
+    return np.stack(images)
+
+
+def _image_set(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], note: str = "") -> ImageSet:
     if images.ndim == 3:
         images = images[..., None]  # (n, h, w, 1)
     return ImageSet(
         torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
         torch.from_numpy(labels.astype(np.int64)),
+        note,
     )
 
 
@@ -86,7 +151,7 @@ def _from_hub(name: str, split: str, repository: str | None = None) -> ImageSet:
             f"fetching {name!r} needs the 'datasets' package: pip install 'tapstudy[train]', or pass a folder that "
             f"holds {name}_{split}.npz"
         ) from error
-    repository = repository or HUB_NAMES[name]
+    repository = repository or DATA_SETS[name].hub
     try:
         table = datasets.load_dataset(repository, split=split)
     except Exception as error:  # datasets raises a different class for each way a download can fail
@@ -94,4 +159,6 @@ def _from_hub(name: str, split: str, repository: str | None = None) -> ImageSet:
             f"could not fetch {repository!r} from the Hugging Face hub ({type(error).__name__}: {error}); "
             f"pass a folder that holds {name}_{split}.npz instead"
         ) from error
-    return _image_set(np.stack([np.asarray(image) for image in table["image"]]), np.asarray(table["label"]))
+    return _image_set(
+        np.stack([np.asarray(image) for image in table[DATA_SETS[name].column]]), np.asarray(table["label"])
+    )

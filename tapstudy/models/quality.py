@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.linalg import sqrtm
+from scipy.linalg import eigvals
 from torch import Tensor
 from tqdm.auto import trange
 
@@ -50,8 +50,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
             )
     x, y = a.double().numpy(), b.double().numpy()
     cx, cy = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    root = np.real(sqrtm(cx @ cy))
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy - 2 * root))
+    # the trace of the root is the sum of the roots of the eigenvalues, which singular covariances have too
+    roots = np.sqrt(np.clip(np.real(eigvals(cx @ cy)), 0, None))
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy) - 2 * roots.sum())
 
 
 def sample_images(
@@ -83,7 +84,7 @@ def sample_images(
             images.append(load_file(kept)["images"])
             continue
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        with torch.autocast("cpu", dtype=torch.bfloat16) if half else nullcontext():
+        with torch.autocast(pipe.device.type, dtype=torch.bfloat16) if half else nullcontext():
             (found,) = pipe(
                 batch,
                 steps,
@@ -93,7 +94,7 @@ def sample_images(
                 return_dict=False,
                 idle_branch=False,
             )
-        images.append(found.float().clamp(-1, 1))
+        images.append(found.float().clamp(-1, 1).cpu())
         if kept is not None:
             save_file({"images": images[-1]}, kept.with_suffix(".part"))
             kept.with_suffix(".part").replace(kept)
@@ -133,6 +134,7 @@ def measure_quality(
     steps: int = 50,
     guidance_scale: float = 2.0,
     seed: int = SEED,
+    batch_size: int = 50,
     folder: Path | None = None,
 ) -> tuple[Quality, Tensor]:
     """Sample, classify, compare with the test images; also returns the samples (count, bands, H, W) in [-1, 1].
@@ -141,16 +143,31 @@ def measure_quality(
     """
     stop = pipe.config.guidance_stop
     if folder is not None:
-        weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in pipe.transformer.parameters()))
+        weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in pipe.transformer.parameters()))
         folder = folder / f"{weights.hexdigest()[:12]}-{seed}-{steps}-{guidance_scale:g}-{stop:g}"
-    images, labels = sample_images(pipe, count, steps=steps, guidance_scale=guidance_scale, seed=seed, folder=folder)
+    images, labels = sample_images(
+        pipe,
+        count,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        batch_size=batch_size,
+        folder=folder,
+    )
     return judge(images, labels, steps=steps, guidance_scale=guidance_scale, guidance_stop=stop), images
 
 
 def against_before(
-    pipe: LabelPipeline, before: LabelPipeline, judge: Judge, real: ImageSet, *, count: int, folder: Path | None = None
+    pipe: LabelPipeline,
+    before: LabelPipeline | None,
+    judge: Judge,
+    *,
+    real: ImageSet,
+    count: int,
+    batch_size: int = 50,
+    folder: Path | None = None,
 ) -> list[tuple[str, Quality]]:
-    """A model beside the one it was trained on from, with its guidance and with guidance at all noise levels.
+    """A model beside what it was trained on from, if anything, with its guidance and with guidance at all noise levels.
 
     The distance depends on the number of samples, so all have `count` of them, and so have the real images of the last
     row, as many of every class: what a perfect model would have.
@@ -158,9 +175,11 @@ def against_before(
     rows = []
     for stop in dict.fromkeys((pipe.config.guidance_stop, 0.0)):
         for name, other in (("this model", pipe), ("its initial weights", before)):
+            if other is None:
+                continue
             alike = LabelPipeline(other.transformer, other.scheduler, guidance_stop=stop)
             alike.set_progress_bar_config(disable=True)
-            rows.append((name, measure_quality(alike, judge, count=count, folder=folder)[0]))
+            rows.append((name, measure_quality(alike, judge, count=count, batch_size=batch_size, folder=folder)[0]))
     classes = pipe.transformer.config.num_embeds_ada_norm
     each = [(real.labels == label).nonzero()[: -(-count // classes), 0] for label in range(classes)]
     chosen = torch.stack(each, dim=1).flatten()[:count]  # labels going round, as the samples' do

@@ -1,6 +1,9 @@
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tapstudy.models.data import ImageSet, _from_hub, load_images
 
@@ -48,3 +51,47 @@ def test_no_network_says_what_to_do(monkeypatch, tmp_path):
     pytest.importorskip("datasets")
     with pytest.raises(ConnectionError, match=r"could not fetch .*pass a folder that holds mnist_train.npz"):
         _from_hub("mnist", "train", str(tmp_path / "absent"))
+
+
+def jpeg_set(folder, images, *, split="test", **changed):
+    """An image set coded as JPEG, in the layout of the folder of training data."""
+    files = []
+    for image in images:
+        file = BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+        files.append(np.frombuffer(file.getvalue(), np.uint8))
+    offsets = np.cumsum([0, *(len(file) for file in files)])
+    arrays = {"jpeg": np.concatenate(files), "offsets": offsets, "labels": np.arange(len(images), dtype=np.uint8) % 10}
+    np.savez(folder / f"cifar10_{split}_jpeg.npz", **{**arrays, **changed})
+
+
+def test_reads_jpeg_coded_images(tmp_path):
+    """Smooth colours survive the coding to within a few grey levels, in the order of bands and axes."""
+    y, x = np.mgrid[:32, :32]
+    images = np.stack([np.stack([7 * y, 7 * x, 7 * (31 - y)], -1), np.stack([7 * x, 7 * x, 0 * x], -1)]).astype(
+        np.uint8
+    )
+    jpeg_set(tmp_path, images)
+    found = load_images("cifar10", "test", tmp_path)
+    assert found.images.shape == (2, 3, 32, 32)
+    assert found.labels.tolist() == [0, 1]
+    assert np.abs(found.images.permute(0, 2, 3, 1).numpy().astype(int) - images).max() <= 12
+    moved = found.to("cpu").batch(torch.tensor([1]))[0]
+    assert moved.shape == (1, 3, 32, 32)
+
+
+def test_damaged_jpeg_names_the_image(tmp_path):
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    jpeg_set(tmp_path, images, jpeg=np.zeros(10_000, np.uint8))
+    with pytest.raises(ValueError, match=r"cifar10_test_jpeg.npz: image 0 is no JPEG file"):
+        load_images("cifar10", "test", tmp_path)
+    np.savez(tmp_path / "cifar10_test_jpeg.npz", jpeg=np.zeros(1, np.uint8))
+    with pytest.raises(ValueError, match=r"arrays \['labels', 'offsets'\] are missing"):
+        load_images("cifar10", "test", tmp_path)
+
+
+def test_unknown_set_and_missing_colour_folder(tmp_path):
+    with pytest.raises(ValueError, match="no image set 'svhn': the known ones are mnist, cifar10"):
+        load_images("svhn", "test", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no image set at .*cifar10_train.npz.*cifar10_train_jpeg.npz"):
+        load_images("cifar10", "train", tmp_path)

@@ -5,6 +5,7 @@ from tapstudy.models.classifier import Classifier, classify, train_classifier
 from tapstudy.models.data import ImageSet
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.quality import Judge, against_before, frechet_distance, measure_quality
+from tapstudy.models.recipes import ClassifierRecipe
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -27,7 +28,7 @@ def judged():
     labels = torch.arange(256) % 2
     noise = torch.randint(0, 40, (256, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     images = ImageSet((noise + 200 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
-    return train_classifier(images, epochs=20, batch_size=32), images
+    return train_classifier(images, ClassifierRecipe(epochs=20, batch_size=32)), images
 
 
 def test_classifier_learns_and_round_trips(judged, tmp_path):
@@ -70,7 +71,7 @@ def test_a_model_is_held_against_what_it_was(judged, tiny_pipe):
     pipe.set_progress_bar_config(disable=True)
     pixels = torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     real = ImageSet(pixels, torch.arange(400) % 10)
-    rows = against_before(pipe, pipe, Judge(*judged), real, count=200)
+    rows = against_before(pipe, pipe, Judge(*judged), real=real, count=200)
     assert [(name, row.guidance_stop) for name, row in rows] == [
         ("this model", 0.5), ("its initial weights", 0.5), ("this model", 0.0), ("its initial weights", 0.0),
         ("training images", 0.0),

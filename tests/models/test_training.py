@@ -1,11 +1,16 @@
 import csv
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tapstudy.models import training
+from tapstudy.models.batches import batches
+from tapstudy.models.checkpoint import start
 from tapstudy.models.data import ImageSet
-from tapstudy.models.training import Recipe, train
+from tapstudy.models.recipes import Recipe
+from tapstudy.models.training import train
 from tests.conftest import make_tiny_pipe
 
 
@@ -27,30 +32,33 @@ def read_log(path):
 
 
 RECIPE = Recipe(total_steps=12, batch_size=8, rate_warmup_steps=2, checkpoint_every=4, sample_every=100)
+# what cifar10-dit does otherwise
+COLOUR = replace(RECIPE, flip=True, zero_gates=True, on_device=True, log_every=3)
 
 
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+def weights(trained):
+    return torch.cat([p.detach().flatten() for p in trained.model.parameters()])
 
 
-def test_killed_run_resumes_to_the_same_weights(tmp_path, config, images, monkeypatch):
-    whole = train(config, RECIPE, images, folder=tmp_path / "whole", compile_model=False)
+@pytest.mark.parametrize("recipe", [RECIPE, COLOUR], ids=["mnist", "cifar10"])
+def test_killed_run_resumes_to_the_same_weights(tmp_path, config, images, monkeypatch, recipe):
+    whole = train(config, recipe, images, folder=tmp_path / "whole", compile_model=False)
 
-    original, calls = training._batches, []
+    original, calls = training.batches, []
 
-    def killed(*arguments):
-        for batch in original(*arguments):
+    def killed(*arguments, **named):
+        for batch in original(*arguments, **named):
             if len(calls) == 6:
                 raise KeyboardInterrupt
             calls.append(1)
             yield batch
 
-    monkeypatch.setattr(training, "_batches", killed)
+    monkeypatch.setattr(training, "batches", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(config, RECIPE, images, folder=tmp_path / "killed", compile_model=False)
-    monkeypatch.setattr(training, "_batches", original)
+        train(config, recipe, images, folder=tmp_path / "killed", compile_model=False)
+    monkeypatch.setattr(training, "batches", original)
     (tmp_path / "killed" / "partial").mkdir(exist_ok=True)  # as a kill in the middle of writing leaves it
-    resumed = train(config, RECIPE, images, folder=tmp_path / "killed", compile_model=False)
+    resumed = train(config, recipe, images, folder=tmp_path / "killed", compile_model=False)
 
     assert torch.equal(weights(resumed), weights(whole))
     logs = [[row["loss"] for row in read_log(tmp_path / name / "loss.csv")] for name in ("whole", "killed")]
@@ -76,7 +84,7 @@ def test_learns(tmp_path, config, images):
 
 def test_labels_are_dropped_once_per_image(images):
     recipe = Recipe(total_steps=200, batch_size=50, label_dropout=0.1)
-    labels = torch.cat([batch[1] for batch in training._batches(images, recipe, 0, null_label=10)])
+    labels = torch.cat([batch[1] for batch in batches(images, recipe, first_step=0, null_label=10)])
     share = (labels == 10).float().mean()
     assert 0.085 < share < 0.115
 
@@ -96,3 +104,95 @@ def test_other_recipe_is_refused(tmp_path, config, images):
 def test_rate():
     recipe = Recipe(total_steps=100, learning_rate=1.0, rate_warmup_steps=10, decay_share=0.5)
     assert [recipe.rate(step) for step in (0, 9, 50, 75)] == [0.1, 1.0, 1.0, 0.5]
+
+
+def test_time_budget_stops_cleanly_and_resumes(tmp_path, config, images):
+    """Calls without time make one step each and leave a checkpoint; together they are one run."""
+    whole = train(config, COLOUR, images, folder=tmp_path / "whole", compile_model=False)
+    calls = []
+    while not calls or not calls[-1].finished:
+        assert len(calls) < 12
+        calls.append(train(config, COLOUR, images, folder=tmp_path / "cut", compile_model=False, minutes=0))
+        assert (tmp_path / "cut" / f"checkpoint-{len(calls):06d}" / "state.safetensors").is_file()
+    assert [call.step for call in calls] == list(range(1, 13))
+    assert whole.finished
+    assert torch.equal(weights(calls[-1]), weights(whole))
+    logs = [[(row["step"], row["loss"]) for row in read_log(tmp_path / name / "loss.csv")] for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_more_steps_may_be_asked_for_later(tmp_path, config, images):
+    """The rate is constant before the decay: a run lengthened in time equals one that was long from the start."""
+    long = replace(RECIPE, total_steps=16)
+    train(config, RECIPE, images, folder=tmp_path / "a", compile_model=False, minutes=0)
+    lengthened, whole = (train(config, long, images, folder=tmp_path / name, compile_model=False) for name in "ab")
+    assert torch.equal(weights(lengthened), weights(whole))
+
+
+def test_log_in_groups_is_the_log_step_by_step(tmp_path, config, images):
+    logs = []
+    for every in (1, 5):
+        train(config, replace(COLOUR, log_every=every), images, folder=tmp_path / str(every), compile_model=False)
+        logs.append([(row["step"], row["loss"]) for row in read_log(tmp_path / str(every) / "loss.csv")])
+    assert logs[0] == logs[1]
+    assert training.read_losses(tmp_path / "5") == [float(loss) for _, loss in logs[0]]
+
+
+def test_throughput_leaves_out_the_first_steps():
+    assert training._throughput([(20, 30.0), (40, 32.0), (60, 34.0)], replace(RECIPE, batch_size=8)) == 40 * 8 / 4
+    assert training._throughput([(20, 30.0)], RECIPE) is None
+
+
+def test_flips_are_fixed_by_step_and_seed():
+    """Half of the images are mirrored, the same ones whenever a step is drawn, others with another seed."""
+    ramp = torch.arange(8, dtype=torch.uint8).expand(64, 3, 8, 8).clone()
+    images = ImageSet(ramp, torch.zeros(64, dtype=torch.int64))
+    recipe = Recipe(total_steps=20, batch_size=32, flip=True)
+
+    def mirrored(recipe, first_step):
+        drawn = batches(images, recipe, first_step=first_step, null_label=10)
+        return torch.stack([x[:, 0, 0, 0] > x[:, 0, 0, -1] for x, _, _, _ in drawn])
+
+    flips = mirrored(recipe, 0)
+    assert 0.42 < flips.float().mean() < 0.58
+    assert torch.equal(mirrored(recipe, 15), flips[15:])
+    assert not torch.equal(mirrored(replace(recipe, seed=1), 0), flips)
+    assert not mirrored(replace(recipe, flip=False), 0).any()
+
+
+def test_flips_change_no_other_draw(images):
+    recipe = Recipe(total_steps=3, batch_size=8)
+    plain, flipped = (
+        list(batches(images, replace(recipe, flip=flip), first_step=0, null_label=10)) for flip in (False, True)
+    )
+    for a, b in zip(plain, flipped, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
+
+
+def test_closed_gates_start_at_zero_output_and_identity_blocks(config):
+    model = start(config, COLOUR, device="cpu").model
+    inside = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda _, given, out: inside.append(torch.equal(given[0], out)))
+    image = torch.randn(2, 1, 8, 8)
+    out = model(image, timestep=torch.tensor([10.0, 900.0]), class_labels=torch.tensor([1, 2])).sample
+    assert not out.any()
+    assert inside == [True] * len(model.transformer_blocks)
+
+
+def test_broken_loss_ends_the_run_before_a_checkpoint(tmp_path, config, images):
+    recipe = replace(COLOUR, learning_rate=float("inf"), log_every=2)
+    with pytest.raises(ValueError, match=r"the loss of step 2 is nan: train in another folder with a lower rate"):
+        train(config, recipe, images, folder=tmp_path, compile_model=False)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_starts_from_a_model_or_a_pipeline_in_half_precision(tmp_path):
+    pipe = make_tiny_pipe(seed=3, dtype=torch.bfloat16)
+    pipe.save_pretrained(tmp_path / "pipe")
+    shutil.copytree(tmp_path / "pipe" / "transformer", tmp_path / "model")
+    for folder in ("pipe", "model"):
+        found = start({}, RECIPE, device="cpu", initial=tmp_path / folder).model
+        assert found.dtype == torch.float32
+        for a, b in zip(found.parameters(), pipe.transformer.parameters(), strict=True):
+            assert torch.equal(a, b.float())

@@ -1,0 +1,177 @@
+"""Makes an embedded model: trains it, measures it, writes its folder with the card. `tapstudy train` calls these."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiTTransformer2DModel
+
+from tapstudy.models.card import Provenance, export, write_card
+from tapstudy.models.classifier import Classifier, classify, train_classifier
+from tapstudy.models.data import DATA_SETS, ImageSet
+from tapstudy.models.pipeline import LabelPipeline
+from tapstudy.models.quality import Judge, Quality, against_before, measure_quality
+from tapstudy.models.recipes import ClassifierRecipe, EmbeddedModel
+from tapstudy.models.speed import Speed, known_peak, training_flops
+from tapstudy.models.training import Trained, read_losses, train
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to compute. `peak` is in FLOP/s (None: the device's, where it is known)."""
+
+    device: str
+    compile: bool = True
+    peak: float | None = None
+
+    def __str__(self) -> str:
+        if torch.device(self.device).type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{os.cpu_count()} {platform.machine()} cores"
+
+
+def train_model(
+    spec: EmbeddedModel,
+    images: ImageSet,
+    machine: Machine,
+    *,
+    work: Path,
+    initial: Path | None = None,
+    minutes: float | None = None,
+    export_to: Path | None = None,
+) -> tuple[Trained, str]:
+    """Train or go on training by the model's recipe, in the folder `work`; `minutes` as in `train`.
+
+    Writes `loss.png` there and, with `export_to`, the averaged weights as they are now as a pipeline folder.
+
+    Returns the model and what to tell about the run.
+    """
+    trained = train(
+        spec.transformer,
+        spec.recipe,
+        images,
+        folder=work,
+        initial=initial,
+        compile_model=machine.compile,
+        device=machine.device,
+        minutes=minutes,
+    )
+    _draw_losses(work)
+    if export_to is not None:
+        export(trained.model, export_to, dtype=getattr(torch, spec.stored), guidance_stop=spec.guidance_stop)
+    return trained, _report(spec, trained, machine, work=work, images=len(images))
+
+
+def measure_model(
+    spec: EmbeddedModel,
+    trained: Trained,
+    *,
+    images: ImageSet,
+    judge: Judge,
+    machine: Machine,
+    out: Path,
+    work: Path,
+    initial: Path | None = None,
+    initial_count: int = 0,
+    history: str = "",
+) -> list[tuple[str, Quality]]:
+    """Write the finished model to `out`, measure it as it will be loaded, and write its card.
+
+    Args:
+        images: the training images: they have the distance that a perfect model would have.
+        initial: the weights that training started from, measured too, with `initial_count` samples (0: as many).
+        history: for the card, where the initial weights come from.
+    """
+    size, kept = 50 if torch.device(machine.device).type == "cpu" else 500, work / "quality"
+    pipe = export(trained.model, out, dtype=getattr(torch, spec.stored), guidance_stop=spec.guidance_stop)
+    pipe = pipe.to(machine.device)
+    pipe.set_progress_bar_config(disable=True)
+    quality, samples = measure_quality(pipe, judge, count=spec.count, batch_size=size, folder=kept)
+    before: LabelPipeline | None = None
+    few = spec.count
+    if initial is not None:
+        inside = initial / "transformer"
+        start = DiTTransformer2DModel.from_pretrained(
+            inside if inside.is_dir() else initial, use_safetensors=True, torch_dtype=torch.float32
+        )
+        before = LabelPipeline(start.eval(), pipe.scheduler).to(machine.device)
+        few = min(initial_count or few, few)
+    qualities = [("this model", quality)]
+    qualities += against_before(pipe, before, judge, real=images, count=few, batch_size=size, folder=kept)
+    write_card(
+        out,
+        spec,
+        model=pipe.transformer.cpu(),
+        provenance=Provenance(
+            f"{_described(spec.data_set, images)}, scaled to [-1, 1]"
+            + (", half of them mirrored at random" if spec.recipe.flip else ""),
+            str(machine),
+            history or ("Started from the weights in another folder." if initial else "Started from random weights."),
+        ),
+        qualities=qualities,
+        samples=samples,
+        loss_log=work / "loss.csv",
+    )
+    return qualities
+
+
+def make_classifier(
+    data_set: str,
+    recipe: ClassifierRecipe,
+    *,
+    train_images: ImageSet,
+    test: ImageSet,
+    out: Path,
+    seed: int = 0,
+    device: str = "cpu",
+) -> tuple[Classifier, float]:
+    """Train the judge of a data set, write it with its card to `out`; returns it with its test accuracy."""
+    model = train_classifier(train_images, recipe, seed=seed, device=device)
+    pixels, labels = test.batch(torch.arange(len(test)))
+    accuracy = float((classify(model.to(device), pixels)[0] == labels).float().mean())
+    model.cpu().save(out)
+    layers = {"plain": "six 3x3 convolutions", "residual": "eight 3x3 convolutions, four of them in residual pairs"}
+    (out / "README.md").write_text(
+        f"# {data_set}-classifier\n\nJudges the samples of `{data_set}-dit`: {layers[recipe.architecture]}, "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters. Written by `tapstudy train {data_set}-classifier "
+        f"--epochs {recipe.epochs} --seed {seed}` on {_described(data_set, train_images)}. "
+        f"{DATA_SETS[data_set].credit} Accuracy on the {len(test):,} test images: {100 * accuracy:.2f} %.\n"
+    )
+    return model, accuracy
+
+
+def _described(data_set: str, images: ImageSet) -> str:
+    facts = DATA_SETS[data_set].train
+    return f"{facts} ({images.note})" if images.note else facts
+
+
+def _draw_losses(work: Path) -> None:
+    from tapstudy.plots.loss_curve import plot_loss
+    from tapstudy.plots.style import save
+
+    for path in save(plot_loss(read_losses(work)), work, "loss"):
+        if path.suffix == ".svg":
+            path.unlink()
+
+
+def _report(spec: EmbeddedModel, trained: Trained, machine: Machine, *, work: Path, images: int) -> str:
+    recipe = spec.recipe
+    seen, last = trained.step * recipe.batch_size, read_losses(work)[-100:]
+    lines = [
+        f"step {trained.step:,} of {recipe.total_steps:,}: {seen:,} images ({seen / images:.1f} epochs), "
+        f"mean loss of the last {len(last)} steps {sum(last) / len(last):.4f}"
+    ]
+    if trained.images_per_second is not None:
+        peak = machine.peak or known_peak(machine.device)
+        lines.append(str(Speed(trained.images_per_second, training_flops(spec.transformer), peak)))
+        if not trained.finished:
+            rate = 60 * trained.images_per_second / recipe.batch_size
+            left = (recipe.total_steps - trained.step) / rate
+            lines.append(f"at this speed the rest takes {left:.1f} minutes; a minute is {rate:,.0f} steps (--steps)")
+    if not trained.finished:
+        lines.append("time is up: the same command goes on from here")
+    return "\n".join(lines)
