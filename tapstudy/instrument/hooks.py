@@ -1,4 +1,4 @@
-"""The hooks: one on the transformer, one on every block, one on the probed attention, one on the tail.
+"""The hooks: on the transformer, on every block, on the probed attention, on the tail, on modules that may idle.
 
 A full step runs untouched but for two looks: the probe at the first input of the probed block's self-attention, and
 the residual, input of the tail minus input of the first block. At a skip step the probed block is stopped by an
@@ -115,6 +115,8 @@ class BlockHook(ModelHook):
             else:
                 if call.skips:  # its attention was not called: no probe, but nothing is lost, all blocks so far ran
                     call.give_up("probe not reached")
+                    if call.blanks:  # blocks have seen blanks, though: once more, from the start
+                        raise StopForward
                 return output
         return self._pass_through(args, kwargs)
 
@@ -156,6 +158,28 @@ class DepthHook(ModelHook):
         if call is not None:
             call.deeper_inputs[self.depth] = args[0] if args else kwargs["hidden_states"]
         return args, kwargs
+
+
+class IdleHook(ModelHook):
+    """On a module whose output neither the probe nor the tail reads: does not run it at a skip step.
+
+    Inside a compiled graph it always runs: what is handed out changes from step to step.
+    """
+
+    def __init__(self, instrument: Instrument, path: str) -> None:
+        super().__init__()
+        self.instrument, self.path = instrument, path
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = self.instrument.call
+        if call is None or torch.compiler.is_compiling():
+            return self.fn_ref.original_forward(*args, **kwargs)
+        blanks = call.blanks.get(self.path)
+        if blanks:
+            return blanks.pop(0)
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        call.idle_outputs.setdefault(self.path, []).append(output)
+        return output
 
 
 class TailHook(ModelHook):

@@ -15,9 +15,20 @@ from torch import Tensor, nn
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
-from tapstudy.instrument.hooks import NAME, BlockHook, DepthHook, ProbeHook, RootHook, StopForward, TailHook, in_python
+from tapstudy.instrument.hooks import (
+    NAME,
+    BlockHook,
+    DepthHook,
+    IdleHook,
+    ProbeHook,
+    RootHook,
+    StopForward,
+    TailHook,
+    in_python,
+)
+from tapstudy.instrument.idle import blank, describe, idle_modules, same_description
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
-from tapstudy.instrument.tokens import ImageTokens
+from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
 from tapstudy.policies.base import Policy, RunInfo
 
@@ -57,6 +68,8 @@ class Instrument:
         self._cautions = Cautions(type(model).__name__)
         self._deeper: dict[int, int] = {}
         self._wants_latent = False
+        self._may_idle = False
+        self.blank_value = 0.0
 
     # Attaching and detaching
 
@@ -76,6 +89,9 @@ class Instrument:
         self._refuse_other_caches()
         probed, self._probed_list = blocks[depth]
         attention = probed.get_submodule(self.adapter.attention)
+        # blocks before a deeper probe run at a skip step, and read everything
+        idle = idle_modules(self.model, self.adapter.idle) if depth == 0 or not self._probes_blocks else {}
+        self._may_idle = bool(idle)
         for index, (block, block_list) in enumerate(blocks):
             stream = self.adapter.streams[block_list]
             place = (index > depth) - (index < depth)
@@ -83,10 +99,16 @@ class Instrument:
         self._hook(attention, ProbeHook(self))
         for tail in tails:
             self._hook(tail, TailHook(self))
+        for path, module in idle.items():
+            self._hook(module, IdleHook(self, path))
         self._hook(self.model, RootHook(self))
         # at the end of a run pipelines look for this method; classes without caches of their own lack it
         if not hasattr(self.model, END_OF_RUN):
             setattr(self.model, END_OF_RUN, self.end_trajectory)
+
+    @property
+    def _probes_blocks(self) -> bool:
+        return self.policy.needs_probe and self.policy.probe_kind != "latent"
 
     def also_watch(self, depths: Sequence[int], *, latent: bool) -> None:
         """Let events carry the probes of more blocks, and the latent and its residual beside the hidden one.
@@ -155,7 +177,8 @@ class Instrument:
         """The pipeline call is over: free the histories, keep the counts for the summary."""
         for run in self.runs.values():
             run.policy = self.policy.fresh()
-            run.key = run.timestep = None
+            run.key = run.timestep = run.inputs = None
+            run.blanks = {}
         self._cautions.about_skips(self.runs)
         self._ended = True
 
@@ -210,6 +233,9 @@ class Instrument:
                 output = None
                 if call is None or not call.skips or not call.latent or call.probe_kind in ("modulated", "stream"):
                     with contextlib.suppress(StopForward):
+                        output = original(*args, **kwargs)
+                    if call is not None and call.blanks and not call.skips:  # it cannot skip after all
+                        call.blanks = {}
                         output = original(*args, **kwargs)
                 if call is not None and call.latent:
                     output = self._finish_latent(call, output)
@@ -273,11 +299,23 @@ class Instrument:
             return_dict=arguments.get("return_dict", True),
             list_starts={index: self.adapter.start(index, arguments) for index in set(self._deeper.values())},
         )
+        if self._may_idle:
+            self._let_idle(call, arguments)
         if kind == "latent":
             call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
             if call.undecided:
                 self.decide(call)
         return call
+
+    def _let_idle(self, call: Call, arguments: dict[str, Any]) -> None:
+        """Modules nobody reads at a skip step shall not run, if the shapes are those of the last full step.
+
+        A pass that may still turn into a full one needs them, and so does the gradient of parameters in them.
+        """
+        call.inputs = describe(arguments, (self.adapter.latent, self.adapter.timestep))
+        certain = call.skips and not call.undecided and not torch.is_grad_enabled()
+        if certain and same_description(call.run.inputs, call.inputs):
+            call.blanks = {path: list(outputs) for path, outputs in call.run.blanks.items()}
 
     @in_python
     def _conclude(self, run: ContextRun, call: Call | None) -> None:
@@ -291,6 +329,9 @@ class Instrument:
                 "the adapter does not fit this model; tapstudy.check tells more"
             )
         run.finish(call.kind, call.prediction)
+        if self._may_idle and not call.predicts:
+            run.inputs = call.inputs
+            run.blanks = {path: blank(outputs, self.blank_value) for path, outputs in call.idle_outputs.items()}
         if not self.listeners:
             return
         probes = {
@@ -321,11 +362,15 @@ class Instrument:
             wide = torch.promote_types(tail.dtype, torch.float32)
             call.residual = call.hidden_tokens.take(tail).detach().to(wide)
             if call.relative:
-                call.residual = call.residual - start.detach().to(wide)
+                call.residual = call.residual - start.detach()  # in `wide`, without a copy of start in it
         if not call.predicts:
             return self._observe(call, tail)
         predicted = self._predict(call)  # (B, N, D)
-        return call.hidden_tokens.put(call.start, start + predicted if call.relative else predicted).to(tail.dtype)
+        if call.relative:
+            # new memory is dear, and events show the prediction to listeners
+            mine = call.prediction is not None and call.prediction.disposable and not self.listeners
+            predicted = add_into(predicted, start) if mine else start + predicted
+        return call.hidden_tokens.put(call.start, predicted).to(tail.dtype)
 
     @in_python
     def _finish_latent(self, call: Call, output: Any) -> Any:
