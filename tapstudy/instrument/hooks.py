@@ -199,3 +199,16 @@ class TailHook(ModelHook):
         if args:
             return (replaced, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": replaced}
+
+
+def refuse_other_caches(model: nn.Module) -> None:
+    """Raises RuntimeError if a diffusers cache is enabled on the model or a part of it."""
+    for module in model.modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        # offloading and casting hooks keep no state from step to step, caches do
+        found = next((hook for hook in hooks.values() if hook._is_stateful and type(hook) is not RootHook), None)
+        if found is not None:
+            raise RuntimeError(
+                f"a diffusers cache is enabled on this {type(model).__name__} (found {type(found).__name__}): "
+                "call disable_cache() first; two caches would predict from each other's predictions"
+            )

@@ -9,12 +9,15 @@ handing out NaN instead.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tapstudy.instrument.trajectory import alike, same_value
+
+if TYPE_CHECKING:
+    from tapstudy.instrument.call import Call
 
 
 def idle_modules(model: nn.Module, paths: Collection[str]) -> dict[str, nn.Module]:
@@ -40,9 +43,22 @@ def blank(output: Any, fill: float = 0.0) -> Any:
         if not (output.is_floating_point() or output.is_complex()):
             return output
         return output.new_full((), fill, requires_grad=False).expand(output.shape)
+    if isinstance(output, dict):
+        return {name: blank(part, fill) for name, part in output.items()}
     if isinstance(output, list | tuple) and type(output) in (list, tuple):
         return type(output)(blank(part, fill) for part in output)
     return output
+
+
+def let_idle(call: Call, inputs: dict[str, Any]) -> None:
+    """Idle modules of this pass, whose arguments `inputs` describes, shall not run, if the shapes are known to fit.
+
+    A pass that may still turn into a full one needs them, and so does the gradient of parameters in them.
+    """
+    call.inputs = inputs
+    certain = call.skips and not call.undecided and not torch.is_grad_enabled()
+    if certain and same_description(call.run.inputs, inputs):
+        call.blanks = {path: list(outputs) for path, outputs in call.run.blanks.items()}
 
 
 def describe(arguments: Mapping[str, Any], moving: Collection[str]) -> dict[str, Any]:

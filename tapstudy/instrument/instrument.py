@@ -12,21 +12,11 @@ import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
+from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
-from tapstudy.instrument.hooks import (
-    NAME,
-    BlockHook,
-    DepthHook,
-    IdleHook,
-    ProbeHook,
-    RootHook,
-    StopForward,
-    TailHook,
-    in_python,
-)
-from tapstudy.instrument.idle import blank, describe, idle_modules, same_description
+from tapstudy.instrument.idle import blank, describe, idle_modules, let_idle
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
@@ -80,35 +70,32 @@ class Instrument:
             raise ValueError(
                 f"probe_depth {depth} is beyond the last block: {type(self.model).__name__} has {len(blocks)} blocks"
             )
-        if NAME in getattr(getattr(self.model, "_diffusers_hook", None), "hooks", {}):
+        if hooks.NAME in getattr(getattr(self.model, "_diffusers_hook", None), "hooks", {}):
             raise RuntimeError(
                 f"this {type(self.model).__name__} already runs under a policy: call remove() on its handle first"
             )
         if self.policy.decides_by_probe and not self.policy.needs_probe:
             raise ValueError(f"{type(self.policy).__name__} decides by the probe: it must set needs_probe")
-        self._refuse_other_caches()
+        hooks.refuse_other_caches(self.model)
         probed, self._probed_list = blocks[depth]
         attention = probed.get_submodule(self.adapter.attention)
         # blocks before a deeper probe run at a skip step, and read everything
-        idle = idle_modules(self.model, self.adapter.idle) if depth == 0 or not self._probes_blocks else {}
+        reads_blocks = self.policy.needs_probe and self.policy.probe_kind != "latent"
+        idle = idle_modules(self.model, self.adapter.idle) if depth == 0 or not reads_blocks else {}
         self._may_idle = bool(idle)
         for index, (block, block_list) in enumerate(blocks):
             stream = self.adapter.streams[block_list]
             place = (index > depth) - (index < depth)
-            self._hook(block, BlockHook(self, stream, first=index == 0, place=place))
-        self._hook(attention, ProbeHook(self))
+            self._hook(block, hooks.BlockHook(self, stream, first=index == 0, place=place))
+        self._hook(attention, hooks.ProbeHook(self))
         for tail in tails:
-            self._hook(tail, TailHook(self))
+            self._hook(tail, hooks.TailHook(self))
         for path, module in idle.items():
-            self._hook(module, IdleHook(self, path))
-        self._hook(self.model, RootHook(self))
+            self._hook(module, hooks.IdleHook(self, path))
+        self._hook(self.model, hooks.RootHook(self))
         # at the end of a run pipelines look for this method; classes without caches of their own lack it
         if not hasattr(self.model, END_OF_RUN):
             setattr(self.model, END_OF_RUN, self.end_trajectory)
-
-    @property
-    def _probes_blocks(self) -> bool:
-        return self.policy.needs_probe and self.policy.probe_kind != "latent"
 
     def also_watch(self, depths: Sequence[int], *, latent: bool) -> None:
         """Let events carry the probes of more blocks, and the latent and its residual beside the hidden one.
@@ -121,29 +108,18 @@ class Instrument:
             if not 0 <= depth < len(blocks):
                 raise ValueError(f"depth {depth} is beyond the last block: the model has {len(blocks)} blocks")
             block, self._deeper[depth] = blocks[depth]
-            self._hook(block.get_submodule(self.adapter.attention), DepthHook(self, depth))
+            self._hook(block.get_submodule(self.adapter.attention), hooks.DepthHook(self, depth))
         self._wants_latent = latent
 
-    def _refuse_other_caches(self) -> None:
-        for module in self.model.modules():
-            hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-            # offloading and casting hooks keep no state from step to step, caches do
-            found = next((hook for hook in hooks.values() if hook._is_stateful and type(hook) is not RootHook), None)
-            if found is not None:
-                raise RuntimeError(
-                    f"a diffusers cache is enabled on this {type(self.model).__name__} (found {type(found).__name__}): "
-                    "call disable_cache() first; two caches would predict from each other's predictions"
-                )
-
     def _hook(self, module: nn.Module, hook: Any) -> None:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, hooks.NAME)
         self._hooked.append(module)
 
     def detach(self) -> None:
         """Take all hooks out and leave no trace on the modules."""
         for module in self._hooked:
             registry: Any = module._diffusers_hook
-            registry.remove_hook(NAME, recurse=False)
+            registry.remove_hook(hooks.NAME, recurse=False)
             if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
                 del module.__dict__["forward"]
             if not registry.hooks:
@@ -192,7 +168,7 @@ class Instrument:
             self._cautions.about_skips(self.runs)
             self.runs.clear()
             self._ended = False
-            self._refuse_other_caches()  # one may have been enabled since
+            hooks.refuse_other_caches(self.model)  # one may have been enabled since
             self._cautions.about_sampling(self.policy, self.scheduler(), self._num_steps())
             run = None
         if run is None:
@@ -221,7 +197,7 @@ class Instrument:
     # One pass. Under torch.compile the bookkeeping before and after it stays in Python; what is compiled lies between,
     # in the transformer's own forward.
 
-    @in_python(recursive=False)
+    @hooks.in_python(recursive=False)
     def forward(
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -232,7 +208,7 @@ class Instrument:
             with run.clock.measure(device) as note:
                 output = None
                 if call is None or not call.skips or not call.latent or call.probe_kind in ("modulated", "stream"):
-                    with contextlib.suppress(StopForward):
+                    with contextlib.suppress(hooks.StopForward):
                         output = original(*args, **kwargs)
                     if call is not None and call.blanks and not call.skips:  # it cannot skip after all
                         call.blanks = {}
@@ -250,7 +226,7 @@ class Instrument:
             self.call = None
         return output
 
-    @in_python
+    @hooks.in_python
     def _prepare(
         self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[ContextRun, Call | None, torch.device]:
@@ -300,24 +276,14 @@ class Instrument:
             list_starts={index: self.adapter.start(index, arguments) for index in set(self._deeper.values())},
         )
         if self._may_idle:
-            self._let_idle(call, arguments)
+            let_idle(call, describe(arguments, (self.adapter.latent, self.adapter.timestep)))
         if kind == "latent":
             call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
             if call.undecided:
                 self.decide(call)
         return call
 
-    def _let_idle(self, call: Call, arguments: dict[str, Any]) -> None:
-        """Modules nobody reads at a skip step shall not run, if the shapes are those of the last full step.
-
-        A pass that may still turn into a full one needs them, and so does the gradient of parameters in them.
-        """
-        call.inputs = describe(arguments, (self.adapter.latent, self.adapter.timestep))
-        certain = call.skips and not call.undecided and not torch.is_grad_enabled()
-        if certain and same_description(call.run.inputs, call.inputs):
-            call.blanks = {path: list(outputs) for path, outputs in call.run.blanks.items()}
-
-    @in_python
+    @hooks.in_python
     def _conclude(self, run: ContextRun, call: Call | None) -> None:
         """Book the pass and tell the listeners."""
         if call is None:
@@ -330,8 +296,7 @@ class Instrument:
             )
         run.finish(call.kind, call.prediction)
         if self._may_idle and not call.predicts:
-            run.inputs = call.inputs
-            run.blanks = {path: blank(outputs, self.blank_value) for path, outputs in call.idle_outputs.items()}
+            run.inputs, run.blanks = call.inputs, blank(call.idle_outputs, self.blank_value)
         if not self.listeners:
             return
         probes = {
@@ -372,7 +337,7 @@ class Instrument:
             predicted = add_into(predicted, start) if mine else start + predicted
         return call.hidden_tokens.put(call.start, predicted).to(tail.dtype)
 
-    @in_python
+    @hooks.in_python
     def _finish_latent(self, call: Call, output: Any) -> Any:
         """With the residual in latent space: the output of this pass. `output` is what the model gave, if it ran."""
         channels = self.adapter.channel_dim
@@ -418,7 +383,7 @@ class Instrument:
         policy.skipped(call.step, probe, call.prediction)
         return call.prediction.residual
 
-    @in_python
+    @hooks.in_python
     def decide(self, call: Call) -> None:
         """The probe is known: the policy may turn this pass into a full one, which goes on from here."""
         assert call.probe is not None
