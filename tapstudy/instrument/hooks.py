@@ -98,6 +98,13 @@ class BlockHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
+            if call.skips and not call.undecided:
+                # patch embeddings leave channels first in memory: norm, sum and tail norm would each reorder it
+                call.start = call.start.contiguous()
+                if args:
+                    args = (call.start, *args[1:])
+                else:
+                    kwargs = {**kwargs, "hidden_states": call.start}
         if self.place == 0 and call.probe_kind == "stream":
             call.stream = args[0] if args else kwargs["hidden_states"]
             if call.undecided:
