@@ -74,8 +74,8 @@ NOTES = """
   token work.
 * **Lumina2**: text and image are fused *before* the blocks: `[caption, image, padding]`, with another caption length in
   every sample; only image tokens are scored and kept. Two refiners of the noisy image run at every step, since they
-  make the tokens, hence the large skip step. The modulation scales and does not shift. Guidance is a second call without a name, which
-  ends early with `cfg_trunc_ratio`. Timesteps rise.
+  make the tokens, hence the large skip step. The modulation scales and does not shift. Guidance is a second call
+  without a name, which ends early with `cfg_trunc_ratio`. Timesteps rise.
 * **PixArt**: text by cross-attention. Learned variance as in DiT.
 * **QwenImage**: packed tokens with a list of shapes. Editing puts reference images behind the image; layered models
   make several images at once, which count as frames. ControlNet as in Flux. With `true_cfg_scale` two named calls.
@@ -86,8 +86,8 @@ NOTES = """
   keeps its own history and starts with its own warm-up. Its 5B model has one timestep per token. Image-to-video models
   take more channels than they return: see *Latent residuals*.
 * **Z-Image**: samples come in a list, text behind the image. Samples of different sizes run in full. Two refiners
-  of the noisy image run at every step, as in Lumina2. Guidance is one batch, which shrinks to half with `cfg_truncation`: from then on
-  it is a new context with an empty history. Timesteps rise.
+  of the noisy image run at every step, as in Lumina2. Guidance is one batch, which shrinks to half with
+  `cfg_truncation`: from then on it is a new context with an empty history. Timesteps rise.
 
 ## How contexts are told apart
 

@@ -33,7 +33,7 @@ class ContextRun:
         kinds: "full", "skip" or "shadow", one per step so far.
         fail_opens: why steps ran in full although the policy wanted to skip.
         choices: how many tokens took each labelled predictor.
-        cache_bytes: most memory its history has held.
+        cache_bytes: most memory its history has held, in host memory if it is kept there.
         form: what the transformer's last output looked like.
         inputs: description of the arguments of its last full step, None before.
         blanks: what modules that idle at a skip step hand out then, by path, call for call.
