@@ -37,6 +37,6 @@ def test_the_sample_is_bit_equal(monkeypatch, tiny_pipe, sample, make, residual)
         with tapstudy.apply_policy(tiny_pipe, away(make(config), device)) as handle:
             assert torch.equal(sample(), expected)
             assert handle.summary().contexts[0].cache_bytes == expected_bytes
-    if make is TAPPolicy:  # a probe and a residual go away at every full step, the history of 3 comes at every skip step
+    if make is TAPPolicy:  # a probe and a residual away at every full step, a history of 3 back at every skip step
         (context,) = handle.summary().contexts
         assert late.log.count("copy") == 2 * context.num_full + 2 * 3 * context.num_skipped
