@@ -43,8 +43,10 @@ How to read it:
   what vouches for them is the number of parameters, in units of 1e9: {parameters}.
   Pipelines that do not pad the prompt (Qwen-Image, Z-Image) are counted with 128 text tokens.
 * **FLOPs**: a multiply-add is two FLOPs; matrix products, convolutions and attention count, element-wise work does not.
-  A **skip step** is TAP's with the default 15 predictors on three anchors, as a share of a full pass, text and
-  refiners of the model included.
+  A **skip step** is TAP's with the default 15 predictors on three anchors, as a share of a full pass. It includes what
+  the model computes on image tokens before its blocks; text projections, text refiners and rotary tables do not run
+  at a skip step, for neither the probe nor the tail reads them (`tapstudy info CLASS` names them; with a deeper probe
+  they run).
 * **History**: three probes in bf16 and three residuals in float32, `3 * tokens * width * (2 + 4)` bytes per context and
   sample, GB = 1e9 bytes; in brackets `history_dtype=torch.bfloat16`, `3 * tokens * width * (2 + 2)` bytes. Guidance in
   one batch keeps two samples in one context, guidance in two calls keeps one sample in each of two: twice the number
@@ -66,15 +68,14 @@ NOTES = """
 * **Flux2**: modulation is computed once for all blocks; between its stacks the model fuses text and image into one
   tensor, and cuts the text off before the tail. Calls that fill a key/value cache (`kv_cache_mode="extract"`) run in
   full.
-* **HunyuanVideo**: `[image, text]`, image first. The text refiner runs at skip steps as well. Image-to-video models
-  take more channels than they return: see *Latent residuals*. Its pipeline names contexts, the image-to-video ones do
-  not.
+* **HunyuanVideo**: `[image, text]`, image first. Image-to-video models take more channels than they return: see
+  *Latent residuals*. Its pipeline names contexts, the image-to-video ones do not.
 * **LTX-Video**: packed tokens with their sizes; given only coordinates, the tokens count as one long row. Timesteps per
   token work.
 * **Lumina2**: text and image are fused *before* the blocks: `[caption, image, padding]`, with another caption length in
-  every sample; only image tokens are scored and kept. Two noise and two context refiners run at every step, hence
-  the large skip step. The modulation scales and does not shift. Guidance is a second call without a name, which
-  ends early with `cfg_trunc_ratio`. Timesteps rise.
+  every sample; only image tokens are scored and kept. Two refiners of the noisy image run at every step, since they
+  make the tokens, hence the large skip step. The modulation scales and does not shift. Guidance is a second call
+  without a name, which ends early with `cfg_trunc_ratio`. Timesteps rise.
 * **PixArt**: text by cross-attention. Learned variance as in DiT.
 * **QwenImage**: packed tokens with a list of shapes. Editing puts reference images behind the image; layered models
   make several images at once, which count as frames. ControlNet as in Flux. With `true_cfg_scale` two named calls.
@@ -84,9 +85,9 @@ NOTES = """
 * **Wan**: text by cross-attention; guidance in two named calls. Wan 2.2 has two transformers that share the steps: each
   keeps its own history and starts with its own warm-up. Its 5B model has one timestep per token. Image-to-video models
   take more channels than they return: see *Latent residuals*.
-* **Z-Image**: samples come in a list, text behind the image. Samples of different sizes run in full. Two noise and two
-  context refiners run at every step. Guidance is one batch, which shrinks to half with `cfg_truncation`: from then on
-  it is a new context with an empty history. Timesteps rise.
+* **Z-Image**: samples come in a list, text behind the image. Samples of different sizes run in full. Two refiners
+  of the noisy image run at every step, as in Lumina2. Guidance is one batch, which shrinks to half with
+  `cfg_truncation`: from then on it is a new context with an empty history. Timesteps rise.
 
 ## How contexts are told apart
 

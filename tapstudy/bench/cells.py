@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 
 from tapstudy.bench.methods import find_method
 from tapstudy.policies.base import Policy, RunInfo
-from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.config import DECISIVE, TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
 
 _OWN = ("method", "model", "steps", "guidance", "policy_seed")
-_CONFIG = tuple(each.name for each in fields(TAPConfig))
+_CONFIG = DECISIVE
 SETTINGS = (*_OWN, *_CONFIG)
 
 
@@ -135,6 +135,7 @@ class Cell:
     def to_dict(self) -> dict[str, Any]:
         """As JSON could hold it."""
         found = asdict(self)
+        found["config"] = {name: found["config"][name] for name in DECISIVE}
         found["config"]["history_dtype"] = str(self.config.history_dtype).removeprefix("torch.")
         return json.loads(json.dumps(found))
 

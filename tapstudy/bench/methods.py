@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from tapstudy.policies.base import Policy
-from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.config import DECISIVE, TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
@@ -22,7 +22,7 @@ PROBE = ("distance", "probe_depth")
 
 
 def _all_but(*names: str) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(TAPConfig) if field.name not in names)
+    return tuple(name for name in DECISIVE if name not in names)
 
 
 @dataclass(frozen=True)

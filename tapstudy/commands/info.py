@@ -73,6 +73,7 @@ def _row(adapter: Adapter, kind: type) -> str:
         "blocks": ", then ".join(adapter.blocks),
         "probe": f"first input of a block's {adapter.attention}",
         "tail": adapter.tail,
+        "idle": ", ".join(adapter.idle) or "nothing, beside blocks, at a skip step",
         "grid": f"from {grid[0].lower()}{grid[1:].rstrip('.')}",
         "contexts": f"told apart by {named}{adapter.key}",
     }

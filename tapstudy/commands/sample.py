@@ -44,6 +44,7 @@ def sample(
     basis: Annotated[str, typer.Option(help="taylor or newton")] = "taylor",
     clip: Annotated[str, typer.Option(help="none, zero or one: floor of the horizons")] = "none",
     history_dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64")] = "float32",
+    history_device: Annotated[str, typer.Option(help="where the history is kept, e.g. cpu")] = "",
     granularity: Annotated[str, typer.Option(help="token, region, step or global")] = "token",
     region_size: Annotated[int, typer.Option(help="side of a region, in tokens")] = 4,
 ) -> None:
@@ -71,6 +72,7 @@ def sample(
             "basis": basis,
             "clip": None if clip == "none" else clip,
             "history_dtype": dtypes[history_dtype],
+            "history_device": history_device or None,
             "granularity": granularity,
             "region_size": region_size,
         }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+from tapstudy.core.shuttle import Here, Lane, Sent, lane_between
 
 
 class Anchors:
@@ -11,45 +14,74 @@ class Anchors:
     Tensors are copied in (the model may reuse its buffers); once full, the oldest buffer is overwritten in place, so
     a long run allocates nothing. Memory: capacity * (probe + residual).
 
+    Kept elsewhere than the features (`device`), anchors are copied there after every full step and back when they are
+    read: reading the probes also sends for the residuals, which then travel while the probes are scored. The copies
+    belong to the reader, nothing of them stays behind. Where a step reads every anchor once, as TAP does, that is one
+    transfer of the history per skip step; between these, and during full steps, the device of the features holds none
+    of it.
+
+    Args:
+        device: where anchors are kept, None for where the features are. Host memory beside CUDA is pinned.
+
     Attributes:
         steps: step indices, newest first.
         probes: tensors (batch, token, channel) in the model's dtype, or empty when none are given.
         residuals: tensors of the residual's shape in `dtype`.
     """
 
-    def __init__(self, capacity: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, capacity: int, dtype: torch.dtype = torch.float32, *, device: torch.device | str | None = None
+    ) -> None:
         self.capacity, self.dtype = capacity, dtype
+        self.device = None if device is None else torch.device(device)
         self.clear()
 
     def clear(self) -> None:
         self.steps: list[int] = []
-        self.probes: list[torch.Tensor] = []
-        self.residuals: list[torch.Tensor] = []
+        self._probes: list[Tensor] = []
+        self._residuals: list[Tensor] = []
+        self._lane: Lane = Here()
+        self._coming: Sent | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
 
     @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.probes, *self.residuals))
+    def probes(self) -> list[Tensor]:
+        probes = self._lane.send(self._probes)
+        if self._coming is None:
+            self._coming = self._lane.send(self._residuals)
+        return self._lane.receive(probes)
 
-    def push(self, step: int, probe: torch.Tensor | None, residual: torch.Tensor) -> None:
+    @property
+    def residuals(self) -> list[Tensor]:
+        coming, self._coming = self._coming, None
+        return self._lane.receive(self._lane.send(self._residuals) if coming is None else coming)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept, in host memory if that is where anchors are kept."""
+        return sum(tensor.nbytes for tensor in (*self._probes, *self._residuals))
+
+    def push(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         """Add a full step later than all others.
 
         Raises ValueError on a step out of order: its differences would divide by a gap of zero or less.
         """
         if self.steps and step <= self.steps[0]:
             raise ValueError(f"anchors must come in order: step {step} after step {self.steps[0]}")
+        if not self.steps:
+            self._lane = lane_between(residual.device, self.device or residual.device)
+        self._coming = None
         self.steps.insert(0, step)
         del self.steps[self.capacity :]
-        _rotate(self.residuals, residual, self.capacity, self.dtype)
+        self._rotate(self._residuals, residual, self.dtype)
         if probe is not None:
-            _rotate(self.probes, probe, self.capacity, probe.dtype)
+            self._rotate(self._probes, probe, probe.dtype)
 
-
-def _rotate(buffers: list[torch.Tensor], tensor: torch.Tensor, capacity: int, dtype: torch.dtype) -> None:
-    if len(buffers) < capacity:
-        buffers.insert(0, torch.empty_like(tensor, dtype=dtype, requires_grad=False))
-    else:
-        buffers.insert(0, buffers.pop())
-    buffers[0].copy_(tensor.detach())
+    def _rotate(self, buffers: list[Tensor], tensor: Tensor, dtype: torch.dtype) -> None:
+        if len(buffers) < self.capacity:
+            buffers.insert(0, self._lane.empty(tensor, dtype))
+        else:
+            buffers.insert(0, buffers.pop())
+        self._lane.keep(buffers[0], tensor.detach())

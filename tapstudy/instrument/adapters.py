@@ -41,6 +41,9 @@ class Adapter:
         channel_dim: position of the channels in a latent that is not packed.
         branches: names of the guidance branches, in the order in which this class's pipelines batch them.
         bypass: forward arguments -> why this call can neither skip nor enter the history, or None.
+        idle: paths of modules (or lists of such) outside the blocks whose output neither the first block's modulated
+            input nor the tail reads, such as the text projection: they do not run at skip steps. Models that hold None
+            there have none. `tapstudy.check` finds a module that is read after all.
 
     Raises:
         ValueError: `streams` or `image_start` of another length than `blocks`.
@@ -58,6 +61,7 @@ class Adapter:
     channel_dim: int = 1
     branches: tuple[str, ...] = ("uncond", "cond")
     bypass: Callable[[Arguments], str | None] = lambda arguments: None
+    idle: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.image_start:
@@ -196,24 +200,40 @@ _TWO_STACKS = ("transformer_blocks", "single_transformer_blocks")
 
 ADAPTERS: dict[str, Adapter] = {
     "CogVideoXTransformer3DModel": Adapter(
-        ("transformer_blocks",), _frames_first, (0,), tail="norm_final", channel_dim=2
+        ("transformer_blocks",), _frames_first, (0,), tail="norm_final", channel_dim=2, idle=("patch_embed.text_proj",)
     ),
     "DiTTransformer2DModel": Adapter(("transformer_blocks",), _image, key="class_labels", branches=("cond", "uncond")),
     "Flux2Transformer2DModel": Adapter(
-        _TWO_STACKS, _position_ids, (1, None), (None, _after_text), attention="attn", bypass=_fills_cache
+        _TWO_STACKS, _position_ids, (1, None), (None, _after_text), attention="attn", bypass=_fills_cache,
+        idle=("context_embedder", "pos_embed"),
     ),
-    "FluxTransformer2DModel": Adapter(_TWO_STACKS, _position_ids, (1, 1), (None, _after_text), attention="attn"),
-    "HunyuanVideoTransformer3DModel": Adapter(_TWO_STACKS, _video, (0, 0), attention="attn"),
-    "LTXVideoTransformer3DModel": Adapter(("transformer_blocks",), _given_sizes),
-    "Lumina2Transformer2DModel": Adapter(("layers",), _image, image_start=(_after_captions,), attention="attn"),
-    "PixArtTransformer2DModel": Adapter(("transformer_blocks",), _image),
-    "QwenImageTransformer2DModel": Adapter(("transformer_blocks",), _image_shapes, (1,), attention="attn"),
-    "SD3Transformer2DModel": Adapter(("transformer_blocks",), _image, (1,), attention="attn", bypass=_skip_layers),
-    "SanaTransformer2DModel": Adapter(("transformer_blocks",), _image),
-    "WanTransformer3DModel": Adapter(("blocks",), _video),
+    "FluxTransformer2DModel": Adapter(
+        _TWO_STACKS, _position_ids, (1, 1), (None, _after_text), attention="attn",
+        idle=("context_embedder", "pos_embed"),
+    ),
+    "HunyuanVideoTransformer3DModel": Adapter(
+        _TWO_STACKS, _video, (0, 0), attention="attn", idle=("context_embedder", "rope")
+    ),
+    "LTXVideoTransformer3DModel": Adapter(("transformer_blocks",), _given_sizes, idle=("caption_projection", "rope")),
+    "Lumina2Transformer2DModel": Adapter(
+        ("layers",), _image, image_start=(_after_captions,), attention="attn",
+        idle=("time_caption_embed.caption_embedder", "context_refiner"),
+    ),
+    "PixArtTransformer2DModel": Adapter(("transformer_blocks",), _image, idle=("caption_projection",)),
+    "QwenImageTransformer2DModel": Adapter(
+        ("transformer_blocks",), _image_shapes, (1,), attention="attn", idle=("txt_norm", "txt_in")
+    ),
+    "SD3Transformer2DModel": Adapter(
+        ("transformer_blocks",), _image, (1,), attention="attn", bypass=_skip_layers, idle=("context_embedder",)
+    ),
+    "SanaTransformer2DModel": Adapter(("transformer_blocks",), _image, idle=("caption_projection", "caption_norm")),
+    "WanTransformer3DModel": Adapter(
+        ("blocks",), _video, idle=("rope", "condition_embedder.text_embedder", "condition_embedder.image_embedder")
+    ),
     "ZImageTransformer2DModel": Adapter(
         ("layers",), _listed, image_start=(_after_conditions,), attention="attention", tail="all_final_layer",
         key="cap_feats", latent="x", timestep="t", branches=("cond", "uncond"), bypass=_uneven,
+        idle=("cap_embedder", "context_refiner", "siglip_embedder", "siglip_refiner"),
     ),
 }  # fmt: skip
 

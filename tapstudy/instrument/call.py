@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,9 @@ class Call:
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
         latent_residual: the residual in latent space beside one in hidden space, likewise.
+        inputs: description of the arguments, where some modules may idle.
+        idle_outputs: what those modules gave in this pass, by path, call for call.
+        blanks: what they hand out instead of running; empty if they run.
     """
 
     run: ContextRun
@@ -63,6 +67,9 @@ class Call:
     list_starts: Mapping[int, Start] = field(default_factory=dict)
     deeper_inputs: dict[int, Tensor] = field(default_factory=dict)
     latent_residual: Tensor | None = None
+    inputs: dict[str, Any] | None = None
+    idle_outputs: dict[str, list[Any]] = field(default_factory=dict)
+    blanks: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:

@@ -30,7 +30,9 @@ class SiteReport:
 
     Attributes:
         full_error: largest difference between the outputs of the plain model and of the full step; must be 0.
-        skip_error: the same for the skip step, over the image tokens, relative to the largest output.
+        skip_error: the same for the skip step, over the image tokens, relative to the largest output. Modules that
+            the adapter lets idle hand out NaN, so it is NaN if the tail reads one.
+        probe_error: the same between the probes of the two steps.
         kinds: what the two steps turned out to be; must be full, skip.
         reasons: why the second step was not skipped.
         computed: attention and feed-forward modules that ran inside blocks, at the full and at the skip step.
@@ -42,6 +44,7 @@ class SiteReport:
     site: ResidualSite
     full_error: float
     skip_error: float
+    probe_error: float
     kinds: tuple[str, ...]
     reasons: tuple[str, ...]
     computed: tuple[int, int]
@@ -58,6 +61,11 @@ class SiteReport:
             found.append(f"nothing was skipped ({', '.join(self.reasons) or 'for no known reason'})")
         if not self.skip_error <= TOLERANCE:  # also when it is not a number
             found.append(f"the skip step, given the true residual, is off by {self.skip_error:.1e}")
+        if not self.probe_error <= TOLERANCE:
+            found.append(
+                f"the probe of the skip step is off by {self.probe_error:.1e}: if not a number, it reads a module that "
+                "the adapter names as idle"
+            )
         if self.stray:
             found.append(f"these should not have run at the skip step: {', '.join(self.stray)}")
         if self.probe_shape is not None and self.probe_shape[1] != prod(self.grid):
@@ -179,6 +187,7 @@ def _check_site(
 ) -> SiteReport:
     events: list[StepEvent] = []
     instrument = Instrument(model, adapter, policy)
+    instrument.blank_value = float("nan")
     instrument.listeners.append(events.append)
     instrument.attach()
     with warnings.catch_warnings():
@@ -204,6 +213,7 @@ def _check_site(
         site=policy.residual_site,
         full_error=_difference(full, plain),
         skip_error=_difference(*image) / max(float(plain.abs().max()), torch.finfo(torch.float32).tiny),
+        probe_error=_probe_error(first.probe, last.probe),
         kinds=tuple(event.kind for event in events),
         reasons=tuple(sorted(reasons)),
         computed=(len(computing & at_full.keys()), len(computing & at_skip.keys())),
@@ -246,6 +256,12 @@ def _shape(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_shape, value))
     return getattr(value, "shape", None)
+
+
+def _probe_error(full: Tensor | None, skip: Tensor | None) -> float:
+    if full is None or skip is None:
+        return 0.0
+    return _difference(skip, full) / max(float(full.abs().max()), torch.finfo(torch.float32).tiny)
 
 
 def _difference(left: Tensor, right: Tensor) -> float:

@@ -183,7 +183,7 @@ class ContextSummary:
         mask: one letter per step: F full, . skipped, s skipped but computed beside (shadow).
         choices: tokens that took each predictor, by label, without those nobody took.
         seconds: of every step, by kind.
-        cache_bytes: most memory its history has held.
+        cache_bytes: most memory its history has held, in host memory if it is kept there.
         fail_opens: steps that ran in full although the policy wanted to skip, by reason.
     """
 

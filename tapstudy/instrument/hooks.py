@@ -1,4 +1,4 @@
-"""The hooks: one on the transformer, one on every block, one on the probed attention, one on the tail.
+"""The hooks: on the transformer, on every block, on the probed attention, on the tail, on modules that may idle.
 
 A full step runs untouched but for two looks: the probe at the first input of the probed block's self-attention, and
 the residual, input of the tail minus input of the first block. At a skip step the probed block is stopped by an
@@ -98,6 +98,13 @@ class BlockHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
+            if call.skips and not call.undecided:
+                # patch embeddings leave channels first in memory: norm, sum and tail norm would each reorder it
+                call.start = call.start.contiguous()
+                if args:
+                    args = (call.start, *args[1:])
+                else:
+                    kwargs = {**kwargs, "hidden_states": call.start}
         if self.place == 0 and call.probe_kind == "stream":
             call.stream = args[0] if args else kwargs["hidden_states"]
             if call.undecided:
@@ -115,6 +122,8 @@ class BlockHook(ModelHook):
             else:
                 if call.skips:  # its attention was not called: no probe, but nothing is lost, all blocks so far ran
                     call.give_up("probe not reached")
+                    if call.blanks:  # blocks have seen blanks, though: once more, from the start
+                        raise StopForward
                 return output
         return self._pass_through(args, kwargs)
 
@@ -158,6 +167,28 @@ class DepthHook(ModelHook):
         return args, kwargs
 
 
+class IdleHook(ModelHook):
+    """On a module whose output neither the probe nor the tail reads: does not run it at a skip step.
+
+    Inside a compiled graph it always runs: what is handed out changes from step to step.
+    """
+
+    def __init__(self, instrument: Instrument, path: str) -> None:
+        super().__init__()
+        self.instrument, self.path = instrument, path
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = self.instrument.call
+        if call is None or torch.compiler.is_compiling():
+            return self.fn_ref.original_forward(*args, **kwargs)
+        blanks = call.blanks.get(self.path)
+        if blanks:
+            return blanks.pop(0)
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        call.idle_outputs.setdefault(self.path, []).append(output)
+        return output
+
+
 class TailHook(ModelHook):
     """On the first module after the blocks: reads the residual of a full step, or puts the predicted one in."""
 
@@ -175,3 +206,16 @@ class TailHook(ModelHook):
         if args:
             return (replaced, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": replaced}
+
+
+def refuse_other_caches(model: nn.Module) -> None:
+    """Raises RuntimeError if a diffusers cache is enabled on the model or a part of it."""
+    for module in model.modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        # offloading and casting hooks keep no state from step to step, caches do
+        found = next((hook for hook in hooks.values() if hook._is_stateful and type(hook) is not RootHook), None)
+        if found is not None:
+            raise RuntimeError(
+                f"a diffusers cache is enabled on this {type(model).__name__} (found {type(found).__name__}): "
+                "call disable_cache() first; two caches would predict from each other's predictions"
+            )

@@ -12,12 +12,13 @@ import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
+from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
-from tapstudy.instrument.hooks import NAME, BlockHook, DepthHook, ProbeHook, RootHook, StopForward, TailHook, in_python
+from tapstudy.instrument.idle import blank, describe, idle_modules, let_idle
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
-from tapstudy.instrument.tokens import ImageTokens
+from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
 from tapstudy.policies.base import Policy, RunInfo
 
@@ -57,6 +58,8 @@ class Instrument:
         self._cautions = Cautions(type(model).__name__)
         self._deeper: dict[int, int] = {}
         self._wants_latent = False
+        self._may_idle = False
+        self.blank_value = 0.0
 
     # Attaching and detaching
 
@@ -67,23 +70,29 @@ class Instrument:
             raise ValueError(
                 f"probe_depth {depth} is beyond the last block: {type(self.model).__name__} has {len(blocks)} blocks"
             )
-        if NAME in getattr(getattr(self.model, "_diffusers_hook", None), "hooks", {}):
+        if hooks.NAME in getattr(getattr(self.model, "_diffusers_hook", None), "hooks", {}):
             raise RuntimeError(
                 f"this {type(self.model).__name__} already runs under a policy: call remove() on its handle first"
             )
         if self.policy.decides_by_probe and not self.policy.needs_probe:
             raise ValueError(f"{type(self.policy).__name__} decides by the probe: it must set needs_probe")
-        self._refuse_other_caches()
+        hooks.refuse_other_caches(self.model)
         probed, self._probed_list = blocks[depth]
         attention = probed.get_submodule(self.adapter.attention)
+        # blocks before a deeper probe run at a skip step, and read everything
+        reads_blocks = self.policy.needs_probe and self.policy.probe_kind != "latent"
+        idle = idle_modules(self.model, self.adapter.idle) if depth == 0 or not reads_blocks else {}
+        self._may_idle = bool(idle)
         for index, (block, block_list) in enumerate(blocks):
             stream = self.adapter.streams[block_list]
             place = (index > depth) - (index < depth)
-            self._hook(block, BlockHook(self, stream, first=index == 0, place=place))
-        self._hook(attention, ProbeHook(self))
+            self._hook(block, hooks.BlockHook(self, stream, first=index == 0, place=place))
+        self._hook(attention, hooks.ProbeHook(self))
         for tail in tails:
-            self._hook(tail, TailHook(self))
-        self._hook(self.model, RootHook(self))
+            self._hook(tail, hooks.TailHook(self))
+        for path, module in idle.items():
+            self._hook(module, hooks.IdleHook(self, path))
+        self._hook(self.model, hooks.RootHook(self))
         # at the end of a run pipelines look for this method; classes without caches of their own lack it
         if not hasattr(self.model, END_OF_RUN):
             setattr(self.model, END_OF_RUN, self.end_trajectory)
@@ -99,29 +108,18 @@ class Instrument:
             if not 0 <= depth < len(blocks):
                 raise ValueError(f"depth {depth} is beyond the last block: the model has {len(blocks)} blocks")
             block, self._deeper[depth] = blocks[depth]
-            self._hook(block.get_submodule(self.adapter.attention), DepthHook(self, depth))
+            self._hook(block.get_submodule(self.adapter.attention), hooks.DepthHook(self, depth))
         self._wants_latent = latent
 
-    def _refuse_other_caches(self) -> None:
-        for module in self.model.modules():
-            hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-            # offloading and casting hooks keep no state from step to step, caches do
-            found = next((hook for hook in hooks.values() if hook._is_stateful and type(hook) is not RootHook), None)
-            if found is not None:
-                raise RuntimeError(
-                    f"a diffusers cache is enabled on this {type(self.model).__name__} (found {type(found).__name__}): "
-                    "call disable_cache() first; two caches would predict from each other's predictions"
-                )
-
     def _hook(self, module: nn.Module, hook: Any) -> None:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, hooks.NAME)
         self._hooked.append(module)
 
     def detach(self) -> None:
         """Take all hooks out and leave no trace on the modules."""
         for module in self._hooked:
             registry: Any = module._diffusers_hook
-            registry.remove_hook(NAME, recurse=False)
+            registry.remove_hook(hooks.NAME, recurse=False)
             if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
                 del module.__dict__["forward"]
             if not registry.hooks:
@@ -155,7 +153,8 @@ class Instrument:
         """The pipeline call is over: free the histories, keep the counts for the summary."""
         for run in self.runs.values():
             run.policy = self.policy.fresh()
-            run.key = run.timestep = None
+            run.key = run.timestep = run.inputs = None
+            run.blanks = {}
         self._cautions.about_skips(self.runs)
         self._ended = True
 
@@ -169,7 +168,7 @@ class Instrument:
             self._cautions.about_skips(self.runs)
             self.runs.clear()
             self._ended = False
-            self._refuse_other_caches()  # one may have been enabled since
+            hooks.refuse_other_caches(self.model)  # one may have been enabled since
             self._cautions.about_sampling(self.policy, self.scheduler(), self._num_steps())
             run = None
         if run is None:
@@ -198,7 +197,7 @@ class Instrument:
     # One pass. Under torch.compile the bookkeeping before and after it stays in Python; what is compiled lies between,
     # in the transformer's own forward.
 
-    @in_python(recursive=False)
+    @hooks.in_python(recursive=False)
     def forward(
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -209,7 +208,10 @@ class Instrument:
             with run.clock.measure(device) as note:
                 output = None
                 if call is None or not call.skips or not call.latent or call.probe_kind in ("modulated", "stream"):
-                    with contextlib.suppress(StopForward):
+                    with contextlib.suppress(hooks.StopForward):
+                        output = original(*args, **kwargs)
+                    if call is not None and call.blanks and not call.skips:  # it cannot skip after all
+                        call.blanks = {}
                         output = original(*args, **kwargs)
                 if call is not None and call.latent:
                     output = self._finish_latent(call, output)
@@ -224,7 +226,7 @@ class Instrument:
             self.call = None
         return output
 
-    @in_python
+    @hooks.in_python
     def _prepare(
         self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[ContextRun, Call | None, torch.device]:
@@ -273,13 +275,15 @@ class Instrument:
             return_dict=arguments.get("return_dict", True),
             list_starts={index: self.adapter.start(index, arguments) for index in set(self._deeper.values())},
         )
+        if self._may_idle:
+            let_idle(call, describe(arguments, (self.adapter.latent, self.adapter.timestep)))
         if kind == "latent":
             call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
             if call.undecided:
                 self.decide(call)
         return call
 
-    @in_python
+    @hooks.in_python
     def _conclude(self, run: ContextRun, call: Call | None) -> None:
         """Book the pass and tell the listeners."""
         if call is None:
@@ -291,6 +295,8 @@ class Instrument:
                 "the adapter does not fit this model; tapstudy.check tells more"
             )
         run.finish(call.kind, call.prediction)
+        if self._may_idle and not call.predicts:
+            run.inputs, run.blanks = call.inputs, blank(call.idle_outputs, self.blank_value)
         if not self.listeners:
             return
         probes = {
@@ -321,13 +327,17 @@ class Instrument:
             wide = torch.promote_types(tail.dtype, torch.float32)
             call.residual = call.hidden_tokens.take(tail).detach().to(wide)
             if call.relative:
-                call.residual = call.residual - start.detach().to(wide)
+                call.residual = call.residual - start.detach()  # in `wide`, without a copy of start in it
         if not call.predicts:
             return self._observe(call, tail)
         predicted = self._predict(call)  # (B, N, D)
-        return call.hidden_tokens.put(call.start, start + predicted if call.relative else predicted).to(tail.dtype)
+        if call.relative:
+            # new memory is dear, and events show the prediction to listeners
+            mine = call.prediction is not None and call.prediction.disposable and not self.listeners
+            predicted = add_into(predicted, start) if mine else start + predicted
+        return call.hidden_tokens.put(call.start, predicted).to(tail.dtype)
 
-    @in_python
+    @hooks.in_python
     def _finish_latent(self, call: Call, output: Any) -> Any:
         """With the residual in latent space: the output of this pass. `output` is what the model gave, if it ran."""
         channels = self.adapter.channel_dim
@@ -373,7 +383,7 @@ class Instrument:
         policy.skipped(call.step, probe, call.prediction)
         return call.prediction.residual
 
-    @in_python
+    @hooks.in_python
     def decide(self, call: Call) -> None:
         """The probe is known: the policy may turn this pass into a full one, which goes on from here."""
         assert call.probe is not None

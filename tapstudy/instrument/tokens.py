@@ -28,17 +28,32 @@ class ImageTokens:
         return len(self.start) == len(sequence) and max(self.start) + self.count <= sequence.shape[1]
 
     def take(self, sequence: Tensor) -> Tensor:
-        """The image tokens of a sequence (batch, token, channel)."""
+        """The image tokens of a sequence (batch, token, channel); a view where they start at the same place."""
         if isinstance(self.start, int):
             return sequence[:, self.start : self.start + self.count]
+        if len(set(self.start)) == 1:
+            return sequence[:, self.start[0] : self.start[0] + self.count]
         return torch.stack([row[a : a + self.count] for row, a in zip(sequence, self.start, strict=True)])
 
     def put(self, sequence: Tensor, image: Tensor) -> Tensor:
         """`sequence` with `image` in place of its image tokens, in the dtype of `sequence`."""
         if self.start == 0 and self.count == sequence.shape[1]:
             return image.to(sequence.dtype)
-        starts = [self.start] * len(sequence) if isinstance(self.start, int) else self.start
-        return torch.stack([
-            torch.cat([row[:a], tokens.to(row.dtype), row[a + self.count :]])
-            for row, tokens, a in zip(sequence, image, starts, strict=True)
-        ])  # fmt: skip
+        result = sequence.clone()
+        starts = {self.start} if isinstance(self.start, int) else {*self.start}
+        if len(starts) == 1:
+            (a,) = starts
+            result[:, a : a + self.count] = image
+            return result
+        assert not isinstance(self.start, int)
+        for b, a in enumerate(self.start):
+            result[b, a : a + self.count] = image[b]
+        return result
+
+
+def add_into(sum_: Tensor, other: Tensor) -> Tensor:
+    """sum_ + other, in the memory of `sum_` unless the sum is of a wider dtype or has a gradient."""
+    fits = torch.promote_types(sum_.dtype, other.dtype) == sum_.dtype
+    if not fits or sum_.requires_grad or (other.requires_grad and torch.is_grad_enabled()):
+        return sum_ + other
+    return sum_.add_(other)

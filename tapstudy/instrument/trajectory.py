@@ -33,8 +33,10 @@ class ContextRun:
         kinds: "full", "skip" or "shadow", one per step so far.
         fail_opens: why steps ran in full although the policy wanted to skip.
         choices: how many tokens took each labelled predictor.
-        cache_bytes: most memory its history has held.
+        cache_bytes: most memory its history has held, in host memory if it is kept there.
         form: what the transformer's last output looked like.
+        inputs: description of the arguments of its last full step, None before.
+        blanks: what modules that idle at a skip step hand out then, by path, call for call.
     """
 
     name: str
@@ -51,6 +53,8 @@ class ContextRun:
     choices: Tensor | None = None
     cache_bytes: int = 0
     form: Form | None = None
+    inputs: dict[str, Any] | None = None
+    blanks: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -129,20 +133,20 @@ def match_run(runs: Iterable[ContextRun], key: Any, timestep: Tensor | float | N
     """
     unnamed = [run for run in runs if not run.named]
     for run in unnamed:
-        if _alike(run.key, key, lambda held, given: False):
+        if alike(run.key, key, lambda held, given: False):
             return run
     waiting = [run for run in unnamed if timestep is None or not same_value(run.timestep, timestep)]
     if timestep is None:
         behind = min((run.step for run in waiting), default=0)
         waiting = [run for run in waiting if run.step == behind]
     waiting.sort(key=lambda run: run.step)
-    return next((run for run in waiting if _alike(run.key, key, same_value)), None)
+    return next((run for run in waiting if alike(run.key, key, same_value)), None)
 
 
-def _alike(held: Any, given: Any, equal: Callable[[Any, Any], bool]) -> bool:
-    """The same object, or equal ones, or lists of such."""
+def alike(held: Any, given: Any, equal: Callable[[Any, Any], bool]) -> bool:
+    """The same object, or equal ones by `equal`, or lists of such."""
     if isinstance(held, list | tuple) and isinstance(given, list | tuple):
-        return len(held) == len(given) and all(_alike(h, g, equal) for h, g in zip(held, given, strict=True))
+        return len(held) == len(given) and all(alike(h, g, equal) for h, g in zip(held, given, strict=True))
     return held is given or equal(held, given)
 
 

@@ -36,11 +36,14 @@ class Prediction:
         residual: predicted residual, of the shape of the observed ones.
         choice: index into the policy's labels, (batch, token), or None.
         proxy_loss: loss of every labelled predictor, (batch, token, predictor), or None.
+        disposable: the policy made `residual` for this prediction and holds on to no view of it: whoever gets the
+            prediction may overwrite it, and the instrument does so where nobody listens, to save the memory.
     """
 
     residual: Tensor
     choice: Tensor | None = None
     proxy_loss: Tensor | None = None
+    disposable: bool = False
 
 
 class Policy(ABC):

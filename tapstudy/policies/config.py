@@ -37,6 +37,10 @@ class TAPConfig:
             tokens of a sample) or "global" (the whole batch).
         full_steps: explicit full steps, in place of `interval` and `warmup_steps`; must hold step 0.
         region_size: side of a region, in tokens.
+        history_device: where anchors are kept, such as "cpu"; None: where the features are. Elsewhere, the device of
+            the features holds them at skip steps only, and of one context at a time. "cpu" beside CUDA means pinned
+            host memory. Costs a transfer of one anchor per full step and of the whole history per skip step (its size
+            over the bandwidth of the bus; `docs/models.md` lists sizes). Changes no result.
 
     Raises:
         TypeError, ValueError: a value that cannot be meant.
@@ -57,6 +61,7 @@ class TAPConfig:
     granularity: Granularity = "token"
     full_steps: tuple[int, ...] | None = None
     region_size: int = 4
+    history_device: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -89,6 +94,8 @@ class TAPConfig:
                 raise ValueError(f"TAPConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")
         if not (isinstance(self.history_dtype, torch.dtype) and self.history_dtype.is_floating_point):
             raise TypeError(f"TAPConfig: history_dtype must be a floating torch.dtype, got {self.history_dtype!r}")
+        if self.history_device is not None:
+            _check_device(self.history_device)
         if self.full_steps is not None:
             self._check_full_steps(self.full_steps)
 
@@ -122,6 +129,19 @@ class TAPConfig:
                 hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(known)}"
                 raise TypeError(f"TAPConfig has no field {name!r}; {hint}")
         return cls(**settings)
+
+
+# Settings that results depend on: where the history is kept, for one, changes none.
+DECISIVE = tuple(field.name for field in fields(TAPConfig) if field.name != "history_device")
+
+
+def _check_device(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f'TAPConfig: history_device must be the name of a device such as "cpu", or None, got {name!r}')
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"TAPConfig: torch knows no history_device {name!r}") from error
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

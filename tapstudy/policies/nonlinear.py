@@ -30,7 +30,7 @@ class NonlinearPolicy(AnchoredPolicy):
         super().__init__(config, family=Reuse())
         self.predictor = predictor
         self.labels = (predictor.label,)
-        self.anchors = Anchors(predictor.num_anchors, self.config.history_dtype)
+        self.anchors = Anchors(predictor.num_anchors, self.config.history_dtype, device=self.config.history_device)
 
     @property
     def family_text(self) -> str:
@@ -72,7 +72,7 @@ class NonlinearTAPPolicy(AnchoredPolicy):
         self.nonlinear = tuple(nonlinear)
         self.labels = (*self.family.labels, *(predictor.label for predictor in self.nonlinear))
         needed = max(self.family.num_anchors, *(predictor.num_anchors for predictor in self.nonlinear))
-        self.anchors = Anchors(needed, self.config.history_dtype)
+        self.anchors = Anchors(needed, self.config.history_dtype, device=self.config.history_device)
 
     @property
     def family_text(self) -> str:

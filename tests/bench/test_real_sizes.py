@@ -43,8 +43,8 @@ def test_every_adapter_has_a_real_size():
 def test_skip_step_costs_next_to_nothing(name):
     found = costs(name)
     assert found.parameters / 1e9 == pytest.approx(PARAMETERS[name], rel=0.01)
-    # the refiners in front of these two stacks run at every step: 2 noise and 2 context blocks
-    most = 0.08 if name in ("Lumina2Transformer2DModel", "ZImageTransformer2DModel") else 0.01
+    # the refiners of the noisy image in front of these two stacks run at every step, two blocks; text is left out
+    most = 0.067 if name in ("Lumina2Transformer2DModel", "ZImageTransformer2DModel") else 0.0003
     assert 0 < found.share < most
     grid = REAL_SIZES[name].grid
     assert found.tokens == grid[0] * grid[1] * grid[2]

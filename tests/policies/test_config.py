@@ -26,6 +26,8 @@ from tapstudy import TAPConfig
         ({"clip": "two"}, ValueError, "clip must be one of"),
         ({"granularity": "head"}, ValueError, "granularity must be one of"),
         ({"history_dtype": torch.int32}, TypeError, "history_dtype must be a floating"),
+        ({"history_device": 0}, TypeError, "history_device must be the name of a device"),
+        ({"history_device": "gpu9"}, ValueError, "torch knows no history_device 'gpu9'"),
         ({"full_steps": (1, 5)}, ValueError, "must hold step 0"),
         ({"full_steps": (0, 1, 5), "orders": (0, 7)}, ValueError, "order 7 needs 8 anchors, but full_steps has only 3"),
         ({"intervall": 4}, TypeError, "no field 'intervall'; did you mean 'interval'"),

@@ -1,0 +1,42 @@
+"""TAP with its history kept elsewhere samples the same image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tapstudy
+from tapstudy import TAPConfig
+from tapstudy.core import anchors as anchors_module
+from tapstudy.core.anchors import Anchors
+from tapstudy.core.shuttle import Here, HostLane
+from tapstudy.policies.fixed import FixedPolicy
+from tapstudy.policies.tap import TAPPolicy
+from tests.core.late_streams import LateStreams
+
+
+def away(policy, device):
+    policy.anchors = Anchors(policy.family.num_anchors, policy.config.history_dtype, device=device)
+    return policy
+
+
+@pytest.mark.parametrize("residual", ["hidden", "latent"])
+@pytest.mark.parametrize("make", [TAPPolicy, lambda config: FixedPolicy(1, config=config)])
+def test_the_sample_is_bit_equal(monkeypatch, tiny_pipe, sample, make, residual):
+    """`meta` stands for host memory; copies come as late as they may."""
+    config = TAPConfig(interval=4, residual=residual)
+    with tapstudy.apply_policy(tiny_pipe, make(config)) as handle:
+        expected = sample()
+        expected_bytes = handle.summary().contexts[0].cache_bytes
+    late = LateStreams()
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(
+        anchors_module, "lane_between", lambda features, kept: HostLane(cpu, late) if kept.type == "meta" else Here()
+    )
+    for device in (None, "cpu", "meta"):
+        with tapstudy.apply_policy(tiny_pipe, away(make(config), device)) as handle:
+            assert torch.equal(sample(), expected)
+            assert handle.summary().contexts[0].cache_bytes == expected_bytes
+    if make is TAPPolicy:  # a probe and a residual away at every full step, a history of 3 back at every skip step
+        (context,) = handle.summary().contexts
+        assert late.log.count("copy") == 2 * context.num_full + 2 * 3 * context.num_skipped
