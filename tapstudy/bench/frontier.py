@@ -21,9 +21,9 @@ from tapstudy.bench.frontier_plan import FrontierPlan, Setting
 from tapstudy.bench.frontier_runs import kept_costs, kept_run
 from tapstudy.bench.frontier_tuning import kept_json
 from tapstudy.bench.image_error import psnr, ssim
-from tapstudy.bench.measure import weights_fingerprint
+from tapstudy.bench.measure import classifier_of, weights_fingerprint
 from tapstudy.models.classifier import classify
-from tapstudy.models.embedded import load, load_classifier
+from tapstudy.models.embedded import load
 from tapstudy.policies.config import TAPConfig
 
 REFERENCE = "reference"
@@ -194,7 +194,7 @@ def assemble(
     """The table of `frontier`, from images and costs."""
     exact = torch.from_numpy(runs[rows[0]]["image"].values)  # (B, band, row, column)
     labels = torch.tensor([label for _, label in plan.test_pairs])
-    classifier = load_classifier()
+    classifier = classifier_of(plan.model)
     features = classify(classifier, 2 * exact - 1)[1]
     values = {name: np.full((len(rows), len(exact)), np.nan) for name in VARIABLES}
     masks = np.full((len(rows), len(exact)), "", dtype=object)

@@ -21,8 +21,8 @@ from tapstudy.bench.flops import StepFlops, step_flops
 from tapstudy.bench.methods import find_method
 from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.handle import apply_policy
-from tapstudy.models.classifier import classify
-from tapstudy.models.embedded import WEIGHTS, data_folder, load, load_classifier, untrained_like
+from tapstudy.models.classifier import Classifier, classify
+from tapstudy.models.embedded import data_folder, load, load_classifier, untrained_like, weight_files
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.policies.config import TAPConfig
 
@@ -55,7 +55,7 @@ def measure(cell: Cell) -> xr.Dataset:
             seconds = time.perf_counter() - started
             mask = handle.summary().contexts[0].mask if handle else mask_text(range(steps), steps)
         labels = torch.tensor([label for _, label in request.pairs])
-        correct = classify(_classifier(), 2 * images - 1)[0] == labels  # (B,)
+        correct = classify(classifier_of(cell.model), 2 * images - 1)[0] == labels  # (B,)
     return xr.Dataset(
         {
             "image": (("sample", "band", "y", "x"), images.numpy()),
@@ -97,8 +97,18 @@ def weights_fingerprint(model: str) -> str:
     if not folder.is_dir():
         folder = Path(name)
     found = hashlib.sha256((folder / "model_index.json").read_bytes())
-    found.update((folder / "transformer" / WEIGHTS).read_bytes())
+    for file in weight_files(folder):
+        found.update(file.read_bytes())
     return found.hexdigest()[:16]
+
+
+@lru_cache(maxsize=2)
+def classifier_of(model: str) -> Classifier:
+    """The judge of a model's images; for images like those of no data set that of digits, which then says little."""
+    try:
+        return load_classifier(model.removesuffix(UNTRAINED))
+    except ValueError:
+        return load_classifier()
 
 
 @lru_cache(maxsize=2)
@@ -108,11 +118,6 @@ def _pipe(model: str) -> LabelPipeline:
         pipe = untrained_like(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@lru_cache(maxsize=1)
-def _classifier() -> Any:
-    return load_classifier()
 
 
 @lru_cache(maxsize=256)

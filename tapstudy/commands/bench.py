@@ -194,12 +194,12 @@ def quality(
     with user_errors():
         from tapstudy import load
         from tapstudy.models.data import load_images
-        from tapstudy.models.embedded import load_classifier
+        from tapstudy.models.embedded import data_set_of, load_classifier
         from tapstudy.models.quality import Judge, measure_quality
 
         pipe = load(model)
         pipe.set_progress_bar_config(disable=True)
-        judge = Judge(load_classifier(), load_images("mnist", "test", data))
+        judge = Judge(load_classifier(pipe), load_images(data_set_of(pipe), "test", data))
         found, _ = measure_quality(pipe, judge, count=count, guidance_scale=guidance)
         typer.echo(
             f"{model}: label accuracy {100 * found.label_accuracy:.1f} % and Frechet distance "
