@@ -38,7 +38,11 @@ def test_losses_equal_naive(distance, closeness):
     actual, *anchors = (base + closeness * torch.randn(base.shape, generator=generator) for _ in range(4))
     found = predictor_losses(anchors, actual, taylor_rows(), distance=distance)
     # the naive cosine itself is only good to 1e-16 in absolute terms
-    torch.testing.assert_close(found, naive(anchors, actual, taylor_rows(), distance), rtol=1e-9, atol=2e-15)
+    assert found.dtype == torch.float32
+    expected = naive(anchors, actual, taylor_rows(), distance)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2e-15)
+    exact = predictor_losses([a.double() for a in anchors], actual.double(), taylor_rows(), distance=distance)
+    torch.testing.assert_close(exact, expected, rtol=1e-9, atol=2e-15)
 
 
 def test_tiny_cosine_distances_are_exact():
@@ -58,9 +62,11 @@ def test_weights_that_do_not_reproduce_constants():
     weights = torch.tensor([[0.5, -2.0], [3.0, 0.1], [0.0, 0.0]], dtype=torch.float64)
     for distance in ("l2", "l1"):
         found = predictor_losses([a, b], actual, weights, distance=distance)
-        torch.testing.assert_close(found, naive([a, b], actual, weights, distance))
+        torch.testing.assert_close(found.double(), naive([a, b], actual, weights, distance), rtol=1e-6, atol=0)
     found = predictor_losses([a, b], actual, weights)
-    torch.testing.assert_close(found[..., :2], naive([a, b], actual, weights[:2], "cosine"))
+    torch.testing.assert_close(
+        found[..., :2].double(), naive([a, b], actual, weights[:2], "cosine"), rtol=1e-6, atol=0
+    )
     assert (found[..., 2] == 1).all()  # no direction at all
 
 
@@ -70,7 +76,7 @@ def test_zero_tokens_have_no_direction():
     weights = torch.ones(1, 1, dtype=torch.float64)
     assert (predictor_losses([anchor], actual, weights) == 1).all()
     torch.testing.assert_close(
-        predictor_losses([anchor], actual, weights, distance="l2"), torch.full((1, 2, 1), 2.0, dtype=torch.float64)
+        predictor_losses([anchor], actual, weights, distance="l2"), torch.full((1, 2, 1), 2.0)
     )
 
 
