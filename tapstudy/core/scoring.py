@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.losses import Distance as Distance
-from tapstudy.core.losses import Workspace as Workspace
-from tapstudy.core.losses import losses_from_products, pairs_of
+from tapstudy.core.losses import Workspace, losses_from_products, pairs_of
 
 Granularity = Literal["token", "region", "step", "global"]
 Parts = Iterator[tuple[slice, Tensor]]
