@@ -66,8 +66,8 @@ class CompiledStep:
     def __init__(self, size: int, *, distance: Distance = "cosine", granularity: Granularity = "token") -> None:
         if distance == "l1" or granularity == "region":
             raise ValueError(
-                f"compile=True works with distance cosine or l2 and granularity token, step or global, got {distance!r} "
-                f"and {granularity!r}: leave compile out"
+                "compile=True works with distance cosine or l2 and granularity token, step or global, got "
+                f"{distance!r} and {granularity!r}: leave compile out"
             )
         self.size, self.distance, self.granularity = size, distance, granularity
         self._compiled: Any = torch.compile(whole_step, dynamic=True, fullgraph=True)

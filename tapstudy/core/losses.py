@@ -1,9 +1,9 @@
 """Losses of linear predictors from inner products alone.
 
 A predictor with weights w of the anchors A_j errs by e = (sum_j w_j - 1) F + sum_(j>0) w_j (A_j - A_0)
-+ (sum_j w_j) (A_0 - F), with F the actual features. In units of |F| = 1, let s be the length of e beside F, u = 1 + <e, F>
-the length of the prediction along F, and q^2 = u^2 + s^2. Then 1 - cos = s^2 / (q (q + u)) for u > 0. Only s^2, a
-quadratic form of products of differences, may cancel: it is summed in float64. What follows may be float32.
++ (sum_j w_j) (A_0 - F), with F the actual features. In units of |F| = 1, let s be the length of e beside F,
+u = 1 + <e, F> that of the prediction along F, and q^2 = u^2 + s^2. Then 1 - cos = s^2 / (q (q + u)) for u > 0. Only
+s^2, a quadratic form of products of differences, may cancel: it is summed in float64. What follows may be float32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Workspace:
 
 
 def pairs_of(count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """The two vectors of every product of `count` vectors, each pair once: (0, 0), (0, 1), .., (1, 1), .., (K,) twice."""
+    """The pairs (0, 0), (0, 1), .., (1, 1), .. of `count` vectors: first and second, (K,) each."""
     first, second = torch.triu_indices(count, count, device=device)
     return first, second
 

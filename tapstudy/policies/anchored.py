@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.core.schedule import is_full_step
 from tapstudy.core.losses import Workspace
+from tapstudy.core.schedule import is_full_step
 from tapstudy.core.scoring import assemble, predictor_losses
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig

@@ -28,9 +28,7 @@ class TAPPolicy(AnchoredPolicy):
 
     needs_probe = True
 
-    def __init__(
-        self, config: TAPConfig | None = None, *, family: Family | None = None, compile: bool = False
-    ) -> None:
+    def __init__(self, config: TAPConfig | None = None, *, family: Family | None = None, compile: bool = False) -> None:
         super().__init__(config, family=family)
         config = self.config
         self.compiled = (

@@ -65,9 +65,7 @@ def test_weights_that_do_not_reproduce_constants():
         found = predictor_losses([a, b], actual, weights, distance=distance)
         torch.testing.assert_close(found.double(), naive([a, b], actual, weights, distance), rtol=1e-6, atol=0)
     found = predictor_losses([a, b], actual, weights)
-    torch.testing.assert_close(
-        found[..., :2].double(), naive([a, b], actual, weights[:2], "cosine"), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(found[..., :2].double(), naive([a, b], actual, weights[:2], "cosine"), rtol=1e-6, atol=0)
     assert (found[..., 2] == 1).all()  # no direction at all
 
 
@@ -76,9 +74,7 @@ def test_zero_tokens_have_no_direction():
     anchor = torch.ones(1, 2, 4)
     weights = torch.ones(1, 1, dtype=torch.float64)
     assert (predictor_losses([anchor], actual, weights) == 1).all()
-    torch.testing.assert_close(
-        predictor_losses([anchor], actual, weights, distance="l2"), torch.full((1, 2, 1), 2.0)
-    )
+    torch.testing.assert_close(predictor_losses([anchor], actual, weights, distance="l2"), torch.full((1, 2, 1), 2.0))
 
 
 @settings(deadline=None, max_examples=60)
