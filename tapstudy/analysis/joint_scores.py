@@ -11,7 +11,8 @@ from torch import Tensor
 from tapstudy.analysis.features import Grid
 from tapstudy.analysis.teacher_forced import Array, Trajectories, Windows, one_torch_thread, windows_of
 from tapstudy.analysis.window_scores import WindowScores
-from tapstudy.core.scoring import Distance, Workspace, select
+from tapstudy.core.losses import Distance, Workspace
+from tapstudy.core.scoring import select
 from tapstudy.core.weights import distinct_rows
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, candidates

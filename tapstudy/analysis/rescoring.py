@@ -36,7 +36,8 @@ from tapstudy.analysis.teacher_forced import (
     windows_of,
 )
 from tapstudy.analysis.window_scores import WindowScores
-from tapstudy.core.scoring import Workspace, select
+from tapstudy.core.losses import Workspace
+from tapstudy.core.scoring import least, select
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Family, candidates
 
@@ -151,7 +152,7 @@ class _Kernel:
                 for start in range(0, len(found.weights), count):
                     some = found[start : start + count]
                     proxy = proxies.losses(some.weights, self.config.distance, start=start, name="proxy")
-                    error = errors.losses(some.weights, "l2", start=start, dtype=torch.float32, name="error")
+                    error = errors.losses(some.weights, "l2", start=start, name="error")
                     for name, values in self._scores(some, proxy, error, batch=h.count * len(windows.steps)).items():
                         values = values.unflatten(1, (h.count, -1))  # (S, B, W, ...)
                         for window, steps in enumerate(windows.steps):
@@ -166,7 +167,7 @@ class _Kernel:
             every = torch.arange(len(proxy))[:, None], found.inverse
             scores = {"proxy_loss": proxy[every].mT, "true_error": error[every].mT, "choice": found.labels(choice)}
             return {name: values.unflatten(1, (batch, -1)) for name, values in scores.items()}
-        best_error, best = error.min(dim=1)  # (S, T)
+        best_error, best = least(error)  # (S, T)
         chosen_error = _pick(error, choice)
         scores = {
             "choice": found.labels(choice),
@@ -186,8 +187,7 @@ class _Kernel:
         """(S, P, T) -> (S, T) twice, the chosen loss and predictor."""
         config = self.config
         if config.granularity == "token":
-            least, choice = proxy.min(dim=1)  # what `select` does; of these losses all or none are not numbers
-            return least, choice
+            return least(proxy)  # what `select` does; of these losses all or none are not numbers
         tokens = proxy.unflatten(-1, (batch, -1)).movedim(1, -1)  # (S, B * W, N, P)
         choice = select(
             tokens.flatten(0, 1), granularity=config.granularity, grid=self.grid, region_size=config.region_size
@@ -214,6 +214,7 @@ class StepCandidates:
         """At the steps of windows."""
         found = [candidates(family, windows.anchors[0], step) for step in windows.steps[0]]
         count = max(len(one.first) for one in found)
+        count = count if count < 32 else -(-count // 8) * 8  # as `least` likes it
         padded = [[*range(len(one.first)), *[0] * (count - len(one.first))] for one in found]
         return cls(
             torch.stack([one.weights[rows] for one, rows in zip(found, padded, strict=True)]),

@@ -1,8 +1,8 @@
 """Losses of any linear predictors at the skip steps of a window, from one pass over its features.
 
-The vectors are [A_0, A_1 - A_0, .., F_1 - A_0, .., F_S - A_0], with A_j the anchors and F_s the actual features. F_s,
-and the error of every prediction of it, are made of A_0, the differences of the anchors and the one of step s, so the
-products of these suffice for all predictors and distances. Differences of features close to each other are exact.
+The vectors are [A_0, A_1 - A_0, .., A_0 - F_1, .., A_0 - F_S], with A_j the anchors and F_s the actual features. The
+error of a prediction of F_s is made of F_s, the differences of the anchors and the one of step s, so the products of
+these suffice for all predictors and distances. Differences of features close to each other are exact.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from tapstudy.analysis.teacher_forced import Trajectories, Windows
-from tapstudy.core.scoring import (
-    CHUNK_BYTES,
-    Distance,
-    Workspace,
-    losses_from_products,
-    predictor_losses,
-    quadratic_forms,
-)
+from tapstudy.core.losses import Distance, Workspace, losses_from_products
+from tapstudy.core.scoring import CHUNK_BYTES, predictor_losses
+
+# |F|^2 is found from that of the newest anchor unless it is so much smaller that digits are lost.
+MUCH_SMALLER = 1e-4
 
 
 class WindowScores:
@@ -44,9 +41,6 @@ class WindowScores:
     ) -> None:
         self.trajectories, self.windows, self.workspace = trajectories, windows, workspace
         self.history_dtype = history_dtype
-        count = len(windows.anchors[0])
-        pairs = [*combinations_with_replacement(range(count), 2), *((j, count) for j in range(count + 1))]
-        self.pairs = torch.tensor(pairs).T  # (2, K)
 
     def losses(
         self,
@@ -54,7 +48,7 @@ class WindowScores:
         distance: Distance,
         *,
         start: int = 0,
-        dtype: torch.dtype = torch.float64,
+        dtype: torch.dtype = torch.float32,
         name: str = "",
     ) -> Tensor:
         """Losses at some steps after one another, of predictors that may differ from step to step.
@@ -62,7 +56,7 @@ class WindowScores:
         Args:
             weights: (steps, predictor, J).
             start: the first of these steps, in 0..S-1.
-            dtype: of the result; the distances are found in float64.
+            dtype: of the result.
             name: of the memory in the workspace that takes the result.
 
         Returns:
@@ -70,53 +64,60 @@ class WindowScores:
         """
         if distance == "l1":
             return torch.stack([self._absolute(rows, start + i) for i, rows in enumerate(weights)]).to(dtype)
-        products, norm = (values[start : start + len(weights)] for values in self._products)
-        minus = -torch.ones_like(weights[..., :1])  # of F_s - A_0
-        error = torch.cat([weights.sum(dim=-1, keepdim=True) - 1, weights[..., 1:], minus], dim=-1)  # (s, P, J + 1)
-        actual = torch.zeros(error.shape[-1])
-        actual[0] = actual[-1] = 1
-        shape = (*error.shape[:-1], products.shape[-1])
-        return losses_from_products(
-            products, norm, quadratic_forms(error, actual, self.pairs), distance=distance,
-            out=self.workspace.take(products, shape, dtype, name=f"losses {name}"), workspace=self.workspace,
-        )  # fmt: skip
+        products = self._products[start : start + len(weights)]  # (s, K, T)
+        out = self.workspace.take(products, (*weights.shape[:-1], products.shape[-1]), dtype, name=f"losses {name}")
+        return losses_from_products(products, weights, distance=distance, out=out, workspace=self.workspace)
 
     @cached_property
-    def _products(self) -> tuple[Tensor, Tensor]:
-        """Products for every step, (S, K, T), and |F_s|^2, (S, T); T = B * W * token."""
+    def _products(self) -> Tensor:
+        """Of [F_s, A_1 - A_0, .., A_0 - F_s] for every step, in pairs, (S, K, T); T = B * W * token."""
+        gram, square = self._gram()  # (J, J + S, T), (S, T)
+        count = len(gram)
+        newest, steps = gram[0, 0], gram[:, count:]  # |A_0|^2, (T,), and of A_0 - F_s with the anchors, (J, S, T)
+        products = gram.new_empty(len(square), (count + 1) * (count + 2) // 2, gram.shape[-1])
+        torch.add(newest, square, out=products[:, 0]).sub_(steps[0], alpha=2)  # |F_s|^2
+        if (products[:, 0] < MUCH_SMALLER * newest).any():
+            products[:, 0] = self._norms()
+        torch.sub(gram[0, 1:count], steps[1:].transpose(0, 1), out=products[:, 1:count])  # <A_j - A_0, F_s>
+        torch.sub(steps[0], square, out=products[:, count])  # <A_0 - F_s, F_s>
+        for k, (i, j) in enumerate(combinations_with_replacement(range(1, count + 1), 2), start=count + 1):
+            products[:, k] = gram[i, j] if j < count else steps[i] if i < count else square
+        return products
+
+    def _gram(self) -> tuple[Tensor, Tensor]:
+        """Of [A_0, A_1 - A_0, ..] with these and every A_0 - F_s, (J, J + S, T), and |A_0 - F_s|^2, (S, T)."""
         like = self.trajectories.values[0]
         _, tokens, width = like.shape
-        windows, steps, anchors = len(self.windows.steps), len(self.windows.steps[0]), len(self.windows.anchors[0])
+        windows, steps, count = len(self.windows.steps), len(self.windows.steps[0]), len(self.windows.anchors[0])
         rows = self.trajectories.count * windows * tokens
-        products = torch.empty(steps, self.pairs.shape[1], rows, dtype=torch.float64)
-        norm = torch.empty(steps, rows, dtype=torch.float64)
-        size = max(1, CHUNK_BYTES // (8 * width * (anchors + steps)))
+        gram = self.workspace.take(like, (rows, count, count + steps), torch.float64, name="gram")
+        square = torch.empty(steps, rows, dtype=torch.float64)
+        size = min(tokens, max(1, CHUNK_BYTES // (8 * width * (count + steps))))
+        buffer = self.workspace.take(like, (count + steps, size, width), torch.float64, name="basis")
         for row in range(0, rows, tokens):
             sample, window = divmod(row // tokens, windows)
             stored = [self._stored(sample, step) for step in self.windows.anchors[window]]  # (token, D) each
             actual = self.trajectories.between(sample, self.windows.steps[window])  # (S, token, D)
             for start in range(0, tokens, size):
                 part = slice(start, min(start + size, tokens))
-                shape = (anchors + steps, part.stop - start, width)
-                basis = self.workspace.take(like, shape, torch.float64, name="basis")
+                basis = buffer[:, : part.stop - start]  # (J + S, chunk, D)
                 for vector, anchor in zip(basis, stored, strict=False):
                     vector.copy_(anchor[part])
-                basis[anchors:].copy_(actual[:, part])
-                where = slice(row + part.start, row + part.stop)
-                self._of_chunk(basis, products[..., where], norm[:, where])
-        return products, norm
+                basis[count:].copy_(actual[:, part])
+                basis[1:count] -= basis[0]
+                torch.sub(basis[0], basis[count:], out=basis[count:])
+                vectors = basis.transpose(0, 1)  # (chunk, J + S, D)
+                where = slice(row + start, row + part.stop)
+                torch.bmm(vectors[:, :count], vectors.mT, out=gram[where])
+                torch.linalg.vector_norm(basis[count:], dim=-1, out=square[:, where])
+        return gram.flatten(1).T.contiguous().unflatten(0, (count, -1)), square.square_()
 
-    def _of_chunk(self, basis: Tensor, products: Tensor, norm: Tensor) -> None:
-        """(J + S, chunk, D) -> (S, K, chunk) and (S, chunk)."""
-        count = len(basis) - len(norm)  # J
-        norm.copy_(torch.linalg.vector_norm(basis[count:], dim=-1)).square_()
-        basis[1:] -= basis[0]
-        vectors = basis.transpose(0, 1)  # (chunk, J + S, D)
-        gram = torch.bmm(vectors[:, :count], vectors.mT).permute(2, 1, 0)  # (J + S, J, chunk)
-        shared = products.shape[1] - count - 1  # pairs of anchors
-        products[:, :shared] = gram[self.pairs[0, :shared], self.pairs[1, :shared]]
-        products[:, shared:-1] = gram[count:]
-        products[:, -1] = torch.linalg.vector_norm(basis[count:], dim=-1).square_()
+    def _norms(self) -> Tensor:
+        """|F_s|^2, (S, T)."""
+        every = product(range(self.trajectories.count), self.windows.steps)
+        lengths = [torch.linalg.vector_norm(self.trajectories.between(sample, steps), dim=-1, dtype=torch.float64)
+                   for sample, steps in every]  # fmt: skip
+        return torch.cat(lengths, dim=1).square_()
 
     def _stored(self, sample: int, step: int) -> Tensor:
         anchor = self.trajectories.at(sample, step)

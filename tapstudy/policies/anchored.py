@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
+from tapstudy.core.losses import Workspace
 from tapstudy.core.schedule import is_full_step
-from tapstudy.core.scoring import Workspace, assemble, predictor_losses
+from tapstudy.core.scoring import assemble, predictor_losses
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, Family, candidates
@@ -56,9 +57,14 @@ class AnchoredPolicy(Policy):
 
     def apply(self, found: Candidates, choice: Tensor, losses: Tensor | None = None) -> Prediction:
         """The prediction that `choice`, (batch, token) into the distinct candidates, makes for the residual."""
-        residual = assemble(self.anchors.residuals, found.weights, choice)
-        if losses is not None:
-            losses = losses[..., found.inverse.to(losses.device)]  # (B, N, P): one per member of the family
+        return self.labelled(found, assemble(self.anchors.residuals, found.weights, choice), choice, losses=losses)
+
+    def labelled(
+        self, found: Candidates, residual: Tensor, choice: Tensor, *, losses: Tensor | None = None
+    ) -> Prediction:
+        """In terms of the members of the family, what was found in terms of the distinct candidates."""
+        if losses is not None:  # in memory a predictor's tokens are next to each other: copied as whole rows
+            losses = losses.movedim(-1, 0)[found.inverse.to(losses.device)].movedim(0, -1)  # (B, N, P)
         return Prediction(residual, found.first.to(choice.device)[choice], losses)
 
     def errors(self, step: int, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tapstudy.core.compiled import CompiledStep
 from tapstudy.core.scoring import predictor_losses, select
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
+from tapstudy.policies.config import TAPConfig
+from tapstudy.predictors.family import Family
 
 
 class TAPPolicy(AnchoredPolicy):
@@ -14,14 +17,35 @@ class TAPPolicy(AnchoredPolicy):
 
     Cost of a skip step beside the model's own embedding, first modulation and tail: O(J^2 D) per token for the Gram
     matrix of J anchors, O(J^2) per candidate, O(J D) to assemble. Memory: J probes and J residuals per context.
+
+    Args:
+        config, family: as for `AnchoredPolicy`.
+        compile: score, choose and assemble in one graph of `torch.compile`. The first skip step then takes seconds.
+
+    Raises:
+        ValueError: `compile` with distance l1 or granularity region.
     """
 
     needs_probe = True
+
+    def __init__(self, config: TAPConfig | None = None, *, family: Family | None = None, compile: bool = False) -> None:
+        super().__init__(config, family=family)
+        config = self.config
+        self.compiled = (
+            CompiledStep(len(self.labels), distance=config.distance, granularity=config.granularity)
+            if compile
+            else None
+        )
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
         config, anchors = self.config, self.anchors
         found = self.candidates(step)  # weights (P, J)
+        if self.compiled is not None:
+            made = self.compiled(anchors.probes, probe, anchors.residuals, weights=found.weights)
+            if made is not None:
+                residual, choice, losses = made
+                return self.labelled(found, residual, choice, losses=losses)
         losses = predictor_losses(
             anchors.probes, probe, found.weights, distance=config.distance, workspace=self.workspace
         )  # (B, N, P)

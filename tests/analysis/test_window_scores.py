@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tapstudy.analysis.teacher_forced import Trajectories, windows_of
 from tapstudy.analysis.window_scores import WindowScores
-from tapstudy.core.scoring import Workspace
+from tapstudy.core.losses import Workspace
 from tapstudy.predictors.family import candidates
 from tapstudy.predictors.taylor import TaylorFamily
 
@@ -56,7 +56,7 @@ def taylor(anchors, step):
     distance=st.sampled_from(["cosine", "l2"]),
     # cosine distances near 1, 1e-4 and 1e-9
     closeness=st.sampled_from([None, 1e-2, 4e-5]),
-    scale=st.sampled_from([1e-6, 1.0, 1e5]),
+    scale=st.sampled_from([1e-8, 1.0, 1e8]),
 )
 def test_equal_to_naive_loops(seed, distance, closeness, scale):
     rng = np.random.default_rng(seed)
@@ -66,7 +66,7 @@ def test_equal_to_naive_loops(seed, distance, closeness, scale):
     )  # fmt: skip
     values = (scale * values * 10.0 ** rng.integers(-2, 3, (1, 1, 5, 1))).astype(np.float32)
     for found, expected in scores_of(values, distance, taylor):
-        np.testing.assert_allclose(found, expected.astype(float), rtol=1e-9, atol=1e-21)
+        np.testing.assert_allclose(found, expected.astype(float), rtol=1e-6, atol=1e-21)
         taken = np.take_along_axis(expected, found.argmin(axis=0)[None], axis=0)[0]
         assert (taken <= expected.min(axis=0) * (1 + 1e-6)).all()
 
@@ -78,7 +78,7 @@ def test_steps_of_other_sizes_and_weights_that_do_not_reproduce_constants(distan
     values = rng.standard_normal((1, 18, 4, 16)) * 10.0 ** rng.integers(-1, 2, (1, 18, 1, 1))
     rows = torch.tensor([[0.5, -2.0, 1.0], [3.0, 0.1, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
     for found, expected in scores_of(values.astype(np.float32), distance, lambda *_: rows):
-        np.testing.assert_allclose(found, expected.astype(float), rtol=1e-9)
+        np.testing.assert_allclose(found, expected.astype(float), rtol=1e-6)
 
 
 def test_zero_features_have_no_direction():

@@ -1,11 +1,12 @@
 """Scoring against naive float64, and selection by hand."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapstudy.core.scoring import assemble, predictor_losses, select
+from tapstudy.core.scoring import assemble, least, predictor_losses, select
 from tapstudy.core.weights import extrapolation_row
 
 
@@ -38,7 +39,11 @@ def test_losses_equal_naive(distance, closeness):
     actual, *anchors = (base + closeness * torch.randn(base.shape, generator=generator) for _ in range(4))
     found = predictor_losses(anchors, actual, taylor_rows(), distance=distance)
     # the naive cosine itself is only good to 1e-16 in absolute terms
-    torch.testing.assert_close(found, naive(anchors, actual, taylor_rows(), distance), rtol=1e-9, atol=2e-15)
+    assert found.dtype == torch.float32
+    expected = naive(anchors, actual, taylor_rows(), distance)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2e-15)
+    exact = predictor_losses([a.double() for a in anchors], actual.double(), taylor_rows(), distance=distance)
+    torch.testing.assert_close(exact, expected, rtol=1e-9, atol=2e-15)
 
 
 def test_tiny_cosine_distances_are_exact():
@@ -58,9 +63,9 @@ def test_weights_that_do_not_reproduce_constants():
     weights = torch.tensor([[0.5, -2.0], [3.0, 0.1], [0.0, 0.0]], dtype=torch.float64)
     for distance in ("l2", "l1"):
         found = predictor_losses([a, b], actual, weights, distance=distance)
-        torch.testing.assert_close(found, naive([a, b], actual, weights, distance))
+        torch.testing.assert_close(found.double(), naive([a, b], actual, weights, distance), rtol=1e-6, atol=0)
     found = predictor_losses([a, b], actual, weights)
-    torch.testing.assert_close(found[..., :2], naive([a, b], actual, weights[:2], "cosine"))
+    torch.testing.assert_close(found[..., :2].double(), naive([a, b], actual, weights[:2], "cosine"), rtol=1e-6, atol=0)
     assert (found[..., 2] == 1).all()  # no direction at all
 
 
@@ -69,9 +74,7 @@ def test_zero_tokens_have_no_direction():
     anchor = torch.ones(1, 2, 4)
     weights = torch.ones(1, 1, dtype=torch.float64)
     assert (predictor_losses([anchor], actual, weights) == 1).all()
-    torch.testing.assert_close(
-        predictor_losses([anchor], actual, weights, distance="l2"), torch.full((1, 2, 1), 2.0, dtype=torch.float64)
-    )
+    torch.testing.assert_close(predictor_losses([anchor], actual, weights, distance="l2"), torch.full((1, 2, 1), 2.0))
 
 
 @settings(deadline=None, max_examples=60)
@@ -94,6 +97,67 @@ def test_choices_equal_float64(seed, distance, scale, closeness, dtype):
     choice = select(predictor_losses(anchors, actual, weights, distance=distance))
     taken = truth.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
     assert (taken <= truth.min(dim=-1).values * (1 + 1e-6) + 2e-15).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    distance=st.sampled_from(["cosine", "l2"]),
+    kind=st.sampled_from(["random", "near", "scaled", "one token"]),
+    reproduces=st.booleans(),
+)
+def test_choices_obey_the_rule_on_hard_inputs(seed, distance, kind, reproduces):
+    """The winner is that of extended precision unless the two best differ by less than 1e-6 relative."""
+    rng = np.random.default_rng(seed)
+    shape = (4, 12, 16)  # actual and three anchors
+    values = rng.standard_normal(shape)
+    if kind == "near":
+        values = values[:1] + 1e-4 * rng.standard_normal(shape)
+    elif kind == "scaled":
+        values *= 10.0 ** rng.integers(-8, 9, (1, 12, 1))
+    elif kind == "one token":
+        values[:, 3] *= 1e6
+    actual, *anchors = torch.tensor(values, dtype=torch.float32)[:, None]
+    weights = taylor_rows() if reproduces else torch.tensor(rng.standard_normal((9, 3)))
+    losses = predictor_losses(anchors, actual, weights, distance=distance)
+    truth = extended(anchors, actual, weights, distance)
+    np.testing.assert_allclose(losses.double().numpy(), truth.astype(float), rtol=2e-6, atol=1e-30)
+    taken = np.take_along_axis(truth, select(losses).numpy()[..., None], axis=-1)[..., 0]
+    assert (taken <= truth.min(axis=-1) * (1 + 1e-6)).all()
+
+
+def extended(anchors, actual, weights, distance):
+    """Losses in extended precision, the cosine without cancellation."""
+    anchors, actual = [a.numpy().astype(np.longdouble) for a in anchors], actual.numpy().astype(np.longdouble)
+    length = np.linalg.norm(actual, axis=-1, keepdims=True)
+    losses = []
+    for row in weights.tolist():
+        guess = sum(weight * anchor for weight, anchor in zip(row, anchors, strict=True))
+        if distance == "l2":
+            losses.append(np.linalg.norm(guess - actual, axis=-1) / length[..., 0])
+        else:
+            direction = guess / np.linalg.norm(guess, axis=-1, keepdims=True)
+            losses.append(np.square(direction - actual / length).sum(axis=-1) / 2)
+    return np.stack(losses, axis=-1)
+
+
+def test_predictions_of_any_size_and_direction():
+    """Opposite, a hundred million times too large or too small, and none at all."""
+    actual = torch.tensor([[[3.0, 4.0, 0.0]]])
+    beside = torch.tensor([[[3.0, 4.0, 5.0]]])
+    weights = torch.tensor([[-1.0, 0], [1e8, 0], [1e-8, 0], [0, -1], [0, 1e8], [0, 1e-8], [0, 0]], dtype=torch.float64)
+    half = 0.5**0.5  # cosine of (3, 4, 5) and (3, 4, 0)
+    found = predictor_losses([actual, beside], actual, weights)[0, 0].tolist()
+    assert found == pytest.approx([2, 0, 0, 1 + half, 1 - half, 1 - half, 1], rel=1e-6, abs=1e-30)
+
+
+@pytest.mark.parametrize("count", [5, 32, 40, 41])
+def test_least_is_the_first_least(count):
+    generator = torch.Generator().manual_seed(count)
+    losses = torch.randint(0, 6, (2, count, 50), generator=generator).float()  # many ties
+    value, index = least(losses)
+    assert torch.equal(value, losses.amin(dim=1))
+    np.testing.assert_array_equal(index, losses.numpy().argmin(axis=1))
 
 
 def test_ties_go_to_the_first():
