@@ -25,7 +25,7 @@ from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.predictors.family import candidates
 
-LOSS_BYTES = 32  # per token and candidate that scoring keeps: four numbers in float64
+LOSS_BYTES = 24  # per token and candidate that scoring keeps: one number in float64, four in float32
 PEERS = ("peer-first-block", "peer-taylorseer-lite", "peer-taylorseer", "peer-magcache", "peer-dbcache")
 
 

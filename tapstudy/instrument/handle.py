@@ -53,11 +53,14 @@ def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle
     return Handle(instruments)
 
 
-def apply_tap(target: Any, config: TAPConfig | None = None) -> Handle:
-    """Run TAP on every supported transformer of a pipeline (or on a transformer); see `TAPConfig`, `apply_policy`."""
+def apply_tap(target: Any, config: TAPConfig | None = None, *, compile: bool = False) -> Handle:
+    """Run TAP on every supported transformer of a pipeline (or on a transformer); see `TAPConfig`, `apply_policy`.
+
+    `compile` as in `TAPPolicy`.
+    """
     if config is not None and not isinstance(config, TAPConfig):
         raise TypeError(f"apply_tap needs a TAPConfig, got {config!r}; write apply_tap(pipe, TAPConfig(interval=6))")
-    return apply_policy(target, TAPPolicy(config))
+    return apply_policy(target, TAPPolicy(config, compile=compile))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class AnchoredPolicy(Policy):
         self.labels = self.family.labels
         self.residual_site = self.config.residual
         self.probe_depth = self.config.probe_depth
-        self.anchors = Anchors(self.family.num_anchors, self.config.history_dtype)
+        self.anchors = Anchors(self.family.num_anchors, self.config.history_dtype, device=self.config.history_device)
         self.workspace = Workspace()
         self.run = RunInfo()
 
@@ -65,7 +65,7 @@ class AnchoredPolicy(Policy):
         """In terms of the members of the family, what was found in terms of the distinct candidates."""
         if losses is not None:  # in memory a predictor's tokens are next to each other: copied as whole rows
             losses = losses.movedim(-1, 0)[found.inverse.to(losses.device)].movedim(0, -1)  # (B, N, P)
-        return Prediction(residual, found.first.to(choice.device)[choice], losses)
+        return Prediction(residual, found.first.to(choice.device)[choice], losses, disposable=True)
 
     def errors(self, step: int, truth: Tensor) -> tuple[Tensor, Tensor]:
         """How far each labelled predictor is from the true residual at a skip step.
