@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 import torch
@@ -61,7 +61,7 @@ class TAPConfig:
     granularity: Granularity = "token"
     full_steps: tuple[int, ...] | None = None
     region_size: int = 4
-    history_device: str | None = None
+    history_device: str | None = field(default=None, repr=False)  # decides nothing
 
     def __post_init__(self) -> None:
         for name, least in (
