@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from tapstudy.analysis.features import (
     site_of,
     step_runs,
 )
-from tapstudy.analysis.selection import Selection, fused_selection
+from tapstudy.analysis.selection import ErrorForms, Selection, fused_selection
 from tapstudy.analysis.teacher_forced import (
     Array,
     Trajectories,
@@ -135,6 +136,7 @@ class _Kernel:
     wanted: tuple[int, ...]
     grid: Grid | None
     outputs: Outputs
+    known: dict[tuple[int, ...], StepCandidates] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, probe: Array, residual: Array) -> tuple[Array, ...]:
         """Objects (held, token, channel), (...) twice -> the outputs, (..., wanted, ...)."""
@@ -146,7 +148,7 @@ class _Kernel:
                 for name, (dims, dtype, fill, _) in self.outputs.items()
             }
             for windows in windows_of(self.wanted, self.full, self.family.num_anchors, size=h.windows_at_once):
-                found = StepCandidates.of(self.family, windows)
+                found = self._candidates(windows)
                 proxies = WindowScores(h, windows, workspace)
                 errors = WindowScores(r, windows, workspace, history_dtype=self.config.history_dtype)
                 for start, scores in self._scores(found, proxies, errors):
@@ -157,13 +159,21 @@ class _Kernel:
                             results[name][:, first : first + len(values)] = values[:, :, window].transpose(0, 1)
         return tuple(result.view(*probe.shape, *result.shape[1:]).numpy() for result in results.values())
 
+    def _candidates(self, windows: Windows) -> StepCandidates:
+        """The predictors of windows; of alike ones they are found once, which takes as long as some hundred tokens."""
+        newest = windows.anchors[0][0]
+        alike = tuple(step - newest for step in (*windows.anchors[0], *windows.steps[0]))
+        if alike not in self.known:
+            self.known[alike] = StepCandidates.of(self.family, windows)
+        return self.known[alike]
+
     def _scores(
         self, found: StepCandidates, proxies: WindowScores, errors: WindowScores
     ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
         """The first of some steps, and the outputs at these, (S, B * W, ...)."""
         config, rows = self.config, proxies.rows
         if self.outputs is SELECTED and config.granularity == "token":
-            fused = fused_selection(proxies, errors, found.weights, distance=config.distance)
+            fused = fused_selection(proxies, errors, found.forms, distance=config.distance)
             if fused is not None:
                 yield 0, _selected(found, fused, rows)
                 return
@@ -233,6 +243,11 @@ class StepCandidates:
             torch.stack([one.first[rows] for one, rows in zip(found, padded, strict=True)]),
             torch.stack([one.inverse for one in found]),
         )
+
+    @cached_property
+    def forms(self) -> ErrorForms:
+        """For the compiled loops."""
+        return ErrorForms.of(self.weights)
 
     def __getitem__(self, steps: slice) -> StepCandidates:
         return StepCandidates(self.weights[steps], self.first[steps], self.inverse[steps])

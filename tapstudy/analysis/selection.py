@@ -42,15 +42,40 @@ class Selection:
         return cls(chosen_proxy, choice, chosen_error, *least(error), *means)
 
 
+@dataclass(frozen=True)
+class ErrorForms:
+    """Squares of errors as sums of products, for `fused_selection`.
+
+    Attributes:
+        weights: of the differences in the error, (S, P, J), float32.
+        beside: of the products in the square of the error beside F, (S, P, pairs of differences), float64.
+        whole: in that of the error, as `beside` where all weights of predictors sum to 1, else (S, P, K).
+    """
+
+    weights: Tensor
+    beside: Tensor
+    whole: Tensor
+
+    @classmethod
+    def of(cls, weights: Tensor) -> ErrorForms:
+        """Of predictors, (S, P, J), float64."""
+        sums = weights.sum(dim=-1, keepdim=True)
+        error = torch.cat([weights[..., 1:], sums], dim=-1)
+        beside = _form(error)
+        # what rounding leaves of 1 - 1 is no part of an error
+        one = ((sums - 1).abs() <= 1e-15 * weights.abs().sum(dim=-1, keepdim=True)).all()
+        return cls(error.float(), beside, beside if one else _form(torch.cat([sums - 1, error], dim=-1)))
+
+
 def fused_selection(
-    probe: WindowScores, residual: WindowScores, weights: Tensor, *, distance: Distance
+    probe: WindowScores, residual: WindowScores, forms: ErrorForms, *, distance: Distance
 ) -> Selection | None:
     """The choices of single tokens at all steps of the windows, without losses in memory.
 
     Args:
         probe: what the proxy losses are found from.
         residual: what the true errors are found from.
-        weights: (S, P, J), float64.
+        forms: of the predictors.
         distance: of the proxy losses.
 
     Returns:
@@ -59,18 +84,12 @@ def fused_selection(
     loops = compiled_loops()
     if loops is None or distance == "l1":
         return None
-    sums = weights.sum(dim=-1, keepdim=True)
-    error = torch.cat([weights[..., 1:], sums], dim=-1)  # of the differences, (S, P, J)
-    beside = _form(error)
-    # what rounding leaves of 1 - 1 is no part of an error
-    sums_are_one = bool(((sums - 1).abs() <= 1e-15 * weights.abs().sum(dim=-1, keepdim=True)).all())
-    form = beside if sums_are_one else _form(torch.cat([sums - 1, error], dim=-1))
-    cosine = distance == "cosine"
-    select = loops.selection(weights.shape[-1], cosine, sums_are_one)
-    tokens = probe.tokens // probe.rows
+    cosine, tokens = distance == "cosine", probe.tokens // probe.rows
+    sums_are_one = forms.whole.shape == forms.beside.shape
+    select = loops.selection(forms.weights.shape[-1], cosine, sums_are_one)
     *found, sum_proxy, sum_error = select(
         probe.products.numpy(), residual.products.numpy(), loops.blocks_of(tokens, probe.rows),
-        error.float().numpy(), (beside if cosine else form).numpy(), form.numpy(),
+        forms.weights.numpy(), (forms.beside if cosine else forms.whole).numpy(), forms.whole.numpy(),
     )  # fmt: skip
     proxy, choice, chosen_error, best_error, best = map(torch.from_numpy, found)
     means = (torch.from_numpy(total) / tokens for total in (sum_proxy, sum_error))

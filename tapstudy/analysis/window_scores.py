@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, cached_property
+from importlib import import_module
 from itertools import combinations_with_replacement, product
 from types import ModuleType
 
@@ -28,10 +29,9 @@ MUCH_SMALLER = 1e-4
 def compiled_loops() -> ModuleType | None:
     """`tapstudy.analysis.fused_scores`, or None where numba is not installed."""
     try:
-        from tapstudy.analysis import fused_scores
+        return import_module("tapstudy.analysis.fused_scores")
     except ImportError:
         return None
-    return fused_scores
 
 
 class WindowScores:
