@@ -6,7 +6,6 @@ What they find, `window_scores`, `core.losses` and `selection` find without numb
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -30,7 +29,7 @@ FAST = {"reassoc", "contract", "nsz"}
 
 def compiled(function: Callable[..., Any]) -> Any:
     """By numba at the first call with new types, and kept on disk where there is a folder that can be written."""
-    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:
@@ -180,13 +179,13 @@ def selection(count: int, cosine: bool, sums_are_one: bool) -> Callable[..., Sel
                             u = zero
                             for m in range(count):
                                 u += error[step, p, m] * ahead[m, t]
-                            q = math.sqrt(s2 + u * u)
+                            q = np.sqrt(s2 + u * u)
                             v = q + abs(u)
                             loss = (v * v if u < zero else s2) / (q * v)  # 1 + |cos| where it points away
                             loss = loss if loss < limit else one  # no direction leaves 0 / 0
                         else:
-                            loss = math.sqrt(s2)
-                        true_loss = math.sqrt(e2)
+                            loss = np.sqrt(s2)
+                        true_loss = np.sqrt(e2)
                         total += loss
                         true_total += true_loss
                         better = is_first or loss < a[t]
