@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from tapstudy.analysis.features import (
     site_of,
     step_runs,
 )
+from tapstudy.analysis.selection import ErrorForms, Selection, fused_selection
 from tapstudy.analysis.teacher_forced import (
     Array,
     Trajectories,
@@ -134,6 +136,7 @@ class _Kernel:
     wanted: tuple[int, ...]
     grid: Grid | None
     outputs: Outputs
+    known: dict[tuple[int, ...], StepCandidates] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, probe: Array, residual: Array) -> tuple[Array, ...]:
         """Objects (held, token, channel), (...) twice -> the outputs, (..., wanted, ...)."""
@@ -145,54 +148,73 @@ class _Kernel:
                 for name, (dims, dtype, fill, _) in self.outputs.items()
             }
             for windows in windows_of(self.wanted, self.full, self.family.num_anchors, size=h.windows_at_once):
-                found = StepCandidates.of(self.family, windows)
+                found = self._candidates(windows)
                 proxies = WindowScores(h, windows, workspace)
                 errors = WindowScores(r, windows, workspace, history_dtype=self.config.history_dtype)
-                count = max(1, AT_ONCE // (found.weights.shape[1] * len(windows.steps) * h.count * sizes["token"]))
-                for start in range(0, len(found.weights), count):
-                    some = found[start : start + count]
-                    proxy = proxies.losses(some.weights, self.config.distance, start=start, name="proxy")
-                    error = errors.losses(some.weights, "l2", start=start, name="error")
-                    for name, values in self._scores(some, proxy, error, batch=h.count * len(windows.steps)).items():
+                for start, scores in self._scores(found, proxies, errors):
+                    for name, values in scores.items():
                         values = values.unflatten(1, (h.count, -1))  # (S, B, W, ...)
                         for window, steps in enumerate(windows.steps):
                             first = steps[start] - self.wanted[0]
                             results[name][:, first : first + len(values)] = values[:, :, window].transpose(0, 1)
         return tuple(result.view(*probe.shape, *result.shape[1:]).numpy() for result in results.values())
 
-    def _scores(self, found: StepCandidates, proxy: Tensor, error: Tensor, *, batch: int) -> Mapping[str, Tensor]:
-        """(S, P, T) twice -> (S, B * W, ...)"""
-        chosen_proxy, choice = self._choose(proxy, batch)  # (S, T) each
-        if "proxy_loss" in self.outputs:
-            every = torch.arange(len(proxy))[:, None], found.inverse
-            scores = {"proxy_loss": proxy[every].mT, "true_error": error[every].mT, "choice": found.labels(choice)}
-            return {name: values.unflatten(1, (batch, -1)) for name, values in scores.items()}
-        best_error, best = least(error)  # (S, T)
-        chosen_error = _pick(error, choice)
-        scores = {
-            "choice": found.labels(choice),
-            "best": found.labels(best),
-            "chosen_proxy_loss": chosen_proxy,
-            "chosen_true_error": chosen_error,
-            "best_true_error": best_error,
-            "regret": chosen_error - best_error,
-        }
-        means = {
-            name: losses.unflatten(-1, (batch, -1)).mean(dim=-1).take_along_dim(found.inverse[..., None], 1).mT
-            for name, losses in (("mean_proxy_loss", proxy), ("mean_true_error", error))
-        }  # (S, B * W, label)
-        return means | {name: values.unflatten(1, (batch, -1)) for name, values in scores.items()}
+    def _candidates(self, windows: Windows) -> StepCandidates:
+        """The predictors of windows; of alike ones they are found once, which takes as long as some hundred tokens."""
+        newest = windows.anchors[0][0]
+        alike = tuple(step - newest for step in (*windows.anchors[0], *windows.steps[0]))
+        if alike not in self.known:
+            self.known[alike] = StepCandidates.of(self.family, windows)
+        return self.known[alike]
 
-    def _choose(self, proxy: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """(S, P, T) -> (S, T) twice, the chosen loss and predictor."""
+    def _scores(
+        self, found: StepCandidates, proxies: WindowScores, errors: WindowScores
+    ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+        """The first of some steps, and the outputs at these, (S, B * W, ...)."""
+        config, rows = self.config, proxies.rows
+        if self.outputs is SELECTED and config.granularity == "token":
+            fused = fused_selection(proxies, errors, found.forms, distance=config.distance)
+            if fused is not None:
+                yield 0, _selected(found, fused, rows)
+                return
+        count = max(1, AT_ONCE // (found.weights.shape[1] * proxies.tokens))
+        for start in range(0, len(found.weights), count):
+            some = found[start : start + count]
+            proxy = proxies.losses(some.weights, config.distance, start=start, name="proxy")  # (S, P, T)
+            error = errors.losses(some.weights, "l2", start=start, name="error")
+            choice = self._choose(proxy, rows)
+            if self.outputs is SELECTED:
+                yield start, _selected(some, Selection.of(proxy, error, choice, rows=rows), rows)
+            else:
+                every = torch.arange(len(proxy))[:, None], some.inverse
+                scores = {"proxy_loss": proxy[every].mT, "true_error": error[every].mT, "choice": some.labels(choice)}
+                yield start, {name: values.unflatten(1, (rows, -1)) for name, values in scores.items()}
+
+    def _choose(self, proxy: Tensor, rows: int) -> Tensor:
+        """(S, P, T) -> (S, T)."""
         config = self.config
         if config.granularity == "token":
-            return least(proxy)  # what `select` does; of these losses all or none are not numbers
-        tokens = proxy.unflatten(-1, (batch, -1)).movedim(1, -1)  # (S, B * W, N, P)
-        choice = select(
+            return least(proxy)[1]  # what `select` does; of these losses all or none are not numbers
+        tokens = proxy.unflatten(-1, (rows, -1)).movedim(1, -1)  # (S, B * W, N, P)
+        return select(
             tokens.flatten(0, 1), granularity=config.granularity, grid=self.grid, region_size=config.region_size
         ).reshape(len(proxy), -1)
-        return _pick(proxy, choice), choice
+
+
+def _selected(found: StepCandidates, selection: Selection, rows: int) -> Mapping[str, Tensor]:
+    """The outputs of `SELECTED`, (S, B * W, ...)."""
+    of_tokens = {
+        "choice": found.labels(selection.choice),
+        "best": found.labels(selection.best),
+        "chosen_proxy_loss": selection.chosen_proxy,
+        "chosen_true_error": selection.chosen_error,
+        "best_true_error": selection.best_error,
+        "regret": selection.chosen_error - selection.best_error,
+    }
+    means = {"mean_proxy_loss": selection.mean_proxy, "mean_true_error": selection.mean_error}
+    return {name: values.unflatten(1, (rows, -1)) for name, values in of_tokens.items()} | {
+        name: values.take_along_dim(found.inverse[..., None], 1).mT for name, values in means.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -222,17 +244,17 @@ class StepCandidates:
             torch.stack([one.inverse for one in found]),
         )
 
+    @cached_property
+    def forms(self) -> ErrorForms:
+        """For the compiled loops."""
+        return ErrorForms.of(self.weights)
+
     def __getitem__(self, steps: slice) -> StepCandidates:
         return StepCandidates(self.weights[steps], self.first[steps], self.inverse[steps])
 
     def labels(self, choice: Tensor) -> Tensor:
         """Of the family, by position among the distinct predictors, (S, T) -> (S, T)."""
         return self.first.gather(1, choice)
-
-
-def _pick(losses: Tensor, choice: Tensor) -> Tensor:
-    """(S, P, T) at (S, T) -> (S, T)."""
-    return losses.gather(1, choice[:, None])[:, 0]
 
 
 def _apply(kernel: _Kernel, probe: xr.DataArray, residual: xr.DataArray) -> xr.Dataset:

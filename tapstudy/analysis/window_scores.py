@@ -7,18 +7,31 @@ these suffice for all predictors and distances. Differences of features close to
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cache, cached_property
+from importlib import import_module
 from itertools import combinations_with_replacement, product
+from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tapstudy.analysis.teacher_forced import Trajectories, Windows
+from tapstudy.analysis.teacher_forced import Array, Trajectories, Windows
 from tapstudy.core.losses import Distance, Workspace, losses_from_products
 from tapstudy.core.scoring import CHUNK_BYTES, predictor_losses
 
 # |F|^2 is found from that of the newest anchor unless it is so much smaller that digits are lost.
 MUCH_SMALLER = 1e-4
+
+
+@cache
+def compiled_loops() -> ModuleType | None:
+    """`tapstudy.analysis.fused_scores`, or None where numba is not installed."""
+    try:
+        return import_module("tapstudy.analysis.fused_scores")
+    except ImportError:
+        return None
 
 
 class WindowScores:
@@ -42,6 +55,16 @@ class WindowScores:
         self.trajectories, self.windows, self.workspace = trajectories, windows, workspace
         self.history_dtype = history_dtype
 
+    @property
+    def rows(self) -> int:
+        """Windows of all samples, B * W."""
+        return self.trajectories.count * len(self.windows.steps)
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows, T = B * W * token."""
+        return self.rows * self.trajectories.values[0].shape[1]
+
     def losses(
         self,
         weights: Tensor,
@@ -64,13 +87,30 @@ class WindowScores:
         """
         if distance == "l1":
             return torch.stack([self._absolute(rows, start + i) for i, rows in enumerate(weights)]).to(dtype)
-        products = self._products[start : start + len(weights)]  # (s, K, T)
+        products = self.products[start : start + len(weights)]  # (s, K, T)
         out = self.workspace.take(products, (*weights.shape[:-1], products.shape[-1]), dtype, name=f"losses {name}")
         return losses_from_products(products, weights, distance=distance, out=out, workspace=self.workspace)
 
     @cached_property
+    def products(self) -> Tensor:
+        """Of [F_s, A_1 - A_0, .., A_0 - F_s] for every step, in pairs, (S, K, T), float64; T = B * W * token."""
+        loops = compiled_loops()
+        if loops is None:
+            return self._products()
+        like = self.trajectories.values[0]
+        count, tokens = len(self.windows.anchors[0]), like.shape[1]
+        every = [*product(range(self.trajectories.count), zip(self.windows.anchors, self.windows.steps, strict=True))]
+        products = torch.empty(
+            len(self.windows.steps[0]), (count + 1) * (count + 2) // 2, len(every) * tokens, dtype=torch.float64
+        )
+        for row, (sample, (anchors, steps)) in enumerate(every):
+            stored, places = self._stored_at(sample, anchors)
+            actual = self.trajectories.between(sample, steps)
+            loops.products(stored.numpy(), places, actual.numpy(), row * tokens, products.numpy())
+        return products
+
     def _products(self) -> Tensor:
-        """Of [F_s, A_1 - A_0, .., A_0 - F_s] for every step, in pairs, (S, K, T); T = B * W * token."""
+        """The same without numba."""
         gram, square = self._gram()  # (J, J + S, T), (S, T)
         count = len(gram)
         newest, steps = gram[0, 0], gram[:, count:]  # |A_0|^2, (T,), and of A_0 - F_s with the anchors, (J, S, T)
@@ -122,6 +162,13 @@ class WindowScores:
     def _stored(self, sample: int, step: int) -> Tensor:
         anchor = self.trajectories.at(sample, step)
         return anchor if self.history_dtype is None else anchor.to(self.history_dtype)
+
+    def _stored_at(self, sample: int, steps: Sequence[int]) -> tuple[Tensor, Array]:
+        """A tensor that holds stored anchors, (any, token, D), and where they are in it."""
+        values = self.trajectories.values[sample]
+        if self.history_dtype is None or torch.promote_types(self.history_dtype, values.dtype) == self.history_dtype:
+            return values, np.array([self.trajectories.position[step] for step in steps])
+        return torch.stack([self._stored(sample, step) for step in steps]).to(values.dtype), np.arange(len(steps))
 
     def _absolute(self, weights: Tensor, step: int) -> Tensor:
         """At one step of the windows, (predictor, J) -> (predictor, T)."""

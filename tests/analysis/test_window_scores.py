@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapstudy.analysis import window_scores
 from tapstudy.analysis.teacher_forced import Trajectories, windows_of
 from tapstudy.analysis.window_scores import WindowScores
 from tapstudy.core.losses import Workspace
@@ -13,6 +14,15 @@ from tapstudy.predictors.family import candidates
 from tapstudy.predictors.taylor import TaylorFamily
 
 FULL = (0, 1, 2, 7, 12)
+
+
+@pytest.fixture(params=["compiled", "torch"], scope="module", autouse=True)
+def loops(request):
+    """With the compiled loops, and as if numba were not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(window_scores, "compiled_loops", lambda: None)
+        yield
 
 
 def naive(values, windows, step, weights, distance):
