@@ -62,6 +62,8 @@ class Adapter:
     branches: tuple[str, ...] = ("uncond", "cond")
     bypass: Callable[[Arguments], str | None] = lambda arguments: None
     idle: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
+    patches: str | None = None
 
     def __post_init__(self) -> None:
         if not self.image_start:
@@ -202,7 +204,10 @@ ADAPTERS: dict[str, Adapter] = {
     "CogVideoXTransformer3DModel": Adapter(
         ("transformer_blocks",), _frames_first, (0,), tail="norm_final", channel_dim=2, idle=("patch_embed.text_proj",)
     ),
-    "DiTTransformer2DModel": Adapter(("transformer_blocks",), _image, key="class_labels", branches=("cond", "uncond")),
+    "DiTTransformer2DModel": Adapter(
+        ("transformer_blocks",), _image, key="class_labels", branches=("cond", "uncond"),
+        once=("transformer_blocks.0.norm1.emb",), patches="pos_embed.proj",
+    ),
     "Flux2Transformer2DModel": Adapter(
         _TWO_STACKS, _position_ids, (1, None), (None, _after_text), attention="attn", bypass=_fills_cache,
         idle=("context_embedder", "pos_embed"),
