@@ -65,9 +65,7 @@ class AnchoredPolicy(Policy):
         self, found: Candidates, residual: Tensor, choice: Tensor, *, losses: Tensor | None = None
     ) -> Prediction:
         """In terms of the members of the family, what was found in terms of the distinct candidates."""
-        if losses is not None:  # in memory a predictor's tokens are next to each other: copied as whole rows
-            losses = losses.movedim(-1, 0)[found.inverse.to(losses.device)].movedim(0, -1)  # (B, N, P)
-        return Prediction(residual, found.first.to(choice.device)[choice], losses, disposable=True)
+        return Prediction(residual, found.first.to(choice.device)[choice], losses, found.inverse, disposable=True)
 
     def errors(self, step: int, truth: Tensor) -> tuple[Tensor, Tensor]:
         """How far each labelled predictor is from the true residual at a skip step.
