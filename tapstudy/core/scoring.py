@@ -52,8 +52,8 @@ def predictor_losses(
     if distance == "l1":
         _absolute_losses(differences(rows, wide, workspace), weights, losses)
     else:
-        keeps = isinstance(workspace, AnchorWorkspace)
-        products = workspace.products(rows, wide) if keeps else all_products(rows, wide, workspace)
+        kept = workspace if isinstance(workspace, AnchorWorkspace) else None
+        products = all_products(rows, wide, workspace) if kept is None else kept.products(rows, wide)
         losses_from_products(products, weights, distance=distance, out=losses, workspace=workspace)
     return losses.T.view(*actual.shape[:-1], len(weights))
 
