@@ -43,7 +43,8 @@ class Adapter:
         bypass: forward arguments -> why this call can neither skip nor enter the history, or None.
         idle: paths of modules (or lists of such), outside the blocks or in the first one, whose output neither the
             first block's modulated input nor the tail reads, such as the text projection and the modulation of text:
-            they do not run at skip steps. Models that hold None there have none. `tapstudy.check` finds a module that is read after all.
+            they do not run at skip steps. Models that hold None there have none. `tapstudy.check` finds a module that
+            is read after all.
 
     Raises:
         ValueError: `streams` or `image_start` of another length than `blocks`.
