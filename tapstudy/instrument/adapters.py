@@ -45,6 +45,9 @@ class Adapter:
             first block's modulated input nor the tail reads, such as the text projection and the modulation of text:
             they do not run at skip steps. Models that hold None there have none. `tapstudy.check` finds a module that
             is read after all.
+        once: paths of modules that the forward calls again with the very same arguments.
+        patches: path of the two-dimensional convolution that makes tokens of the latent, if what follows may find its
+            output (batch, channel, row, column) in any order in memory.
 
     Raises:
         ValueError: `streams` or `image_start` of another length than `blocks`.
