@@ -7,20 +7,18 @@ over the channels, not O(P). Differences, and accumulation in float64, keep cosi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tapstudy.core.losses import Distance as Distance
-from tapstudy.core.losses import Workspace, losses_from_products, pairs_of
+from tapstudy.core.losses import Workspace, losses_from_products
+from tapstudy.core.products import CHUNK_BYTES as CHUNK_BYTES
+from tapstudy.core.products import AnchorWorkspace, Parts, all_products, differences
 
 Granularity = Literal["token", "region", "step", "global"]
-Parts = Iterator[tuple[slice, Tensor]]
-
-# Tokens are scored in chunks whose float64 basis is at most this large, which stays in a processor's cache.
-CHUNK_BYTES = 4 << 20
 
 
 def predictor_losses(
@@ -39,7 +37,7 @@ def predictor_losses(
         weights: one row per predictor, (predictor, J).
         distance: `cosine`: 1 - cos; `l2`: |prediction - actual| / |actual|; `l1`: the same in the 1-norm. A token
             whose actual features are zero gets the absolute norm, and cosine distance 1.
-        workspace: for calls that come again and again.
+        workspace: for calls that come again and again; an `AnchorWorkspace` if with the same anchors.
 
     Returns:
         (batch, token, predictor), float32 (float64 for features in float64), to about 1e-6 relative; in memory the
@@ -50,41 +48,14 @@ def predictor_losses(
     weights = weights.to(wide)  # (P, J)
     rows = [tensor.flatten(0, -2) for tensor in (actual, *anchors[1:], anchors[0])]  # (T, D) each, T = B * N
     weights = weights.to(actual.device)
-    parts = _chunks(rows, wide, workspace)
     losses = actual.new_empty(len(weights), len(rows[0]), dtype=torch.promote_types(actual.dtype, torch.float32))
     if distance == "l1":
-        _absolute_losses(parts, weights, losses)
+        _absolute_losses(differences(rows, wide, workspace), weights, losses)
     else:
-        gram = workspace.take(actual, (len(rows[0]), len(rows), len(rows)), wide, name="gram")
-        products = _products(parts, gram)
+        kept = workspace if isinstance(workspace, AnchorWorkspace) else None
+        products = all_products(rows, wide, workspace) if kept is None else kept.products(rows, wide)
         losses_from_products(products, weights, distance=distance, out=losses, workspace=workspace)
     return losses.T.view(*actual.shape[:-1], len(weights))
-
-
-def _chunks(rows: list[Tensor], dtype: torch.dtype, workspace: Workspace) -> Parts:
-    """[F, F_1 - F_0, .., F_0 - F] of some tokens after the other, (J + 1, chunk, D), in one buffer used again."""
-    tokens, width = rows[0].shape
-    size = max(1, CHUNK_BYTES // (len(rows) * width * dtype.itemsize))
-    if rows[0].device.type != "cpu":
-        size *= 64  # accelerators want few, large launches
-    buffer = workspace.take(rows[0], (len(rows), min(size, tokens), width), dtype, name="basis")
-    for start in range(0, tokens, size):
-        part = slice(start, min(start + size, tokens))
-        basis = buffer[:, : part.stop - start]
-        for vector, row in zip(basis, rows, strict=True):
-            vector.copy_(row[part])
-        basis[1:-1] -= basis[-1]
-        basis[-1] -= basis[0]
-        yield part, basis
-
-
-def _products(parts: Parts, gram: Tensor) -> Tensor:
-    """Of all pairs of vectors, (K, T), by way of `gram`, (T, J + 1, J + 1)."""
-    for part, basis in parts:
-        vectors = basis.transpose(0, 1)  # (chunk, J + 1, D)
-        torch.bmm(vectors, vectors.mT, out=gram[part])
-    first, second = pairs_of(gram.shape[1], gram.device)
-    return gram.permute(1, 2, 0)[first, second]
 
 
 def _absolute_losses(parts: Parts, weights: Tensor, losses: Tensor) -> None:

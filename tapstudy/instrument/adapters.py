@@ -41,9 +41,13 @@ class Adapter:
         channel_dim: position of the channels in a latent that is not packed.
         branches: names of the guidance branches, in the order in which this class's pipelines batch them.
         bypass: forward arguments -> why this call can neither skip nor enter the history, or None.
-        idle: paths of modules (or lists of such) outside the blocks whose output neither the first block's modulated
-            input nor the tail reads, such as the text projection: they do not run at skip steps. Models that hold None
-            there have none. `tapstudy.check` finds a module that is read after all.
+        idle: paths of modules (or lists of such), outside the blocks or in the first one, whose output neither the
+            first block's modulated input nor the tail reads, such as the text projection and the modulation of text:
+            they do not run at skip steps. Models that hold None there have none. `tapstudy.check` finds a module that
+            is read after all.
+        once: paths of modules that the forward calls again with the very same arguments.
+        patches: path of the two-dimensional convolution that makes tokens of the latent, if what follows may find its
+            output (batch, channel, row, column) in any order in memory.
 
     Raises:
         ValueError: `streams` or `image_start` of another length than `blocks`.
@@ -62,6 +66,8 @@ class Adapter:
     branches: tuple[str, ...] = ("uncond", "cond")
     bypass: Callable[[Arguments], str | None] = lambda arguments: None
     idle: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
+    patches: str | None = None
 
     def __post_init__(self) -> None:
         if not self.image_start:
@@ -202,17 +208,21 @@ ADAPTERS: dict[str, Adapter] = {
     "CogVideoXTransformer3DModel": Adapter(
         ("transformer_blocks",), _frames_first, (0,), tail="norm_final", channel_dim=2, idle=("patch_embed.text_proj",)
     ),
-    "DiTTransformer2DModel": Adapter(("transformer_blocks",), _image, key="class_labels", branches=("cond", "uncond")),
+    "DiTTransformer2DModel": Adapter(
+        ("transformer_blocks",), _image, key="class_labels", branches=("cond", "uncond"),
+        once=("transformer_blocks.0.norm1.emb",), patches="pos_embed.proj",
+    ),
     "Flux2Transformer2DModel": Adapter(
         _TWO_STACKS, _position_ids, (1, None), (None, _after_text), attention="attn", bypass=_fills_cache,
-        idle=("context_embedder", "pos_embed"),
+        idle=("context_embedder", "pos_embed", "double_stream_modulation_txt", "single_stream_modulation"),
     ),
     "FluxTransformer2DModel": Adapter(
         _TWO_STACKS, _position_ids, (1, 1), (None, _after_text), attention="attn",
-        idle=("context_embedder", "pos_embed"),
+        idle=("context_embedder", "pos_embed", "transformer_blocks.0.norm1_context"),
     ),
     "HunyuanVideoTransformer3DModel": Adapter(
-        _TWO_STACKS, _video, (0, 0), attention="attn", idle=("context_embedder", "rope")
+        _TWO_STACKS, _video, (0, 0), attention="attn",
+        idle=("context_embedder", "rope", "transformer_blocks.0.norm1_context"),
     ),
     "LTXVideoTransformer3DModel": Adapter(("transformer_blocks",), _given_sizes, idle=("caption_projection", "rope")),
     "Lumina2Transformer2DModel": Adapter(
@@ -221,10 +231,12 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "PixArtTransformer2DModel": Adapter(("transformer_blocks",), _image, idle=("caption_projection",)),
     "QwenImageTransformer2DModel": Adapter(
-        ("transformer_blocks",), _image_shapes, (1,), attention="attn", idle=("txt_norm", "txt_in")
+        ("transformer_blocks",), _image_shapes, (1,), attention="attn",
+        idle=("txt_norm", "txt_in", "transformer_blocks.0.txt_mod"),
     ),
     "SD3Transformer2DModel": Adapter(
-        ("transformer_blocks",), _image, (1,), attention="attn", bypass=_skip_layers, idle=("context_embedder",)
+        ("transformer_blocks",), _image, (1,), attention="attn", bypass=_skip_layers,
+        idle=("context_embedder", "transformer_blocks.0.norm1_context"),
     ),
     "SanaTransformer2DModel": Adapter(("transformer_blocks",), _image, idle=("caption_projection", "caption_norm")),
     "WanTransformer3DModel": Adapter(

@@ -42,6 +42,7 @@ class Call:
         inputs: description of the arguments, where some modules may idle.
         idle_outputs: what those modules gave in this pass, by path, call for call.
         blanks: what they hand out instead of running; empty if they run.
+        outputs: arguments and output of modules that run once in a skip step, by path.
     """
 
     run: ContextRun
@@ -70,6 +71,7 @@ class Call:
     inputs: dict[str, Any] | None = None
     idle_outputs: dict[str, list[Any]] = field(default_factory=dict)
     blanks: dict[str, list[Any]] = field(default_factory=dict)
+    outputs: dict[str, tuple[tuple[Any, ...], Any]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:

@@ -189,6 +189,49 @@ class IdleHook(ModelHook):
         return output
 
 
+class OnceHook(ModelHook):
+    """On a module that the model calls again with the same arguments: runs it once in a skip step."""
+
+    def __init__(self, instrument: Instrument, path: str) -> None:
+        super().__init__()
+        self.instrument, self.path = instrument, path
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = self.instrument.call
+        if call is None or not call.skips or module.training or torch.compiler.is_compiling():
+            return self.fn_ref.original_forward(*args, **kwargs)
+        given = (*args, *kwargs.items())
+        held, output = call.outputs.get(self.path, ((), None))
+        if len(held) == len(given) and all(map(_same_object, held, given)):
+            return output
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        call.outputs[self.path] = given, output
+        return output
+
+
+def _same_object(held: Any, given: Any) -> bool:
+    if isinstance(held, tuple) and isinstance(given, tuple):
+        return len(held) == len(given) and all(map(_same_object, held, given))
+    return held is given
+
+
+class PatchHook(ModelHook):
+    """On the convolution that makes tokens of the latent: puts the channels of a token next to each other in memory.
+
+    What follows in a skip step would otherwise walk across all tokens for every channel, or reorder them later.
+    """
+
+    def __init__(self, instrument: Instrument) -> None:
+        super().__init__()
+        self.instrument = instrument
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        call = self.instrument.call
+        if call is None or not call.skips or call.undecided or torch.compiler.is_compiling():
+            return output
+        return output.contiguous(memory_format=torch.channels_last)
+
+
 class TailHook(ModelHook):
     """On the first module after the blocks: reads the residual of a full step, or puts the predicted one in."""
 

@@ -1,9 +1,9 @@
 """Modules that need not run at a skip step, since neither the probe nor the tail reads what they give.
 
-Text projections, refiners of the text, rotary tables: blocks read them, and at a skip step no block comes further than
-its first modulation. Such a module then hands out zeros of the shape its output had at the last full step, which
-takes no memory (one number, repeated). That is exact, not an approximation; `tapstudy.check` proves it for a model by
-handing out NaN instead.
+Text projections, refiners and modulation of the text, rotary tables: blocks read them, and at a skip step no block
+comes further than the first modulation of the image. Such a module then hands out zeros of the shape its output had at
+the last full step, which takes no memory (one number, repeated). That is exact, not an approximation; `tapstudy.check`
+proves it for a model by handing out NaN instead.
 """
 
 from __future__ import annotations

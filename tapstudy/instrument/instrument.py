@@ -92,6 +92,10 @@ class Instrument:
             self._hook(tail, hooks.TailHook(self))
         for path, module in idle.items():
             self._hook(module, hooks.IdleHook(self, path))
+        for path in self.adapter.once:
+            self._hook(self.model.get_submodule(path), hooks.OnceHook(self, path))
+        if self.adapter.patches is not None:
+            self._hook(self.model.get_submodule(self.adapter.patches), hooks.PatchHook(self))
         self._hook(self.model, hooks.RootHook(self))
         # at the end of a run pipelines look for this method; classes without caches of their own lack it
         if not hasattr(self.model, END_OF_RUN):

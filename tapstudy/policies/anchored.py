@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.core.losses import Workspace
+from tapstudy.core.products import AnchorWorkspace
 from tapstudy.core.schedule import is_full_step
 from tapstudy.core.scoring import assemble, predictor_losses
 from tapstudy.policies.base import Policy, Prediction, RunInfo
@@ -29,7 +29,7 @@ class AnchoredPolicy(Policy):
         self.residual_site = self.config.residual
         self.probe_depth = self.config.probe_depth
         self.anchors = Anchors(self.family.num_anchors, self.config.history_dtype, device=self.config.history_device)
-        self.workspace = Workspace()
+        self.workspace = AnchorWorkspace()
         self.run = RunInfo()
 
     def begin(self, run: RunInfo) -> None:
@@ -40,6 +40,7 @@ class AnchoredPolicy(Policy):
             )
         self.run = run
         self.anchors.clear()
+        self.workspace.anchors_changed()
 
     def wants_full(self, step: int) -> bool:
         config = self.config
@@ -51,6 +52,7 @@ class AnchoredPolicy(Policy):
 
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         self.anchors.push(step, probe if self.needs_probe else None, residual)
+        self.workspace.anchors_changed()
 
     def candidates(self, step: int) -> Candidates:
         return candidates(self.family, self.anchors.steps, step)
@@ -63,9 +65,7 @@ class AnchoredPolicy(Policy):
         self, found: Candidates, residual: Tensor, choice: Tensor, *, losses: Tensor | None = None
     ) -> Prediction:
         """In terms of the members of the family, what was found in terms of the distinct candidates."""
-        if losses is not None:  # in memory a predictor's tokens are next to each other: copied as whole rows
-            losses = losses.movedim(-1, 0)[found.inverse.to(losses.device)].movedim(0, -1)  # (B, N, P)
-        return Prediction(residual, found.first.to(choice.device)[choice], losses, disposable=True)
+        return Prediction(residual, found.first.to(choice.device)[choice], losses, found.inverse, disposable=True)
 
     def errors(self, step: int, truth: Tensor) -> tuple[Tensor, Tensor]:
         """How far each labelled predictor is from the true residual at a skip step.

@@ -35,15 +35,25 @@ class Prediction:
     Attributes:
         residual: predicted residual, of the shape of the observed ones.
         choice: index into the policy's labels, (batch, token), or None.
-        proxy_loss: loss of every labelled predictor, (batch, token, predictor), or None.
+        losses: loss of every predictor that was scored, (batch, token, scored), or None.
+        inverse: for each labelled predictor its position among the scored ones, (predictor,); None if these are they.
         disposable: the policy made `residual` for this prediction and holds on to no view of it: whoever gets the
             prediction may overwrite it, and the instrument does so where nobody listens, to save the memory.
     """
 
     residual: Tensor
     choice: Tensor | None = None
-    proxy_loss: Tensor | None = None
+    losses: Tensor | None = None
+    inverse: Tensor | None = None
     disposable: bool = False
+
+    @property
+    def proxy_loss(self) -> Tensor | None:
+        """Loss of every labelled predictor, (batch, token, predictor), or None. Put together when read."""
+        if self.losses is None or self.inverse is None:
+            return self.losses
+        # in memory a predictor's tokens are next to each other: copied as whole rows
+        return self.losses.movedim(-1, 0)[self.inverse.to(self.losses.device)].movedim(0, -1)
 
 
 class Policy(ABC):
