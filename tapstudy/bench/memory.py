@@ -63,7 +63,8 @@ def workspace_bytes(shape: Features, *, anchors: int, distinct: int) -> int:
     rows, size = anchors + 1, torch.float64.itemsize
     tokens = shape.batch * shape.tokens
     chunk = min(tokens, max(1, CHUNK_BYTES // (rows * shape.probe_width * size)))
-    return size * (rows * chunk * shape.probe_width + tokens * rows**2) + LOSS_BYTES * distinct * tokens
+    kept = rows * (rows + 1) // 2 + anchors  # products among the anchors, which do not change between full steps
+    return size * (rows * chunk * shape.probe_width + tokens * (rows**2 + kept)) + LOSS_BYTES * distinct * tokens
 
 
 def distinct_predictors(config: TAPConfig, plan: Plan) -> int:
