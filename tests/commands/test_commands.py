@@ -58,7 +58,8 @@ def test_sample_policies(model, tmp_path, policy):
         (["sample", "11"], "class_labels must be integers in 0..9"),
         (["sample", "--probe-depth", "99"], "probe_depth 99 is beyond the last block"),
         (["train", "mnist-dit", "--data", "/nonexistent"], "no image set at"),
-        (["bench", "quality", "--data", "/nonexistent"], "no image set at"),
+        (["bench", "quality", "--model", "mnist-dit", "--data", "/nonexistent"], "no image set at"),
+        (["bench", "quality", "--data", "/nonexistent"], "no data set has images of 8 x 8 x 1"),
     ],
 )
 def test_bad_input_ends_with_one_line(model, arguments, message, tmp_path):
