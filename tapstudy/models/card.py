@@ -82,7 +82,7 @@ STOP = """\
 
 Guidance acts down to the noise level {stop:g} (`guidance_stop`, kept with the model; T. Kynkaanniemi et al.,
 arXiv 2404.07724). Guidance at all levels, the rows from 0 on, draws the samples of a class together and the classes
-apart: it would not show what further training has brought. The level was chosen on samples from other noise.
+apart. The level was chosen on samples from other noise.
 """
 
 
