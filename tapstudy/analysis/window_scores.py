@@ -19,10 +19,8 @@ from torch import Tensor
 
 from tapstudy.analysis.teacher_forced import Array, Trajectories, Windows
 from tapstudy.core.losses import Distance, Workspace, losses_from_products
-from tapstudy.core.scoring import CHUNK_BYTES, predictor_losses
-
-# |F|^2 is found from that of the newest anchor unless it is so much smaller that digits are lost.
-MUCH_SMALLER = 1e-4
+from tapstudy.core.products import CHUNK_BYTES, MUCH_SMALLER
+from tapstudy.core.scoring import predictor_losses
 
 
 @cache

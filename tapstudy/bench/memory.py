@@ -16,9 +16,10 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from tapstudy.analysis.teacher_forced import anchors_at
 from tapstudy.bench.speed_methods import SPEED_METHODS, Plan
 from tapstudy.bench.speed_subjects import PRESETS, Subject, check_name, find_device, make_subject
-from tapstudy.core.scoring import CHUNK_BYTES
+from tapstudy.core.products import CHUNK_BYTES
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.config import TAPConfig
@@ -72,8 +73,8 @@ def distinct_predictors(config: TAPConfig, plan: Plan) -> int:
     full, family = plan.full, config.family
     most = 0
     for step in set(range(plan.steps)) - set(full):
-        anchors = [a for a in reversed(full) if a < step][: family.num_anchors]
-        most = max(most, len(candidates(family, tuple(anchors), step).first))
+        anchors = anchors_at(step, full, family.num_anchors)
+        most = max(most, len(candidates(family, anchors, step).first))
     return most
 
 

@@ -235,8 +235,6 @@ def frontier(
     about 40 minutes on two cores, and 15 with --passes 8 --methods order1,best-fixed,tap,step,drift,fitted,teacache.
     """
     with user_errors():
-        import os
-        import platform
         import shlex
         import sys
 
@@ -248,6 +246,7 @@ def frontier(
         from tapstudy.bench.frontier_plan import FrontierPlan
         from tapstudy.bench.frontier_table import COLUMNS, tables
         from tapstudy.commands.parse import numbers
+        from tapstudy.models.make import Machine
         from tapstudy.netcdf import write_netcdf
 
         plan = FrontierPlan(
@@ -265,8 +264,7 @@ def frontier(
         write_netcdf(found, out)
         if page is not None:
             command = shlex.join(["tapstudy", *sys.argv[1:]])
-            machine = f"{os.cpu_count()} {platform.machine()} cores"
-            page.write_text(frontier_page(found, command=command, machine=machine))
+            page.write_text(frontier_page(found, command=command, machine=str(Machine("cpu"))))
         console = Console()
         console = Console(width=max(console.width, 200))
         for count, rows in tables(found).items():

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tapstudy.core.losses import Distance as Distance
 from tapstudy.core.losses import Workspace, losses_from_products
-from tapstudy.core.products import CHUNK_BYTES as CHUNK_BYTES
 from tapstudy.core.products import AnchorWorkspace, Parts, all_products, differences
 
 Granularity = Literal["token", "region", "step", "global"]
@@ -45,9 +44,8 @@ def predictor_losses(
     """
     workspace = workspace or Workspace()
     wide = torch.float32 if actual.device.type == "mps" else torch.float64
-    weights = weights.to(wide)  # (P, J)
+    weights = weights.to(actual.device, wide)  # (P, J)
     rows = [tensor.flatten(0, -2) for tensor in (actual, *anchors[1:], anchors[0])]  # (T, D) each, T = B * N
-    weights = weights.to(actual.device)
     losses = actual.new_empty(len(weights), len(rows[0]), dtype=torch.promote_types(actual.dtype, torch.float32))
     if distance == "l1":
         _absolute_losses(differences(rows, wide, workspace), weights, losses)
