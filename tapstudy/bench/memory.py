@@ -26,7 +26,7 @@ from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.predictors.family import candidates
 
-LOSS_BYTES = 24  # per token and candidate that scoring keeps: one number in float64, four in float32
+SCORE_BYTES = 16  # per token and candidate that scoring keeps: one number in float64, two in float32
 PEERS = ("peer-first-block", "peer-taylorseer-lite", "peer-taylorseer", "peer-magcache", "peer-dbcache")
 
 
@@ -56,16 +56,22 @@ def history_bytes(shape: Features, *, anchors: int, history_dtype: torch.dtype, 
 def workspace_bytes(shape: Features, *, anchors: int, distinct: int) -> int:
     """Buffers for scoring by cosine or l2, kept between the steps on a CPU, per context; elsewhere none are kept.
 
-    A chunk of tokens as differences to the actual probe and all Gram matrices, in float64, and what becomes losses.
+    A chunk of tokens and inner products in float64, and what becomes the scores. (Where a token has become a hundred
+    times smaller than at the anchor all products are computed anew, for which there are J + 1 squared at a time.)
 
     Args:
         distinct: most predictors that differ at one step.
     """
-    rows, size = anchors + 1, torch.float64.itemsize
-    tokens = shape.batch * shape.tokens
-    chunk = min(tokens, max(1, CHUNK_BYTES // (rows * shape.probe_width * size)))
-    kept = rows * (rows + 1) // 2 + anchors  # products among the anchors, which do not change between full steps
-    return size * (rows * chunk * shape.probe_width + tokens * (rows**2 + kept)) + LOSS_BYTES * distinct * tokens
+    size, tokens = torch.float64.itemsize, shape.batch * shape.tokens
+
+    def chunk(rows: int) -> int:
+        return rows * min(tokens, max(1, CHUNK_BYTES // (rows * shape.probe_width * size))) * shape.probe_width
+
+    gram = max(anchors**2, anchors + 1)
+    parts = anchors * (anchors + 1) // 2 + anchors + 1  # products of the anchors, kept until there are others, and new
+    products = (anchors + 1) * (anchors + 2) // 2
+    kept = max(chunk(anchors), chunk(anchors + 1)) + tokens * (gram + parts + products)
+    return size * kept + SCORE_BYTES * distinct * tokens
 
 
 def distinct_predictors(config: TAPConfig, plan: Plan) -> int:

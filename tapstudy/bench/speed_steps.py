@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import find_adapter
 from tapstudy.instrument.handle import apply_policy
-from tapstudy.policies.base import Prediction
+from tapstudy.policies.base import Losses, Prediction
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.predictors.family import Candidates
@@ -96,7 +96,7 @@ class MarkedTAP(TAPPolicy):
         self.marks.begin("rest")
         return prediction
 
-    def apply(self, found: Candidates, choice: Tensor, losses: Tensor | None = None) -> Prediction:
+    def apply(self, found: Candidates, choice: Tensor, losses: Losses | None = None) -> Prediction:
         self.marks.begin("assembly")
         prediction = super().apply(found, choice, losses)
         self.marks.begin("scoring")

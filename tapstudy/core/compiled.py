@@ -14,10 +14,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from tapstudy.core.losses import Distance, losses_from_products
-from tapstudy.core.scoring import Granularity, assemble, select
+from tapstudy.core.losses import Distance, Forms, forms_of, remoteness_from_products
+from tapstudy.core.products import AnchorWorkspace, join_products, much_smaller
+from tapstudy.core.scoring import Granularity, assemble, choose
 
-Step = tuple[Tensor, Tensor, Tensor]
+Step = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def whole_step(
@@ -26,50 +27,61 @@ def whole_step(
     residuals: Sequence[Tensor],
     *,
     weights: Tensor,
+    forms: Forms,
+    known: Tensor | None = None,
     distance: Distance = "cosine",
     granularity: Granularity = "token",
 ) -> Step:
-    """What a skip step predicts, chooses by and chooses, in operations that make one graph.
+    """What a skip step predicts, chooses and chooses by, in operations that make one graph.
 
     Args:
         probes: those of J anchors, (batch, token, channel) each.
         probe: the actual one.
         residuals: those of the anchors.
         weights: (predictor, J), float64, on their device.
+        forms: of the weights.
+        known: products of the anchors, as an `AnchorWorkspace` knows them; computed here if None.
         distance: not l1.
         granularity: not region.
 
     Returns:
-        Residual (batch, token, channel), choice (batch, token), float32 losses (batch, token, predictor).
+        Residual (batch, token, channel); choice (batch, token); remoteness (batch, token, predictor), float32; and
+        whether the choice is to be trusted: with `known`, it is not where an actual probe is much smaller than before.
     """
     wide = torch.float32 if probe.device.type == "mps" else torch.float64
-    actual, newest = probe.to(wide), probes[0].to(wide)
-    vectors = [actual, *(other.to(wide) - newest for other in probes[1:]), newest - actual]
-    pairs = [(i, j) for i in range(len(vectors)) for j in range(i, len(vectors))]
-    products = torch.stack([(vectors[i] * vectors[j]).sum(dim=-1).flatten() for i, j in pairs])  # (K, B * N)
-    losses = losses_from_products(products, weights.to(wide), distance=distance)  # (P, B * N)
-    losses = losses.T.unflatten(0, probe.shape[:-1])  # (B, N, P)
-    choice = select(losses, granularity=granularity)
-    return assemble(residuals, weights, choice), choice, losses
+    # by way of float32, since processors are slow to go from half precision to float64 at once
+    single = torch.promote_types(probe.dtype, torch.float32)
+    actual, newest, *others = (feature.flatten(0, -2).to(single).to(wide) for feature in (probe, *probes))  # (T, D)
+    vectors = [other - newest for other in others]
+    trusted = torch.ones((), dtype=torch.bool, device=probe.device)
+    if known is None:
+        vectors = [actual, *vectors, newest - actual]
+        pairs = [(i, j) for i in range(len(vectors)) for j in range(i, len(vectors))]
+        products = torch.stack([(vectors[i] * vectors[j]).sum(dim=-1) for i, j in pairs])  # (K, T)
+    else:
+        g = newest - actual
+        products = join_products(known, [(g * vector).sum(dim=-1) for vector in (newest, *vectors, g)])
+        trusted = ~much_smaller(products, known)
+    remoteness = remoteness_from_products(products, forms)  # (P, T)
+    remoteness = remoteness.T.unflatten(0, probe.shape[:-1])  # (B, N, P)
+    choice = choose(remoteness, distance=distance, granularity=granularity)
+    return assemble(residuals, weights, choice), choice, remoteness, trusted
 
 
 class CompiledStep:
     """`whole_step` through `torch.compile`, shared by the copies of a policy.
 
-    Args:
-        size: number of rows that the weights are filled up to, so that all steps share a graph.
-
     Raises:
         ValueError: distance l1 or granularity region, which make no such graph.
     """
 
-    def __init__(self, size: int, *, distance: Distance = "cosine", granularity: Granularity = "token") -> None:
+    def __init__(self, *, distance: Distance = "cosine", granularity: Granularity = "token") -> None:
         if distance == "l1" or granularity == "region":
             raise ValueError(
                 "compile=True works with distance cosine or l2 and granularity token, step or global, got "
                 f"{distance!r} and {granularity!r}: leave compile out"
             )
-        self.size, self.distance, self.granularity = size, distance, granularity
+        self.distance, self.granularity = distance, granularity
         self._compiled: Any = torch.compile(whole_step, dynamic=True, fullgraph=True)
         self._lock = Lock()
 
@@ -77,21 +89,30 @@ class CompiledStep:
         return self
 
     def __call__(
-        self, probes: Sequence[Tensor], probe: Tensor, residuals: Sequence[Tensor], *, weights: Tensor
-    ) -> Step | None:
-        """As `whole_step`, for at most `size` predictors; None where it cannot be compiled, with one warning."""
+        self,
+        probes: Sequence[Tensor],
+        probe: Tensor,
+        residuals: Sequence[Tensor],
+        *,
+        weights: Tensor,
+        workspace: AnchorWorkspace,
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """As `whole_step`; None where it cannot be compiled, with one warning, or the choice is not to be trusted."""
         if self._compiled is None:
             return None
-        filled = torch.cat([weights, weights[:1].expand(self.size - len(weights), -1)]).to(probe.device)
+        wide = torch.float32 if probe.device.type == "mps" else torch.float64
+        forms = forms_of(weights, distance=self.distance, device=probe.device, dtype=wide)
         try:
             with self._lock:
-                residual, choice, losses = self._compiled(
-                    list(probes), probe, list(residuals),
-                    weights=filled, distance=self.distance, granularity=self.granularity,
+                residual, choice, remoteness, trusted = self._compiled(
+                    list(probes), probe, list(residuals), weights=weights.to(probe.device), forms=forms,
+                    known=workspace.known([other.flatten(0, -2) for other in probes]), distance=self.distance, granularity=self.granularity,
                 )  # fmt: skip
         except Exception as error:  # what fails depends on the machine: no compiler, no Triton, an unknown device
             self._compiled = None
             first = str(error).strip().split("\n")[0]
             warnings.warn(f"compile=True failed ({first}), going on without it", RuntimeWarning, stacklevel=2)
             return None
-        return residual, choice, losses[..., : len(weights)]
+        if probe.device.type == "cpu" and not trusted:  # elsewhere nothing is known, and nothing waits for the device
+            return None
+        return residual, choice, remoteness

@@ -8,8 +8,9 @@ s^2, a quadratic form of products of differences, may cancel: it is summed in fl
 
 from __future__ import annotations
 
-from math import prod
-from typing import Literal
+from functools import lru_cache
+from math import isqrt, prod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,6 +94,89 @@ def losses_from_products(
     # 1 - |cos|, and 2 |cos| more where the prediction points away from the features
     losses = s2.div_(q2.addcmul_(size, q)).addcdiv_(u.clamp_(max=0), q, value=-2)
     return losses.nan_to_num_(nan=1, posinf=1)  # no direction leaves 0 / 0
+
+
+class Forms(NamedTuple):
+    """What of the remoteness of predictors depends on their weights alone.
+
+    Attributes:
+        along: of F's products, what gives minus that with the prediction, (predictor, J + 1). None with l2.
+        across: of the products of [A_1 - A_0, .., A_(J-1) - A_0, A_0 - F] at right angles to F, what gives the
+            prediction's, (predictor, J (J + 1) / 2); with l2 of all products what gives |e|^2, (predictor, K).
+        first, second: the pairs of J vectors.
+    """
+
+    along: Tensor | None
+    across: Tensor
+    first: Tensor
+    second: Tensor
+
+
+@lru_cache(maxsize=256)
+def forms_of(weights: Tensor, *, distance: Distance, device: torch.device, dtype: torch.dtype) -> Forms:
+    """The forms of weights (predictor, J) that will not be changed; kept, since the same weights come again."""
+    weights = weights.to(device, dtype)
+    sums = weights.sum(dim=-1, keepdim=True)
+    error = torch.cat([weights[..., 1:], sums], dim=-1)  # of the differences, (P, J)
+    count = weights.shape[-1]
+    pairs = pairs_of(count, device)
+    if distance == "l2":
+        return Forms(None, _form(torch.cat([sums - 1, error], dim=-1)), *pairs)
+    # of <F, A_0>, which takes the place of |F|^2, <F, A_j - A_0> and <F, A_0 - F>
+    along = -torch.cat([sums, weights[..., 1:], torch.zeros_like(sums)], dim=-1)
+    return Forms(along, _form(error), *pairs)
+
+
+def remoteness_from_products(
+    products: Tensor,
+    forms: Forms,
+    *,
+    out: Tensor | None = None,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """What orders predictors as their losses do, for a fraction of the operations.
+
+    Args:
+        products, out, workspace: as for `losses_from_products`, (K, token) and (predictor, token).
+        forms: of the predictors, of the products' dtype.
+
+    Returns:
+        `out`. Cosine: minus the squared cotangent of the angle between prediction and features, with the sign of the
+        cotangent. It is -inf for a perfect prediction, 0 for a right angle (and where there is no direction), and
+        keeps its relative precision everywhere, as neither the cosine nor the sine would. l2: the squared loss.
+    """
+    shape, dtype = (len(forms.across), products.shape[-1]), torch.float32 if out is None else out.dtype
+
+    def room(name: str, dtype: torch.dtype) -> Tensor | None:
+        return None if workspace is None else workspace.take(products, shape, dtype, name=name)
+
+    norm = products[:1]
+    if forms.along is None:
+        square = torch.matmul(forms.across, products, out=room("square", products.dtype)).clamp_(min=0)
+        return _cast(square.div_(torch.where(norm > 0, norm, 1)), dtype, out)
+    scaled = products / norm  # in units of |F| = 1
+    count = (isqrt(8 * len(products) + 1) - 3) // 2  # J, as K = (J + 1) (J + 2) / 2
+    along, among = scaled[: count + 1], scaled[count + 1 :]
+    ahead, behind = (along[1:].index_select(0, part) for part in (forms.first, forms.second))
+    beside = torch.addcmul(among, ahead, behind, value=-1)  # without their parts along F
+    across = torch.matmul(forms.across, beside, out=room("square", products.dtype))
+    across = _cast(across, dtype, out).clamp_(min=0)
+    torch.add(along[count], 1, out=along[0])  # <F, A_0>, which may be small beside 1
+    away = torch.matmul(forms.along.to(dtype), along.to(dtype), out=room("along", dtype))
+    size = torch.abs(away, out=room("size", dtype))
+    remoteness = torch.div(away.mul_(size), across, out=across)
+    return remoteness.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)  # no direction leaves 0 / 0
+
+
+def losses_of(remoteness: Tensor, *, distance: Distance = "cosine") -> Tensor:
+    """The losses that belong to a remoteness, of its shape and dtype."""
+    if distance == "l1":
+        return remoteness
+    if distance == "l2":
+        return remoteness.sqrt()
+    size = remoteness.abs()
+    cosine = size.reciprocal().add_(1).rsqrt_()  # without its sign
+    return torch.where(remoteness > 0, 1 + cosine, 1 / ((1 + size) * (1 + cosine)))
 
 
 def _form(coefficients: Tensor) -> Tensor:

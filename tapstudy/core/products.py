@@ -7,6 +7,7 @@ new follows from the products of g with itself and with the anchors, half of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ Parts = Iterator[tuple[slice, Tensor]]
 
 # Tokens are scored in chunks whose float64 basis is at most this large, which stays in a processor's cache. Smaller
 # ones would cost more in starts of threads.
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 8 << 20
 
 # Where |F|^2 is below this part of |F_0|^2, it is not computed from differences to F_0.
 MUCH_SMALLER = 1e-4
@@ -35,49 +36,87 @@ class AnchorWorkspace(Workspace):
         self.anchors_changed()
 
     def anchors_changed(self) -> None:
-        self._known: tuple[Tensor, Tensor] | None = None
+        self._parts: Tensor | None = None
+
+    def known(self, anchors: Sequence[Tensor]) -> Tensor | None:
+        """Products of [F_0, F_1 - F_0, ..] in the order of `pairs_of`, (J (J + 1) / 2, T) in float64.
+
+        Args:
+            anchors: [F_0, F_1, ..], (T, D) each; those of the first call since `anchors_changed`.
+
+        Returns:
+            None where all products are computed anew: on accelerators, and of float64, whose products are not exact.
+        """
+        newest, count = anchors[0], len(anchors)
+        if newest.device.type != "cpu" or newest.dtype == torch.float64:
+            return None
+        pairs = count * (count + 1) // 2
+        if self._parts is None:
+            gram = self.take(newest, (len(newest), count, count), torch.float64, name="gram")
+            for part, basis in chunks(anchors, torch.float64, self):
+                basis[1:] -= basis[0]
+                _gram(basis, out=gram[part])
+            first, second = pairs_of(count)
+            self._parts = self.take(newest, (pairs + count + 1, len(newest)), torch.float64, name="parts")
+            self._parts[:pairs] = gram.permute(1, 2, 0)[first, second]
+        return self._parts[:pairs]
 
     def products(self, rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """`all_products` of [F, F_1, .., F_0], valid until the next call."""
-        if rows[0].device.type != "cpu" or rows[0].dtype == torch.float64:  # narrower products are exact in float64
-            return all_products(rows, dtype, self)
-        if self._known is not None:
-            products, newest = self._known
-            if self._update(products, newest, rows):
+        known = self.known([rows[-1], *rows[1:-1]])
+        if known is not None:
+            assert self._parts is not None
+            self._of_difference(rows, out=self._parts[len(known) :])
+            mixing = _mixing(len(rows) - 1)
+            products = self.take(known, (len(mixing), known.shape[1]), torch.float64, name="products")
+            torch.mm(mixing, self._parts, out=products)
+            if not much_smaller(products, known):
                 return products
-        count = len(rows) - 1
-        pairs = (count + 1) * (count + 2) // 2
-        products = self.take(rows[0], (pairs, len(rows[0])), dtype, name="products")
-        products.copy_(all_products(rows, dtype, self))
-        newest = self.take(rows[0], (count, len(rows[0])), dtype, name="newest")
-        torch.add(products[1:count], products[_with_last(count)[:-1]], out=newest[1:])  # of F_0 with F_j - F_0
-        torch.add(products[0], products[count], alpha=2, out=newest[0]).add_(products[-1])  # |F_0|^2
-        self._known = products, newest
-        return products
+        return all_products(rows, dtype, self)
 
-    def _update(self, products: Tensor, newest: Tensor, rows: Sequence[Tensor]) -> bool:
-        """Bring `products` up to date with the actual features; whether that was possible with full precision."""
-        count = len(rows) - 1
-        new = self._of_difference(rows)  # of g with F_0, F_1, .., g, (J + 1, T)
-        actual = newest[0] - 2 * new[0] + new[count]
-        if (actual < MUCH_SMALLER * newest[0]).any():
-            return False
-        across = new[1:count] - new[0]  # of g with F_j - F_0, (J - 1, T)
-        products[0] = actual
-        torch.sub(newest[1:], across, out=products[1:count])
-        torch.sub(new[0], new[count], out=products[count])
-        for k, row in zip(_with_last(count), (*across, new[count]), strict=True):
-            products[k] = row
-        return True
-
-    def _of_difference(self, rows: Sequence[Tensor]) -> Tensor:
+    def _of_difference(self, rows: Sequence[Tensor], *, out: Tensor) -> None:
+        """Products of g with [F_0, F_1, .., g], (J + 1, T)."""
         actual, *others, newest = rows
         gram = self.take(actual, (len(actual), len(rows), 1), torch.float64, name="gram")
         for part, basis in chunks([newest, *others, actual], torch.float64, self):
             torch.sub(basis[0], basis[-1], out=basis[-1])
             vectors = basis.transpose(0, 1)  # (chunk, J + 1, D)
             torch.bmm(vectors, vectors[:, -1:].mT, out=gram[part])
-        return gram.squeeze(-1).T.contiguous()
+        out.copy_(gram.squeeze(-1).T)
+
+
+@lru_cache
+def _mixing(count: int) -> Tensor:
+    """`join_products` as one matrix, (K, J (J + 1) / 2 + J + 1), for products of g with [F_0, F_1, .., g]."""
+    pairs = count * (count + 1) // 2
+    known, new = torch.eye(pairs + count + 1, dtype=torch.float64).split([pairs, count + 1])
+    return join_products(known, [new[0], *(new[1:-1] - new[0]), new[-1]])
+
+
+def join_products(known: Tensor, new: Sequence[Tensor] | Tensor) -> Tensor:
+    """Products of all pairs of [F, F_1 - F_0, .., F_0 - F] from those without F and those of g = F_0 - F.
+
+    Args:
+        known: of [F_0, F_1 - F_0, ..] with each other, in the order of `pairs_of`, (J (J + 1) / 2, T).
+        new: of g with [F_0, F_1 - F_0, .., g], J + 1 of (T,).
+
+    Returns:
+        (K, T) in the order of `pairs_of`; exact to rounding unless F is `much_smaller` than F_0.
+    """
+    first, *differences, last = new
+    rows = [known[0] - 2 * first + last]  # |F|^2
+    rows += [known[j] - product for j, product in enumerate(differences, start=1)]  # of F with F_j - F_0
+    rows.append(first - last)  # of F with g
+    place = count = len(differences) + 1
+    for j, product in enumerate(differences, start=1):
+        rows += [*known[place : place + count - j], product]
+        place += count - j
+    return torch.stack([*rows, last])
+
+
+def much_smaller(products: Tensor, known: Tensor) -> Tensor:
+    """Whether the F of some token is so much smaller than its F_0 that |F|^2 is nothing to compute from differences."""
+    return (products[0] < MUCH_SMALLER * known[0]).any()
 
 
 def all_products(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspace) -> Tensor:
@@ -88,8 +127,7 @@ def all_products(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspac
     """
     gram = workspace.take(rows[0], (len(rows[0]), len(rows), len(rows)), dtype, name="gram")
     for part, basis in differences(rows, dtype, workspace):
-        vectors = basis.transpose(0, 1)  # (chunk, J + 1, D)
-        torch.bmm(vectors, vectors.mT, out=gram[part])
+        _gram(basis, out=gram[part])
     first, second = pairs_of(len(rows), gram.device)
     return gram.permute(1, 2, 0)[first, second]
 
@@ -117,9 +155,8 @@ def chunks(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspace) -> 
         yield part, basis
 
 
-def _with_last(count: int) -> list[int]:
-    """Where the products of vectors 1 to `count` with the last one, number `count`, are in `pairs_of(count + 1)`."""
-    ends = [count]
-    for row in range(1, count + 1):
-        ends.append(ends[-1] + count + 1 - row)
-    return ends[1:]
+
+def _gram(basis: Tensor, *, out: Tensor) -> None:
+    """Products of all vectors of a token: (vector, chunk, D) -> (chunk, vector, vector)."""
+    vectors = basis.transpose(0, 1)
+    torch.bmm(vectors, vectors.mT, out=out)

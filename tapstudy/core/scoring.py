@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.losses import Distance as Distance
-from tapstudy.core.losses import Workspace, losses_from_products
+from tapstudy.core.losses import (
+    Workspace,
+    forms_of,
+    losses_from_products,
+    losses_of,
+    remoteness_from_products,
+)
 from tapstudy.core.products import AnchorWorkspace, Parts, all_products, differences
 
 Granularity = Literal["token", "region", "step", "global"]
@@ -42,18 +48,47 @@ def predictor_losses(
         (batch, token, predictor), float32 (float64 for features in float64), to about 1e-6 relative; in memory the
         tokens of a predictor are next to each other.
     """
-    workspace = workspace or Workspace()
-    wide = torch.float32 if actual.device.type == "mps" else torch.float64
-    weights = weights.to(actual.device, wide)  # (P, J)
-    rows = [tensor.flatten(0, -2) for tensor in (actual, *anchors[1:], anchors[0])]  # (T, D) each, T = B * N
-    losses = actual.new_empty(len(weights), len(rows[0]), dtype=torch.promote_types(actual.dtype, torch.float32))
-    if distance == "l1":
-        _absolute_losses(differences(rows, wide, workspace), weights, losses)
-    else:
-        kept = workspace if isinstance(workspace, AnchorWorkspace) else None
-        products = all_products(rows, wide, workspace) if kept is None else kept.products(rows, wide)
+    products, losses, workspace = _products(anchors, actual, weights, distance, workspace)
+    if products is not None:
+        weights = weights.to(products)
         losses_from_products(products, weights, distance=distance, out=losses, workspace=workspace)
     return losses.T.view(*actual.shape[:-1], len(weights))
+
+
+def predictor_remoteness(
+    anchors: Sequence[Tensor],
+    actual: Tensor,
+    weights: Tensor,
+    *,
+    distance: Distance = "cosine",
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """What orders predictors as `predictor_losses` does, sooner: `losses_of` makes these of it.
+
+    Arguments and shape as for `predictor_losses`, but the weights must never be changed in place. With l1 it is the
+    loss.
+    """
+    products, remoteness, workspace = _products(anchors, actual, weights, distance, workspace)
+    if products is not None:
+        forms = forms_of(weights, distance=distance, device=products.device, dtype=products.dtype)
+        remoteness_from_products(products, forms, out=remoteness, workspace=workspace)
+    return remoteness.T.view(*actual.shape[:-1], len(weights))
+
+
+def _products(
+    anchors: Sequence[Tensor], actual: Tensor, weights: Tensor, distance: Distance, workspace: Workspace | None
+) -> tuple[Tensor | None, Tensor, Workspace]:
+    """All products, (K, T), and room for scores, (P, T), T = B * N. With l1 none, and the losses."""
+    workspace = workspace or Workspace()
+    wide = torch.float32 if actual.device.type == "mps" else torch.float64
+    rows = [tensor.flatten(0, -2) for tensor in (actual, *anchors[1:], anchors[0])]  # (T, D) each
+    scores = actual.new_empty(len(weights), len(rows[0]), dtype=torch.promote_types(actual.dtype, torch.float32))
+    if distance == "l1":
+        _absolute_losses(differences(rows, wide, workspace), weights.to(actual.device, wide), scores)
+        return None, scores, workspace
+    kept = workspace if isinstance(workspace, AnchorWorkspace) else None
+    products = all_products(rows, wide, workspace) if kept is None else kept.products(rows, wide)
+    return products, scores, workspace
 
 
 def _absolute_losses(parts: Parts, weights: Tensor, losses: Tensor) -> None:
@@ -92,7 +127,22 @@ def select(
         return losses.mean(dim=1).argmin(dim=-1, keepdim=True).expand(losses.shape[:2])
     if granularity == "region":
         losses = _region_means(losses, grid, region_size)
-    return losses.min(dim=-1).indices  # several times faster than argmin where tokens are next to each other
+    return least(losses.movedim(-1, -2))[1]  # several times faster than argmin where tokens are next to each other
+
+
+def choose(
+    remoteness: Tensor,
+    *,
+    distance: Distance = "cosine",
+    granularity: Granularity = "token",
+    grid: tuple[int, int, int] | None = None,
+    region_size: int = 4,
+) -> Tensor:
+    """`select` by what `predictor_remoteness` gave, (batch, token, predictor)."""
+    if granularity == "token":
+        return select(remoteness)
+    losses = losses_of(remoteness, distance=distance)  # tokens that choose together have a mean loss
+    return select(losses, granularity=granularity, grid=grid, region_size=region_size)
 
 
 def least(losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,13 +151,19 @@ def least(losses: Tensor) -> tuple[Tensor, Tensor]:
     Many predictors are searched in two stages, since the least of many is found fast, but where it is slowly.
     """
     count, block = losses.shape[-2], 8
-    if count < 4 * block or count % block:
+    if count < 4 * block:
         return losses.min(dim=-2)
-    blocks = losses.unflatten(-2, (-1, block))  # (..., P / 8, 8, T)
+    whole = count // block * block
+    blocks = losses[..., :whole, :].unflatten(-2, (-1, block))  # (..., P / 8, 8, T)
     outer = blocks.amin(dim=-2).min(dim=-2).indices  # (..., T)
     index = outer[..., None, None, :].expand(*blocks.shape[:-3], 1, block, losses.shape[-1])
     found, inner = blocks.gather(-3, index).squeeze(-3).min(dim=-2)
-    return found, outer * block + inner
+    index = outer * block + inner
+    if whole < count:
+        last, place = losses[..., whole:, :].min(dim=-2)
+        earlier = found <= last
+        found, index = torch.where(earlier, found, last), torch.where(earlier, index, whole + place)
+    return found, index
 
 
 def _region_means(losses: Tensor, grid: tuple[int, int, int] | None, size: int) -> Tensor:

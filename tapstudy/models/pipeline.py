@@ -116,7 +116,7 @@ class LabelPipeline(DiffusionPipeline):
         model_input = torch.cat([x, x]) if guided else x
         velocity = self.transformer(
             model_input,
-            timestep=timestep.to(self.transformer.dtype).expand(len(model_input)),
+            timestep=timestep.to(x.dtype).expand(len(model_input)),  # the model tells its dtype slowly
             class_labels=torch.cat([labels, torch.full_like(labels, null_label)]) if guided else labels,
             return_dict=False,
         )[0]

@@ -9,7 +9,7 @@ from tapstudy.core.anchors import Anchors
 from tapstudy.core.products import AnchorWorkspace
 from tapstudy.core.schedule import is_full_step
 from tapstudy.core.scoring import assemble, predictor_losses
-from tapstudy.policies.base import Policy, Prediction, RunInfo
+from tapstudy.policies.base import Losses, Policy, Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, Family, candidates
 
@@ -57,12 +57,12 @@ class AnchoredPolicy(Policy):
     def candidates(self, step: int) -> Candidates:
         return candidates(self.family, self.anchors.steps, step)
 
-    def apply(self, found: Candidates, choice: Tensor, losses: Tensor | None = None) -> Prediction:
+    def apply(self, found: Candidates, choice: Tensor, losses: Losses | None = None) -> Prediction:
         """The prediction that `choice`, (batch, token) into the distinct candidates, makes for the residual."""
         return self.labelled(found, assemble(self.anchors.residuals, found.weights, choice), choice, losses=losses)
 
     def labelled(
-        self, found: Candidates, residual: Tensor, choice: Tensor, *, losses: Tensor | None = None
+        self, found: Candidates, residual: Tensor, choice: Tensor, *, losses: Losses | None = None
     ) -> Prediction:
         """In terms of the members of the family, what was found in terms of the distinct candidates."""
         return Prediction(residual, found.first.to(choice.device)[choice], losses, found.inverse, disposable=True)

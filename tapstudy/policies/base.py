@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -13,6 +14,7 @@ from tapstudy.predictors.family import Label
 
 ResidualSite = Literal["hidden", "tail", "latent", "output"]
 ProbeKind = Literal["modulated", "stream", "latent"]
+Losses = Tensor | Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Prediction:
     Attributes:
         residual: predicted residual, of the shape of the observed ones.
         choice: index into the policy's labels, (batch, token), or None.
-        losses: loss of every predictor that was scored, (batch, token, scored), or None.
+        losses: loss of every predictor that was scored, (batch, token, scored), or what computes it, or None.
         inverse: for each labelled predictor its position among the scored ones, (predictor,); None if these are they.
         disposable: the policy made `residual` for this prediction and holds on to no view of it: whoever gets the
             prediction may overwrite it, and the instrument does so where nobody listens, to save the memory.
@@ -43,17 +45,18 @@ class Prediction:
 
     residual: Tensor
     choice: Tensor | None = None
-    losses: Tensor | None = None
+    losses: Losses | None = None
     inverse: Tensor | None = None
     disposable: bool = False
 
     @property
     def proxy_loss(self) -> Tensor | None:
         """Loss of every labelled predictor, (batch, token, predictor), or None. Put together when read."""
-        if self.losses is None or self.inverse is None:
-            return self.losses
+        losses = self.losses() if callable(self.losses) else self.losses
+        if losses is None or self.inverse is None:
+            return losses
         # in memory a predictor's tokens are next to each other: copied as whole rows
-        return self.losses.movedim(-1, 0)[self.inverse.to(self.losses.device)].movedim(0, -1)
+        return losses.movedim(-1, 0)[self.inverse.to(losses.device)].movedim(0, -1)
 
 
 class Policy(ABC):

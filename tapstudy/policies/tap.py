@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from tapstudy.core.compiled import CompiledStep
-from tapstudy.core.scoring import predictor_losses, select
+from tapstudy.core.losses import losses_of
+from tapstudy.core.scoring import choose, predictor_remoteness
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -31,25 +34,24 @@ class TAPPolicy(AnchoredPolicy):
     def __init__(self, config: TAPConfig | None = None, *, family: Family | None = None, compile: bool = False) -> None:
         super().__init__(config, family=family)
         config = self.config
-        self.compiled = (
-            CompiledStep(len(self.labels), distance=config.distance, granularity=config.granularity)
-            if compile
-            else None
-        )
+        self.compiled = CompiledStep(distance=config.distance, granularity=config.granularity) if compile else None
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
-        config, anchors = self.config, self.anchors
+        config, anchors, distance = self.config, self.anchors, self.config.distance
         found = self.candidates(step)  # weights (P, J)
         if self.compiled is not None:
-            made = self.compiled(anchors.probes, probe, anchors.residuals, weights=found.weights)
+            made = self.compiled(
+                anchors.probes, probe, anchors.residuals, weights=found.weights, workspace=self.workspace
+            )
             if made is not None:
-                residual, choice, losses = made
-                return self.labelled(found, residual, choice, losses=losses)
-        losses = predictor_losses(
-            anchors.probes, probe, found.weights, distance=config.distance, workspace=self.workspace
+                residual, choice, remoteness = made
+                return self.labelled(found, residual, choice, losses=partial(losses_of, remoteness, distance=distance))
+        remoteness = predictor_remoteness(
+            anchors.probes, probe, found.weights, distance=distance, workspace=self.workspace
         )  # (B, N, P)
-        choice = select(
-            losses, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size
+        choice = choose(
+            remoteness, distance=distance, granularity=config.granularity,
+            grid=self.run.grid, region_size=config.region_size,
         )  # (B, N)
-        return self.apply(found, choice, losses)
+        return self.apply(found, choice, partial(losses_of, remoteness, distance=distance))

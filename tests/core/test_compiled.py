@@ -60,4 +60,4 @@ def test_goes_on_without_a_compiler():
 @pytest.mark.parametrize("wrong", [{"distance": "l1"}, {"granularity": "region"}])
 def test_what_makes_no_graph(wrong):
     with pytest.raises(ValueError, match="leave compile out"):
-        CompiledStep(15, **wrong)
+        CompiledStep(**wrong)

@@ -38,7 +38,7 @@ def test_same_choices_by_other_tokens(both):
     for tap, shuffled in zip(*both(), strict=True):
         assert torch.equal(counts(tap.choice), counts(shuffled.choice))
         assert (tap.choice != shuffled.choice).float().mean() > 0.3
-        assert torch.equal(tap.proxy_loss, shuffled.proxy_loss)
+        torch.testing.assert_close(tap.proxy_loss, shuffled.proxy_loss, rtol=2e-6, atol=0)
         assert not torch.equal(tap.residual, shuffled.residual)
 
 
