@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tapstudy.analysis.teacher_forced import anchors_at
 from tapstudy.bench.speed_methods import SPEED_METHODS, Plan
-from tapstudy.bench.speed_subjects import PRESETS, Subject, check_name, find_device, make_subject
+from tapstudy.bench.speed_subjects import PRESETS, Subject, check_name, find_device, make_subject, split_name
 from tapstudy.core.products import CHUNK_BYTES
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.policies.base import RunInfo
@@ -135,12 +135,14 @@ def memory(
     found = []
     for name in names:
         rows = {}
-        shown = name in PRESETS and place.type == "cpu"
+        model, images = split_name(name)
+        shown = model in PRESETS and place.type == "cpu"
         subject = None if shown else make_subject(name, batch_size=batch_size, device=place)
         plain = np.nan if subject is None else _peak(subject, lambda: subject.loop(2))  # noqa: B023
         for dtype in history_dtypes:
             config = replace(plan.config, history_dtype=dtype)
-            row = _shown(name, config, plan, batch_size or 1) if subject is None else _run(subject, config, plan)
+            count = images or batch_size or 1
+            row = _shown(model, count, config, plan) if subject is None else _run(subject, config, plan)
             row["peak"] -= plain
             rows[f"tap {str(dtype).removeprefix('torch.')}"] = row
         if subject is not None:
@@ -151,7 +153,7 @@ def memory(
     return whole.assign_attrs(device=str(place), steps=plan.steps, interval=plan.interval)
 
 
-def _shown(name: str, config: TAPConfig, plan: Plan, batch: int) -> dict[str, float]:
+def _shown(name: str, batch: int, config: TAPConfig, plan: Plan) -> dict[str, float]:
     """A policy that is shown features on the meta device."""
     preset = PRESETS[name]
     shape = Features(batch, prod(preset.size.grid), preset.width, preset.width, torch.bfloat16)

@@ -24,11 +24,20 @@ import xarray as xr
 
 import tapstudy
 from tapstudy.bench.frontier_tuning import Tuner
-from tapstudy.bench.speed_methods import REFERENCE, SPEED_METHODS, TUNED, Plan, find_methods, mask_of
-from tapstudy.bench.speed_steps import PARTS, Step, check_compile, middle, plain_steps, tap_steps
+from tapstudy.bench.speed_methods import (
+    REFERENCE,
+    SPEED_METHODS,
+    TAP_VARIANTS,
+    TUNED,
+    Plan,
+    find_methods,
+    mask_of,
+    why_not_compiled,
+)
+from tapstudy.bench.speed_steps import PARTS, Step, middle, plain_steps, tap_steps
 from tapstudy.bench.speed_subjects import Subject, check_name, find_device, make_subject
 
-KINDS = {"full": "without hooks", "full, hooked": "under TAP", "skip": "under TAP"}
+FULL = ("full", "full, hooked")
 PEER = "peer-"
 
 
@@ -53,9 +62,10 @@ def speed(
         device: "auto", "cpu" or "cuda".
 
     Returns:
-        Dims `model`, `method`, `kind` (of step), `part` (of a skip step) and `repeat`. Measured: `loop_seconds`,
-        `full_passes`, `mask`, `step_seconds` and `part_seconds`; and what `with_ratios` adds to them. A peer that does
-        not run on a model has NaN, and a line in `failure`. Attributes tell the machine and the versions.
+        Dims `model`, `method`, `kind` (of step: `full` without hooks and under TAP, and the skip steps of every form of
+        TAP), `skip` (the latter alone), `part` (of a skip step) and `repeat`. Measured: `loop_seconds`, `full_passes`,
+        `mask`, `step_seconds` and `part_seconds`; and what `with_ratios` adds to them. What does not run on a model,
+        or cannot be compiled, has NaN, and a line in `failure`. Attributes tell the machine and the versions.
 
     Raises:
         ValueError: no such model, method or device, no step to skip, or no repeat.
@@ -84,17 +94,20 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
     if TUNED in methods and not failures[methods.index(TUNED)]:
         plan = replace(plan, threshold=_threshold(subject, plan))
     loops = np.full((len(methods), repeats), np.nan)
+    variants = [name for name in TAP_VARIANTS if name in methods and not failures[methods.index(name)]] or ["tap"]
     kinds: list[list[float]] = []
-    parts: list[list[float]] = []
+    parts: list[list[list[float]]] = []
     for turn in range(repeats):
         gc.collect()
         for row, method in enumerate(methods):
             if not failures[row]:
                 loops[row, turn], masks[row] = _loop(subject, plan, method)
-        full, hooked, skip = _steps(subject, plan)
-        kinds.append([sum(full.values()), sum(hooked.values()), sum(skip.values())])
-        parts.append([skip.get(part, 0.0) for part in PARTS])
+        full, skips = _steps(subject, plan, variants)
+        kinds.append([sum(step.values()) for step in (*full, *skips)])
+        parts.append([[skip.get(part, 0.0) for part in PARTS] for skip in skips])
     passes = [mask.count("F") or np.nan for mask in masks]
+    names = [TAP_VARIANTS[name].kind for name in variants]
+    by_part = np.moveaxis(np.array(parts), 0, -1)
     table = xr.Dataset(
         {
             "loop_seconds": (("method", "repeat"), loops, _about("wall time of a whole loop", "s")),
@@ -102,16 +115,17 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
             "mask": ("method", masks, _about("what every step of a loop did: F full, . skipped")),
             "failure": ("method", failures, _about("why the method does not run on the model")),
             "step_seconds": (("kind", "repeat"), np.transpose(kinds), _about("wall time of a step", "s")),
-            "part_seconds": (("part", "repeat"), np.transpose(parts), _about("wall time within a skip step", "s")),
+            "part_seconds": (("skip", "part", "repeat"), by_part, _about("wall time within a skip step", "s")),
         },
         coords={
             "method": list(methods),
             "text": ("method", [SPEED_METHODS[method].text for method in methods], _about("the method")),
-            "kind": list(KINDS),
+            "kind": [*FULL, *names],
+            "skip": names,
             "part": list(PARTS),
             "repeat": range(repeats),
         },
-    )
+    )  # fmt: skip
     about: dict[str, tuple[Any, dict[str, str]]] = {
         "label": (subject.label, _about("the model")),
         "dtype": (str(subject.dtype).removeprefix("torch."), _about("dtype of the weights")),
@@ -129,7 +143,7 @@ def with_ratios(table: xr.Dataset) -> xr.Dataset:
 
     Args:
         table: `loop_seconds` (model, method, repeat), `full_passes` (model, method), `step_seconds` (model, kind,
-            repeat), `part_seconds` (model, part, repeat), attribute `steps`.
+            repeat), `part_seconds` (model, skip, part, repeat), attribute `steps`.
 
     Returns:
         Also `latency_ratio`, time of the reference by that of the method; `bound`, steps by full passes, which skip
@@ -147,7 +161,7 @@ def with_ratios(table: xr.Dataset) -> xr.Dataset:
         "step_share": (100 * steps / full, "wall time of a step, in terms of a full one without hooks", "percent"),
         "part_share": (100 * table["part_seconds"] / full, "part of a skip step, in terms of a full step", "percent"),
     }
-    order = ("model", "method", "kind", "part", "repeat")
+    order = ("model", "method", "kind", "skip", "part", "repeat")
     return table.assign({
         name: values.transpose(*order, missing_dims="ignore").assign_attrs(long_name=text, units=unit)
         for name, (values, text, unit) in added.items()
@@ -165,7 +179,11 @@ def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list
     short = plan.mask.index(".") + 2
     failures = []
     for method in methods:
-        failure = ""
+        variant = TAP_VARIANTS.get(method)
+        failure = why_not_compiled(subject.device) if variant is not None and variant.compile else ""
+        if failure:
+            failures.append(failure)
+            continue
         try:
             with SPEED_METHODS[method].apply(subject.target, plan):
                 subject.loop(min(short, plan.steps))
@@ -197,12 +215,22 @@ def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:
         return seconds, mask_of(applied, plan.steps)
 
 
-def _steps(subject: Subject, plan: Plan) -> tuple[Step, Step, Step]:
-    """A full step without hooks, one under TAP, and a skip step, each by parts."""
-    options = check_compile(plan.compile)
-    plain = plain_steps(subject.target, lambda: subject.loop(len(plan.full)), subject.device)
-    found = tap_steps(subject.target, lambda: subject.loop(plan.steps), subject.device, config=plan.config, **options)
-    return middle(plain), middle(found["full"]), middle(found["skip"])
+def _steps(subject: Subject, plan: Plan, variants: Sequence[str]) -> tuple[tuple[Step, Step], list[Step]]:
+    """A full step without hooks and one under TAP; the skip step of every variant by parts.
+
+    Loops without and with TAP take turns, so that the two kinds of full steps see the same machine.
+    """
+    full, hooked, skips = [], [], []
+    for name in variants:
+        variant = TAP_VARIANTS[name]
+        full += plain_steps(subject.target, lambda: subject.loop(len(plan.full)), subject.device)
+        found = tap_steps(
+            subject.target, lambda: subject.loop(plan.steps), subject.device,
+            config=variant.config(plan), compile=variant.compile,
+        )  # fmt: skip
+        hooked += found["full"]
+        skips.append(middle(found["skip"]))
+    return (middle(full), middle(hooked)), skips
 
 
 def _about(long_name: str, units: str = "1") -> dict[str, str]:
@@ -215,7 +243,6 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "interval": plan.interval,
         "warmup_steps": plan.warmup_steps,
         "tap_mask": plan.mask,
-        "compiled": int(plan.compile),
     }
 
 

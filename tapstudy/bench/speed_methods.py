@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+import torch
+
 from tapstudy.bench import peers
-from tapstudy.bench.speed_steps import check_compile
 from tapstudy.core.schedule import full_steps, mask_text
 from tapstudy.instrument.handle import Handle, apply_policy
 from tapstudy.policies.base import Policy
@@ -31,7 +32,6 @@ class Plan:
         steps: T.
         interval: N.
         warmup_steps: w.
-        compile: scoring and assembly are compiled.
         threshold: of First-Block Cache, which has no schedule.
 
     Raises:
@@ -41,11 +41,9 @@ class Plan:
     steps: int = 50
     interval: int = 8
     warmup_steps: int = 3
-    compile: bool = False
     threshold: float = 0.05
 
     def __post_init__(self) -> None:
-        check_compile(self.compile)
         if len(self.full) == self.steps:
             raise ValueError(
                 f"{self.steps} steps at interval {self.interval} all run in full: there is nothing to skip. Take more "
@@ -83,11 +81,46 @@ def _policy(make: Callable[[Plan], Policy]) -> Callable[[Any, Plan], AbstractCon
     return lambda target, plan: apply_policy(target, make(plan))
 
 
+@dataclass(frozen=True)
+class TAPVariant:
+    """TAP in a form of its own.
+
+    Attributes:
+        kind: what its skip steps are called.
+        shifts: in place of the default ones.
+        compile: scoring and assembly are compiled.
+    """
+
+    kind: str
+    shifts: tuple[float, ...] | None = None
+    compile: bool = False
+
+    def config(self, plan: Plan) -> TAPConfig:
+        return plan.config if self.shifts is None else replace(plan.config, shifts=self.shifts)
+
+
+TAP_VARIANTS = {
+    "tap": TAPVariant("skip"),
+    "tap-compiled": TAPVariant("skip, compiled", compile=True),
+    "tap-150": TAPVariant("skip, 150 candidates", MANY_SHIFTS),
+}
+
+
 @lru_cache
-def _tap(plan: Plan, shifts: tuple[float, ...] | None = None) -> Policy:
+def _tap(name: str, plan: Plan) -> Policy:
     """One for all loops of a plan (they use copies): what is compiled stays so."""
-    config = plan.config if shifts is None else replace(plan.config, shifts=shifts)
-    return TAPPolicy(config, **check_compile(plan.compile))
+    variant = TAP_VARIANTS[name]
+    return TAPPolicy(variant.config(plan), compile=variant.compile)
+
+
+@lru_cache
+def why_not_compiled(device: torch.device) -> str:
+    """Why `torch.compile` does not work on this machine, or nothing."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # no compiler, no Triton, an unknown device
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return ""
 
 
 def _magcache(target: Any, plan: Plan) -> AbstractContextManager[Any]:
@@ -120,8 +153,9 @@ def _taylorseer(*, lite: bool) -> Callable[[Any, Plan], AbstractContextManager[A
 
 SPEED_METHODS = {
     REFERENCE: SpeedMethod("no acceleration", lambda target, plan: nullcontext()),
-    "tap": SpeedMethod("TAP, 15 candidates", _policy(_tap)),
-    "tap-150": SpeedMethod("TAP, 150 candidates", _policy(lambda plan: _tap(plan, MANY_SHIFTS))),
+    "tap": SpeedMethod("TAP, 15 candidates", _policy(partial(_tap, "tap"))),
+    "tap-compiled": SpeedMethod("TAP, 15 candidates, compiled", _policy(partial(_tap, "tap-compiled"))),
+    "tap-150": SpeedMethod("TAP, 150 candidates", _policy(partial(_tap, "tap-150"))),
     "order0": SpeedMethod("order 0 (FORA)", _policy(lambda plan: FixedPolicy(0, config=plan.config))),
     TUNED: SpeedMethod(
         "diffusers FirstBlockCache", lambda target, plan: peers.first_block_cache(target, plan.threshold)

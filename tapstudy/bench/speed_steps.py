@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -101,19 +100,6 @@ class MarkedTAP(TAPPolicy):
         prediction = super().apply(found, choice, losses)
         self.marks.begin("scoring")
         return prediction
-
-
-def check_compile(wanted: bool) -> dict[str, Any]:
-    """The options of `TAPPolicy` for compiled scoring.
-
-    Raises:
-        ValueError: wanted, but this version's policy has no such option.
-    """
-    if not wanted:
-        return {}
-    if "compile" not in inspect.signature(TAPPolicy).parameters:
-        raise ValueError("compile: TAPPolicy of this version of tapstudy has no option `compile`; leave it out")
-    return {"compile": True}
 
 
 def plain_steps(target: Any, run: Callable[[], object], device: torch.device) -> list[Step]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,14 @@ PRESETS = {
         RealSize(
             "FLUX at half the width, 2 + 2 blocks, 512 x 512", (1, 32, 32), 128,
             {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 12, "guidance_embeds": True},
+        ),
+        1,
+    ),
+    "flux-500m": Preset(
+        "FluxTransformer2DModel",
+        RealSize(
+            "FLUX at half the width, 3 + 6 blocks, 512 x 512", (1, 32, 32), 128,
+            {"num_layers": 3, "num_single_layers": 6, "num_attention_heads": 12, "guidance_embeds": True},
         ),
         1,
     ),
@@ -150,8 +158,22 @@ def find_device(device: str) -> torch.device:
     return found
 
 
+def split_name(name: str) -> tuple[str, int | None]:
+    """Model and number of images of "model@images"; None where only the model is named.
+
+    Raises ValueError on a number of images that is none.
+    """
+    model, at, count = name.rpartition("@")
+    if not at or Path(name).is_dir():
+        return name, None
+    if not (count.isdecimal() and int(count)):
+        raise ValueError(f"{name!r}: after the @ goes a number of images, such as {model}@32")
+    return model, int(count)
+
+
 def check_name(name: str) -> None:
-    """Raises ValueError when `name` is neither a preset nor a model that `tapstudy.load` finds."""
+    """Raises ValueError when `name` is neither a preset nor a model that `tapstudy.load` finds, with or without @."""
+    name, _ = split_name(name)
     embedded = sorted(path.parent.name for path in (data_folder() / "models").glob("*/model_index.json"))
     if name in PRESETS or name in embedded or Path(name).is_dir():
         return
@@ -169,7 +191,8 @@ def make_subject(
     """A preset, or an embedded model (or model folder) with guidance.
 
     Args:
-        batch_size: images; 8 of an embedded model by default, and one of a preset.
+        name: may end with "@" and a number of images.
+        batch_size: images of a name without one; 8 of an embedded model by default, and one of a preset.
         dtype: of the weights; float32 for embedded models by default, bfloat16 for presets.
         device: the CPU by default.
 
@@ -180,9 +203,9 @@ def make_subject(
     check_name(name)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"{name}: a batch needs at least one image, got batch_size {batch_size}")
-    device = device or torch.device("cpu")
-    make = _preset if name in PRESETS else _embedded
-    return make(name, batch_size, dtype, device)
+    model, images = split_name(name)
+    make = _preset if model in PRESETS else _embedded
+    return replace(make(model, images or batch_size, dtype, device or torch.device("cpu")), name=name)
 
 
 def _preset(name: str, batch_size: int | None, dtype: torch.dtype | None, device: torch.device) -> Subject:

@@ -45,18 +45,21 @@ def loop_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
 
 
 def step_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
-    """A row of `STEP_COLUMNS` per kind of step, then per part of a skip step."""
+    """A row of `STEP_COLUMNS` per kind of step, each skip step followed by its parts."""
     one = quartiles(table).sel({"model": model})
     rows: list[tuple[str, ...]] = []
-    for dim, name, indent in (("kind", "step", ""), ("part", "part", "skip: ")):
-        for label in one[dim].values.tolist():
-            row = one.sel({dim: label})
-            rows.append((
-                indent + label,
-                _spread(1e3 * row[f"{name}_seconds"], ".2f"),
-                _spread(row[f"{name}_share"], ".2f"),
-            ))  # fmt: skip
+    for kind in one["kind"].values.tolist():
+        rows.append(_step_row(kind, one.sel(kind=kind), "step"))
+        if kind in one["skip"].values:
+            found = one.sel(skip=kind)
+            # where all is compiled there is no assembly of its own
+            parts = [part for part in one["part"].values.tolist() if found["part_seconds"].sel(part=part).any()]
+            rows += [_step_row(f"- {part}", found.sel(part=part), "part") for part in parts]
     return rows
+
+
+def _step_row(text: str, row: xr.Dataset, name: str) -> tuple[str, ...]:
+    return text, _spread(1e3 * row[f"{name}_seconds"], ".2f"), _spread(row[f"{name}_share"], ".2f")
 
 
 def memory_rows(found: xr.Dataset) -> list[tuple[str, ...]]:

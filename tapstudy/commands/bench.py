@@ -17,7 +17,11 @@ app = typer.Typer(no_args_is_help=True, help="Measure speed and quality.")
 @app.command("speed")
 def speed(
     model: Annotated[
-        str, typer.Option(help="models separated by commas: embedded, folders, or presets such as flux-200m, flux-dev")
+        str,
+        typer.Option(
+            help="models separated by commas: embedded, folders, or presets such as flux-200m and flux-dev; with @ and "
+            "a number of images after the name where it is not --batch-size"
+        ),
     ] = "mnist-dit,flux-200m",
     steps: Annotated[int, typer.Option(help="sampling steps of a loop")] = 50,
     interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
@@ -29,14 +33,13 @@ def speed(
     ),
     dtype: Annotated[str, typer.Option(help="of the weights; by default float32, bfloat16 of a preset")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    compile_: Annotated[bool, typer.Option("--compile", help="compile the scoring and assembly of TAP")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the tables in Markdown")] = False,
     out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
     table: Annotated[Path | None, typer.Option(help="print what this file holds, and measure nothing")] = None,
 ) -> None:
     """Wall time of steps and whole loops: TAP, order 0 and other people's caches beside plain sampling.
 
-    mnist-dit and flux-200m take about ten minutes on two quiet cores.
+    The default models take a quarter of an hour on two quiet cores.
     """
     with user_errors():
         from tapstudy.analysis.study import load_table, save_table
@@ -47,7 +50,7 @@ def speed(
         if table is not None:
             found = load_table(table.parent, table.stem)
         else:
-            plan = Plan(steps=steps, interval=interval, warmup_steps=warmup_steps, compile=compile_)
+            plan = Plan(steps=steps, interval=interval, warmup_steps=warmup_steps)
             found = run(
                 [name for name in model.split(",") if name],
                 plan,

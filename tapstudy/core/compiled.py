@@ -102,11 +102,12 @@ class CompiledStep:
             return None
         wide = torch.float32 if probe.device.type == "mps" else torch.float64
         forms = forms_of(weights, distance=self.distance, device=probe.device, dtype=wide)
+        known = workspace.known([other.flatten(0, -2) for other in probes])
         try:
             with self._lock:
                 residual, choice, remoteness, trusted = self._compiled(
-                    list(probes), probe, list(residuals), weights=weights.to(probe.device), forms=forms,
-                    known=workspace.known([other.flatten(0, -2) for other in probes]), distance=self.distance, granularity=self.granularity,
+                    list(probes), probe, list(residuals), weights=weights.to(probe.device), forms=forms, known=known,
+                    distance=self.distance, granularity=self.granularity,
                 )  # fmt: skip
         except Exception as error:  # what fails depends on the machine: no compiler, no Triton, an unknown device
             self._compiled = None

@@ -155,7 +155,6 @@ def chunks(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspace) -> 
         yield part, basis
 
 
-
 def _gram(basis: Tensor, *, out: Tensor) -> None:
     """Products of all vectors of a token: (vector, chunk, D) -> (chunk, vector, vector)."""
     vectors = basis.transpose(0, 1)

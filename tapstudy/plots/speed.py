@@ -17,20 +17,20 @@ def plot_speed(table: xr.Dataset) -> Figure:
     """A row per model. Left: parts of a skip step in percent of a full one. Right: latency ratio against its bound.
 
     Args:
-        table: quartiles over repeats: `part_share` (model, part, quartile), `latency_ratio` (model, method, quartile),
-            `bound` (model, method); `text` on method, `label`, `dtype` and `batch` on model. Methods that did not run
-            are NaN.
+        table: quartiles over repeats: `part_share` (model, skip, part, quartile), `latency_ratio` (model, method,
+            quartile), `bound` (model, method); `text` on method, `label`, `dtype` and `batch` on model. Methods that
+            did not run are NaN.
     """
     models = table["model"].values.tolist()
     shown = table.isel(method=table["text"].values != "no acceleration")
     with style():
         figure, axes = plt.subplots(
             len(models), 2, figsize=(9.4, 0.9 + 2.5 * len(models)), squeeze=False, constrained_layout=True,
-            gridspec_kw={"width_ratios": [1, 2.6]},
+            gridspec_kw={"width_ratios": [1, 2]},
         )  # fmt: skip
         for row, model in zip(axes, models, strict=True):
             one = shown.sel({"model": model})
-            _parts(row[0], one["part_share"].sel(quartile=0.5))
+            _parts(row[0], one["part_share"].sel(quartile=0.5).dropna("skip", how="all"))
             _ratios(row[1], one)
             row[1].set_title(f"{one['label'].item()}, {one['dtype'].item()}, batch {int(one['batch'])}")
         attrs = table.attrs
@@ -42,16 +42,18 @@ def plot_speed(table: xr.Dataset) -> Figure:
 
 
 def _parts(axis: Axes, shares: xr.DataArray) -> None:
-    bottom = 0.0
-    for part, share, colour in zip(shares["part"].values, shares.values, COLOURS, strict=False):
-        axis.bar([0], [share], bottom=bottom, width=0.5, color=colour, label=str(part))
-        bottom += float(share)
+    place, bottom = np.arange(shares.sizes["skip"]), np.zeros(shares.sizes["skip"])
+    for part, colour in zip(shares["part"].values.tolist(), COLOURS, strict=False):
+        values = shares.sel(part=part).values  # (skip,)
+        axis.bar(place, values, bottom=bottom, width=0.6, color=colour, label=part)
+        bottom += values
+    for x, top in zip(place, bottom, strict=True):
+        axis.annotate(f"{top:.2f} %", (x, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
     handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(0.72, 0.5))
-    axis.annotate(f"{bottom:.2f} %", (0, bottom), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
-    axis.set_xlim(-0.4, 0.9)
-    axis.set_xticks([0], ["skip step"])
+    axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.set_xticks(place, [str(name).replace(", ", "\n") for name in shares["skip"].values])
     axis.set_ylabel("time, % of a full step")
+    axis.margins(y=0.1)
 
 
 def _ratios(axis: Axes, one: xr.Dataset) -> None:

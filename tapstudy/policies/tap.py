@@ -51,7 +51,10 @@ class TAPPolicy(AnchoredPolicy):
             anchors.probes, probe, found.weights, distance=distance, workspace=self.workspace
         )  # (B, N, P)
         choice = choose(
-            remoteness, distance=distance, granularity=config.granularity,
-            grid=self.run.grid, region_size=config.region_size,
+            remoteness,
+            distance=distance,
+            granularity=config.granularity,
+            grid=self.run.grid,
+            region_size=config.region_size,
         )  # (B, N)
         return self.apply(found, choice, partial(losses_of, remoteness, distance=distance))

@@ -17,9 +17,9 @@ from tapstudy.bench import speed_table
 from tapstudy.bench.example_inputs import example_inputs
 from tapstudy.bench.real_sizes import RealSize
 from tapstudy.bench.speed import speed, time_subject, with_ratios
-from tapstudy.bench.speed_methods import EXTRA, SPEED_METHODS, Plan, find_methods, mask_of
-from tapstudy.bench.speed_steps import PARTS, MarkedTAP, Marks, check_compile, middle, plain_steps, tap_steps
-from tapstudy.bench.speed_subjects import PRESETS, EulerLoop, Preset, Subject, find_device, make_subject
+from tapstudy.bench.speed_methods import EXTRA, SPEED_METHODS, Plan, find_methods, mask_of, why_not_compiled
+from tapstudy.bench.speed_steps import PARTS, MarkedTAP, Marks, middle, plain_steps, tap_steps
+from tapstudy.bench.speed_subjects import PRESETS, EulerLoop, Preset, Subject, find_device, make_subject, split_name
 from tapstudy.cli import app
 from tapstudy.plots.speed import plot_speed
 from tapstudy.policies.tap import TAPPolicy
@@ -46,13 +46,14 @@ def close():
 
 
 def test_schema(measured):
-    assert measured.sizes == {"model": 1, "method": 6, "kind": 3, "part": 6, "repeat": 3}
+    assert measured.sizes == {"model": 1, "method": 6, "kind": 3, "skip": 1, "part": 6, "repeat": 3}
     for name, values in measured.data_vars.items():
         assert {"long_name", "units"} <= set(values.attrs), name
     for name in ("loop_seconds", "latency_ratio", "bound_share"):
         assert measured[name].dims == ("model", "method", "repeat")
     assert measured["step_share"].dims == ("model", "kind", "repeat")
-    assert measured["part_share"].dims == ("model", "part", "repeat")
+    assert measured["part_share"].dims == ("model", "skip", "part", "repeat")
+    assert measured["kind"].values.tolist() == ["full", "full, hooked", "skip"]
     assert measured["model"].values.tolist() == ["tiny"]
     assert {"device", "threads", "torch", "diffusers"} <= set(measured.attrs)
     assert measured["dtype"].item() == "float32"
@@ -76,9 +77,11 @@ def test_a_peer_that_does_not_run(measured):
 
 
 def test_parts_add_up_to_the_skip_step(measured):
-    parts, skip = measured["part_seconds"].sum("part"), measured["step_seconds"].sel(kind="skip")
+    parts = measured["part_seconds"].sel(skip="skip").sum("part")
+    skip = measured["step_seconds"].sel(kind="skip")
     np.testing.assert_allclose(parts, skip, rtol=1e-12)
-    np.testing.assert_allclose(measured["part_share"].sum("part"), measured["step_share"].sel(kind="skip"), rtol=1e-12)
+    shares = measured["part_share"].sel(skip="skip").sum("part")
+    np.testing.assert_allclose(shares, measured["step_share"].sel(kind="skip"), rtol=1e-12)
     assert (measured["part_seconds"] > 0).all()
 
 
@@ -88,9 +91,9 @@ def test_ratios_by_hand():
             "loop_seconds": (("model", "method", "repeat"), [[[10.0, 20], [2, 5], [np.nan, np.nan]]]),
             "full_passes": (("model", "method"), [[50, 8, np.nan]]),
             "step_seconds": (("model", "kind", "repeat"), [[[0.2, 0.4], [0.21, 0.4], [0.01, 0.02]]]),
-            "part_seconds": (("model", "part", "repeat"), [[[0.004, 0.012], [0.006, 0.008]]]),
+            "part_seconds": (("model", "skip", "part", "repeat"), [[[[0.004, 0.012], [0.006, 0.008]]]]),
         },
-        coords={"method": ["reference", "tap", "peer-x"], "kind": ["full", "full, hooked", "skip"]},
+        coords={"method": ["reference", "tap", "peer-x"], "kind": ["full", "full, hooked", "skip"], "skip": ["skip"]},
         attrs={"steps": 50},
     )
     found = with_ratios(table).isel(model=0)
@@ -99,7 +102,7 @@ def test_ratios_by_hand():
     np.testing.assert_allclose(found["bound_share"].values[1], [0.8, 0.64])
     assert np.isnan(found["bound_share"].values[2]).all()
     np.testing.assert_allclose(found["step_share"].values, [[100, 100], [105, 100], [5, 5]])
-    np.testing.assert_allclose(found["part_share"].values, [[2, 3], [3, 2]])
+    np.testing.assert_allclose(found["part_share"].values, [[[2, 3], [3, 2]]])
 
 
 def test_middle_half_by_hand():
@@ -188,7 +191,7 @@ def loop_levels(loop, steps):
 
 def test_preset_sizes():
     assert {name: preset.width for name, preset in PRESETS.items()} == {
-        "flux-200m": 1536, "flux-dev": 3072, "qwen-image": 3072, "hunyuan-video": 3072,
+        "flux-200m": 1536, "flux-500m": 1536, "flux-dev": 3072, "qwen-image": 3072, "hunyuan-video": 3072,
     }  # fmt: skip
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in PRESETS["flux-200m"].build().parameters()) >= 200e6
@@ -197,7 +200,7 @@ def test_preset_sizes():
 def test_methods_put_the_reference_first():
     assert find_methods(["tap", "reference", "tap"]) == ["reference", "tap"]
     assert find_methods([]) == [name for name in SPEED_METHODS if name not in EXTRA]
-    assert [len(policy_of(name).labels) for name in ("tap", "tap-150", "order0")] == [15, 150, 1]
+    assert [len(policy_of(name).labels) for name in ("tap", "tap-compiled", "tap-150", "order0")] == [15, 15, 150, 1]
 
 
 def policy_of(name):
@@ -217,6 +220,8 @@ def policy_of(name):
         (lambda: Plan(interval=1), "nothing to skip"),
         (lambda: find_device("tpu9"), "choose auto, cpu or cuda"),
         (lambda: make_subject("mnist-dit", batch_size=0), "got batch_size 0"),
+        (lambda: make_subject("mnist-dit@0"), "mnist-dit@32"),
+        (lambda: make_subject("mnist-dit@many"), "goes a number of images"),
     ],
 )
 def test_bad_input(call, message):
@@ -231,19 +236,50 @@ def test_a_gpu_that_is_not_there():
     assert find_device("auto") == CPU
 
 
-def test_compile_is_refused_where_the_policy_cannot(monkeypatch):
-    class Old(TAPPolicy):
-        def __init__(self, config=None): ...
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("mnist-dit", ("mnist-dit", None)), ("mnist-dit@32", ("mnist-dit", 32)), ("flux-dev@2", ("flux-dev", 2))],
+)
+def test_names_with_images(name, parts):
+    assert split_name(name) == parts
 
-    class New(TAPPolicy):
-        def __init__(self, config=None, *, compile=False): ...
 
-    monkeypatch.setattr("tapstudy.bench.speed_steps.TAPPolicy", Old)
-    with pytest.raises(ValueError, match="no option `compile`"):
-        Plan(compile=True)
-    monkeypatch.setattr("tapstudy.bench.speed_steps.TAPPolicy", New)
-    assert check_compile(True) == {"compile": True}
-    assert check_compile(False) == {}
+def test_images_of_a_name(tmp_path):
+    """They go before the batch size; a folder may have an @ of its own."""
+    make_tiny_pipe().save_pretrained(tmp_path / "a@b")
+    folder = str(tmp_path / "a@b")
+    assert split_name(folder) == (folder, None)
+    made = make_subject(f"{folder}@3", batch_size=5)
+    assert (made.name, made.batch) == (f"{folder}@3", 6)
+    assert make_subject(folder, batch_size=5).batch == 10
+
+
+def test_every_form_of_tap_has_its_steps(monkeypatch):
+    """Without a compiler the compiled form is left out, and says why."""
+    monkeypatch.setattr("tapstudy.bench.speed.why_not_compiled", lambda device: "OSError: no compiler")
+    pipe = make_tiny_pipe()
+    subject = Subject("tiny", "tiny", pipe, lambda steps: pipe([1], steps), CPU, torch.float32, 2)
+    found = time_subject(subject, PLAN, methods=["reference", "tap", "tap-compiled", "tap-150"], repeats=1)
+    assert found["skip"].values.tolist() == ["skip", "skip, 150 candidates"]
+    assert found["failure"].values.tolist() == [["", "", "OSError: no compiler", ""]]
+    assert (found["step_seconds"] > 0).all()
+    rows = [row[0] for row in speed_table.step_rows(found, "tiny")]
+    assert rows[:4] == ["full", "full, hooked", "skip", "- embedding"]
+    assert rows[9] == "skip, 150 candidates"
+
+
+@pytest.mark.slow  # compiling takes seconds
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_a_compiled_step_has_no_assembly_of_its_own():
+    assert why_not_compiled(CPU) == ""
+    pipe = make_tiny_pipe()
+    subject = Subject("tiny", "tiny", pipe, lambda steps: pipe([1], steps), CPU, torch.float32, 2)
+    found = time_subject(subject, PLAN, methods=["reference", "tap-compiled"], repeats=1)
+    assert found["mask"].values.tolist() == [["F" * 12, PLAN.mask]]
+    assert found["kind"].values.tolist() == ["full", "full, hooked", "skip, compiled"]
+    parts = found["part_seconds"].isel(model=0, skip=0, repeat=0)
+    assert [part for part in PARTS if not parts.sel(part=part)] == ["assembly"]
+    assert "- assembly" not in speed_table.page(found)
 
 
 def test_copies_of_a_policy_share_their_marks():
@@ -270,7 +306,7 @@ def test_figure(measured):
     short = speed_table.quartiles(measured)
     figure = plot_speed(short)
     left, right = figure.axes
-    shares = short["part_share"].sel(quartile=0.5).isel(model=0).values
+    shares = short["part_share"].sel(quartile=0.5).isel(model=0, skip=0).values
     np.testing.assert_allclose([bar.get_height() for bar in left.patches], shares)
     np.testing.assert_allclose([bar.get_y() for bar in left.patches], np.cumsum([0, *shares[:-1]]))
     ratios = short["latency_ratio"].sel(quartile=0.5).isel(model=0).values[1:]
