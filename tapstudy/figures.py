@@ -67,7 +67,7 @@ COMMANDS = {
     "fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc data/study/fixed.nc",
     "frontier": "tapstudy bench frontier --out data/study/frontier.nc --page docs/frontier.md",
     "errors": "tapstudy bench errors --out data/study/errors.nc",
-    "speed": "tapstudy bench speed --out data/study/speed.nc",
+    "speed": "tapstudy bench speed --model mnist-dit,mnist-dit@32,flux-200m,flux-500m --out data/study/speed.nc",
 }
 MODEL = "mnist-dit"
 

@@ -92,7 +92,7 @@ def test_figures_without_tables_say_which_command_makes_them(data, tmp_path):
     (tmp_path / "data" / "recordings").symlink_to(data / "recordings")
     found = dict(draw_all(Sources(tmp_path / "data"), tmp_path / "out", names=[*TABLES, "choice_maps"]))
     assert {name for name, what in found.items() if isinstance(what, MissingData)} == TABLES
-    assert "make it with `tapstudy bench speed --out data/study/speed.nc`" in str(found["speed"])
+    assert "make it with `tapstudy bench speed --model mnist-dit," in str(found["speed"])
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
