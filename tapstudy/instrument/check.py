@@ -188,6 +188,7 @@ def _check_site(
     events: list[StepEvent] = []
     instrument = Instrument(model, adapter, policy)
     instrument.blank_value = float("nan")
+    instrument.rounds_alike = True
     instrument.listeners.append(events.append)
     instrument.attach()
     with warnings.catch_warnings():
