@@ -92,7 +92,8 @@ class Instrument:
         for tail in tails:
             self._hook(tail, hooks.TailHook(self))
         for module, hook in savings:
-            self._hook(module, hook)
+            if module not in self._hooked:  # one hook is enough, and the others matter more
+                self._hook(module, hook)
         self._hook(self.model, hooks.RootHook(self))
         # at the end of a run pipelines look for this method; classes without caches of their own lack it
         if not hasattr(self.model, END_OF_RUN):
