@@ -69,10 +69,7 @@ def test_all_parts_are_computed_where_somebody_may_read_them(monkeypatch, name, 
         "tapstudy.instrument.savings.leading_product",
         lambda *args, **kwargs: calls.append(1) or leading_product(*args, **kwargs),
     )
-    with (
-        tapstudy.apply_policy(tiny.model, policy, shadow=shadow) as handle,
-        torch.set_grad_enabled(case == "gradients"),
-    ):
+    with tapstudy.apply_policy(tiny.model, policy, shadow=shadow) as handle, torch.set_grad_enabled(gradients):
         for step in range(3):
             tiny.model(**tiny.at(step, 3))
         assert handle.summary().contexts[0].mask[-1] == ("s" if shadow else ".")
