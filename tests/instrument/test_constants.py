@@ -149,6 +149,19 @@ def test_a_changed_argument_is_embedded_anew(monkeypatch, name, path):
     assert all(relative_error(outputs[step], outputs[0]) > 1e-4 for step in (1, 2, 4))  # it matters
 
 
+def test_an_argument_that_changes_back_is_embedded_anew(monkeypatch):
+    """What counts is the last full step, whatever the first was."""
+    tiny = make("SD3")
+    first, second = (
+        tiny.inputs | {"pooled_projections": factor * tiny.inputs["pooled_projections"]} for factor in (1, 2)
+    )
+    named = lambda handle, step: handle.context("one")  # noqa: E731
+    arguments = [first, first, second, first, second]
+    per_step, masks = assert_exact(monkeypatch, "SD3", Replay(full=(0, 2)), arguments, handle_at=named)
+    assert masks == {"one": "F.F.."}
+    assert [len(ran) for ran in per_step] == [1, 0, 1, 1, 0]
+
+
 @pytest.mark.parametrize("naming", ["handle", "cache_context", "conditioning"])
 def test_every_context_has_its_own(monkeypatch, naming):
     """Guidance in two calls, with different pooled text: neither sees what the other embedded."""

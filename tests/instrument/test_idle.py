@@ -169,7 +169,7 @@ class _Block(nn.Module):
 class WithText(nn.Module):
     def __init__(self):
         super().__init__()
-        self.text = nn.Linear(4, 8)
+        self.text, self.late = nn.Linear(4, 8), nn.Linear(4, 8)
         self.patches = nn.Conv2d(8, 8, 2, stride=2)
         self.stack = nn.ModuleList(_Block(8) for _ in range(2))
         self.last = nn.LayerNorm(8)
@@ -177,13 +177,16 @@ class WithText(nn.Module):
     def forward(self, hidden_states, timestep, encoder_hidden_states, return_dict=True):
         text = self.text(encoder_hidden_states)  # (B, T, 8)
         hidden_states = self.patches(hidden_states).flatten(2).mT  # (B, N, 8)
-        for block in self.stack:
-            hidden_states = block(hidden_states, text)
+        hidden_states = self.stack[0](hidden_states, text)
+        hidden_states = hidden_states + self.late(encoder_hidden_states).mean(dim=1, keepdim=True)
+        hidden_states = self.stack[1](hidden_states, text)
         return (self.last(hidden_states),)
 
 
 @pytest.mark.parametrize(
-    "spared", [{"idle": ("text",)}, {"modulation": ("stack.0.modulation", 1, 2)}, {"patches": "patches"}], ids=str
+    "spared",
+    [{"idle": ("text", "late")}, {"modulation": ("stack.0.modulation", 1, 2)}, {"patches": "patches"}],
+    ids=str,
 )
 def test_a_pass_whose_attention_is_not_called_starts_again_with_all_modules(monkeypatch, spared):
     one_row = Adapter(("stack",), lambda model, arguments: (1, 2, 3), tail="last", **spared)
