@@ -61,11 +61,13 @@ def constant_modules(model: nn.Module, constant: Collection[tuple[str, str]]) ->
     Raises:
         AttributeError: the model has not even the parent of one.
     """
-    paths = [path for path, _ in constant]
-    found = {
-        path: getattr(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], None) for path in paths
-    }
-    return {path: module for path, module in found.items() if module is not None}
+    found: dict[str, nn.Module] = {}
+    for path, _ in constant:
+        parent, _, name = path.rpartition(".")
+        module = getattr(model.get_submodule(parent), name, None)
+        if module is not None:
+            found[path] = module
+    return found
 
 
 def hand_out(call: Call, adapter: Adapter, arguments: Mapping[str, Any]) -> None:
