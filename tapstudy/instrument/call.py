@@ -39,10 +39,13 @@ class Call:
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
         latent_residual: the residual in latent space beside one in hidden space, likewise.
-        inputs: description of the arguments, where some modules may idle.
-        idle_outputs: what those modules gave in this pass, by path, call for call.
-        blanks: what they hand out instead of running; empty if they run.
-        outputs: arguments and output of modules that run once in a skip step, by path.
+        described: description of the arguments, where some modules may idle or are constant.
+        kept: arguments that constant modules depend on, by name.
+        outputs: what all those modules gave in this pass, by path, call for call.
+        blanks: what idle modules hand out instead of running; without those that run.
+        constants: what constant modules hand out, likewise.
+        repeated: arguments and output of modules that run once in a skip step, by path.
+        spared: a module gave less than it gives at a full step, or the same in other rounding.
     """
 
     run: ContextRun
@@ -68,14 +71,22 @@ class Call:
     list_starts: Mapping[int, Start] = field(default_factory=dict)
     deeper_inputs: dict[int, Tensor] = field(default_factory=dict)
     latent_residual: Tensor | None = None
-    inputs: dict[str, Any] | None = None
-    idle_outputs: dict[str, list[Any]] = field(default_factory=dict)
+    described: dict[str, Any] | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
     blanks: dict[str, list[Any]] = field(default_factory=dict)
-    outputs: dict[str, tuple[tuple[Any, ...], Any]] = field(default_factory=dict)
+    constants: dict[str, list[Any]] = field(default_factory=dict)
+    repeated: dict[str, tuple[tuple[Any, ...], Any]] = field(default_factory=dict)
+    spared: bool = False
 
     @property
     def kind(self) -> str:
         return "skip" if self.skips else "shadow" if self.predicts else "full"
+
+    @property
+    def certain(self) -> bool:
+        """Whether it skips, the policy will not change its mind, and nobody asks for a gradient."""
+        return self.skips and not self.undecided and not torch.is_grad_enabled()
 
     @property
     def probe(self) -> Tensor | None:
@@ -100,6 +111,10 @@ class Call:
         if self.predicts:
             self.run.fail_opens[reason] += 1
         self.skips = self.predicts = False
+
+    def start_again(self) -> None:
+        """Run the model once more, every module of it."""
+        self.blanks, self.constants, self.outputs, self.spared = {}, {}, {}, False
 
     def incomplete(self, *sequences: Tensor | None) -> str | None:
         """Why a full pass that showed these hidden states cannot enter the history, or None."""

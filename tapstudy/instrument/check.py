@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 from tapstudy.instrument.adapters import Adapter, Grid
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import find_transformers
+from tapstudy.instrument.hooks import StopForward
+from tapstudy.instrument.idle import constant_modules
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.latent import Form
+from tapstudy.instrument.trajectory import alike, same_value
 from tapstudy.policies.base import Policy, Prediction, ResidualSite
 
 TOLERANCE = 1e-5
@@ -31,7 +35,8 @@ class SiteReport:
     Attributes:
         full_error: largest difference between the outputs of the plain model and of the full step; must be 0.
         skip_error: the same for the skip step, over the image tokens, relative to the largest output. Modules that
-            the adapter lets idle hand out NaN, so it is NaN if the tail reads one.
+            the adapter lets idle hand out NaN, and so do the parts of the modulation that it says nobody reads, so it
+            is NaN if the tail reads one. Patches and modulation are computed as at a full step, to the last bit.
         probe_error: the same between the probes of the two steps.
         kinds: what the two steps turned out to be; must be full, skip.
         reasons: why the second step was not skipped.
@@ -64,7 +69,7 @@ class SiteReport:
         if not self.probe_error <= TOLERANCE:
             found.append(
                 f"the probe of the skip step is off by {self.probe_error:.1e}: if not a number, it reads a module that "
-                "the adapter names as idle"
+                "the adapter names as idle, or parts of the modulation beyond those it names"
             )
         if self.stray:
             found.append(f"these should not have run at the skip step: {', '.join(self.stray)}")
@@ -85,6 +90,8 @@ class Report:
         contexts: how guidance branches are told apart.
         sites: the steps run with the residual in hidden and in latent space.
         stray_streams: block lists whose blocks do not return the image stream where `adapter.streams` says.
+        moving: modules that the adapter names as constant, and which give something else though their argument is the
+            same.
     """
 
     model: str
@@ -94,6 +101,7 @@ class Report:
     contexts: str
     sites: tuple[SiteReport, ...]
     stray_streams: tuple[str, ...]
+    moving: tuple[str, ...]
 
     @property
     def problems(self) -> list[str]:
@@ -102,7 +110,12 @@ class Report:
             f"blocks of {name} do not return the image stream where the adapter's streams {self.adapter.streams} say"
             for name in self.stray_streams
         ]
-        return streams + [problem for site in self.sites for problem in site.problems]
+        constants = [
+            f"{path} is not constant: it depends on more than {name!r}"
+            for path, name in self.adapter.constant
+            if path in self.moving
+        ]
+        return streams + constants + [problem for site in self.sites for problem in site.problems]
 
     @property
     def ok(self) -> bool:
@@ -129,7 +142,8 @@ def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) 
     """Whether the instrument reads and replaces the right tensors of a transformer.
 
     Runs the model plainly; then a full step under the instrument, which must give the same output to the last bit;
-    then a skip step that is given the true residual, which must give it up to rounding.
+    then a skip step that is given the true residual, which must give it up to rounding. Before that, it looks whether
+    modules that the adapter names as constant change with another argument than theirs.
 
     Args:
         model: a transformer with an adapter, in eval mode (dropout would look like a problem), under no policy.
@@ -147,6 +161,7 @@ def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) 
         with _finished(model) as shapes:
             plain, _ = Form.read(model(**inputs))
         stray = _stray_streams(model, adapter, shapes)
+        moving = _moving_constants(model, adapter, inputs)
         sites = tuple(
             _check_site(model, adapter, inputs, plain=plain, policy=_Replay(site, probe_depth))
             for site in (() if stray else ("hidden", "latent"))  # such a model would stumble at the first skip step
@@ -161,6 +176,7 @@ def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) 
         contexts=f"told apart by {named}{adapter.key}",
         sites=sites,
         stray_streams=stray,
+        moving=moving,
     )
 
 
@@ -188,6 +204,7 @@ def _check_site(
     events: list[StepEvent] = []
     instrument = Instrument(model, adapter, policy)
     instrument.blank_value = float("nan")
+    instrument.rounds_alike = True
     instrument.listeners.append(events.append)
     instrument.attach()
     with warnings.catch_warnings():
@@ -234,6 +251,55 @@ def _stray_streams(model: nn.Module, adapter: Adapter, shapes: Mapping[nn.Module
         if several != (stream is not None) or entered != (left[stream] if several else left):
             stray.add(block_list)
     return tuple(adapter.blocks[index] for index in sorted(stray))
+
+
+def _moving_constants(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Constant modules that give something else when every argument but theirs changes."""
+    modules = constant_modules(model, adapter.constant)
+    names = dict(adapter.constant)
+    before = _outputs(model, adapter, modules, inputs) if modules else {}
+    moving: list[str] = []
+    for kept in dict.fromkeys(names[path] for path in modules):
+        changed = {name: value if name == kept else _another(value) for name, value in inputs.items()}
+        timestep = changed.get(adapter.timestep)
+        if isinstance(timestep, Tensor) and not timestep.is_floating_point() and kept != adapter.timestep:
+            changed[adapter.timestep] = timestep // 2
+        after = _outputs(model, adapter, modules, changed)
+        moving += [path for path in modules if names[path] == kept and not alike(before[path], after[path], same_value)]
+    return tuple(moving)
+
+
+def _another(value: Any) -> Any:
+    """Half of every number; integers stay, for they may be shapes or masks."""
+    if isinstance(value, Tensor):
+        return value / 2 if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {name: _another(part) for name, part in value.items()}
+    return type(value)(map(_another, value)) if type(value) in (list, tuple) else value
+
+
+def _outputs(
+    model: nn.Module, adapter: Adapter, modules: Mapping[str, nn.Module], inputs: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """What these modules give in a call of the model that ends at the attention of its first block."""
+    found: dict[str, list[Any]] = {path: [] for path in modules}
+
+    def stop(*_: Any) -> None:
+        raise StopForward
+
+    handles = [
+        module.register_forward_hook(lambda _module, _args, output, path=path: found[path].append(output))
+        for path, module in modules.items()
+    ]
+    (first, _), *_ = adapter.modules(model)[0]
+    handles.append(first.get_submodule(adapter.attention).register_forward_pre_hook(stop))
+    try:
+        with contextlib.suppress(StopForward):
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 @contextmanager

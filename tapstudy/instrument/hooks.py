@@ -1,4 +1,4 @@
-"""The hooks: on the transformer, on every block, on the probed attention, on the tail, on modules that may idle.
+"""The hooks: on the transformer, on every block, on the probed attention, and on the tail.
 
 A full step runs untouched but for two looks: the probe at the first input of the probed block's self-attention, and
 the residual, input of the tail minus input of the first block. At a skip step the probed block is stopped by an
@@ -122,7 +122,7 @@ class BlockHook(ModelHook):
             else:
                 if call.skips:  # its attention was not called: no probe, but nothing is lost, all blocks so far ran
                     call.give_up("probe not reached")
-                    if call.blanks:  # blocks have seen blanks, though: once more, from the start
+                    if call.spared:  # except what modules were spared: once more, from the start
                         raise StopForward
                 return output
         return self._pass_through(args, kwargs)
@@ -165,71 +165,6 @@ class DepthHook(ModelHook):
         if call is not None:
             call.deeper_inputs[self.depth] = args[0] if args else kwargs["hidden_states"]
         return args, kwargs
-
-
-class IdleHook(ModelHook):
-    """On a module whose output neither the probe nor the tail reads: does not run it at a skip step.
-
-    Inside a compiled graph it always runs: what is handed out changes from step to step.
-    """
-
-    def __init__(self, instrument: Instrument, path: str) -> None:
-        super().__init__()
-        self.instrument, self.path = instrument, path
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        call = self.instrument.call
-        if call is None or torch.compiler.is_compiling():
-            return self.fn_ref.original_forward(*args, **kwargs)
-        blanks = call.blanks.get(self.path)
-        if blanks:
-            return blanks.pop(0)
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        call.idle_outputs.setdefault(self.path, []).append(output)
-        return output
-
-
-class OnceHook(ModelHook):
-    """On a module that the model calls again with the same arguments: runs it once in a skip step."""
-
-    def __init__(self, instrument: Instrument, path: str) -> None:
-        super().__init__()
-        self.instrument, self.path = instrument, path
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        call = self.instrument.call
-        if call is None or not call.skips or module.training or torch.compiler.is_compiling():
-            return self.fn_ref.original_forward(*args, **kwargs)
-        given = (*args, *kwargs.items())
-        held, output = call.outputs.get(self.path, ((), None))
-        if len(held) == len(given) and all(map(_same_object, held, given)):
-            return output
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        call.outputs[self.path] = given, output
-        return output
-
-
-def _same_object(held: Any, given: Any) -> bool:
-    if isinstance(held, tuple) and isinstance(given, tuple):
-        return len(held) == len(given) and all(map(_same_object, held, given))
-    return held is given
-
-
-class PatchHook(ModelHook):
-    """On the convolution that makes tokens of the latent: puts the channels of a token next to each other in memory.
-
-    What follows in a skip step would otherwise walk across all tokens for every channel, or reorder them later.
-    """
-
-    def __init__(self, instrument: Instrument) -> None:
-        super().__init__()
-        self.instrument = instrument
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        call = self.instrument.call
-        if call is None or not call.skips or call.undecided or torch.compiler.is_compiling():
-            return output
-        return output.contiguous(memory_format=torch.channels_last)
 
 
 class TailHook(ModelHook):

@@ -4,11 +4,15 @@ Text projections, refiners and modulation of the text, rotary tables: blocks rea
 comes further than the first modulation of the image. Such a module then hands out zeros of the shape its output had at
 the last full step, which takes no memory (one number, repeated). That is exact, not an approximation; `tapstudy.check`
 proves it for a model by handing out NaN instead.
+
+Other modules depend on one argument that stays the same along a run, such as embedders of the guidance scale and of
+pooled text. What they give is read, so they hand out again what they gave at the last full step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from tapstudy.instrument.trajectory import alike, same_value
 
 if TYPE_CHECKING:
+    from tapstudy.instrument.adapters import Adapter
     from tapstudy.instrument.call import Call
 
 
@@ -50,15 +55,80 @@ def blank(output: Any, fill: float = 0.0) -> Any:
     return output
 
 
-def let_idle(call: Call, inputs: dict[str, Any]) -> None:
-    """Idle modules of this pass, whose arguments `inputs` describes, shall not run, if the shapes are known to fit.
+def constant_modules(model: nn.Module, constant: Collection[tuple[str, str]]) -> dict[str, nn.Module]:
+    """The modules that these pairs of a path and an argument name, by path; without those that this model lacks.
 
-    A pass that may still turn into a full one needs them, and so does the gradient of parameters in them.
+    Raises:
+        AttributeError: the model has not even the parent of one.
     """
-    call.inputs = inputs
-    certain = call.skips and not call.undecided and not torch.is_grad_enabled()
-    if certain and same_description(call.run.inputs, inputs):
-        call.blanks = {path: list(outputs) for path, outputs in call.run.blanks.items()}
+    found: dict[str, nn.Module] = {}
+    for path, _ in constant:
+        parent, _, name = path.rpartition(".")
+        module = getattr(model.get_submodule(parent), name, None)
+        if module is not None:
+            found[path] = module
+    return found
+
+
+def hand_out(call: Call, adapter: Adapter, arguments: Mapping[str, Any]) -> None:
+    """Decide what modules of this pass hand out instead of running: what they gave at the last full step, or blanks.
+
+    The shapes inside the pass must be known to be the same. A pass that may still turn into a full one needs what idle
+    modules give, and a gradient needs all. Of constants the one argument they depend on must be unchanged.
+    """
+    run, constant = call.run, dict(adapter.constant)
+    if not (adapter.idle or constant):
+        return
+    call.described = describe(arguments, (adapter.latent, adapter.timestep))
+    call.kept = {name: keep(arguments.get(name)) for name in constant.values()}
+    if not call.skips or torch.is_grad_enabled() or not same_description(run.described, call.described):
+        return
+    if call.certain:
+        call.blanks = {path: list(outputs) for path, outputs in run.blanks.items()}
+    call.constants = {
+        path: list(outputs)
+        for path, outputs in run.constants.items()
+        if alike(run.kept[constant[path]], arguments.get(constant[path]), _certainly_equal)
+    }
+
+
+def keep_outputs(call: Call, adapter: Adapter, fill: float) -> None:
+    """Keep what this full pass has shown for the skip steps to come."""
+    constant, run = dict(adapter.constant), call.run
+    run.described, run.kept = call.described, call.kept
+    run.constants = {path: outputs for path, outputs in call.outputs.items() if path in constant}
+    run.blanks = blank({path: outputs for path, outputs in call.outputs.items() if path not in constant}, fill)
+
+
+@dataclass(frozen=True, eq=False)
+class Untouched:
+    """A tensor on an accelerator: certainly the same only if it is this object and nobody has written to it since."""
+
+    tensor: Tensor
+    version: int | None
+
+    def still(self, given: Any) -> bool:
+        return given is self.tensor and self.version is not None and self.version == given._version
+
+
+def keep(value: Any) -> Any:
+    """What tells later, without waiting for an accelerator, whether an argument is certainly the same as now.
+
+    Tensors in host memory are copied, for their values cost nothing to compare: only name arguments that are small.
+    """
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu":
+            return value.detach().clone()
+        return Untouched(value, None if value.is_inference() else value._version)
+    if isinstance(value, Mapping):
+        return {name: keep(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [keep(part) for part in value]
+    return value
+
+
+def _certainly_equal(held: Any, given: Any) -> bool:
+    return held.still(given) if isinstance(held, Untouched) else _equal(held, given)
 
 
 def describe(arguments: Mapping[str, Any], moving: Collection[str]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
-from tapstudy.instrument.idle import blank, describe, idle_modules, let_idle
+from tapstudy.instrument.idle import hand_out, keep_outputs
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
+from tapstudy.instrument.savings import saving_hooks
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
 from tapstudy.policies.base import Policy, RunInfo
@@ -58,8 +59,9 @@ class Instrument:
         self._cautions = Cautions(type(model).__name__)
         self._deeper: dict[int, int] = {}
         self._wants_latent = False
-        self._may_idle = False
+        # for tapstudy.check: what nobody shall read is not a number, and nothing may differ by rounding
         self.blank_value = 0.0
+        self.rounds_alike = False
 
     # Attaching and detaching
 
@@ -81,8 +83,7 @@ class Instrument:
         attention = probed.get_submodule(self.adapter.attention)
         # blocks before a deeper probe run at a skip step, and read everything
         reads_blocks = self.policy.needs_probe and self.policy.probe_kind != "latent"
-        idle = idle_modules(self.model, self.adapter.idle) if depth == 0 or not reads_blocks else {}
-        self._may_idle = bool(idle)
+        savings = list(saving_hooks(self, early=depth == 0 or not reads_blocks))
         for index, (block, block_list) in enumerate(blocks):
             stream = self.adapter.streams[block_list]
             place = (index > depth) - (index < depth)
@@ -90,12 +91,9 @@ class Instrument:
         self._hook(attention, hooks.ProbeHook(self))
         for tail in tails:
             self._hook(tail, hooks.TailHook(self))
-        for path, module in idle.items():
-            self._hook(module, hooks.IdleHook(self, path))
-        for path in self.adapter.once:
-            self._hook(self.model.get_submodule(path), hooks.OnceHook(self, path))
-        if self.adapter.patches is not None:
-            self._hook(self.model.get_submodule(self.adapter.patches), hooks.PatchHook(self))
+        for module, hook in savings:
+            if module not in self._hooked:  # one hook is enough, and the others matter more
+                self._hook(module, hook)
         self._hook(self.model, hooks.RootHook(self))
         # at the end of a run pipelines look for this method; classes without caches of their own lack it
         if not hasattr(self.model, END_OF_RUN):
@@ -157,8 +155,7 @@ class Instrument:
         """The pipeline call is over: free the histories, keep the counts for the summary."""
         for run in self.runs.values():
             run.policy = self.policy.fresh()
-            run.key = run.timestep = run.inputs = None
-            run.blanks = {}
+            run.free()
         self._cautions.about_skips(self.runs)
         self._ended = True
 
@@ -214,8 +211,8 @@ class Instrument:
                 if call is None or not call.skips or not call.latent or call.probe_kind in ("modulated", "stream"):
                     with contextlib.suppress(hooks.StopForward):
                         output = original(*args, **kwargs)
-                    if call is not None and call.blanks and not call.skips:  # it cannot skip after all
-                        call.blanks = {}
+                    if call is not None and call.spared and not call.skips:  # it cannot skip after all
+                        call.start_again()
                         output = original(*args, **kwargs)
                 if call is not None and call.latent:
                     output = self._finish_latent(call, output)
@@ -279,12 +276,11 @@ class Instrument:
             return_dict=arguments.get("return_dict", True),
             list_starts={index: self.adapter.start(index, arguments) for index in set(self._deeper.values())},
         )
-        if self._may_idle:
-            let_idle(call, describe(arguments, (self.adapter.latent, self.adapter.timestep)))
         if kind == "latent":
             call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
             if call.undecided:
                 self.decide(call)
+        hand_out(call, self.adapter, arguments)
         return call
 
     @hooks.in_python
@@ -299,8 +295,8 @@ class Instrument:
                 "the adapter does not fit this model; tapstudy.check tells more"
             )
         run.finish(call.kind, call.prediction)
-        if self._may_idle and not call.predicts:
-            run.inputs, run.blanks = call.inputs, blank(call.idle_outputs, self.blank_value)
+        if not call.predicts:
+            keep_outputs(call, self.adapter, self.blank_value)
         if not self.listeners:
             return
         probes = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +35,10 @@ class ContextRun:
         choices: how many tokens took each labelled predictor.
         cache_bytes: most memory its history has held, in host memory if it is kept there.
         form: what the transformer's last output looked like.
-        inputs: description of the arguments of its last full step, None before.
+        described: description of the arguments of its last full step, None before.
         blanks: what modules that idle at a skip step hand out then, by path, call for call.
+        constants: what modules gave at that step whose output changes with one argument only, likewise.
+        kept: those arguments, as `idle.keep` keeps them, by name.
     """
 
     name: str
@@ -53,12 +55,19 @@ class ContextRun:
     choices: Tensor | None = None
     cache_bytes: int = 0
     form: Form | None = None
-    inputs: dict[str, Any] | None = None
+    described: dict[str, Any] | None = None
     blanks: dict[str, list[Any]] = field(default_factory=dict)
+    constants: dict[str, list[Any]] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
         return len(self.kinds)
+
+    def free(self) -> None:
+        """Let go of all tensors; what the summary needs stays."""
+        self.key = self.timestep = self.described = None
+        self.blanks, self.constants, self.kept = {}, {}, {}
 
     def finish(self, kind: str, prediction: Prediction | None) -> None:
         """Book a completed step."""
@@ -144,7 +153,9 @@ def match_run(runs: Iterable[ContextRun], key: Any, timestep: Tensor | float | N
 
 
 def alike(held: Any, given: Any, equal: Callable[[Any, Any], bool]) -> bool:
-    """The same object, or equal ones by `equal`, or lists of such."""
+    """The same object, or equal ones by `equal`, or lists or mappings of such."""
+    if isinstance(held, Mapping) and isinstance(given, Mapping):
+        return held.keys() == given.keys() and all(alike(held[name], given[name], equal) for name in held)
     if isinstance(held, list | tuple) and isinstance(given, list | tuple):
         return len(held) == len(given) and all(alike(h, g, equal) for h, g in zip(held, given, strict=True))
     return held is given or equal(held, given)

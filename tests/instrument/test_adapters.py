@@ -46,7 +46,7 @@ def test_grid_counts_the_image_tokens(tiny):
     for event in (full, skip):
         assert prod(event.grid) == tiny.tokens == event.probe.shape[1]
     assert full.residual.shape[:2] == (2, tiny.tokens)
-    assert torch.equal(full.probe, skip.probe)
+    assert relative_error(skip.probe, full.probe) < 1e-6  # patches by another product: other rounding
 
 
 GRIDS = {
@@ -119,7 +119,7 @@ def test_every_probe_depth(name):
             assert torch.equal(full, plain)
             assert [event.kind for event in events] == ["full", "skip"]
             assert relative_error(skip, plain) < 1e-5
-            assert torch.equal(events[0].probe, events[1].probe)
+            assert relative_error(events[1].probe, events[0].probe) < 1e-6
             assert events[0].probe.shape[1] == tiny.tokens
         probes.append(events[0].probe)
     assert all(not torch.equal(probes[0], probe) for probe in probes[1:])
@@ -151,7 +151,8 @@ def test_half_precision_round_trip(tiny):
     (full, skip), events = steps(tiny, Replay())
     assert torch.equal(full, plain)
     assert events[1].kind == "skip"
-    assert torch.equal(skip, plain)
+    # patches made by another product may be rounded the other way, one in some 10,000
+    assert torch.equal(skip, plain) or (find_adapter(model).patches and relative_error(skip, plain) < 2**-7)
     assert skip.dtype == torch.bfloat16
 
 

@@ -155,38 +155,50 @@ def test_another_shape_of_the_text_runs_them_again():
 class _Block(nn.Module):
     def __init__(self, width):
         super().__init__()
+        self.modulation = nn.Linear(width, 2 * width)
         self.attn1 = nn.Linear(width, width)
         self.attends = True
 
     def forward(self, hidden_states, encoder_hidden_states):
         mixed = hidden_states + encoder_hidden_states.mean(dim=1, keepdim=True)
-        return hidden_states + (self.attn1(mixed) if self.attends else mixed)
+        shift, gate = self.modulation(hidden_states.mean(dim=1, keepdim=True)).chunk(2, dim=-1)
+        mixed = mixed + shift
+        return hidden_states + gate * (self.attn1(mixed) if self.attends else mixed)
 
 
 class WithText(nn.Module):
     def __init__(self):
         super().__init__()
-        self.text = nn.Linear(4, 8)
+        self.text, self.late = nn.Linear(4, 8), nn.Linear(4, 8)
+        self.patches = nn.Conv2d(8, 8, 2, stride=2)
         self.stack = nn.ModuleList(_Block(8) for _ in range(2))
         self.last = nn.LayerNorm(8)
 
     def forward(self, hidden_states, timestep, encoder_hidden_states, return_dict=True):
         text = self.text(encoder_hidden_states)  # (B, T, 8)
-        for block in self.stack:
-            hidden_states = block(hidden_states, text)
+        hidden_states = self.patches(hidden_states).flatten(2).mT  # (B, N, 8)
+        hidden_states = self.stack[0](hidden_states, text)
+        hidden_states = hidden_states + self.late(encoder_hidden_states).mean(dim=1, keepdim=True)
+        hidden_states = self.stack[1](hidden_states, text)
         return (self.last(hidden_states),)
 
 
-def test_a_pass_whose_attention_is_not_called_starts_again_with_all_modules(monkeypatch):
-    one_row = Adapter(("stack",), lambda model, arguments: (1, 1, 6), tail="last", idle=("text",))
+@pytest.mark.parametrize(
+    "spared",
+    [{"idle": ("text", "late")}, {"modulation": ("stack.0.modulation", 1, 2)}, {"patches": "patches"}],
+    ids=str,
+)
+def test_a_pass_whose_attention_is_not_called_starts_again_with_all_modules(monkeypatch, spared):
+    one_row = Adapter(("stack",), lambda model, arguments: (1, 2, 3), tail="last", **spared)
     monkeypatch.setitem(ADAPTERS, "WithText", one_row)
     torch.manual_seed(0)
     model = WithText()
-    inputs = {"hidden_states": torch.randn(2, 6, 8), "encoder_hidden_states": torch.randn(2, 3, 4)}
+    inputs = {"hidden_states": torch.randn(2, 8, 4, 6), "encoder_hidden_states": torch.randn(2, 3, 4)}
     with torch.no_grad():
         with tapstudy.apply_policy(model, Replay()) as handle:
-            model(**inputs, timestep=torch.tensor(3.0))
-            model(**inputs, timestep=torch.tensor(2.0))
+            full = model(**inputs, timestep=torch.tensor(3.0))[0]
+            torch.testing.assert_close(model(**inputs, timestep=torch.tensor(2.0))[0], full)
+            assert handle.summary().contexts[0].mask == "F."
             for block in model.stack:
                 block.attends = False
             with pytest.warns(UserWarning, match="probe not reached"):

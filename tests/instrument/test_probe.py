@@ -100,14 +100,15 @@ def z_image(block, seen):
 
 
 FORMULAS = {
-    "CogVideoX": cogvideox, "DiT": dit, "Flux": joint, "Flux2": flux2, "HunyuanVideo": joint, "LTX": ltx,
-    "Lumina2": lumina2, "PixArt": table_and_timestep, "QwenImage": qwen, "SD3": joint, "SD3.5": joint,
-    "Sana": table_and_timestep, "Wan": wan, "Wan2.2": wan, "ZImage": z_image,
+    "CogVideoX": cogvideox, "CogVideoX1.5": cogvideox, "DiT": dit, "Flux": joint, "Flux-schnell": joint,
+    "Flux2": flux2, "HunyuanVideo": joint, "LTX": ltx, "Lumina2": lumina2, "PixArt": table_and_timestep,
+    "PixArt-1024": table_and_timestep, "QwenImage": qwen, "SD3": joint, "SD3.5": joint, "Sana": table_and_timestep,
+    "Sana-Sprint": table_and_timestep, "Wan": wan, "Wan2.2": wan, "ZImage": z_image,
 }  # fmt: skip
 
 
-def observed(name, depth):
-    """The probe that the policy saw, the probed block, and what that block was called with."""
+def observed(name, depth, *, calls=1):
+    """The probe that the policy saw at last, the probed block, and what that block was called with."""
     tiny = make(name)
     model, seen = tiny.model, {"model": tiny.model}
     block = [b for part in find_adapter(model).blocks for b in model.get_submodule(part)][depth]
@@ -120,14 +121,15 @@ def observed(name, depth):
     block.register_forward_pre_hook(keep, with_kwargs=True)
     if name == "Flux2":
         model.time_guidance_embed.register_forward_hook(lambda *given: seen.update(embedding=given[-1]))
-    _, events = steps(tiny, Replay(probe_depth=depth), calls=1)
-    return events[0].probe, block, seen
+    _, events = steps(tiny, Replay(probe_depth=depth), calls=calls)
+    return events[-1].probe, block, seen
 
 
+@pytest.mark.parametrize("calls", [1, 2], ids=["full step", "skip step"])
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_probe_is_the_modulated_input(name, depth):
-    probe, block, seen = observed(name, depth)
+def test_probe_is_the_modulated_input(name, depth, calls):
+    probe, block, seen = observed(name, depth, calls=calls)
     with torch.no_grad():
         expected = FORMULAS[name](block, seen)
     torch.testing.assert_close(probe, expected, rtol=1e-5, atol=2e-6)

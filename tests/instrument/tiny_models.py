@@ -71,19 +71,25 @@ def dit() -> Tiny:
     return Tiny(model, inputs, 16)
 
 
-def pixart() -> Tiny:
+def pixart(sizes: bool = False) -> Tiny:
+    """With `sizes`, the model of 1024 x 1024, which is told how large the image is."""
     model = diffusers.PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
-        patch_size=2, cross_attention_dim=16, caption_channels=12, use_additional_conditions=False,
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
+        patch_size=2, cross_attention_dim=24, caption_channels=12, use_additional_conditions=sizes,
     )  # fmt: skip
+    size = torch.tensor([[64.0, 96.0]] * BATCH) if sizes else None
     inputs = {
         "hidden_states": _random(BATCH, 4, 8, 12),
         "timestep": torch.tensor([500.0, 500.0]),
         "encoder_hidden_states": _random(BATCH, TEXT, 12),
         "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
-        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        "added_cond_kwargs": {"resolution": size, "aspect_ratio": None if size is None else size[:, :1] / size[:, 1:]},
     }
     return Tiny(model, inputs, 24)
+
+
+def pixart_1024() -> Tiny:
+    return pixart(sizes=True)
 
 
 def sd3(dual: tuple[int, ...] = ()) -> Tiny:
@@ -113,10 +119,10 @@ def _ids(height: int, width: int, *, columns: int = 3, image: int = 0) -> Tensor
     return ids.flatten(0, 1)
 
 
-def flux(references: int = 0) -> Tiny:
+def flux(references: int = 0, guided: bool = True) -> Tiny:
     model = diffusers.FluxTransformer2DModel(
         in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+        joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 4, 8), guidance_embeds=guided,
     )  # fmt: skip
     inputs = {
         "hidden_states": _random(BATCH, 24 * (1 + references), 8),
@@ -125,9 +131,13 @@ def flux(references: int = 0) -> Tiny:
         "pooled_projections": _random(BATCH, 10),
         "img_ids": torch.cat([_ids(4, 6, image=image) for image in range(1 + references)]),
         "txt_ids": torch.zeros(TEXT, 3),
-        "guidance": torch.tensor([3.5, 3.5]),
+        "guidance": torch.tensor([3.5, 3.5]) if guided else None,
     }
     return Tiny(model, inputs, 24, start=1.0, end=0.02)
+
+
+def flux_schnell() -> Tiny:
+    return flux(guided=False)
 
 
 def flux2() -> Tiny:
@@ -210,6 +220,22 @@ def cogvideox() -> Tiny:
     return Tiny(model, inputs, 18)
 
 
+def cogvideox15() -> Tiny:
+    """Patches across frames, cut without a convolution; image-to-video models embed an offset beside the timestep."""
+    model = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, ofs_embed_dim=8,
+        text_embed_dim=12, num_layers=3, patch_size=2, patch_size_t=2, max_text_seq_length=TEXT,
+        use_rotary_positional_embeddings=True,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": _random(BATCH, 4, 4, 4, 6),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "ofs": torch.tensor([2.0]),
+    }
+    return Tiny(model, inputs, 12)
+
+
 def ltx() -> Tiny:
     model = diffusers.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
@@ -227,19 +253,24 @@ def ltx() -> Tiny:
     return Tiny(model, inputs, 18)
 
 
-def sana() -> Tiny:
+def sana(guided: bool = False) -> Tiny:
     model = diffusers.SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
         num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=12,
-        sample_size=8,
+        sample_size=8, guidance_embeds=guided,
     )  # fmt: skip
     inputs = {
         "hidden_states": _random(BATCH, 4, 4, 6),
         "timestep": torch.tensor([500.0, 500.0]),
         "encoder_hidden_states": _random(BATCH, TEXT, 12),
         "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "guidance": torch.tensor([0.45, 0.45]) if guided else None,
     }
     return Tiny(model, inputs, 24)
+
+
+def sana_sprint() -> Tiny:
+    return sana(guided=True)
 
 
 def lumina2() -> Tiny:
@@ -285,7 +316,15 @@ CLASSES: dict[str, Callable[[], Tiny]] = {
     "Wan": wan,
     "ZImage": z_image,
 }
-VARIANTS: dict[str, Callable[[], Tiny]] = {**CLASSES, "SD3.5": sd35, "Wan2.2": wan22}
+VARIANTS: dict[str, Callable[[], Tiny]] = {
+    **CLASSES,
+    "CogVideoX1.5": cogvideox15,
+    "Flux-schnell": flux_schnell,
+    "PixArt-1024": pixart_1024,
+    "SD3.5": sd35,
+    "Sana-Sprint": sana_sprint,
+    "Wan2.2": wan22,
+}
 
 
 def make(name: str, seed: int = 0) -> Tiny:
