@@ -18,7 +18,7 @@ Parts = Iterator[tuple[slice, Tensor]]
 
 # Tokens are scored in chunks whose float64 basis is at most this large, which stays in a processor's cache. Smaller
 # ones would cost more in starts of threads.
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 6 << 20
 
 # Where |F|^2 is below this part of |F_0|^2, it is not computed from differences to F_0.
 MUCH_SMALLER = 1e-4
