@@ -72,7 +72,7 @@ class JointScores:
                     scores = {
                         (name, dtype): WindowScores(at[name], windows, workspace, history_dtype=dtype)
                         for job in jobs.values()
-                        for name, dtype in ((job.probe, None), (job.site, job.config.history_dtype))
+                        for name, dtype in ((job.probe, job.config.probe_dtype), (job.site, job.config.history_dtype))
                     }
                     for step in range(len(windows.steps[0])):
                         self._add(windows, step, jobs, scores=scores, metrics=metrics, fixed=fixed)
@@ -103,7 +103,10 @@ class JointScores:
             config = job.config
             proxy, error = (
                 values.index_select(0, columns[index]).unflatten(-1, (batch, -1)).movedim(0, -1)  # (B * W, N, distinct)
-                for values in (of(job.probe, None, config.distance), of(job.site, config.history_dtype, "l2"))
+                for values in (
+                    of(job.probe, config.probe_dtype, config.distance),
+                    of(job.site, config.history_dtype, "l2"),
+                )
             )
             choice = select(proxy, granularity=config.granularity, grid=job.grid, region_size=config.region_size)
             best = error.min(dim=-1, keepdim=True).indices  # (B * W, N, 1)

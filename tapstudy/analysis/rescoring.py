@@ -149,7 +149,7 @@ class _Kernel:
             }
             for windows in windows_of(self.wanted, self.full, self.family.num_anchors, size=h.windows_at_once):
                 found = self._candidates(windows)
-                proxies = WindowScores(h, windows, workspace)
+                proxies = WindowScores(h, windows, workspace, history_dtype=self.config.probe_dtype)
                 errors = WindowScores(r, windows, workspace, history_dtype=self.config.history_dtype)
                 for start, scores in self._scores(found, proxies, errors):
                     for name, values in scores.items():

@@ -72,6 +72,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
     "full_steps": _full_steps,
     "clip": _clip,
     "history_dtype": _dtype,
+    "probe_dtype": lambda text: None if text == "none" else _dtype(text),
 }
 _WANTED = {
     "guidance": "a number",
@@ -79,4 +80,5 @@ _WANTED = {
     "shifts": "shifts joined by +, as in 0+0.5+1",
     "full_steps": "steps joined by +, as in 0+1+2+10, or none",
     "history_dtype": "a torch dtype such as float32 or bfloat16",
+    "probe_dtype": "a torch dtype such as bfloat16, or none for the model's",
 }

@@ -14,7 +14,7 @@ import torch
 
 from tapstudy.bench.methods import find_method
 from tapstudy.policies.base import Policy, RunInfo
-from tapstudy.policies.config import DECISIVE, TAPConfig
+from tapstudy.policies.config import DECISIVE, DTYPES, TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
 
 _OWN = ("method", "model", "steps", "guidance", "policy_seed")
@@ -130,13 +130,15 @@ class Cell:
             names.discard("region_size")
         own = [name for name in _OWN if name != "policy_seed" or kind.draws]
         plain = self.to_dict()
-        return {name: plain[name] for name in own} | {n: plain["config"][n] for n in _CONFIG if n in names}
+        return {name: plain[name] for name in own} | {n: v for n, v in plain["config"].items() if n in names}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON could hold it."""
         found = asdict(self)
-        found["config"] = {name: found["config"][name] for name in DECISIVE}
-        found["config"]["history_dtype"] = str(self.config.history_dtype).removeprefix("torch.")
+        config = found["config"] = {name: found["config"][name] for name in DECISIVE}
+        if config["probe_dtype"] is None:  # cells from before there was this setting keep their names
+            del config["probe_dtype"]
+        config |= {name: str(config[name]).removeprefix("torch.") for name in DTYPES if name in config}
         return json.loads(json.dumps(found))
 
     @classmethod
@@ -144,7 +146,7 @@ class Cell:
         """The reverse of `to_dict`."""
         given = data["config"]
         config = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-        config["history_dtype"] = getattr(torch, given["history_dtype"])
+        config |= {name: getattr(torch, given[name]) for name in DTYPES if name in given}
         own = {name: value for name, value in data.items() if name != "config"}
         return cls(**own, config=TAPConfig.of(config))
 

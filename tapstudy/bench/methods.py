@@ -18,7 +18,7 @@ from tapstudy.policies.tap import TAPPolicy
 
 SCHEDULE = ("interval", "warmup_steps", "cooldown_steps", "full_steps")
 GRANULARITY = ("granularity", "region_size")
-PROBE = ("distance", "probe_depth")
+PROBE = ("distance", "probe_depth", "probe_dtype")
 
 
 def _all_but(*names: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ VARIABLES = {
     "flops_ratio": ("FLOPs of the reference over own", "1"),
 }
 TEXTS = ("method", "model", "orders", "shifts", "distance", "residual", "differences", "basis", "clip",
-         "history_dtype", "granularity", "full_steps")  # fmt: skip
+         "history_dtype", "probe_dtype", "granularity", "full_steps")  # fmt: skip
 
 
 def tidy(

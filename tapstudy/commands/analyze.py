@@ -31,6 +31,7 @@ ANALYSES = {
     "clean-images": Analysis("tapstudy.analysis.clean_image", "clean_images"),
     "heterogeneity": Analysis("tapstudy.analysis.heterogeneity", "token_dynamics"),
     "rescoring": Analysis("tapstudy.analysis.rescoring", "rescore", configured=True),
+    "stored-probes": Analysis("tapstudy.analysis.stored_probes", "stored_probes", configured=True),
 }
 
 
@@ -39,7 +40,8 @@ def analyze(
     analysis: Annotated[str, typer.Option(help=", ".join(ANALYSES))] = "proxy-correlation",
     out: Annotated[Path | None, typer.Option(help="netCDF file to write; by default RECORDING.ANALYSIS.nc")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME=VALUE of TAPConfig, for rescoring; again for every setting")
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE of TAPConfig, for rescoring and stored-probes; repeatable"),
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="dask scheduler whose workers compute: tcp://HOST:PORT")] = None,
 ) -> None:

@@ -44,6 +44,7 @@ def sample(
     basis: Annotated[str, typer.Option(help="taylor or newton")] = "taylor",
     clip: Annotated[str, typer.Option(help="none, zero or one: floor of the horizons")] = "none",
     history_dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64")] = "float32",
+    probe_dtype: Annotated[str, typer.Option(help="the same of the stored probes; by default the model's")] = "",
     history_device: Annotated[str, typer.Option(help="where the history is kept, e.g. cpu")] = "",
     granularity: Annotated[str, typer.Option(help="token, region, step or global")] = "token",
     region_size: Annotated[int, typer.Option(help="side of a region, in tokens")] = 4,
@@ -56,8 +57,9 @@ def sample(
         from tapstudy import TAPConfig, apply_policy, load
 
         dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-        if history_dtype not in dtypes:
-            raise ValueError(f"--history-dtype must be one of {', '.join(dtypes)}, got {history_dtype!r}")
+        for option, given in (("--history-dtype", history_dtype), ("--probe-dtype", probe_dtype or "float32")):
+            if given not in dtypes:
+                raise ValueError(f"{option} must be one of {', '.join(dtypes)}, got {given!r}")
         settings: dict[str, Any] = {
             "interval": interval,
             "warmup_steps": warmup_steps,
@@ -72,6 +74,7 @@ def sample(
             "basis": basis,
             "clip": None if clip == "none" else clip,
             "history_dtype": dtypes[history_dtype],
+            "probe_dtype": dtypes.get(probe_dtype),
             "history_device": history_device or None,
             "granularity": granularity,
             "region_size": region_size,

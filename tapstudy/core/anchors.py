@@ -21,18 +21,25 @@ class Anchors:
     of it.
 
     Args:
+        dtype: of the stored residuals.
+        probe_dtype: of the stored probes, None for the model's.
         device: where anchors are kept, None for where the features are. Host memory beside CUDA is pinned.
 
     Attributes:
         steps: step indices, newest first.
-        probes: tensors (batch, token, channel) in the model's dtype, or empty when none are given.
+        probes: tensors (batch, token, channel), or empty when none are given.
         residuals: tensors of the residual's shape in `dtype`.
     """
 
     def __init__(
-        self, capacity: int, dtype: torch.dtype = torch.float32, *, device: torch.device | str | None = None
+        self,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        probe_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
-        self.capacity, self.dtype = capacity, dtype
+        self.capacity, self.dtype, self.probe_dtype = capacity, dtype, probe_dtype
         self.device = None if device is None else torch.device(device)
         self.clear()
 
@@ -77,7 +84,7 @@ class Anchors:
         del self.steps[self.capacity :]
         self._rotate(self._residuals, residual, self.dtype)
         if probe is not None:
-            self._rotate(self._probes, probe, probe.dtype)
+            self._rotate(self._probes, probe, self.probe_dtype or probe.dtype)
 
     def _rotate(self, buffers: list[Tensor], tensor: Tensor, dtype: torch.dtype) -> None:
         if len(buffers) < self.capacity:

@@ -51,7 +51,7 @@ def _parts(axis: Axes, shares: xr.DataArray) -> None:
         axis.annotate(f"{top:.2f} %", (x, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.set_xticks(place, [str(name).replace(", ", "\n") for name in shares["skip"].values])
+    axis.set_xticks(place, ["\n".join(str(name).split()) for name in shares["skip"].values], fontsize=8)
     axis.set_ylabel("time, % of a full step")
     axis.margins(y=0.1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tapstudy.core.anchors import Anchors
 from tapstudy.core.products import AnchorWorkspace
 from tapstudy.core.schedule import is_full_step
 from tapstudy.core.scoring import assemble, predictor_losses
@@ -28,7 +27,7 @@ class AnchoredPolicy(Policy):
         self.labels = self.family.labels
         self.residual_site = self.config.residual
         self.probe_depth = self.config.probe_depth
-        self.anchors = Anchors(self.family.num_anchors, self.config.history_dtype, device=self.config.history_device)
+        self.anchors = self.config.anchors(self.family.num_anchors)
         self.workspace = AnchorWorkspace()
         self.run = RunInfo()
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from tapstudy.core.anchors import Anchors
 from tapstudy.core.scoring import Distance, Granularity
 from tapstudy.core.weights import Basis, Differences
 from tapstudy.policies.base import ResidualSite
@@ -32,6 +33,8 @@ class TAPConfig:
         basis: "taylor" (powers of the horizon) or "newton" (interpolation through the anchors).
         clip: what happens to horizons below 0: None keeps them, "zero" raises them to 0, "one" raises all below 1.
         history_dtype: dtype of the stored residuals.
+        probe_dtype: dtype of the stored probes, None for the model's. A narrower one saves memory and decides near ties
+            otherwise (`tapstudy analyze --analysis stored-probes`); sums are in float64 all the same.
         cooldown_steps: the last so many steps run in full.
         granularity: who chooses together: "token", "region" (windows of `region_size` tokens squared), "step" (all
             tokens of a sample) or "global" (the whole batch).
@@ -62,6 +65,7 @@ class TAPConfig:
     full_steps: tuple[int, ...] | None = None
     region_size: int = 4
     history_device: str | None = field(default=None, repr=False)  # decides nothing
+    probe_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -92,8 +96,9 @@ class TAPConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"TAPConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")
-        if not (isinstance(self.history_dtype, torch.dtype) and self.history_dtype.is_floating_point):
-            raise TypeError(f"TAPConfig: history_dtype must be a floating torch.dtype, got {self.history_dtype!r}")
+        _check_dtype("history_dtype", self.history_dtype)
+        if self.probe_dtype is not None:
+            _check_dtype("probe_dtype", self.probe_dtype)
         if self.history_device is not None:
             _check_device(self.history_device)
         if self.full_steps is not None:
@@ -115,6 +120,10 @@ class TAPConfig:
     def family(self) -> TaylorFamily:
         return TaylorFamily(self.orders, self.shifts, self.differences, self.basis, self.clip)
 
+    def anchors(self, capacity: int) -> Anchors:
+        """An empty history of so many full steps."""
+        return Anchors(capacity, self.history_dtype, probe_dtype=self.probe_dtype, device=self.history_device)
+
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TAPConfig:
         """From loose settings, naming any field that does not exist.
@@ -132,7 +141,13 @@ class TAPConfig:
 
 
 # Settings that results depend on: where the history is kept, for one, changes none.
+DTYPES = ("history_dtype", "probe_dtype")
 DECISIVE = tuple(field.name for field in fields(TAPConfig) if field.name != "history_device")
+
+
+def _check_dtype(name: str, value: object) -> None:
+    if not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise TypeError(f"TAPConfig: {name} must be a floating torch.dtype, got {value!r}")
 
 
 def _check_device(name: object) -> None:

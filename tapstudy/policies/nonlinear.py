@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tapstudy.core.anchors import Anchors
 from tapstudy.core.scoring import Distance, predictor_losses, select
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
@@ -30,7 +29,7 @@ class NonlinearPolicy(AnchoredPolicy):
         super().__init__(config, family=Reuse())
         self.predictor = predictor
         self.labels = (predictor.label,)
-        self.anchors = Anchors(predictor.num_anchors, self.config.history_dtype, device=self.config.history_device)
+        self.anchors = self.config.anchors(predictor.num_anchors)
 
     @property
     def family_text(self) -> str:
@@ -72,7 +71,7 @@ class NonlinearTAPPolicy(AnchoredPolicy):
         self.nonlinear = tuple(nonlinear)
         self.labels = (*self.family.labels, *(predictor.label for predictor in self.nonlinear))
         needed = max(self.family.num_anchors, *(predictor.num_anchors for predictor in self.nonlinear))
-        self.anchors = Anchors(needed, self.config.history_dtype, device=self.config.history_device)
+        self.anchors = self.config.anchors(needed)
 
     @property
     def family_text(self) -> str:

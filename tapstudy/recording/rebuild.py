@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tapstudy.policies.anchored import AnchoredPolicy
-from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.config import DTYPES, TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
@@ -45,7 +45,8 @@ def rebuild_policy(description: dict[str, Any]) -> AnchoredPolicy:
     settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in description["config"].items()
     }
-    config = TAPConfig.of({**settings, "history_dtype": getattr(torch, str(settings["history_dtype"]))})
+    settings |= {name: getattr(torch, str(settings[name])) for name in DTYPES if settings.get(name)}
+    config = TAPConfig.of(settings)
     match description["class"]:
         case "TAPPolicy":
             policy: AnchoredPolicy = TAPPolicy(config)

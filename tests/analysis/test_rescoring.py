@@ -49,9 +49,22 @@ def test_an_image_of_the_embedded_model(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"probe_depth": 1, "distance": "l2", "granularity": "region", "region_size": 2, "cooldown_steps": 1},
+        {
+            "probe_depth": 1,
+            "distance": "l2",
+            "granularity": "region",
+            "region_size": 2,
+            "cooldown_steps": 1,
+            "probe_dtype": torch.float16,
+        },
         {"distance": "l1", "granularity": "step", "differences": "divided", "basis": "newton", "clip": "zero"},
-        {"shifts": (0, 0.5, 1.5), "orders": (1, 2), "full_steps": (0, 1, 4, 7), "history_dtype": torch.float16},
+        {
+            "shifts": (0, 0.5, 1.5),
+            "orders": (1, 2),
+            "full_steps": (0, 1, 4, 7),
+            "history_dtype": torch.float16,
+            "probe_dtype": torch.bfloat16,
+        },
     ],
 )
 def test_every_option_as_recorded(tmp_path, settings):

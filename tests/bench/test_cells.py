@@ -16,7 +16,10 @@ NAMES = [*METHODS, "fixed0", "fixed2-1", "fixed1-0.5"]
 
 @pytest.mark.parametrize("method", NAMES)
 def test_json_and_back(method):
-    config = TAPConfig(interval=5, shifts=(0, 0.5), clip="zero", history_dtype=torch.float16, full_steps=(0, 1, 2, 9))
+    config = TAPConfig(
+        interval=5, shifts=(0, 0.5), clip="zero", history_dtype=torch.float16, probe_dtype=torch.bfloat16,
+        full_steps=(0, 1, 2, 9),
+    )  # fmt: skip
     cell = Cell(method=method, seeds=(3, 1), labels=(2,), steps=10, guidance=1, config=config)
     again = Cell.from_dict(json.loads(json.dumps(cell.to_dict())))
     assert again == cell
@@ -93,6 +96,7 @@ def test_axes_of_every_setting():
         "full_steps": "none,0+1+2",
         "clip": "none,zero",
         "history_dtype": "float32,bfloat16",
+        "probe_dtype": "none,bfloat16",
         "distance": "cosine,l2",
         "residual": "hidden",
         "differences": "divided",
@@ -106,6 +110,7 @@ def test_axes_of_every_setting():
     assert axes["full_steps"] == [None, (0, 1, 2)]
     assert axes["clip"] == [None, "zero"]
     assert axes["history_dtype"] == [torch.float32, torch.bfloat16]
+    assert axes["probe_dtype"] == [None, torch.bfloat16]
     assert axes["interval"] == axes["policy_seed"] == [1, 2]
 
 

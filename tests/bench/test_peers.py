@@ -93,7 +93,8 @@ def test_taylorseer_proper_shares_the_schedule_only(name):
         (peers.first_block_cache, ["Flux2", "SD3"], TypeError),
         (peers.first_block_cache, ["ZImage"], ValueError),
         (lambda model: peers.mag_cache(model, RATIOS, **MAG), ["Lumina2", "Sana"], ValueError),
-        (lambda model: peers.mag_cache(model, RATIOS, **MAG), ["ZImage"], KeyError),
+        # which one depends on whether diffusers has looked at the block's signature before
+        (lambda model: peers.mag_cache(model, RATIOS, **MAG), ["ZImage"], (KeyError, ValueError)),
         (lambda model: peers.taylorseer_cache(model, lite=True), ["DiT", "Lumina2", "ZImage"], ValueError),
         (lambda model: peers.taylorseer_cache(model, lite=True), ["SD3"], AttributeError),
         (peers.taylorseer_cache, ["CogVideoX", "DiT", "LTX", "PixArt", "Sana", "Wan", "ZImage"], ValueError),

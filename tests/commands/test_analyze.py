@@ -24,7 +24,9 @@ def regret(recording):
         lambda e, c: np.take_along_axis(e, c[..., None].astype(int), -1)[..., 0],
         error, chosen, input_core_dims=[["predictor"], []], dask="parallelized", output_dtypes=["float32"],
     )  # fmt: skip
-    return xr.Dataset({"regret": (own - error.min("predictor")).assign_attrs(long_name="regret", units="1")})
+    return xr.Dataset(
+        {"regret": (own - error.min("predictor", skipna=False)).assign_attrs(long_name="regret", units="1")}
+    )
 
 
 def settings(recording, config):
@@ -102,7 +104,10 @@ def test_settings_reach_the_function(tmp_path):
     [
         ([str(SCORES), "--analysis", "proxy-corelation"], "did you mean 'proxy-correlation'"),
         ([str(SCORES), "--analysis", "zzz"], "there are proxy-correlation"),
-        ([str(SCORES), "--analysis", "regret", "--set", "interval=4"], "regret takes no --set; rescoring, settings"),
+        (
+            [str(SCORES), "--analysis", "regret", "--set", "interval=4"],
+            "regret takes no --set; rescoring, stored-probes, settings",
+        ),
         ([str(SCORES), "--analysis", "settings", "--set", "intervall=4"], "did you mean 'interval'"),
         ([str(SCORES), "--analysis", "settings", "--set", "method=tap"], "TAPConfig has no field 'method'"),
         ([str(SCORES), "--analysis", "settings", "--set", "interval=4,5"], "interval has several values"),

@@ -29,6 +29,15 @@ def test_full_history_reuses_its_memory():
     assert anchors.residuals[1].sum() == 0
 
 
+def test_probes_in_a_dtype_of_their_own():
+    anchors = Anchors(2, probe_dtype=torch.bfloat16)
+    probe = torch.full((1, 2, 3), 1 / 3)
+    anchors.push(0, probe, probe)
+    assert torch.equal(anchors.probes[0], probe.bfloat16())
+    assert torch.equal(anchors.residuals[0], probe)
+    assert anchors.nbytes == 6 * (2 + 4)
+
+
 def test_steps_must_grow():
     anchors = Anchors(3)
     anchors.push(4, None, torch.zeros(1, 1, 1))

@@ -1,5 +1,7 @@
 """The compiled skip step equals the eager one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,9 +30,11 @@ def run(policy, steps=12):
 
 @pytest.mark.slow  # compiling takes seconds
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
-@pytest.mark.parametrize(("distance", "granularity"), [("cosine", "token"), ("l2", "step")])
-def test_equals_the_eager_step_and_compiles_once(distance, granularity):
-    config = TAPConfig(interval=5, distance=distance, granularity=granularity)
+@pytest.mark.parametrize(
+    ("distance", "granularity", "probe_dtype"), [("cosine", "token", None), ("l2", "step", torch.bfloat16)]
+)
+def test_equals_the_eager_step_and_compiles_once(distance, granularity, probe_dtype):
+    config = TAPConfig(interval=5, distance=distance, granularity=granularity, probe_dtype=probe_dtype)
     torch.compiler.reset()
     counts = torch._dynamo.utils.counters["stats"]
     before = counts["unique_graphs"]
@@ -61,3 +65,24 @@ def test_goes_on_without_a_compiler():
 def test_what_makes_no_graph(wrong):
     with pytest.raises(ValueError, match="leave compile out"):
         CompiledStep(**wrong)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2", "l1"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probes_stored_in_half_precision(distance, dtype):
+    """The same as if the model had shown rounded probes at full steps, and exact ones in between."""
+    config = TAPConfig(interval=5, distance=distance)
+    policy, rounded = TAPPolicy(replace(config, probe_dtype=dtype)), TAPPolicy(config)
+    for one in (policy, rounded):
+        one.begin(RunInfo(num_steps=12))
+    for step in range(12):
+        probe, residual = features(step)
+        if policy.wants_full(step):
+            policy.observe(step, probe, residual)
+            rounded.observe(step, probe.to(dtype).float(), residual)
+        else:
+            found, expected = policy.predict(step, probe), rounded.predict(step, probe)
+            assert torch.equal(found.choice, expected.choice)
+            assert torch.equal(found.residual, expected.residual)
+            assert torch.equal(found.proxy_loss, expected.proxy_loss)
+    assert policy.cache_bytes == 3 * 2 * 6 * 5 * (2 + 4)

@@ -26,6 +26,7 @@ from tapstudy import TAPConfig
         ({"clip": "two"}, ValueError, "clip must be one of"),
         ({"granularity": "head"}, ValueError, "granularity must be one of"),
         ({"history_dtype": torch.int32}, TypeError, "history_dtype must be a floating"),
+        ({"probe_dtype": "bfloat16"}, TypeError, "probe_dtype must be a floating"),
         ({"history_device": 0}, TypeError, "history_device must be the name of a device"),
         ({"history_device": "gpu9"}, ValueError, "torch knows no history_device 'gpu9'"),
         ({"full_steps": (1, 5)}, ValueError, "must hold step 0"),

@@ -1,0 +1,49 @@
+"""What storing the probes of full steps in fewer bits does to the choices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import xarray as xr
+
+from tapstudy.analysis.rescoring import rescore
+from tapstudy.policies.config import TAPConfig
+
+
+def stored_probes(recording: xr.Dataset, config: TAPConfig | None = None) -> xr.Dataset:
+    """How many tokens choose otherwise when stored probes are rounded, and what that costs, teacher-forced.
+
+    Args:
+        recording: as for `rescore`.
+        config: with the `probe_dtype` in question; bfloat16 where it has none.
+
+    Returns:
+        Lazily, per image the means over contexts, skip steps and tokens, (sample,): `changed`, the share of tokens
+        with another choice; `true_error` of the choice by exact probes; and `true_error_change` by rounded ones.
+
+    Raises:
+        ValueError: as `rescore`.
+    """
+    config = config or TAPConfig()
+    rounded = replace(config, probe_dtype=config.probe_dtype or torch.bfloat16)
+    exact, stored = (
+        rescore(recording, one, selected_only=True)[["choice", "chosen_true_error", "is_full"]]
+        for one in (replace(config, probe_dtype=None), rounded)
+    )
+    skips = exact["is_full"] == 0  # (..., step)
+    dims = [dim for dim in exact["choice"].dims if dim != "sample"]
+    error = exact["chosen_true_error"].mean(dims)  # of skip steps, as others have none
+    found = xr.Dataset({
+        "changed": (exact["choice"] != stored["choice"]).where(skips).mean(dims),
+        "true_error": error,
+        "true_error_change": stored["chosen_true_error"].mean(dims) / error - 1,
+    })  # fmt: skip
+    name = str(rounded.probe_dtype).removeprefix("torch.")
+    about = {
+        "changed": f"share of tokens that choose otherwise by probes stored in {name}",
+        "true_error": "relative error of the choice by exact probes",
+        "true_error_change": f"growth of that error by probes stored in {name}, relative",
+    }
+    described = {n: found[n].assign_attrs(long_name=text, units="1") for n, text in about.items()}
+    return found.assign(described).assign_attrs(probe_dtype=name)
