@@ -18,8 +18,9 @@ from tapstudy.predictors.family import Family
 class TAPPolicy(AnchoredPolicy):
     """At a skip step every token takes the predictor that forecasts its probe best.
 
-    Cost of a skip step beside the model's own embedding, first modulation and tail: O(J^2 D) per token for the Gram
-    matrix of J anchors, O(J^2) per candidate, O(J D) to assemble. Memory: J probes and J residuals per context.
+    Cost of a skip step beside the model's own embedding, first modulation and tail: per token O(J D) for inner products
+    with J anchors on a processor, which keeps those among the anchors, O(J^2 D) on an accelerator; O(J^2) per
+    candidate; O(J D) to assemble. Memory: J probes and J residuals per context.
 
     Args:
         config, family: as for `AnchoredPolicy`.
