@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
-import torch
-
 from tapstudy.bench.methods import find_method
 from tapstudy.policies.base import Policy, RunInfo
-from tapstudy.policies.config import DECISIVE, DTYPES, TAPConfig
+from tapstudy.policies.config import DECISIVE, TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
 
 _OWN = ("method", "model", "steps", "guidance", "policy_seed")
@@ -134,21 +132,12 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON could hold it."""
-        found = asdict(self)
-        config = found["config"] = {name: found["config"][name] for name in DECISIVE}
-        if config["probe_dtype"] is None:  # cells from before there was this setting keep their names
-            del config["probe_dtype"]
-        config |= {name: str(config[name]).removeprefix("torch.") for name in DTYPES if name in config}
-        return json.loads(json.dumps(found))
+        return json.loads(json.dumps({**asdict(self), "config": self.config.plain()}))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Cell:
         """The reverse of `to_dict`."""
-        given = data["config"]
-        config = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-        config |= {name: getattr(torch, given[name]) for name in DTYPES if name in given}
-        own = {name: value for name, value in data.items() if name != "config"}
-        return cls(**own, config=TAPConfig.of(config))
+        return cls(**{**data, "config": TAPConfig.from_plain(data["config"])})
 
     @property
     def name(self) -> str:

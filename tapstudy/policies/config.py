@@ -124,6 +124,28 @@ class TAPConfig:
         """An empty history of so many full steps."""
         return Anchors(capacity, self.history_dtype, probe_dtype=self.probe_dtype, device=self.history_device)
 
+    def plain(self) -> dict[str, Any]:
+        """The settings that results depend on, as JSON could hold them; `from_plain` reads them.
+
+        A `probe_dtype` that is not set is left out, as in what was written before there was this setting.
+        """
+        found = {name: getattr(self, name) for name in DECISIVE}
+        if self.probe_dtype is None:
+            del found["probe_dtype"]
+        return {n: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v for n, v in found.items()}
+
+    @classmethod
+    def from_plain(cls, settings: Mapping[str, Any]) -> TAPConfig:
+        """The reverse of `plain`, by way of JSON or not.
+
+        Raises:
+            TypeError, ValueError: as `of`.
+        """
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        for name in {"history_dtype", "probe_dtype"} & given.keys():
+            given[name] = getattr(torch, str(given[name]))
+        return cls.of(given)
+
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TAPConfig:
         """From loose settings, naming any field that does not exist.
@@ -141,7 +163,6 @@ class TAPConfig:
 
 
 # Settings that results depend on: where the history is kept, for one, changes none.
-DTYPES = ("history_dtype", "probe_dtype")
 DECISIVE = tuple(field.name for field in fields(TAPConfig) if field.name != "history_device")
 
 

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tapstudy.policies.anchored import AnchoredPolicy
-from tapstudy.policies.config import DTYPES, TAPConfig
+from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
@@ -42,11 +40,7 @@ def recorder_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
 
 def rebuild_policy(description: dict[str, Any]) -> AnchoredPolicy:
     """Undo `record.describe` for the policies that come with the package and the family of their configuration."""
-    settings: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in description["config"].items()
-    }
-    settings |= {name: getattr(torch, str(settings[name])) for name in DTYPES if settings.get(name)}
-    config = TAPConfig.of(settings)
+    config = TAPConfig.from_plain(description["config"])
     match description["class"]:
         case "TAPPolicy":
             policy: AnchoredPolicy = TAPPolicy(config)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Policy
-from tapstudy.policies.config import DECISIVE, TAPConfig
+from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.recording.damage import RecordingError
@@ -171,12 +171,12 @@ def record(
 def describe(policy: AnchoredPolicy) -> dict[str, Any]:
     """Class and settings of a policy, as JSON could hold them."""
     settings = {name: getattr(policy, name) for name in ("seed", "distance") if hasattr(policy, name)}
-    config = {name: _plain(getattr(policy.config, name)) for name in DECISIVE}
-    return {"class": type(policy).__name__, "family": policy.family_text, "settings": settings, "config": config}
-
-
-def _plain(value: Any) -> Any:
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    return {
+        "class": type(policy).__name__,
+        "family": policy.family_text,
+        "settings": settings,
+        "config": policy.config.plain(),
+    }
 
 
 def _to_json(configuration: Mapping[str, Any]) -> str:
