@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tapstudy.analysis.teacher_forced import Array, Trajectories, Windows
 from tapstudy.core.losses import Distance, Workspace, losses_from_products
-from tapstudy.core.products import CHUNK_BYTES, MUCH_SMALLER
+from tapstudy.core.products import MUCH_SMALLER, chunk_size
 from tapstudy.core.scoring import predictor_losses
 
 
@@ -130,7 +130,7 @@ class WindowScores:
         rows = self.trajectories.count * windows * tokens
         gram = self.workspace.take(like, (rows, count, count + steps), torch.float64, name="gram")
         square = torch.empty(steps, rows, dtype=torch.float64)
-        size = min(tokens, max(1, CHUNK_BYTES // (8 * width * (count + steps))))
+        size = min(tokens, chunk_size(count + steps, width))
         buffer = self.workspace.take(like, (count + steps, size, width), torch.float64, name="basis")
         for row in range(0, rows, tokens):
             sample, window = divmod(row // tokens, windows)

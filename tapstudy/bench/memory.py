@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tapstudy.analysis.teacher_forced import anchors_at
 from tapstudy.bench.speed_methods import SPEED_METHODS, Plan
 from tapstudy.bench.speed_subjects import PRESETS, Subject, check_name, find_device, make_subject, split_name
-from tapstudy.core.products import CHUNK_BYTES
+from tapstudy.core.products import chunk_size
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.config import TAPConfig
@@ -65,7 +65,7 @@ def workspace_bytes(shape: Features, *, anchors: int, distinct: int) -> int:
     size, tokens = torch.float64.itemsize, shape.batch * shape.tokens
 
     def chunk(rows: int) -> int:
-        return rows * min(tokens, max(1, CHUNK_BYTES // (rows * shape.probe_width * size))) * shape.probe_width
+        return rows * min(tokens, chunk_size(rows, shape.probe_width)) * shape.probe_width
 
     gram = max(anchors**2, anchors + 1)
     parts = anchors * (anchors + 1) // 2 + anchors + 1  # products of the anchors, kept until there are others, and new

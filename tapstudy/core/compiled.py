@@ -48,7 +48,7 @@ def whole_step(
         Residual (batch, token, channel); choice (batch, token); remoteness (batch, token, predictor), float32; and
         whether the choice is to be trusted: with `known`, it is not where an actual probe is much smaller than before.
     """
-    wide = torch.float32 if probe.device.type == "mps" else torch.float64
+    wide = forms.across.dtype
     # by way of float32, since processors are slow to go from half precision to float64 at once
     single = torch.promote_types(probe.dtype, torch.float32)
     actual, newest, *others = (feature.flatten(0, -2).to(single).to(wide) for feature in (probe, *probes))  # (T, D)
@@ -100,8 +100,7 @@ class CompiledStep:
         """As `whole_step`; None where it cannot be compiled, with one warning, or the choice is not to be trusted."""
         if self._compiled is None:
             return None
-        wide = torch.float32 if probe.device.type == "mps" else torch.float64
-        forms = forms_of(weights, distance=self.distance, device=probe.device, dtype=wide)
+        forms = forms_of(weights, distance=self.distance, device=probe.device)
         known = workspace.known([other.flatten(0, -2) for other in probes])
         try:
             with self._lock:
@@ -114,6 +113,6 @@ class CompiledStep:
             first = str(error).strip().split("\n")[0]
             warnings.warn(f"compile=True failed ({first}), going on without it", RuntimeWarning, stacklevel=2)
             return None
-        if probe.device.type == "cpu" and not trusted:  # elsewhere nothing is known, and nothing waits for the device
+        if known is not None and not trusted:  # nothing is known on accelerators: nobody waits for one
             return None
         return residual, choice, remoteness

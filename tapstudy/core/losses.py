@@ -8,6 +8,7 @@ s^2, a quadratic form of products of differences, may cancel: it is summed in fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import isqrt, prod
 from typing import Literal, NamedTuple
@@ -39,6 +40,11 @@ class Workspace:
         return held[:count].view(shape)
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What inner products are summed in: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def pairs_of(count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """The pairs (0, 0), (0, 1), .., (1, 1), .. of `count` vectors: first and second, (K,) each."""
     first, second = torch.triu_indices(count, count, device=device)
@@ -66,14 +72,9 @@ def losses_from_products(
         `out`. A token without direction, or a prediction, has cosine distance 1; a token of zeros the absolute norm.
     """
     norm = products[..., :1, :]
-    shape = (*weights.shape[:-1], products.shape[-1])  # (..., P, T)
+    room = _room(workspace, products, (*weights.shape[:-1], products.shape[-1]))  # (..., P, T)
     dtype = torch.float32 if out is None else out.dtype
-    sums = weights.sum(dim=-1, keepdim=True)
-    error = torch.cat([weights[..., 1:], sums], dim=-1)  # of the differences, (..., P, J)
-
-    def room(name: str, dtype: torch.dtype) -> Tensor | None:
-        return None if workspace is None else workspace.take(products, shape, dtype, name=name)
-
+    sums, error = _error(weights)
     if distance == "l2":
         scaled = products / torch.where(norm > 0, norm, 1)
         form = _form(torch.cat([sums - 1, error], dim=-1))
@@ -113,13 +114,11 @@ class Forms(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def forms_of(weights: Tensor, *, distance: Distance, device: torch.device, dtype: torch.dtype) -> Forms:
+def forms_of(weights: Tensor, *, distance: Distance, device: torch.device) -> Forms:
     """The forms of weights (predictor, J) that will not be changed; kept, since the same weights come again."""
-    weights = weights.to(device, dtype)
-    sums = weights.sum(dim=-1, keepdim=True)
-    error = torch.cat([weights[..., 1:], sums], dim=-1)  # of the differences, (P, J)
-    count = weights.shape[-1]
-    pairs = pairs_of(count, device)
+    weights = weights.to(device, wide_dtype(device))
+    sums, error = _error(weights)
+    pairs = pairs_of(weights.shape[-1], device)
     if distance == "l2":
         return Forms(None, _form(torch.cat([sums - 1, error], dim=-1)), *pairs)
     # of <F, A_0>, which takes the place of |F|^2, <F, A_j - A_0> and <F, A_0 - F>
@@ -145,11 +144,8 @@ def remoteness_from_products(
         cotangent. It is -inf for a perfect prediction, 0 for a right angle (and where there is no direction), and
         keeps its relative precision everywhere, as neither the cosine nor the sine would. l2: the squared loss.
     """
-    shape, dtype = (len(forms.across), products.shape[-1]), torch.float32 if out is None else out.dtype
-
-    def room(name: str, dtype: torch.dtype) -> Tensor | None:
-        return None if workspace is None else workspace.take(products, shape, dtype, name=name)
-
+    room = _room(workspace, products, (len(forms.across), products.shape[-1]))
+    dtype = torch.float32 if out is None else out.dtype
     norm = products[:1]
     if forms.along is None:
         square = torch.matmul(forms.across, products, out=room("square", products.dtype)).clamp_(min=0)
@@ -177,6 +173,21 @@ def losses_of(remoteness: Tensor, *, distance: Distance = "cosine") -> Tensor:
     size = remoteness.abs()
     cosine = size.reciprocal().add_(1).rsqrt_()  # without its sign
     return torch.where(remoteness > 0, 1 + cosine, 1 / ((1 + size) * (1 + cosine)))
+
+
+def _room(
+    workspace: Workspace | None, like: Tensor, shape: tuple[int, ...]
+) -> Callable[[str, torch.dtype], Tensor | None]:
+    """Where results of that shape go, by name and dtype; None is new memory."""
+    if workspace is None:
+        return lambda name, dtype: None
+    return lambda name, dtype: workspace.take(like, shape, dtype, name=name)
+
+
+def _error(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the weights, (..., P, 1), and those of the differences in the error, (..., P, J)."""
+    sums = weights.sum(dim=-1, keepdim=True)
+    return sums, torch.cat([weights[..., 1:], sums], dim=-1)
 
 
 def _form(coefficients: Tensor) -> Tensor:

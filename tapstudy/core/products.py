@@ -140,10 +140,15 @@ def differences(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspace
         yield part, basis
 
 
+def chunk_size(rows: int, width: int, dtype: torch.dtype = torch.float64) -> int:
+    """Tokens in a chunk of so many rows of vectors."""
+    return max(1, CHUNK_BYTES // (rows * width * dtype.itemsize))
+
+
 def chunks(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspace) -> Parts:
     """`rows`, (T, D) each, of some tokens after the other, (J + 1, chunk, D), in one buffer used again."""
     tokens, width = rows[0].shape
-    size = max(1, CHUNK_BYTES // (len(rows) * width * dtype.itemsize))
+    size = chunk_size(len(rows), width, dtype)
     if rows[0].device.type != "cpu":
         size *= 64  # accelerators want few, large launches
     buffer = workspace.take(rows[0], (len(rows), min(size, tokens), width), dtype, name="basis")

@@ -20,6 +20,7 @@ from tapstudy.core.losses import (
     losses_from_products,
     losses_of,
     remoteness_from_products,
+    wide_dtype,
 )
 from tapstudy.core.products import AnchorWorkspace, Parts, all_products, differences
 
@@ -70,7 +71,7 @@ def predictor_remoteness(
     """
     products, remoteness, workspace = _products(anchors, actual, weights, distance, workspace)
     if products is not None:
-        forms = forms_of(weights, distance=distance, device=products.device, dtype=products.dtype)
+        forms = forms_of(weights, distance=distance, device=products.device)
         remoteness_from_products(products, forms, out=remoteness, workspace=workspace)
     return remoteness.T.view(*actual.shape[:-1], len(weights))
 
@@ -80,7 +81,7 @@ def _products(
 ) -> tuple[Tensor | None, Tensor, Workspace]:
     """All products, (K, T), and room for scores, (P, T), T = B * N. With l1 none, and the losses."""
     workspace = workspace or Workspace()
-    wide = torch.float32 if actual.device.type == "mps" else torch.float64
+    wide = wide_dtype(actual.device)
     rows = [tensor.flatten(0, -2) for tensor in (actual, *anchors[1:], anchors[0])]  # (T, D) each
     scores = actual.new_empty(len(weights), len(rows[0]), dtype=torch.promote_types(actual.dtype, torch.float32))
     if distance == "l1":

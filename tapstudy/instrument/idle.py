@@ -33,8 +33,7 @@ def idle_modules(model: nn.Module, paths: Collection[str]) -> dict[str, nn.Modul
     """
     found: dict[str, nn.Module] = {}
     for path in paths:
-        parent, _, name = path.rpartition(".")
-        module = getattr(model.get_submodule(parent), name)
+        module = _named(model, path)
         if isinstance(module, nn.ModuleList):
             found |= {f"{path}.{index}": child for index, child in enumerate(module)}
         elif module is not None:
@@ -61,13 +60,14 @@ def constant_modules(model: nn.Module, constant: Collection[tuple[str, str]]) ->
     Raises:
         AttributeError: the model has not even the parent of one.
     """
-    found: dict[str, nn.Module] = {}
-    for path, _ in constant:
-        parent, _, name = path.rpartition(".")
-        module = getattr(model.get_submodule(parent), name, None)
-        if module is not None:
-            found[path] = module
-    return found
+    modules = {path: _named(model, path, None) for path, _ in constant}
+    return {path: module for path, module in modules.items() if module is not None}
+
+
+def _named(model: nn.Module, path: str, *default: Any) -> Any:
+    """What the parent of a path holds under its last name, which may be None."""
+    parent, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(parent), name, *default)
 
 
 def hand_out(call: Call, adapter: Adapter, arguments: Mapping[str, Any]) -> None:

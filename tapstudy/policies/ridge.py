@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tapstudy.core.losses import wide_dtype
 from tapstudy.core.scoring import assemble
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
@@ -72,7 +73,7 @@ def ridge_rows(anchors: Sequence[Tensor], actual: Tensor, default: Tensor, *, st
     Returns:
         (batch, token, J), float64 (float32 on devices without it).
     """
-    dtype = torch.float32 if actual.device.type == "mps" else torch.float64
+    dtype = wide_dtype(actual.device)
     default = default.to(actual.device, dtype)
     newest, *older = (anchor.to(dtype) for anchor in anchors)  # (B, N, D) each
     if not older:
