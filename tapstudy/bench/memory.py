@@ -56,21 +56,18 @@ def history_bytes(shape: Features, *, anchors: int, history_dtype: torch.dtype, 
 def workspace_bytes(shape: Features, *, anchors: int, distinct: int) -> int:
     """Buffers for scoring by cosine or l2, kept between the steps on a CPU, per context; elsewhere none are kept.
 
-    A chunk of tokens and inner products in float64, and what becomes the scores. (Where a token has become a hundred
-    times smaller than at the anchor all products are computed anew, for which there are J + 1 squared at a time.)
+    A chunk of tokens and inner products in float64, and what becomes the scores.
 
     Args:
         distinct: most predictors that differ at one step.
     """
     size, tokens = torch.float64.itemsize, shape.batch * shape.tokens
 
-    def chunk(rows: int) -> int:
-        return rows * min(tokens, chunk_size(rows, shape.probe_width)) * shape.probe_width
-
-    gram = max(anchors**2, anchors + 1)
+    rows = anchors + 1
+    chunk = rows * min(tokens, chunk_size(rows, shape.probe_width)) * shape.probe_width
     parts = anchors * (anchors + 1) // 2 + anchors + 1  # products of the anchors, kept until there are others, and new
     products = (anchors + 1) * (anchors + 2) // 2
-    kept = max(chunk(anchors), chunk(anchors + 1)) + tokens * (gram + parts + products)
+    kept = chunk + tokens * (rows**2 + parts + products)
     return size * kept + SCORE_BYTES * distinct * tokens
 
 

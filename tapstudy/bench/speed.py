@@ -2,9 +2,10 @@
 
 Conventions. A loop is one call of the pipeline, from its noise to its last step, with an empty history at its start.
 The first loop of every method, a short one, is not counted; First-Block Cache, which has no schedule, gets the
-threshold that makes about as many full passes as the others. Then the methods take turns, `repeats` times, so that a
-machine that slows down does so for all; whatever stands in one ratio was measured in the same turn. Steps are timed in
-loops of their own. On a GPU times of steps are those of its stream, all else is the clock's.
+threshold that makes about as many full passes as the others. Then come turns, `repeats` of them. In a turn every method
+runs before plain sampling and, in reverse order, behind it, and its mean counts: a machine that slows down steadily
+does so for all alike. Whatever stands in one ratio was measured in the same turn. Steps are timed in loops of their
+own. On a GPU times of steps are those of its stream, all else is the clock's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import diffusers
@@ -89,7 +91,7 @@ def speed(
 
 
 def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeats: int) -> xr.Dataset:
-    """`speed` of one model."""
+    """`speed` of one model; the first of the methods is the reference."""
     masks, failures = _warm_up(subject, plan, methods)
     if TUNED in methods and not failures[methods.index(TUNED)]:
         plan = replace(plan, threshold=_threshold(subject, plan))
@@ -99,9 +101,12 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
     parts: list[list[list[float]]] = []
     for turn in range(repeats):
         gc.collect()
-        for row, method in enumerate(methods):
+        seconds: list[list[float]] = [[] for _ in methods]
+        for row in [*reversed(range(len(methods))), *range(1, len(methods))]:  # the reference is the first
             if not failures[row]:
-                loops[row, turn], masks[row] = _loop(subject, plan, method)
+                once, masks[row] = _loop(subject, plan, methods[row])
+                seconds[row].append(once)
+        loops[:, turn] = [fmean(times) if times else np.nan for times in seconds]
         full, skips = _steps(subject, plan, variants)
         kinds.append([sum(step.values()) for step in (*full, *skips)])
         parts.append([[skip.get(part, 0.0) for part in PARTS] for skip in skips])
@@ -221,15 +226,18 @@ def _steps(subject: Subject, plan: Plan, variants: Sequence[str]) -> tuple[tuple
     Loops without and with TAP take turns, so that the two kinds of full steps see the same machine.
     """
     full, hooked, skips = [], [], []
-    for name in variants:
-        variant = TAP_VARIANTS[name]
-        full += plain_steps(subject.target, lambda: subject.loop(len(plan.full)), subject.device)
-        found = tap_steps(
-            subject.target, lambda: subject.loop(plan.steps), subject.device,
-            config=variant.config(plan), compile=variant.compile,
-        )  # fmt: skip
-        hooked += found["full"]
-        skips.append(middle(found["skip"]))
+    for index, name in enumerate(variants):
+        for plain in (True, False) if index % 2 else (False, True):
+            if plain:
+                full += plain_steps(subject.target, lambda: subject.loop(len(plan.full)), subject.device)
+                continue
+            variant = TAP_VARIANTS[name]
+            found = tap_steps(
+                subject.target, lambda: subject.loop(plan.steps), subject.device,
+                config=variant.config(plan), compile=variant.compile,
+            )  # fmt: skip
+            hooked += found["full"]
+            skips.append(middle(found["skip"]))
     return (middle(full), middle(hooked)), skips
 
 

@@ -18,7 +18,7 @@ from tapstudy.core.losses import Distance, Forms, forms_of, remoteness_from_prod
 from tapstudy.core.products import AnchorWorkspace, join_products, much_smaller
 from tapstudy.core.scoring import Granularity, assemble, choose
 
-Step = tuple[Tensor, Tensor, Tensor, Tensor]
+Step = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
 
 
 def whole_step(
@@ -45,8 +45,9 @@ def whole_step(
         granularity: not region.
 
     Returns:
-        Residual (batch, token, channel); choice (batch, token); remoteness (batch, token, predictor), float32; and
-        whether the choice is to be trusted: with `known`, it is not where an actual probe is much smaller than before.
+        Residual (batch, token, channel); choice (batch, token); remoteness (batch, token, predictor), float32; all
+        products, (K, batch * token), None with `known`; and whether the choice is to be trusted: with `known`, it is
+        not where an actual probe is much smaller than before.
     """
     wide = forms.across.dtype
     # by way of float32, since processors are slow to go from half precision to float64 at once
@@ -65,7 +66,8 @@ def whole_step(
     remoteness = remoteness_from_products(products, forms)  # (P, T)
     remoteness = remoteness.T.unflatten(0, probe.shape[:-1])  # (B, N, P)
     choice = choose(remoteness, distance=distance, granularity=granularity)
-    return assemble(residuals, weights, choice), choice, remoteness, trusted
+    residual = assemble(residuals, weights, choice)
+    return residual, choice, remoteness, products if known is None else None, trusted
 
 
 class CompiledStep:
@@ -101,10 +103,10 @@ class CompiledStep:
         if self._compiled is None:
             return None
         forms = forms_of(weights, distance=self.distance, device=probe.device)
-        known = workspace.known([other.flatten(0, -2) for other in probes])
+        known = workspace.known
         try:
             with self._lock:
-                residual, choice, remoteness, trusted = self._compiled(
+                residual, choice, remoteness, products, trusted = self._compiled(
                     list(probes), probe, list(residuals), weights=weights.to(probe.device), forms=forms, known=known,
                     distance=self.distance, granularity=self.granularity,
                 )  # fmt: skip
@@ -113,6 +115,8 @@ class CompiledStep:
             first = str(error).strip().split("\n")[0]
             warnings.warn(f"compile=True failed ({first}), going on without it", RuntimeWarning, stacklevel=2)
             return None
-        if known is not None and not trusted:  # nothing is known on accelerators: nobody waits for one
+        if known is None:
+            workspace.learn(products, probe)
+        elif not trusted:  # nothing is known on accelerators: nobody waits for one
             return None
         return residual, choice, remoteness

@@ -51,6 +51,11 @@ def pairs_of(count: int, device: torch.device | None = None) -> tuple[Tensor, Te
     return first, second
 
 
+def vectors_of(pairs: int) -> int:
+    """How many vectors make so many pairs, each one's with itself among them."""
+    return (isqrt(8 * pairs + 1) - 1) // 2
+
+
 def losses_from_products(
     products: Tensor,
     weights: Tensor,
@@ -151,7 +156,7 @@ def remoteness_from_products(
         square = torch.matmul(forms.across, products, out=room("square", products.dtype)).clamp_(min=0)
         return _cast(square.div_(torch.where(norm > 0, norm, 1)), dtype, out)
     scaled = products / norm  # in units of |F| = 1
-    count = (isqrt(8 * len(products) + 1) - 3) // 2  # J, as K = (J + 1) (J + 2) / 2
+    count = vectors_of(len(products)) - 1  # J
     along, among = scaled[: count + 1], scaled[count + 1 :]
     ahead, behind = (along[1:].index_select(0, part) for part in (forms.first, forms.second))
     beside = torch.addcmul(among, ahead, behind, value=-1)  # without their parts along F

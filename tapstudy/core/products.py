@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tapstudy.core.losses import Workspace, pairs_of
+from tapstudy.core.losses import Workspace, pairs_of, vectors_of
 
 Parts = Iterator[tuple[slice, Tensor]]
 
@@ -20,15 +20,19 @@ Parts = Iterator[tuple[slice, Tensor]]
 # ones would cost more in starts of threads.
 CHUNK_BYTES = 6 << 20
 
-# Where |F|^2 is below this part of |F_0|^2, it is not computed from differences to F_0.
+# Where |F|^2 is below this part of |F_0|^2, it is not computed from differences to F_0, nor the other way round.
 MUCH_SMALLER = 1e-4
 
 
 class AnchorWorkspace(Workspace):
     """A workspace that also keeps, on a processor, the products of the anchors with each other.
 
-    Call `anchors_changed` whenever other anchors are about to come. Accelerators compute all products anew: nothing is
-    then kept in their memory, and nothing waits for them.
+    They are learned from the products of the first call after other anchors. Call `anchors_changed` whenever these are
+    about to come. Accelerators compute all products anew: nothing is then kept in their memory, and nothing waits for
+    them.
+
+    Attributes:
+        known: products of [F_0, F_1 - F_0, ..] in the order of `pairs_of`, (J (J + 1) / 2, T) in float64, or None.
     """
 
     def __init__(self) -> None:
@@ -36,43 +40,41 @@ class AnchorWorkspace(Workspace):
         self.anchors_changed()
 
     def anchors_changed(self) -> None:
-        self._parts: Tensor | None = None
+        self.known: Tensor | None = None
 
-    def known(self, anchors: Sequence[Tensor]) -> Tensor | None:
-        """Products of [F_0, F_1 - F_0, ..] in the order of `pairs_of`, (J (J + 1) / 2, T) in float64.
+    def learn(self, products: Tensor, actual: Tensor) -> None:
+        """Keep what all products tell of the anchors.
+
+        Nothing is kept on accelerators, of features in float64, whose products are not exact, and where some F_0 is
+        so much smaller than F that |F_0|^2 is nothing to compute from differences.
 
         Args:
-            anchors: [F_0, F_1, ..], (T, D) each; those of the first call since `anchors_changed`.
-
-        Returns:
-            None where all products are computed anew: on accelerators, and of float64, whose products are not exact.
+            products: of all pairs of [F, F_1 - F_0, .., F_0 - F], (K, T).
+            actual: F.
         """
-        newest, count = anchors[0], len(anchors)
-        if newest.device.type != "cpu" or newest.dtype == torch.float64:
-            return None
-        pairs = count * (count + 1) // 2
-        if self._parts is None:
-            gram = self.take(newest, (len(newest), count, count), torch.float64, name="gram")
-            for part, basis in chunks(anchors, torch.float64, self):
-                basis[1:] -= basis[0]
-                _gram(basis, out=gram[part])
-            first, second = pairs_of(count)
-            self._parts = self.take(newest, (pairs + count + 1, len(newest)), torch.float64, name="parts")
-            self._parts[:pairs] = gram.permute(1, 2, 0)[first, second]
-        return self._parts[:pairs]
+        if actual.device.type != "cpu" or actual.dtype == torch.float64:
+            return
+        vectors = vectors_of(len(products))
+        selecting = _selecting(vectors - 1)
+        shape = len(selecting) + vectors, products.shape[1]
+        self._parts = self.take(products, shape, torch.float64, name="parts")  # behind is room for what a step adds
+        known = torch.mm(selecting, products, out=self._parts[: len(selecting)])
+        if not much_smaller(known, products):
+            self.known = known
 
     def products(self, rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """`all_products` of [F, F_1, .., F_0], valid until the next call."""
-        known = self.known([rows[-1], *rows[1:-1]])
-        if known is not None:
-            assert self._parts is not None
-            self._of_difference(rows, out=self._parts[len(known) :])
+        if self.known is not None:
+            self._of_difference(rows, out=self._parts[len(self.known) :])
             mixing = _mixing(len(rows) - 1)
-            products = self.take(known, (len(mixing), known.shape[1]), torch.float64, name="products")
+            products = self.take(self.known, (len(mixing), self.known.shape[1]), torch.float64, name="products")
             torch.mm(mixing, self._parts, out=products)
-            if not much_smaller(products, known):
+            if not much_smaller(products, self.known):
                 return products
-        return all_products(rows, dtype, self)
+        products = all_products(rows, dtype, self)
+        if self.known is None:
+            self.learn(products, rows[0])
+        return products
 
     def _of_difference(self, rows: Sequence[Tensor], *, out: Tensor) -> None:
         """Products of g with [F_0, F_1, .., g], (J + 1, T)."""
@@ -83,6 +85,17 @@ class AnchorWorkspace(Workspace):
             vectors = basis.transpose(0, 1)  # (chunk, J + 1, D)
             torch.bmm(vectors, vectors[:, -1:].mT, out=gram[part])
         out.copy_(gram.squeeze(-1).T)
+
+
+@lru_cache
+def _selecting(count: int) -> Tensor:
+    """Products of [F_0, F_1 - F_0, ..] from those of [F, F_1 - F_0, .., F_0 - F], (J (J + 1) / 2, K)."""
+    vectors = torch.eye(count, count + 1, dtype=torch.float64)
+    vectors[0, -1] = 1  # F_0 = F + (F_0 - F)
+    one, other = (vectors[index] for index in pairs_of(count))
+    first, second = pairs_of(count + 1)
+    products = one[:, first] * other[:, second]
+    return products + (first != second) * one[:, second] * other[:, first]
 
 
 @lru_cache
@@ -114,9 +127,9 @@ def join_products(known: Tensor, new: Sequence[Tensor] | Tensor) -> Tensor:
     return torch.stack([*rows, last])
 
 
-def much_smaller(products: Tensor, known: Tensor) -> Tensor:
-    """Whether the F of some token is so much smaller than its F_0 that |F|^2 is nothing to compute from differences."""
-    return (products[0] < MUCH_SMALLER * known[0]).any()
+def much_smaller(products: Tensor, others: Tensor) -> Tensor:
+    """Whether the first square of some token is nothing to compute from the other's and the difference."""
+    return (products[0] < MUCH_SMALLER * others[0]).any()
 
 
 def all_products(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspace) -> Tensor:
@@ -127,9 +140,11 @@ def all_products(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspac
     """
     gram = workspace.take(rows[0], (len(rows[0]), len(rows), len(rows)), dtype, name="gram")
     for part, basis in differences(rows, dtype, workspace):
-        _gram(basis, out=gram[part])
+        vectors = basis.transpose(0, 1)  # (chunk, J + 1, D)
+        torch.bmm(vectors, vectors.mT, out=gram[part])
     first, second = pairs_of(len(rows), gram.device)
-    return gram.permute(1, 2, 0)[first, second]
+    products = workspace.take(rows[0], (len(first), len(gram)), dtype, name="products")
+    return torch.index_select(gram.flatten(1).T, 0, len(rows) * first + second, out=products)
 
 
 def differences(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspace) -> Parts:
@@ -158,9 +173,3 @@ def chunks(rows: Sequence[Tensor], dtype: torch.dtype, workspace: Workspace) -> 
         for vector, row in zip(basis, rows, strict=True):
             vector.copy_(row[part])
         yield part, basis
-
-
-def _gram(basis: Tensor, *, out: Tensor) -> None:
-    """Products of all vectors of a token: (vector, chunk, D) -> (chunk, vector, vector)."""
-    vectors = basis.transpose(0, 1)
-    torch.bmm(vectors, vectors.mT, out=out)

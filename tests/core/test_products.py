@@ -70,6 +70,29 @@ def test_tokens_much_smaller_than_the_anchor_keep_their_precision():
         torch.testing.assert_close(workspace.products(rows, torch.float64), expected, rtol=1e-9, atol=1e-13)
 
 
+def test_an_anchor_much_smaller_than_the_tokens_keeps_its_precision():
+    anchors, later = steps(3, 1e-2)
+    anchors[0][0, 3] *= 1e-9
+    workspace = AnchorWorkspace()
+    for actual in later:
+        rows = rows_of(anchors, actual)
+        expected = all_products(rows, torch.float64, Workspace())
+        torch.testing.assert_close(workspace.products(rows, torch.float64), expected, rtol=1e-9, atol=1e-13)
+    assert workspace.known is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_products_of_the_anchors_are_learned_from_those_of_the_first_step(count):
+    anchors, (actual, *_) = steps(4, 1e-3)
+    workspace = AnchorWorkspace()
+    workspace.products(rows_of(anchors[:count], actual), torch.float64)
+    newest, *others = (anchor.flatten(0, 1).double() for anchor in anchors[:count])
+    vectors = [newest, *(other - newest for other in others)]
+    expected = torch.stack([(vectors[i] * vectors[j]).sum(-1) for i in range(count) for j in range(i, count)])
+    torch.testing.assert_close(workspace.known, expected, rtol=1e-9, atol=1e-13)
+    assert AnchorWorkspace().known is None
+
+
 def test_other_anchors_must_be_announced():
     anchors, later = steps(2, 1.0)
     workspace = AnchorWorkspace()
