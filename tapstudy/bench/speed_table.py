@@ -8,7 +8,7 @@ import xarray as xr
 
 QUARTILES = (0.25, 0.5, 0.75)
 LOOP_COLUMNS = ("method", "seconds a loop", "full passes", "latency ratio", "bound", "share of the bound")
-STEP_COLUMNS = ("step", "ms", "% of a full step")
+STEP_COLUMNS = ("step", "ms", "% of a full step", "share of the bound, by steps")
 MEMORY_COLUMNS = ("model", "method", "history, MB", "by formula", "buffers, MB", "by formula", "growth of the peak, MB")
 
 
@@ -45,12 +45,19 @@ def loop_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
 
 
 def step_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
-    """A row of `STEP_COLUMNS` per kind of step, each skip step followed by its parts."""
-    one = quartiles(table).sel({"model": model})
+    """A row of `STEP_COLUMNS` per kind of step, each skip step followed by its parts.
+
+    The share of the bound by steps is that of a loop of nothing but plain full steps and such skip steps.
+    """
+    full, steps = table.attrs["tap_mask"].count("F"), table.attrs["steps"]
+    by_steps = 100 * full / (full + (steps - full) * table["step_share"] / 100)
+    one = quartiles(table.assign(by_steps=by_steps)).sel({"model": model})
     rows: list[tuple[str, ...]] = []
     for kind in one["kind"].values.tolist():
-        rows.append(_step_row(kind, one.sel(kind=kind), "step"))
-        if kind in one["skip"].values:
+        skips = kind in one["skip"].values
+        share = _spread(one["by_steps"].sel(kind=kind), ".1f", " %") if skips else ""
+        rows.append(_step_row(kind, one.sel(kind=kind), "step", share))
+        if skips:
             found = one.sel(skip=kind)
             # where all is compiled there is no assembly of its own
             parts = [part for part in one["part"].values.tolist() if found["part_seconds"].sel(part=part).any()]
@@ -58,8 +65,8 @@ def step_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _step_row(text: str, row: xr.Dataset, name: str) -> tuple[str, ...]:
-    return text, _spread(1e3 * row[f"{name}_seconds"], ".2f"), _spread(row[f"{name}_share"], ".2f")
+def _step_row(text: str, row: xr.Dataset, name: str, bound_share: str = "") -> tuple[str, ...]:
+    return text, _spread(1e3 * row[f"{name}_seconds"], ".2f"), _spread(row[f"{name}_share"], ".2f"), bound_share
 
 
 def memory_rows(found: xr.Dataset) -> list[tuple[str, ...]]:

@@ -105,6 +105,14 @@ def test_ratios_by_hand():
     np.testing.assert_allclose(found["part_share"].values, [[[2, 3], [3, 2]]])
 
 
+def test_share_of_the_bound_by_steps(measured):
+    """4 full steps of 12 and 8 that take a quarter: 6 in place of 12, of 4 in place of 12 at best."""
+    table = measured.assign(step_share=measured["step_share"] * 0 + 25)
+    share = {row[0]: row[-1] for row in speed_table.step_rows(table, "tiny")}
+    assert share["skip"] == "66.7 % [66.7, 66.7]"
+    assert {share[name] for name in share if name != "skip"} == {""}
+
+
 def test_middle_half_by_hand():
     steps = [{"a": a, "b": 1.0} for a in (100.0, 2, 3, 4, 0, 5, 1, 6)]
     assert middle(steps) == {"a": 3.5, "b": 1}  # of 2, 3, 4, 5
@@ -298,7 +306,7 @@ def test_quartiles_and_tables(measured):
     assert rows[1][2] == "4"
     assert rows[4][1].startswith("does not run: ValueError")
     page = speed_table.page(measured)
-    assert {line.count("|") for line in page.splitlines() if line.startswith("|")} == {7, 4}
+    assert {line.count("|") for line in page.splitlines() if line.startswith("|")} == {7, 5}
     assert "median [quartiles] of 3" in page
 
 
