@@ -61,12 +61,10 @@ def workspace_bytes(shape: Features, *, anchors: int, distinct: int) -> int:
     Args:
         distinct: most predictors that differ at one step.
     """
-    size, tokens = torch.float64.itemsize, shape.batch * shape.tokens
-
-    rows = anchors + 1
+    size, tokens, rows = torch.float64.itemsize, shape.batch * shape.tokens, anchors + 1
     chunk = rows * min(tokens, chunk_size(rows, shape.probe_width)) * shape.probe_width
-    parts = anchors * (anchors + 1) // 2 + anchors + 1  # products of the anchors, kept until there are others, and new
-    products = (anchors + 1) * (anchors + 2) // 2
+    parts = anchors * rows // 2 + rows  # products of the anchors, kept until there are others, and new
+    products = rows * (rows + 1) // 2
     kept = chunk + tokens * (rows**2 + parts + products)
     return size * kept + SCORE_BYTES * distinct * tokens
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import numbers
+from tapstudy.commands.parse import find_dtype, numbers
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and quality.")
 
@@ -57,7 +57,7 @@ def speed(
                 methods=[name for name in methods.split(",") if name],
                 repeats=repeats,
                 batch_size=batch_size,
-                dtype=_dtype(dtype, "--dtype") if dtype else None,
+                dtype=find_dtype(dtype, "--dtype") if dtype else None,
                 device=device,
             )
             if out is not None:
@@ -93,7 +93,7 @@ def memory(
         from tapstudy.bench.memory import memory as run
         from tapstudy.bench.speed_methods import Plan
 
-        dtypes = [_dtype(name, "--history-dtypes") for name in history_dtypes.split(",")]
+        dtypes = [find_dtype(name, "--history-dtypes") for name in history_dtypes.split(",")]
         names = [name for name in model.split(",") if name]
         plan = Plan(steps=steps, interval=interval)
         found = run(names, plan, history_dtypes=dtypes, batch_size=batch_size, device=device)
@@ -104,15 +104,6 @@ def memory(
             _print_table("memory beside the model, MB = 1e6 bytes", columns, rows)
         if out is not None:
             typer.echo(f"wrote {save_table(found, out.parent, out.stem)}")
-
-
-def _dtype(name: str, option: str) -> Any:
-    import torch
-
-    names = ("float32", "bfloat16", "float16", "float64")
-    if name not in names:
-        raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
-    return getattr(torch, name)
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

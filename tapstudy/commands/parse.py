@@ -11,3 +11,16 @@ def numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any,
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
+
+
+def find_dtype(name: str, option: str) -> Any:
+    """The floating torch dtype of that name.
+
+    Raises ValueError on another name, naming the option.
+    """
+    import torch
+
+    names = ("float32", "bfloat16", "float16", "float64")
+    if name not in names:
+        raise ValueError(f"{option} must be one of {', '.join(names)}, got {name!r}")
+    return getattr(torch, name)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import numbers
+from tapstudy.commands.parse import find_dtype, numbers
 
 
 class PolicyName(StrEnum):
@@ -56,10 +56,6 @@ def sample(
 
         from tapstudy import TAPConfig, apply_policy, load
 
-        dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-        for option, given in (("--history-dtype", history_dtype), ("--probe-dtype", probe_dtype or "float32")):
-            if given not in dtypes:
-                raise ValueError(f"{option} must be one of {', '.join(dtypes)}, got {given!r}")
         settings: dict[str, Any] = {
             "interval": interval,
             "warmup_steps": warmup_steps,
@@ -73,8 +69,8 @@ def sample(
             "differences": differences,
             "basis": basis,
             "clip": None if clip == "none" else clip,
-            "history_dtype": dtypes[history_dtype],
-            "probe_dtype": dtypes.get(probe_dtype),
+            "history_dtype": find_dtype(history_dtype, "--history-dtype"),
+            "probe_dtype": find_dtype(probe_dtype, "--probe-dtype") if probe_dtype else None,
             "history_device": history_device or None,
             "granularity": granularity,
             "region_size": region_size,

@@ -25,15 +25,20 @@ def rows_of(anchors, actual):
     return [value.flatten(0, 1) for value in (actual, *anchors[1:], anchors[0])]
 
 
+def check_products(workspace, anchors, actual):
+    """Those of the workspace are those of all pairs computed anew."""
+    rows = rows_of(anchors, actual)
+    expected = all_products(rows, torch.float64, Workspace())
+    torch.testing.assert_close(workspace.products(rows, torch.float64), expected, rtol=1e-9, atol=1e-13)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kept_products_equal_all_pairs(count, dtype):
     anchors, later = steps(0, 1e-2, dtype=dtype)
     workspace = AnchorWorkspace()
     for actual in later:
-        rows = rows_of(anchors[:count], actual)
-        expected = all_products(rows, torch.float64, Workspace())
-        torch.testing.assert_close(workspace.products(rows, torch.float64), expected, rtol=1e-9, atol=1e-13)
+        check_products(workspace, anchors[:count], actual)
 
 
 @settings(deadline=None, max_examples=40)
@@ -65,9 +70,7 @@ def test_tokens_much_smaller_than_the_anchor_keep_their_precision():
     second[0, 4] = 0
     workspace = AnchorWorkspace()
     for actual in (first, second, third):
-        rows = rows_of(anchors, actual)
-        expected = all_products(rows, torch.float64, Workspace())
-        torch.testing.assert_close(workspace.products(rows, torch.float64), expected, rtol=1e-9, atol=1e-13)
+        check_products(workspace, anchors, actual)
 
 
 def test_an_anchor_much_smaller_than_the_tokens_keeps_its_precision():
@@ -75,9 +78,7 @@ def test_an_anchor_much_smaller_than_the_tokens_keeps_its_precision():
     anchors[0][0, 3] *= 1e-9
     workspace = AnchorWorkspace()
     for actual in later:
-        rows = rows_of(anchors, actual)
-        expected = all_products(rows, torch.float64, Workspace())
-        torch.testing.assert_close(workspace.products(rows, torch.float64), expected, rtol=1e-9, atol=1e-13)
+        check_products(workspace, anchors, actual)
     assert workspace.known is None
 
 
@@ -98,6 +99,4 @@ def test_other_anchors_must_be_announced():
     workspace = AnchorWorkspace()
     workspace.products(rows_of(anchors, later[0]), torch.float64)
     workspace.anchors_changed()
-    rows = rows_of([later[0], *anchors[:2]], later[1])
-    expected = all_products(rows, torch.float64, Workspace())
-    torch.testing.assert_close(workspace.products(rows, torch.float64), expected, rtol=1e-9, atol=1e-13)
+    check_products(workspace, [later[0], *anchors[:2]], later[1])
