@@ -1,8 +1,8 @@
-"""Batches of flow matching: images, labels, noise and times."""
+"""Batches of flow matching: images, what they are conditioned on, noise and times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
@@ -12,28 +12,34 @@ from tapstudy.models.data import ImageSet
 from tapstudy.models.recipes import Recipe
 
 
-def batches(
-    images: ImageSet, recipe: Recipe, *, first_step: int, null_label: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches from `first_step` on: x (B, bands, H, W) in [-1, 1], labels (B,), noise like x, times (B,) in (0, 1).
+class Batch(NamedTuple):
+    """Images (B, bands, H, W) in [-1, 1], their condition (B, ...), noise like the images, times (B,) in (0, 1)."""
 
-    Each is drawn from its own seed, so a resumed run sees what it would have seen. Everything is drawn where the
-    images are.
-    """
+    x: Tensor
+    condition: Tensor
+    noise: Tensor
+    t: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch in the memory of `device`."""
+        return Batch(*(tensor.to(device) for tensor in self))
+
+
+def label_batch(images: ImageSet, recipe: Recipe, *, step: int, null_label: int) -> Batch:
+    """The labelled batch of a step, with labels (B,), drawn from its own seed where the images are."""
     count, device = recipe.batch_size, images.images.device
-    for step in range(first_step, recipe.total_steps):
-        generator = torch.Generator(device).manual_seed(recipe.seed * 1_000_003 + step)
-        x, labels = images.batch(torch.randint(len(images), (count,), generator=generator, device=device))
-        # diffusers' own dropout would draw anew in every block: the label is dropped once, here, for all of them.
-        dropped = torch.rand(count, generator=generator, device=device) < recipe.label_dropout
-        labels = torch.where(dropped, null_label, labels)
-        noise = torch.randn(x.shape, generator=generator, device=device)
-        t = compute_density_for_timestep_sampling(
-            "logit_normal", count, logit_mean=0.0, logit_std=1.0, generator=generator, device=device
-        )
-        if recipe.flip:
-            x = randomly_flipped(x, generator)
-        yield x, labels, noise, t
+    generator = torch.Generator(device).manual_seed(recipe.seed * 1_000_003 + step)
+    x, labels = images.batch(torch.randint(len(images), (count,), generator=generator, device=device))
+    # diffusers' own dropout would draw anew in every block: the label is dropped once, here, for all of them.
+    dropped = torch.rand(count, generator=generator, device=device) < recipe.label_dropout
+    labels = torch.where(dropped, null_label, labels)
+    noise = torch.randn(x.shape, generator=generator, device=device)
+    t = compute_density_for_timestep_sampling(
+        "logit_normal", count, logit_mean=recipe.time_mean, logit_std=1.0, generator=generator, device=device
+    )
+    if recipe.flip:
+        x = randomly_flipped(x, generator)
+    return Batch(x, labels, noise, t)
 
 
 def randomly_flipped(images: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -5,18 +5,37 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from tapstudy.models.classifier import Classifier
 from tapstudy.models.data import DATA_SETS
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.recipes import MODELS
+from tapstudy.models.text_pipeline import TextPipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+
+
+# what the pipelines of embedded models are made of
+KINDS: dict[type[LabelPipeline] | type[TextPipeline], dict[str, Any]] = {
+    LabelPipeline: {"transformer": DiTTransformer2DModel, "scheduler": FlowMatchEulerDiscreteScheduler},
+    TextPipeline: {
+        "transformer": FluxTransformer2DModel,
+        "text_encoder": T5EncoderModel,
+        "tokenizer": PreTrainedTokenizerFast,
+        "scheduler": FlowMatchEulerDiscreteScheduler,
+    },
+}
+
+
+# what they keep in model_index.json beside the parts
+SETTINGS = ("guidance_stop", "image_size", "smooth_sigma")
 
 
 def data_folder() -> Path:
@@ -28,41 +47,54 @@ def data_folder() -> Path:
     return source if (source / "models").is_dir() else package / "_data"
 
 
-def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipeline:
+def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipeline | TextPipeline:
     """An embedded model, ready to sample, from disk alone.
 
     Args:
-        model: "mnist-dit", "cifar10-dit", or the folder of a `LabelPipeline` saved with `save_pretrained`.
+        model: "mnist-dit", "emoji-flux", "cifar10-dit", or the folder of such a pipeline saved with `save_pretrained`.
         dtype: of the weights in memory.
 
     Raises:
         FileNotFoundError: no such model, or its weights are missing.
-        ValueError: the weights cannot be read or do not fit the configuration.
+        ValueError: the weights cannot be read or do not fit the configuration, or the folder holds a pipeline of
+            another kind.
 
     >>> pipe = tapstudy.load("mnist-dit")  # doctest: +SKIP
     >>> pipe([3, 1, 4], guidance_scale=2.0).images[0].show()  # doctest: +SKIP
+    >>> tapstudy.load("emoji-flux")("red apple on a teal background").images[0].show()  # doctest: +SKIP
     """
     folder = _folder(model)
-    for part in ("model_index.json", "transformer/config.json", "scheduler/scheduler_config.json"):
-        if not (folder / part).is_file():
-            raise FileNotFoundError(f"{folder} is not a complete model: {part} is missing")
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"{folder} is not a complete model: model_index.json is missing")
+    index = json.loads((folder / "model_index.json").read_text())
+    kind = next((kind for kind in KINDS if kind.__name__ == index.get("_class_name")), None)
+    if kind is None:
+        raise ValueError(
+            f"{folder} holds a {index.get('_class_name')}, not an embedded model: load it with diffusers; "
+            "tapstudy.tap and tapstudy.record take any supported pipeline"
+        )
+    for name in KINDS[kind]:
+        part = {"scheduler": "scheduler/scheduler_config.json", "tokenizer": "tokenizer/tokenizer.json"}.get(name)
+        if not (folder / (part or f"{name}/config.json")).is_file():
+            raise FileNotFoundError(f"{folder} is not a complete model: {part or f'{name}/config.json'} is missing")
     files = weight_files(folder)
+    parts: dict[str, Any] = {}
     try:
-        transformer = DiTTransformer2DModel.from_pretrained(folder / "transformer", use_safetensors=True)
+        for name, part_class in KINDS[kind].items():
+            weighty = name in ("transformer", "text_encoder")
+            parts[name] = part_class.from_pretrained(folder / name, **({"use_safetensors": True} if weighty else {}))
+            if weighty:
+                parts[name] = parts[name].to(dtype).eval()
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the weights in {', '.join(map(str, files))} cannot be used ({error}); restore the file"
         ) from error
-
-    if transformer.dtype != dtype:
-        transformer.to(dtype)
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    index = json.loads((folder / "model_index.json").read_text())
-    return LabelPipeline(transformer.eval(), scheduler, guidance_stop=index.get("guidance_stop", 0.0))
+    settings = {name: index[name] for name in SETTINGS if name in index}
+    return kind(**parts, **settings)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights of the model in `folder`: one, or the shards that its index lists.
+    """The files with the weights of the model in `folder`: one per module, or the shards that its index lists.
 
     Raises:
         FileNotFoundError: one of them is missing.
@@ -75,10 +107,13 @@ def weight_files(folder: Path) -> list[Path]:
             names = sorted(set(json.loads((inside / INDEX).read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"the index {inside / INDEX} cannot be used ({error}); restore the file") from error
-    for name in names:
-        if not (inside / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a complete model: transformer/{name} is missing")
-    return [inside / name for name in names]
+    files = [f"transformer/{name}" for name in names]
+    if (folder / "text_encoder").is_dir():
+        files.append("text_encoder/model.safetensors")
+    for file in files:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} is not a complete model: {file} is missing")
+    return [folder / file for file in files]
 
 
 def load_classifier(model: str | Path | LabelPipeline = "mnist-dit", *, folder: Path | None = None) -> Classifier:
@@ -120,37 +155,30 @@ def data_set_of(model: str | Path | LabelPipeline) -> str:
     )
 
 
-def untrained_like(pipe: LabelPipeline, *, seed: int = 0) -> LabelPipeline:
-    """The same model with random weights: the control for what training contributes.
+def untrained_like(pipe: LabelPipeline | TextPipeline, *, seed: int = 0) -> LabelPipeline | TextPipeline:
+    """The same model with random weights: the control for what training contributes. The text encoder stays.
 
-    Every weight is drawn anew from a normal distribution of variance 1 / fan-in (1 for the embedding of the labels),
-    and every bias is 0. That keeps the activations of all layers near unit size and every gate open, so that a block
-    changes the tokens about as much as a trained one does and the output depends on the noise level. With the weights
-    a DiT is usually trained from, blocks change next to nothing: their output would be trivial to predict.
+    Every weight is drawn anew from a normal distribution of variance 1 / fan-in (1 for the embedding of the labels, and
+    for the scales of norms, which stay 1), and every bias is 0. That keeps the activations of all layers near unit size
+    and every gate open, so that a block changes the tokens about as much as a trained one does and the output depends
+    on the noise level. With the weights a DiT is usually trained from, blocks change next to nothing: their output
+    would be trivial to predict.
     """
     with torch.random.fork_rng():
-        model = DiTTransformer2DModel.from_config(pipe.transformer.config)
+        model = type(pipe.transformer).from_config(pipe.transformer.config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
-                weight.zero_()
+                weight.fill_(1.0 if name.rpartition(".")[0].rpartition(".")[2].startswith("norm_") else 0.0)
             else:
                 fan_in = 1 if "embedding_table" in name else weight[0].numel()
                 weight.copy_(torch.randn(weight.shape, generator=generator) / fan_in**0.5)
     model = model.to(pipe.transformer.dtype).eval()
-    return LabelPipeline(model, pipe.scheduler, guidance_stop=pipe.config.guidance_stop)
+    return with_transformer(pipe, model)
 
 
-def _folder(model: str | Path) -> Path:
-    embedded = data_folder() / "models"
-    if isinstance(model, str) and (embedded / model).is_dir():
-        return embedded / model
-    if Path(model).is_dir():
-        return Path(model)
-    if str(model) in MODELS:
-        raise FileNotFoundError(
-            f"the weights of {model} are not in {embedded}: make them with `tapstudy train {model}` (docs/training.md)"
-        )
-    known = sorted(path.parent.name for path in embedded.glob("*/model_index.json"))
-    raise FileNotFoundError(f"no model {str(model)!r}: the embedded models are {', '.join(known) or 'none'}")
+def with_transformer(pipe: LabelPipeline | TextPipeline, transformer: Any) -> LabelPipeline | TextPipeline:
+    """A pipeline that samples as `pipe` does, with another transformer."""
+    settings = {name: value for name, value in pipe.config.items() if name in SETTINGS}
+    return type(pipe)(**{**pipe.components, "transformer": transformer}, **settings)

@@ -12,9 +12,9 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
-def flow_matching_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler of the embedded models: 1000 training times, no shift."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+def flow_matching_scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of the embedded models: 1000 training times; a shift above 1 spends more steps on noise."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
 
 
 class LabelPipeline(DiffusionPipeline):

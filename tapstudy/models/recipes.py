@@ -20,6 +20,13 @@ class Recipe:
             drawn on the CPU and are the same on every machine.
         precision: of the forward pass.
         log_every: steps between waits for the device; the losses in between are written together.
+        matrix_rate: peak rate of Muon (K. Jordan et al., 2024), which learns the matrices of attention and
+            feed-forward layers; 0 leaves all to AdamW.
+        beta2: of AdamW.
+        half_size_steps: first steps at half the image size, which may change on resuming, too.
+        time_mean: of the logit of the times, at full size.
+        smooth_sigma: width, in units of the 1000 training times, that the timestep features are averaged over while
+            the model learns; folded into the weights when it is stored.
     """
 
     total_steps: int
@@ -39,12 +46,21 @@ class Recipe:
     on_device: bool = False
     precision: Literal["bf16", "float32"] = "bf16"
     log_every: int = 1
+    matrix_rate: float = 0.0
+    beta2: float = 0.99
+    half_size_steps: int = 0
+    time_mean: float = 0.0
+    smooth_sigma: float = 0.0
 
     def rate(self, step: int) -> float:
         """Learning rate at `step` (0-based)."""
+        return self.learning_rate * self.rate_share(step)
+
+    def rate_share(self, step: int) -> float:
+        """Share of the peak rate at `step`."""
         warm = min(1.0, (step + 1) / self.rate_warmup_steps)
         fall = min(1.0, (self.total_steps - step) / max(1.0, self.decay_share * self.total_steps))
-        return self.learning_rate * warm * fall
+        return warm * fall
 
 
 @dataclass(frozen=True)
@@ -93,8 +109,12 @@ class EmbeddedModel:
     """An embedded model.
 
     Args:
-        data_set: name in `tapstudy.models.data.DATA_SETS`; its judge is `{data_set}-classifier`.
-        transformer: arguments of `DiTTransformer2DModel`.
+        data_set: name in `tapstudy.models.data.DATA_SETS`, or "emoji"; its judge is `{data_set}-classifier`.
+        transformer: arguments of `DiTTransformer2DModel`, or of `FluxTransformer2DModel` where there is text.
+        text_encoder: arguments of `T5Config` without the vocabulary; None: a model of class labels.
+        caption_length: tokens of a caption, the end included.
+        size: pixels along a side, of models of text.
+        shift: of the noise schedule that a model of text samples with.
         stored: the weights' type on disk.
         count: samples of the quality measures.
         guidance_stop: noise level that guidance ends at when the model samples, kept with it.
@@ -110,6 +130,10 @@ class EmbeddedModel:
     count: int = 1000
     guidance_stop: float = 0.0
     limits: str = field(default="", repr=False)
+    text_encoder: Mapping[str, Any] | None = None
+    caption_length: int = 16
+    size: int = 64
+    shift: float = 1.0
 
     @property
     def judge(self) -> str:
@@ -149,6 +173,48 @@ MODELS: dict[str, EmbeddedModel] = {
             stored="bfloat16",
             count=5000,
             limits="Ten classes of small pictures. Made to study acceleration methods on, not to make good pictures.",
+        ),
+        # 11.1 M parameters and 0.8 M of text encoder, 23.7 MB in bf16.
+        EmbeddedModel(
+            name="emoji-flux",
+            data_set="emoji",
+            transformer={
+                "in_channels": 48,  # 4 x 4 pixels of 3 colours
+                "num_layers": 2,
+                "num_single_layers": 6,
+                "attention_head_dim": 64,
+                "num_attention_heads": 4,
+                "joint_attention_dim": 128,
+                "pooled_projection_dim": 128,
+                "axes_dims_rope": (16, 24, 24),
+            },
+            text_encoder={
+                "d_model": 128,
+                "d_kv": 32,
+                "d_ff": 512,
+                "num_layers": 2,
+                "num_heads": 4,
+                "dropout_rate": 0.0,
+                "feed_forward_proj": "gated-gelu",
+                "pad_token_id": 0,
+                "eos_token_id": 1,
+            },
+            recipe=Recipe(
+                total_steps=15_000,
+                half_size_steps=10_000,
+                learning_rate=1e-3,
+                matrix_rate=2e-3,
+                beta2=0.98,
+                decay_share=0.3,
+                checkpoint_every=250,
+                sample_every=1000,
+                zero_gates=True,
+                time_mean=0.3,
+                smooth_sigma=30.0,
+            ),
+            stored="bfloat16",
+            count=500,
+            limits="Emoji on plain backgrounds. Made to study acceleration methods on, not to make good pictures.",
         ),
     )
 }

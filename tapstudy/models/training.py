@@ -1,4 +1,4 @@
-"""Training of a class-conditional diffusion transformer with flow matching.
+"""Training of a conditional diffusion transformer with flow matching.
 
 `train` is a plain loop: x_t = (1 - t) x + t noise, the model learns noise - x. It writes a checkpoint every
 `checkpoint_every` steps and resumes from the newest one, so a killed run loses at most that many steps.
@@ -9,39 +9,37 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel
 from diffusers.utils import make_image_grid
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from tapstudy.models.batches import batches
 from tapstudy.models.checkpoint import TrainState, averaged, resume, save_checkpoint, start
-from tapstudy.models.data import ImageSet
-from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
 from tapstudy.models.recipes import Recipe
+from tapstudy.models.tasks import Task
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The averaged model, the step it has reached, whether that is the last one, and the images per second of this
-    call without its first steps (None: too few steps to tell)."""
+    """The averaged modules, the step they have reached, whether that is the last one, and the images per second of
+    this call without its first steps (None: too few steps to tell)."""
 
-    model: DiTTransformer2DModel
+    modules: nn.ModuleDict
     step: int
     finished: bool
     images_per_second: float | None
 
 
 def train(
-    model_config: Mapping[str, Any],
+    task: Task,
     recipe: Recipe,
-    images: ImageSet,
     *,
     folder: str | Path,
     initial: str | Path | None = None,
@@ -61,31 +59,30 @@ def train(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    state = resume(folder, start(model_config, recipe, device=device, initial=initial), recipe)
-    images = images.to(device) if recipe.on_device else images
-    forward = torch.compile(state.model) if compile_model else state.model
+    state = resume(folder, start(task, recipe, device=device, initial=initial), recipe)
+    velocity = torch.compile(task.velocity) if compile_model else task.velocity
     half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
     pending: list[torch.Tensor] = []
     flushed: list[tuple[int, float]] = []
     with (
+        _plain_attention(device),
         _LossLog(folder, state.step) as log,
         tqdm(total=recipe.total_steps, initial=state.step, desc="train", mininterval=2) as bar,
     ):
         since = time.perf_counter()
-        null_label = state.model.config.num_embeds_ada_norm
-        for x, labels, noise, t in batches(images, recipe, first_step=state.step, null_label=null_label):
-            x, labels, noise, t = (tensor.to(device) for tensor in (x, labels, noise, t))
+        while state.step < recipe.total_steps:
+            x, condition, noise, t = task.batch(recipe, state.step).to(device)
             x_t = torch.lerp(x, noise, t.view(-1, 1, 1, 1))  # (B, C, H, W)
             with half:
-                velocity = forward(x_t, timestep=1000 * t, class_labels=labels).sample
-            loss = F.mse_loss(velocity.float(), noise - x)
-            for group in state.optimizer.param_groups:
-                group["lr"] = recipe.rate(state.step)
-            state.optimizer.zero_grad(set_to_none=True)
+                found = velocity(state.modules, x_t, t, condition)
+            loss = F.mse_loss(found.float(), noise - x)
+            state.rates(recipe)
+            state.modules.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.gradient_clip)
-            state.optimizer.step()
-            state.ema.step(state.model.parameters())
+            nn.utils.clip_grad_norm_(state.modules.parameters(), recipe.gradient_clip)
+            for optimizer in state.optimizers:
+                optimizer.step()
+            state.ema.step(state.modules.parameters())
             state.step += 1
             pending.append(loss.detach())
             bar.update()
@@ -103,11 +100,26 @@ def train(
                 if saves:
                     save_checkpoint(folder, state, recipe)
                 if draws:
-                    _sample_grid(state, folder / f"samples-{state.step:06d}.png")
+                    _sample_grid(state, task, recipe, folder / f"samples-{state.step:06d}.png")
                 since = time.perf_counter()
             if last:
                 break
-    return Trained(averaged(state), state.step, state.step >= recipe.total_steps, _throughput(flushed, recipe))
+    return Trained(averaged(state, task, recipe), state.step, state.step >= recipe.total_steps, _throughput(flushed, recipe))
+
+
+@contextmanager
+def _plain_attention(device: torch.device) -> Iterator[None]:
+    """On a CPU, attention as two matrix products in bf16 around a softmax: faster than the fused kernel there."""
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # of all devices, in spite of its name
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def read_losses(folder: str | Path) -> list[float]:
@@ -156,11 +168,8 @@ class _LossLog:
         self.file.close()
 
 
-def _sample_grid(state: TrainState, path: Path) -> None:
-    pipe = LabelPipeline(averaged(state).to(state.device), flow_matching_scheduler())
+def _sample_grid(state: TrainState, task: Task, recipe: Recipe, path: Path) -> None:
+    pipe = task.pipeline(averaged(state, task, recipe)).to(state.device)
     pipe.set_progress_bar_config(disable=True)
-    count = state.model.config.num_embeds_ada_norm
-    generator = torch.Generator().manual_seed(0)
-    labels = [label for label in range(count) for _ in range(4)]
-    (images,) = pipe(labels, guidance_scale=2.0, generator=generator, return_dict=False)
-    make_image_grid(images, rows=count, cols=4).save(path)
+    images = task.sample_grid(pipe)
+    make_image_grid(images, rows=len(images) // task.columns, cols=task.columns).save(path)
