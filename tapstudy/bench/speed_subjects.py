@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tapstudy.bench.example_inputs import example_inputs
 from tapstudy.bench.real_sizes import REAL_SIZES, RealSize
 from tapstudy.instrument.adapters import find_adapter
-from tapstudy.models.embedded import data_folder, load
+from tapstudy.models.embedded import conditions, data_folder, load
 
 GUIDANCE = 2.0
 LABELS = 10
@@ -225,11 +225,11 @@ def _embedded(name: str, batch_size: int | None, dtype: torch.dtype | None, devi
     if device.type != "cpu":
         pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    labels = [i % LABELS for i in range(batch)]
+    asked: Any = conditions(pipe, batch)
 
     def loop(steps: int) -> object:
         generators = [torch.Generator().manual_seed(i) for i in range(batch)]
-        return pipe(labels, steps, GUIDANCE, generator=generators, output_type="latent")
+        return pipe(asked, steps, GUIDANCE, generator=generators, output_type="latent")
 
     label = f"{Path(name).name}, guidance {GUIDANCE:g}"
     return Subject(name, label, pipe, loop, device, dtype, 2 * batch)

@@ -20,6 +20,7 @@ Out = Annotated[Path, typer.Option(help="folder for the finished model")]
 Initial = Annotated[Path | None, typer.Option(help="model folder to start from")]
 History = Annotated[str, typer.Option(help="for the card: where the initial weights come from")]
 Steps = Annotated[int, typer.Option(min=1, help="optimiser steps")]
+HalfSize = Annotated[int, typer.Option(min=0, help="first steps at half the image size")]
 Batch = Annotated[int, typer.Option(min=1, help="images a step")]
 Rate = Annotated[float, typer.Option(help="peak rate")]
 Every = Annotated[int, typer.Option(min=1, help="steps")]
@@ -61,10 +62,15 @@ def classifier_command(data_set: str) -> Callable[..., None]:
     ) -> None:
         """Train the judge of label accuracy and of the Frechet distance."""
         with user_errors():
+            from tapstudy.models.captioned import load_emoji, renderings
             from tapstudy.models.data import load_images
             from tapstudy.models.make import make_classifier
 
-            train, test = (load_images(data_set, split, data) for split in ("train", "test"))
+            if data_set == "emoji":
+                emoji = load_emoji(_emoji_folder(data))
+                train, test = renderings(emoji, each=4, seed=0), renderings(emoji, each=1, seed=1)
+            else:
+                train, test = (load_images(data_set, split, data) for split in ("train", "test"))
             _, accuracy = make_classifier(
                 data_set,
                 replace(recipe, epochs=epochs),
@@ -169,7 +175,88 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
     return command
 
 
+def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
+    """The command that trains a text-to-image model; its options are those of the recipe."""
+    recipe = spec.recipe
+
+    def command(
+        data: Data = None,
+        work: Work = Path(f"runs/{spec.name}"),
+        out: Out = Path(f"data/models/{spec.name}"),
+        initial: Initial = None,
+        history: History = "",
+        steps: Steps = recipe.total_steps,
+        half_size_steps: HalfSize = recipe.half_size_steps,
+        batch_size: Batch = recipe.batch_size,
+        learning_rate: Rate = recipe.learning_rate,
+        checkpoint_every: Every = recipe.checkpoint_every,
+        sample_every: Every = recipe.sample_every,
+        count: Annotated[int, typer.Option(min=1, help="samples of the quality measures")] = spec.count,
+        compile_model: Compile = spec.compile,
+        device: Device = None,
+        minutes: Minutes = None,
+        measure: Annotated[bool, typer.Option(help="measure and write the model even if it is unfinished")] = False,
+        classifier: Judging = None,
+        peak_tflops: Peak = None,
+        seed: int = 0,
+    ) -> None:
+        """Train the embedded model; the same command goes on after a kill. Then measure it and write its card."""
+        with user_errors():
+            from tapstudy.models.captioned import load_emoji
+            from tapstudy.models.embedded import load_classifier
+            from tapstudy.models.emoji_card import measure_emoji_model
+            from tapstudy.models.make import Machine, train_model
+
+            chosen = replace(
+                spec,
+                count=count,
+                recipe=replace(
+                    recipe,
+                    total_steps=steps,
+                    half_size_steps=half_size_steps,
+                    batch_size=batch_size,
+                    learning_rate=learning_rate,
+                    checkpoint_every=checkpoint_every,
+                    sample_every=sample_every,
+                    seed=seed,
+                ),
+            )
+            machine = Machine(_device(device), compile_model, None if peak_tflops is None else 1e12 * peak_tflops)
+            images, judge = load_emoji(_emoji_folder(data)), load_classifier(spec.name, folder=classifier)
+            trained, report = train_model(chosen, images, machine, work=work, initial=initial, minutes=minutes)
+            typer.echo(report)
+            if not (trained.finished or measure):
+                return
+            rows = measure_emoji_model(
+                chosen,
+                trained,
+                images=images,
+                judge=judge,
+                compute=str(machine),
+                out=out,
+                work=work,
+                history=history or f"Started from {'other' if initial else 'random'} weights.",
+            )
+            for name, found in rows:
+                typer.echo(
+                    f"{name}: emoji among the judge's first 20 {100 * found.among_20:.1f} %, background "
+                    f"{100 * found.background:.1f} %"
+                )
+            typer.echo(f"written to {out}")
+
+    return command
+
+
+def _emoji_folder(data: Path | None) -> Path:
+    if data is None:
+        raise ValueError(
+            "--data is missing: the images are no hub's; `npm install --prefix DIR emoji-datasource-google@16.0.0 "
+            "emoji-datasource-twitter@16.0.0` fetches them, then --data DIR"
+        )
+    return data
+
+
 for _name in CLASSIFIERS:
     app.command(f"{_name}-classifier")(classifier_command(_name))
 for _spec in MODELS.values():
-    app.command(_spec.name)(model_command(_spec))
+    app.command(_spec.name)((model_command if _spec.text_encoder is None else text_model_command)(_spec))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,6 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from tapstudy.models.data import ImageSet
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
@@ -38,10 +41,6 @@ TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": 
 # style in a caption: the public npm package with its images, and the folder of these inside
 PACKAGES = {"noto": ("emoji-datasource-google", "google"), "twemoji": ("emoji-datasource-twitter", "twitter")}
 HELD_OUT = Path(__file__).with_name("emoji_held_out.txt")
-CREDIT = (
-    "Noto Emoji, copyright Google, Apache License 2.0; Twemoji graphics, copyright Twitter, Inc and other "
-    "contributors, CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/), changed: laid on plain backgrounds."
-)
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,11 @@ def words_of(emoji: Sequence[Emoji]) -> list[str]:
     said |= {word for text in (*BACKGROUNDS, *POSITIONS, *TONES.values(), "small on a background skin tone")
              for word in text.split()}  # fmt: skip
     return sorted(said)
+
+
+def emoji_classes(emoji: Sequence[Emoji]) -> dict[tuple[str, str | None], int]:
+    """A number for every name with every skin tone, whatever the style, in the order of a set."""
+    return {kind: i for i, kind in enumerate(dict.fromkeys((one.name, one.tone) for one in emoji))}
 
 
 @dataclass(frozen=True)
@@ -143,25 +147,42 @@ class CaptionedImages:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Random pictures (count, 3, size, size) in [-1, 1] and their captions.
 
-        One in seven emoji is small and in a corner; three captions in ten leave the style out, one in ten leaves out
-        the background.
+        One in seven emoji is small and in a corner, if its caption then has at most sixteen words; three captions in
+        ten leave the style out, one in ten leaves out the background.
         """
         weights = torch.tensor([one.weight for one in self.emoji])
         index = torch.multinomial(weights, count, replacement=True, generator=generator)  # (count,)
-        numbers = torch.rand(5, count, generator=generator).tolist()
+        numbers = torch.rand(count, 5, generator=generator).tolist()
         names = list(BACKGROUNDS)
-        backgrounds = [names[int(u * len(names))] for u in numbers[0]]
-        positions = [POSITIONS[int(u * len(POSITIONS))] if small < 1 / 7 else None for u, small in zip(*numbers[1:3])]
-        captions = [
-            caption(
-                self.emoji[i],
-                background=None if numbers[3][j] < 0.1 else backgrounds[j],
-                position=positions[j],
-                style=numbers[4][j] >= 0.3,
+        backgrounds: list[str] = []
+        positions: list[str | None] = []
+        captions: list[str] = []
+        for i, (colour, small, place, said, styled) in zip(index.tolist(), numbers, strict=True):
+            fits = len(self.emoji[i].words.split()) <= 7
+            backgrounds.append(names[int(colour * len(names))])
+            positions.append(POSITIONS[int(place * len(POSITIONS))] if fits and small < 1 / 7 else None)
+            captions.append(
+                caption(
+                    self.emoji[i],
+                    background=backgrounds[-1] if said >= 0.1 else None,
+                    position=positions[-1],
+                    style=styled >= 0.3,
+                )
             )
-            for j, i in enumerate(index.tolist())
-        ]
         return self.pictures(index.to(self.images.device), backgrounds, positions), captions
+
+
+def renderings(images: CaptionedImages, *, each: int, seed: int) -> ImageSet:
+    """Every emoji `each` times on random backgrounds, half as large, with the number of its class: for the judge."""
+    classes = emoji_classes(images.emoji)
+    generator = torch.Generator().manual_seed(seed)
+    names, parts = list(BACKGROUNDS), []
+    for index in torch.arange(len(images)).repeat(each).split(500):
+        drawn = torch.randint(len(names), (len(index),), generator=generator).tolist()
+        small = F.avg_pool2d(images.pictures(index, [names[i] for i in drawn]), 2)
+        parts.append(((small + 1) * 127.5).round().to(torch.uint8))
+    labels = torch.tensor([classes[one.name, one.tone] for one in images.emoji]).repeat(each)
+    return ImageSet(torch.cat(parts), labels)
 
 
 def load_emoji(folder: str | Path) -> CaptionedImages:
@@ -197,7 +218,9 @@ def _from_archive(folder: Path) -> CaptionedImages:
         raise ValueError(f"the emoji in {folder} cannot be read ({error}); get the files anew") from error
     if len(offsets) != len(entries) + 1:
         raise ValueError(f"{folder}: {len(offsets) - 1} images and {len(entries)} captions; get the files anew")
-    images = [_pixels(BytesIO(blob[a:b].tobytes()), f"{folder}: image {i}") for i, (a, b) in enumerate(pairwise(offsets))]
+    images = [
+        _pixels(BytesIO(blob[a:b].tobytes()), f"{folder}: image {i}") for i, (a, b) in enumerate(pairwise(offsets))
+    ]
     emoji = [
         Emoji(one["name"], one["style"], one["tone"], one["subcategory"], held_out=one["split"] == "test")
         for one in entries
@@ -214,7 +237,7 @@ def _from_packages(modules: Path) -> CaptionedImages:
             path = modules / package / "img" / inside / "64" / file
             if path.is_file():
                 images.append(_pixels(path, str(path)))
-                name = _words(entry["name"])
+                name = _words(entry["name"], toned=bool(entry.get("skin_variations")))
                 emoji.append(Emoji(name, style, tone, entry["subcategory"], held_out=file in held_out))
     if not images:
         raise ValueError(f"the packages in {modules} hold no images of 64 x 64 pixels; install them anew")
@@ -223,7 +246,7 @@ def _from_packages(modules: Path) -> CaptionedImages:
 
 def _variations(entries: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str, str | None]]:
     """Every emoji with its image file and skin tone; couples of two tones are left out."""
-    found = []
+    found: list[tuple[Mapping[str, Any], str, str | None]] = []
     for entry in entries:
         found.append((entry, entry["image"], None))
         for key, variation in entry.get("skin_variations", {}).items():
@@ -232,9 +255,14 @@ def _variations(entries: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str,
     return found
 
 
-def _words(name: str) -> str:
-    """Lower-case words without punctuation, ten at most."""
-    return " ".join(re.sub(r"[^a-z0-9 ]", " ", name.lower().replace("'", "").replace("’", "")).split()[:10])
+def _words(name: str, *, toned: bool) -> str:
+    """A Unicode name in lower case, plain letters and hyphens; small words go where it and its tone pass ten words."""
+    plain = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9& -]", " ", plain.replace("'", "")).split()
+    for small in ("and", "with"):
+        if len(words) + 3 * toned > 10:
+            words = [word for word in words if word != small]
+    return " ".join(words)
 
 
 def _pixels(file: Any, what: str) -> Tensor:

@@ -7,6 +7,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -14,7 +15,7 @@ from diffusers.utils import make_image_grid
 from torch import Tensor
 
 from tapstudy.models.data import DATA_SETS
-from tapstudy.models.embedded import load
+from tapstudy.models.embedded import load, with_transformer
 from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
 from tapstudy.models.quality import Quality
 from tapstudy.models.recipes import CLASSIFIERS, EmbeddedModel
@@ -86,17 +87,13 @@ apart. The level was chosen on samples from other noise.
 """
 
 
-def export(
-    model: DiTTransformer2DModel,
-    folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float16,
-    guidance_stop: float = 0.0,
-) -> LabelPipeline:
-    """Save the model as a pipeline folder, in files of at most 15 MiB, and return it as it will be loaded."""
-    stored = copy.deepcopy(model).to(dtype)
-    pipe = LabelPipeline(stored, flow_matching_scheduler(), guidance_stop=guidance_stop)
-    pipe.save_pretrained(folder, max_shard_size=SHARD_BYTES)
+def export(pipe: Any, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> Any:
+    """Save an embedded model's pipeline, weights in `dtype` and in files of at most 15 MiB; returns it as it will be
+    loaded."""
+    stored = with_transformer(pipe, copy.deepcopy(pipe.transformer).to(dtype))
+    if hasattr(stored, "text_encoder"):
+        stored.register_modules(text_encoder=copy.deepcopy(stored.text_encoder).to(dtype))
+    stored.save_pretrained(folder, max_shard_size=SHARD_BYTES)
     return load(folder)
 
 
@@ -118,19 +115,8 @@ def write_card(
         samples: (n, bands, H, W) in [-1, 1], labels going round.
         loss_log: the run's `loss.csv`.
     """
-    from tapstudy.plots.loss_curve import plot_loss
-    from tapstudy.plots.style import save
-
     folder, config, recipe = Path(folder), model.config, spec.recipe
-    with Path(loss_log).open(newline="") as file:
-        rows = [(int(row["step"]), float(row["loss"]), float(row["seconds"])) for row in csv.DictReader(file)]
-    losses = [loss for _, loss, _ in rows]
-    (folder / "loss.csv").write_text(
-        "step,loss,seconds\n" + "".join(f"{step},{loss:.6f},{seconds:.1f}\n" for step, loss, seconds in rows)
-    )
-    for path in save(plot_loss(losses), folder, "loss"):
-        if path.suffix == ".svg":
-            path.unlink()
+    losses, hours = write_losses(folder, loss_log)
     classes = config.num_embeds_ada_norm
     pictures = LabelPipeline(model, flow_matching_scheduler()).image_processor.postprocess(samples[: 10 * classes])
     make_image_grid(pictures, rows=10, cols=classes).save(folder / "samples.png")
@@ -163,9 +149,9 @@ def write_card(
         recipe=recipe,
         decay=100 * recipe.decay_share,
         history=provenance.history,
-        steps=len(rows),
-        seen=len(rows) * recipe.batch_size,
-        hours=rows[-1][2] / 3600,
+        steps=len(losses),
+        seen=len(losses) * recipe.batch_size,
+        hours=hours,
         compute=provenance.compute,
         first_loss=sum(losses[:100]) / len(losses[:100]),
         last_loss=sum(losses[-100:]) / len(losses[-100:]),
@@ -176,6 +162,23 @@ def write_card(
         stop_text=STOP.format(stop=best.guidance_stop) if best.guidance_stop else "",
     )
     (folder / "README.md").write_text(text)
+
+
+def write_losses(folder: Path, loss_log: str | Path) -> tuple[list[float], float]:
+    """Put a run's `loss.csv` and its picture beside the weights; returns the losses and the hours they took."""
+    from tapstudy.plots.loss_curve import plot_loss
+    from tapstudy.plots.style import save
+
+    with Path(loss_log).open(newline="") as file:
+        rows = [(int(row["step"]), float(row["loss"]), float(row["seconds"])) for row in csv.DictReader(file)]
+    (folder / "loss.csv").write_text(
+        "step,loss,seconds\n" + "".join(f"{step},{loss:.6f},{seconds:.1f}\n" for step, loss, seconds in rows)
+    )
+    losses = [loss for _, loss, _ in rows]
+    for path in save(plot_loss(losses), folder, "loss"):
+        if path.suffix == ".svg":
+            path.unlink()
+    return losses, rows[-1][2] / 3600
 
 
 def _guidance(quality: Quality) -> str:

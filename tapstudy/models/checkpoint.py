@@ -19,7 +19,13 @@ from tapstudy.models.tasks import Task
 from tapstudy.models.time_features import attenuate, fold, unfold
 
 # what may differ between the calls of one run
-FREE: dict[str, Any] = {"total_steps": 0, "checkpoint_every": 0, "sample_every": 0, "log_every": 0, "half_size_steps": 0}
+FREE: dict[str, Any] = {
+    "total_steps": 0,
+    "checkpoint_every": 0,
+    "sample_every": 0,
+    "log_every": 0,
+    "half_size_steps": 0,
+}
 
 
 @dataclass
@@ -80,9 +86,7 @@ def _optimizers(task: Task, modules: nn.ModuleDict, recipe: Recipe) -> list[torc
     ]
     if matrices:
         optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=recipe.matrix_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-            )
+            torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -125,7 +125,9 @@ def train_classifier(
     optimizer = _optimizer(model, recipe)
     steps = recipe.epochs * (len(train) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
-    augment = _shifted if recipe.augment == "shift" else _cropped_and_flipped
+    augment = {"shift": _shifted, "crop": _cropped, "crop-flip": lambda images: randomly_flipped(_cropped(images))}[
+        recipe.augment
+    ]
     with tqdm(total=steps, desc="classifier", mininterval=1) as bar:
         for _ in range(recipe.epochs):
             for index in torch.randperm(len(train)).split(recipe.batch_size)[: steps // recipe.epochs]:
@@ -158,11 +160,10 @@ def _shifted(images: Tensor, by: int = 2) -> Tensor:
     return F.pad(images, (by, by, by, by), value=-1.0)[..., dy : dy + height, dx : dx + width]
 
 
-def _cropped_and_flipped(images: Tensor, by: int = 4) -> Tensor:
-    """Every image (B, bands, H, W) moved by its own random step, the border reflected, and mirrored or not."""
+def _cropped(images: Tensor, by: int = 4) -> Tensor:
+    """Every image (B, bands, H, W) moved by its own random step, the border reflected."""
     count, _, height, width = images.shape
     padded = F.pad(images, (by, by, by, by), mode="reflect")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, bands, 2 by + 1, 2 by + 1, H, W), a view
     dy, dx = torch.randint(0, 2 * by + 1, (2, count), device=images.device)
-    moved = windows[torch.arange(count, device=images.device), :, dy, dx]  # (B, bands, H, W)
-    return randomly_flipped(moved)
+    return windows[torch.arange(count, device=images.device), :, dy, dx]  # (B, bands, H, W)

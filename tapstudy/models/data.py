@@ -20,7 +20,10 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public image set: where the hub has it, under which column, its images' shape, and whose it is."""
+    """A public image set: where the hub has it, under which column, its images' shape, and whose it is.
+
+    A set with captions in place of labels is none of the hub's: `tapstudy.models.captioned.load_emoji` reads it.
+    """
 
     hub: str
     column: str
@@ -28,6 +31,11 @@ class DataSet:
     size: int
     train: str
     credit: str
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have class labels."""
+        return bool(self.hub)
 
 
 DATA_SETS = {
@@ -46,6 +54,18 @@ DATA_SETS = {
         size=32,
         train="the 50,000 CIFAR-10 training images",
         credit="CIFAR-10: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.",
+    ),
+    "emoji": DataSet(
+        "",
+        "",
+        bands=3,
+        size=64,
+        train="6,922 emoji of two styles, drawn on plain backgrounds half as large",
+        credit=(
+            "Noto Emoji, copyright Google, Apache License 2.0; Twemoji graphics, copyright Twitter, Inc and other "
+            "contributors, CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/), both changed: laid on plain "
+            "backgrounds."
+        ),
     ),
 }
 
@@ -94,8 +114,9 @@ def load_images(name: str, split: str, folder: str | Path | None = None) -> Imag
 
     Raises FileNotFoundError, ValueError or ConnectionError, each saying what to do.
     """
-    if name not in DATA_SETS:
-        raise ValueError(f"no image set {name!r}: the known ones are {', '.join(DATA_SETS)}")
+    known = [known for known, data_set in DATA_SETS.items() if data_set.labelled]
+    if name not in known:
+        raise ValueError(f"no image set {name!r} with labels: the known ones are {', '.join(known)}")
     if folder is None:
         return _from_hub(name, split)
     path, coded = (Path(folder) / f"{name}_{split}{kind}.npz" for kind in ("", "_jpeg"))

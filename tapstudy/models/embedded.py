@@ -38,6 +38,28 @@ KINDS: dict[type[LabelPipeline] | type[TextPipeline], dict[str, Any]] = {
 SETTINGS = ("guidance_stop", "image_size", "smooth_sigma")
 
 
+PROMPTS = (
+    "red apple on a teal background",
+    "dog face noto on a purple background",
+    "rocket twemoji on a blue background",
+    "sunflower noto on a white background",
+    "octopus on a yellow background",
+    "slice of pizza twemoji on a green background",
+    "police car noto on a grey background",
+    "woman firefighter medium-dark skin tone noto on a teal background",
+    "guitar twemoji on a orange background",
+    "cat face noto small top left on a black background",
+)
+
+
+def conditions(pipe: LabelPipeline | TextPipeline, count: int) -> list[int] | list[str]:
+    """`count` labels or prompts for an embedded pipeline's first argument, going round what it knows."""
+    if isinstance(pipe, TextPipeline):
+        return [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+    labels = pipe.transformer.config.num_embeds_ada_norm
+    return [i % labels for i in range(count)]
+
+
 def data_folder() -> Path:
     """The folder with the embedded models: `TAPSTUDY_DATA`, the source tree's `data/`, or the installed package's."""
     if "TAPSTUDY_DATA" in os.environ:
@@ -116,7 +138,9 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / file for file in files]
 
 
-def load_classifier(model: str | Path | LabelPipeline = "mnist-dit", *, folder: Path | None = None) -> Classifier:
+def load_classifier(
+    model: str | Path | LabelPipeline | TextPipeline = "mnist-dit", *, folder: Path | None = None
+) -> Classifier:
     """The judge of label accuracy of a model's data set.
 
     Args:
@@ -135,23 +159,28 @@ def load_classifier(model: str | Path | LabelPipeline = "mnist-dit", *, folder: 
     return Classifier.load(folder)
 
 
-def data_set_of(model: str | Path | LabelPipeline) -> str:
+def data_set_of(model: str | Path | LabelPipeline | TextPipeline) -> str:
     """Name of the data set whose images have the shape of the model's.
 
     Raises FileNotFoundError when there is no such model, ValueError when there is no such data set.
     """
+    if isinstance(model, TextPipeline):
+        return "emoji"
     if isinstance(model, LabelPipeline):
         config = dict(model.transformer.config)
     elif isinstance(model, str) and model in MODELS:
         return MODELS[model].data_set
     else:
         config = json.loads((_folder(model) / "transformer" / "config.json").read_text())
+    if "joint_attention_dim" in config:
+        return "emoji"
     bands, size = config["in_channels"], config["sample_size"]
-    for name, data_set in DATA_SETS.items():
+    labelled = {name: data_set for name, data_set in DATA_SETS.items() if data_set.labelled}
+    for name, data_set in labelled.items():
         if (data_set.bands, data_set.size) == (bands, size):
             return name
     raise ValueError(
-        f"no data set has images of {size} x {size} x {bands}: there are classifiers for {', '.join(DATA_SETS)}"
+        f"no data set has images of {size} x {size} x {bands}: there are classifiers for {', '.join(labelled)}"
     )
 
 
@@ -182,3 +211,17 @@ def with_transformer(pipe: LabelPipeline | TextPipeline, transformer: Any) -> La
     """A pipeline that samples as `pipe` does, with another transformer."""
     settings = {name: value for name, value in pipe.config.items() if name in SETTINGS}
     return type(pipe)(**{**pipe.components, "transformer": transformer}, **settings)
+
+
+def _folder(model: str | Path) -> Path:
+    embedded = data_folder() / "models"
+    if isinstance(model, str) and (embedded / model).is_dir():
+        return embedded / model
+    if Path(model).is_dir():
+        return Path(model)
+    if str(model) in MODELS:
+        raise FileNotFoundError(
+            f"the weights of {model} are not in {embedded}: make them with `tapstudy train {model}` (docs/training.md)"
+        )
+    known = sorted(path.parent.name for path in embedded.glob("*/model_index.json"))
+    raise FileNotFoundError(f"no model {str(model)!r}: the embedded models are {', '.join(known) or 'none'}")

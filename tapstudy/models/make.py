@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiTTransformer2DModel
 
+from tapstudy.models.captioned import CaptionedImages
 from tapstudy.models.card import Provenance, export, write_card
 from tapstudy.models.classifier import Classifier, classify, train_classifier
 from tapstudy.models.data import DATA_SETS, ImageSet
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.quality import Judge, Quality, against_before, measure_quality
-from tapstudy.models.recipes import ClassifierRecipe, EmbeddedModel
+from tapstudy.models.recipes import MODELS, ClassifierRecipe, EmbeddedModel
 from tapstudy.models.speed import Speed, known_peak, training_flops
+from tapstudy.models.tasks import Task, loaded_part, task_of
 from tapstudy.models.training import Trained, read_losses, train
 
 
@@ -36,7 +37,7 @@ class Machine:
 
 def train_model(
     spec: EmbeddedModel,
-    images: ImageSet,
+    images: ImageSet | CaptionedImages,
     machine: Machine,
     *,
     work: Path,
@@ -50,10 +51,10 @@ def train_model(
 
     Returns the model and what to tell about the run.
     """
+    task = task_of(spec, images.to(machine.device) if spec.recipe.on_device else images)
     trained = train(
-        spec.transformer,
+        task,
         spec.recipe,
-        images,
         folder=work,
         initial=initial,
         compile_model=machine.compile,
@@ -62,8 +63,8 @@ def train_model(
     )
     _draw_losses(work)
     if export_to is not None:
-        export(trained.model, export_to, dtype=getattr(torch, spec.stored), guidance_stop=spec.guidance_stop)
-    return trained, _report(spec, trained, machine, work=work, images=len(images))
+        export(task.pipeline(trained.modules), export_to, dtype=getattr(torch, spec.stored))
+    return trained, _report(spec, task, trained, machine, work=work, images=len(images))
 
 
 def measure_model(
@@ -87,18 +88,15 @@ def measure_model(
         history: for the card, where the initial weights come from.
     """
     size, kept = 50 if torch.device(machine.device).type == "cpu" else 500, work / "quality"
-    pipe = export(trained.model, out, dtype=getattr(torch, spec.stored), guidance_stop=spec.guidance_stop)
+    pipe = export(task_of(spec, images).pipeline(trained.modules), out, dtype=getattr(torch, spec.stored))
     pipe = pipe.to(machine.device)
     pipe.set_progress_bar_config(disable=True)
     quality, samples = measure_quality(pipe, judge, count=spec.count, batch_size=size, folder=kept)
     before: LabelPipeline | None = None
     few = spec.count
     if initial is not None:
-        inside = initial / "transformer"
-        start = DiTTransformer2DModel.from_pretrained(
-            inside if inside.is_dir() else initial, use_safetensors=True, torch_dtype=torch.float32
-        )
-        before = LabelPipeline(start.eval(), pipe.scheduler).to(machine.device)
+        start = loaded_part(type(pipe.transformer), initial, "transformer").eval()
+        before = LabelPipeline(start, pipe.scheduler).to(machine.device)
         few = min(initial_count or few, few)
     qualities = [("this model", quality)]
     qualities += against_before(pipe, before, judge, real=images, count=few, batch_size=size, folder=kept)
@@ -134,9 +132,10 @@ def make_classifier(
     pixels, labels = test.batch(torch.arange(len(test)))
     accuracy = float((classify(model.to(device), pixels)[0] == labels).float().mean())
     model.cpu().save(out)
+    judged = next(spec.name for spec in MODELS.values() if spec.data_set == data_set)
     layers = {"plain": "six 3x3 convolutions", "residual": "eight 3x3 convolutions, four of them in residual pairs"}
     (out / "README.md").write_text(
-        f"# {data_set}-classifier\n\nJudges the samples of `{data_set}-dit`: {layers[recipe.architecture]}, "
+        f"# {data_set}-classifier\n\nJudges the samples of `{judged}`: {layers[recipe.architecture]}, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters. Written by `tapstudy train {data_set}-classifier "
         f"--epochs {recipe.epochs} --seed {seed}` on {_described(data_set, train_images)}. "
         f"{DATA_SETS[data_set].credit} Accuracy on the {len(test):,} test images: {100 * accuracy:.2f} %.\n"
@@ -158,7 +157,7 @@ def _draw_losses(work: Path) -> None:
             path.unlink()
 
 
-def _report(spec: EmbeddedModel, trained: Trained, machine: Machine, *, work: Path, images: int) -> str:
+def _report(spec: EmbeddedModel, task: Task, trained: Trained, machine: Machine, *, work: Path, images: int) -> str:
     recipe = spec.recipe
     seen, last = trained.step * recipe.batch_size, read_losses(work)[-100:]
     lines = [
@@ -167,7 +166,7 @@ def _report(spec: EmbeddedModel, trained: Trained, machine: Machine, *, work: Pa
     ]
     if trained.images_per_second is not None:
         peak = machine.peak or known_peak(machine.device)
-        lines.append(str(Speed(trained.images_per_second, training_flops(spec.transformer), peak)))
+        lines.append(str(Speed(trained.images_per_second, training_flops(task, spec.recipe, trained.step), peak)))
         if not trained.finished:
             rate = 60 * trained.images_per_second / recipe.batch_size
             left = (recipe.total_steps - trained.step) / rate

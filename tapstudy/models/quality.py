@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm.auto import trange
 from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import ImageSet
 from tapstudy.models.pipeline import LabelPipeline
+from tapstudy.models.precision import bf16_products
 
 SEED = 50_000  # of the first sample; no other part of the package draws noise from these
 
@@ -84,7 +84,7 @@ def sample_images(
             images.append(load_file(kept)["images"])
             continue
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        with torch.autocast(pipe.device.type, dtype=torch.bfloat16) if half else nullcontext():
+        with bf16_products(pipe.device.type, enabled=half):
             (found,) = pipe(
                 batch,
                 steps,

@@ -71,8 +71,8 @@ class ClassifierRecipe:
         architecture: "plain", six convolutions, or "residual", eight of them, four in residual pairs.
         width: channels of the first layer; the features are 4 * width.
         optimizer: "adamw", or "sgd" with Nesterov momentum 0.9; both with a one-cycle rate.
-        augment: "shift" moves a batch by up to 2 pixels; "crop-flip" moves every image by up to 4 pixels and mirrors
-            it with probability 1/2.
+        augment: "shift" moves a batch by up to 2 pixels; "crop" moves every image by up to 4 pixels; "crop-flip" also
+            mirrors it with probability 1/2.
     """
 
     epochs: int = 5
@@ -83,7 +83,7 @@ class ClassifierRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
-    augment: Literal["shift", "crop-flip"] = "shift"
+    augment: Literal["shift", "crop", "crop-flip"] = "shift"
 
 
 def _transformer(*, heads: int, layers: int, bands: int, size: int) -> dict[str, Any]:
@@ -232,4 +232,5 @@ CLASSIFIERS: dict[str, ClassifierRecipe] = {
         label_smoothing=0.1,
         augment="crop-flip",
     ),
+    "emoji": ClassifierRecipe(epochs=8, architecture="residual", batch_size=256, augment="crop"),
 }

@@ -5,13 +5,14 @@ One multiply-add is two FLOPs; matrix products, convolutions and attention count
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from diffusers import DiTTransformer2DModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from tapstudy.models.recipes import Recipe
+from tapstudy.models.tasks import Task
 
 # Dense bf16, FLOP/s, from the vendor's datasheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -44,14 +45,13 @@ class Speed:
         return f"{text}, {100 * self.flops_per_second / self.peak:.0f} % of {self.peak / 1e12:.0f} TFLOP/s"
 
 
-def training_flops(model_config: Mapping[str, Any]) -> int:
-    """FLOPs of forward and backward pass of one image, counted without computing anything."""
-    with torch.device("meta"):
-        model = DiTTransformer2DModel.from_config(dict(model_config)).eval()
-        image = torch.zeros(1, model.config.in_channels, model.config.sample_size, model.config.sample_size)
-        with FlopCounterMode(display=False) as counter:
-            label = torch.zeros(1, dtype=torch.long)
-            model(image, timestep=torch.zeros(1), class_labels=label).sample.sum().backward()
+def training_flops(task: Task, recipe: Recipe, step: int = 0) -> int:
+    """FLOPs of forward and backward pass of one image of the batch of a step, counted in one such pass on the CPU."""
+    x, condition, _, t = task.batch(replace(recipe, batch_size=1), step).to(torch.device("cpu"))
+    modules = task.build().eval()
+    # attention as plain products: the counter knows no fused kernel of the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        task.velocity(modules, x, t, condition).sum().backward()
     return int(counter.get_total_flops())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +25,12 @@ from tapstudy.models.text_pipeline import TextPipeline, encode_tokens, predict_v
 
 
 class Task(Protocol):
-    """A kind of model, as the trainer sees it. A sample grid has `columns` images a row."""
+    """A kind of model, as the trainer sees it."""
 
-    columns: int
+    @property
+    def columns(self) -> int:
+        """Images a row of a sample grid."""
+        ...
 
     def build(self, initial: Path | None = None) -> nn.ModuleDict:
         """The modules that learn, with random weights or those in a pipeline's (or a transformer's) folder."""
@@ -60,17 +64,19 @@ class LabelTask:
     Args:
         config: of the `DiTTransformer2DModel`.
         images: what is learned.
+        guidance_stop: of the pipeline that samples.
     """
 
     config: Mapping[str, Any]
     images: ImageSet
+    guidance_stop: float = 0.0
     columns: int = 4
 
     def build(self, initial: Path | None = None) -> nn.ModuleDict:
         """A `DiTTransformer2DModel`."""
         if initial is None:
             return nn.ModuleDict({"transformer": DiTTransformer2DModel.from_config(dict(self.config))})
-        return nn.ModuleDict({"transformer": _loaded(DiTTransformer2DModel, initial, "transformer")})
+        return nn.ModuleDict({"transformer": loaded_part(DiTTransformer2DModel, initial, "transformer")})
 
     def batch(self, recipe: Recipe, step: int) -> Batch:
         """Images with labels."""
@@ -82,7 +88,7 @@ class LabelTask:
 
     def pipeline(self, modules: nn.ModuleDict) -> LabelPipeline:
         """A `LabelPipeline`."""
-        return LabelPipeline(modules["transformer"], flow_matching_scheduler())
+        return LabelPipeline(modules["transformer"], flow_matching_scheduler(), guidance_stop=self.guidance_stop)
 
     def sample_grid(self, pipe: Any) -> list[Image.Image]:
         """Four of every label."""
@@ -118,9 +124,15 @@ class TextTask:
     smooth_sigma: float = 0.0
     columns: int = 8
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tokenizer", word_tokenizer(words_of(self.images.emoji), self.length))
-        object.__setattr__(self, "_seen", self.images.part(held_out=False))
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Of all words that captions of these images can have."""
+        return word_tokenizer(words_of(self.images.emoji), self.length)
+
+    @cached_property
+    def seen(self) -> CaptionedImages:
+        """The images that are trained on."""
+        return self.images.part(held_out=False)
 
     def build(self, initial: Path | None = None) -> nn.ModuleDict:
         """A `FluxTransformer2DModel` and a `T5EncoderModel`."""
@@ -137,15 +149,15 @@ class TextTask:
             raise ValueError(f"the model in {initial} knows other words than these captions have; start anew")
         return nn.ModuleDict(
             {
-                "transformer": _loaded(FluxTransformer2DModel, initial, "transformer"),
-                "text_encoder": _loaded(T5EncoderModel, initial, "text_encoder"),
+                "transformer": loaded_part(FluxTransformer2DModel, initial, "transformer"),
+                "text_encoder": loaded_part(T5EncoderModel, initial, "text_encoder"),
             }
         )
 
     def batch(self, recipe: Recipe, step: int) -> Batch:
         """Pictures with the ids of their captions' words; at half the size in the first part of the run."""
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        x, captions = self._seen.draw(recipe.batch_size, generator)
+        x, captions = self.seen.draw(recipe.batch_size, generator)
         dropped = torch.rand(len(captions), generator=generator) < recipe.label_dropout
         captions = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
         half = step < recipe.half_size_steps
@@ -182,7 +194,7 @@ class TextTask:
 
     def grid_captions(self) -> list[str]:
         """Sixteen captions that are trained on and, if there are any, sixteen that are not."""
-        seen = _spread(self._seen, 16)
+        seen = _spread(self.seen, 16)
         held_out = _spread(self.images.part(held_out=True), 16)
         names = ("teal", "white", "purple", "yellow", "black", "green", "grey", "orange")
         return [caption(one, background=names[i % len(names)]) for i, one in enumerate([*seen, *held_out])]
@@ -194,13 +206,11 @@ class TextTask:
     def _ids(self, captions: Sequence[str]) -> Tensor:
         return self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
-    tokenizer: PreTrainedTokenizerFast = None  # type: ignore[assignment]
-
 
 def task_of(spec: EmbeddedModel, images: Any) -> LabelTask | TextTask:
     """The task of an embedded model with its training images."""
     if spec.text_encoder is None:
-        return LabelTask(spec.transformer, images)
+        return LabelTask(spec.transformer, images, guidance_stop=spec.guidance_stop)
     return TextTask(
         spec.transformer,
         spec.text_encoder,
@@ -223,7 +233,8 @@ def word_tokenizer(words: Sequence[str], length: int) -> PreTrainedTokenizerFast
     )
 
 
-def _loaded(kind: Any, folder: Path, part: str) -> nn.Module:
+def loaded_part(kind: Any, folder: Path, part: str) -> nn.Module:
+    """A module in float32 from a pipeline's folder or its own."""
     inside = folder / part
     return kind.from_pretrained(inside if inside.is_dir() else folder, use_safetensors=True).float()
 

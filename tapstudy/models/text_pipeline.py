@@ -32,9 +32,7 @@ def position_ids(rows: int, columns: int, *, frame: int, device: torch.device | 
 
     A grid coarser than `frame` tokens a side spans the same frame, each token in the middle of those it stands for.
     """
-    row, column = (
-        (torch.arange(count, device=device) + 0.5) * (frame / count) - 0.5 for count in (rows, columns)
-    )
+    row, column = ((torch.arange(count, device=device) + 0.5) * (frame / count) - 0.5 for count in (rows, columns))
     grid = torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).reshape(-1, 2)
     return torch.nn.functional.pad(grid, (1, 0))
 
@@ -174,8 +172,11 @@ class TextPipeline(DiffusionPipeline):
                 count=len(given[0]),
             )  # fmt: skip
         branches = {
-            name: tuple(tensor.repeat_interleave(num_images_per_prompt, dim=0) for tensor in pair)
-            for name, pair in branches.items()
+            name: (
+                words.repeat_interleave(num_images_per_prompt, dim=0),
+                pooled.repeat_interleave(num_images_per_prompt, dim=0),
+            )
+            for name, (words, pooled) in branches.items()
         }
         x = self.prepare_latents(len(branches["cond"][0]), generator, latents)  # (B, 3, size, size)
 

@@ -1,7 +1,7 @@
 """A low-pass of the clock: the timestep features of a diffusers transformer, averaged over a Gaussian in time.
 
-`Timesteps` feeds `TimestepEmbedding` with cosines and sines of omega t. Their average over t ~ N(t, sigma^2) is the same
-feature times exp(-(omega sigma)^2 / 2), exactly. So is a scaling of the columns of the embedding's first linear layer.
+`Timesteps` feeds `TimestepEmbedding` with cosines and sines of omega t. Averaged over t ~ N(t, sigma^2) each is itself
+times exp(-(omega sigma)^2 / 2), exactly: a scaling of a column of the embedding's first linear layer.
 """
 
 from __future__ import annotations

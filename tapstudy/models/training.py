@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from tapstudy.models.checkpoint import TrainState, averaged, resume, save_checkpoint, start
+from tapstudy.models.precision import bf16_products
 from tapstudy.models.recipes import Recipe
 from tapstudy.models.tasks import Task
 
@@ -61,7 +62,6 @@ def train(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state = resume(folder, start(task, recipe, device=device, initial=initial), recipe)
     velocity = torch.compile(task.velocity) if compile_model else task.velocity
-    half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
     pending: list[torch.Tensor] = []
     flushed: list[tuple[int, float]] = []
     with (
@@ -73,7 +73,7 @@ def train(
         while state.step < recipe.total_steps:
             x, condition, noise, t = task.batch(recipe, state.step).to(device)
             x_t = torch.lerp(x, noise, t.view(-1, 1, 1, 1))  # (B, C, H, W)
-            with half:
+            with bf16_products(device.type, enabled=recipe.precision == "bf16"):
                 found = velocity(state.modules, x_t, t, condition)
             loss = F.mse_loss(found.float(), noise - x)
             state.rates(recipe)
@@ -104,7 +104,9 @@ def train(
                 since = time.perf_counter()
             if last:
                 break
-    return Trained(averaged(state, task, recipe), state.step, state.step >= recipe.total_steps, _throughput(flushed, recipe))
+    return Trained(
+        averaged(state, task, recipe), state.step, state.step >= recipe.total_steps, _throughput(flushed, recipe)
+    )
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_crops_are_windows_of_the_reflected_image():
     """Every result is found among the 81 windows, mirrored or not, and images of a batch move apart."""
     torch.manual_seed(0)
     images = torch.rand(12, 3, 16, 16)
-    moved = classifier._cropped_and_flipped(images)
+    moved = classifier.randomly_flipped(classifier._cropped(images))
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="reflect")
     places = []
     for i in range(12):

@@ -89,7 +89,7 @@ def test_shards_load_through_diffusers_and_the_package(made):
         tapstudy.load(folder / "exported", dtype=torch.bfloat16).transformer,
     )
     for way in ways:
-        for name, weight in trained.model.state_dict().items():
+        for name, weight in trained.modules["transformer"].state_dict().items():
             assert torch.equal(way.state_dict()[name].float(), weight.bfloat16().float()), name
 
 
@@ -101,7 +101,7 @@ def test_export_is_continued_with_fresh_moments(made, data, tmp_path):
     assert not further.finished
     change = [
         (a - b.bfloat16().float()).abs().max()
-        for a, b in zip(further.model.parameters(), trained.model.parameters(), strict=True)
+        for a, b in zip(further.modules.parameters(), trained.modules.parameters(), strict=True)
     ]
     # the first step of AdamW moves a weight w by at most the rate times 1 + decay |w|, and no |w| is near 10
     assert max(change) <= 1.01 * TINY.recipe.rate(0) * (1 + 10 * TINY.recipe.weight_decay)

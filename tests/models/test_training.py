@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tapstudy.models import training
-from tapstudy.models.batches import batches
 from tapstudy.models.checkpoint import start
 from tapstudy.models.data import ImageSet
 from tapstudy.models.recipes import Recipe
+from tapstudy.models.tasks import LabelTask
 from tapstudy.models.training import train
 from tests.conftest import make_tiny_pipe
 
@@ -37,28 +37,23 @@ COLOUR = replace(RECIPE, flip=True, zero_gates=True, on_device=True, log_every=3
 
 
 def weights(trained):
-    return torch.cat([p.detach().flatten() for p in trained.model.parameters()])
+    return torch.cat([p.detach().flatten() for p in trained.modules.parameters()])
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, COLOUR], ids=["mnist", "cifar10"])
-def test_killed_run_resumes_to_the_same_weights(tmp_path, config, images, monkeypatch, recipe):
-    whole = train(config, recipe, images, folder=tmp_path / "whole", compile_model=False)
+def test_killed_run_resumes_to_the_same_weights(tmp_path, config, images, recipe):
+    whole = train(LabelTask(config, images), recipe, folder=tmp_path / "whole", compile_model=False)
 
-    original, calls = training.batches, []
-
-    def killed(*arguments, **named):
-        for batch in original(*arguments, **named):
-            if len(calls) == 6:
+    class Killed(LabelTask):
+        def batch(self, recipe, step):
+            if step == 6:
                 raise KeyboardInterrupt
-            calls.append(1)
-            yield batch
+            return super().batch(recipe, step)
 
-    monkeypatch.setattr(training, "batches", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(config, recipe, images, folder=tmp_path / "killed", compile_model=False)
-    monkeypatch.setattr(training, "batches", original)
+        train(Killed(config, images), recipe, folder=tmp_path / "killed", compile_model=False)
     (tmp_path / "killed" / "partial").mkdir(exist_ok=True)  # as a kill in the middle of writing leaves it
-    resumed = train(config, recipe, images, folder=tmp_path / "killed", compile_model=False)
+    resumed = train(LabelTask(config, images), recipe, folder=tmp_path / "killed", compile_model=False)
 
     assert torch.equal(weights(resumed), weights(whole))
     logs = [[row["loss"] for row in read_log(tmp_path / name / "loss.csv")] for name in ("whole", "killed")]
@@ -71,34 +66,37 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path, config, images, monkey
 
 
 def test_finished_run_does_nothing_more(tmp_path, config, images):
-    first = train(config, RECIPE, images, folder=tmp_path, compile_model=False)
-    assert torch.equal(weights(train(config, RECIPE, images, folder=tmp_path, compile_model=False)), weights(first))
+    first = train(LabelTask(config, images), RECIPE, folder=tmp_path, compile_model=False)
+    assert torch.equal(
+        weights(train(LabelTask(config, images), RECIPE, folder=tmp_path, compile_model=False)), weights(first)
+    )
 
 
 def test_learns(tmp_path, config, images):
     recipe = Recipe(total_steps=150, batch_size=32, rate_warmup_steps=10, learning_rate=2e-3, checkpoint_every=150)
-    train(config, recipe, images, folder=tmp_path, compile_model=False)
+    train(LabelTask(config, images), recipe, folder=tmp_path, compile_model=False)
     losses = [float(row["loss"]) for row in read_log(tmp_path / "loss.csv")]
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
 
 
-def test_labels_are_dropped_once_per_image(images):
+def test_labels_are_dropped_once_per_image(config, images):
     recipe = Recipe(total_steps=200, batch_size=50, label_dropout=0.1)
-    labels = torch.cat([batch[1] for batch in batches(images, recipe, first_step=0, null_label=10)])
+    task = LabelTask(config, images)
+    labels = torch.cat([task.batch(recipe, step).condition for step in range(200)])
     share = (labels == 10).float().mean()
     assert 0.085 < share < 0.115
 
 
 def test_sample_grid_is_written(tmp_path, config, images):
     recipe = Recipe(total_steps=2, batch_size=8, sample_every=2)
-    train(config, recipe, images, folder=tmp_path, compile_model=False)
+    train(LabelTask(config, images), recipe, folder=tmp_path, compile_model=False)
     assert (tmp_path / "samples-000002.png").stat().st_size > 0
 
 
 def test_other_recipe_is_refused(tmp_path, config, images):
-    train(config, RECIPE, images, folder=tmp_path, compile_model=False)
+    train(LabelTask(config, images), RECIPE, folder=tmp_path, compile_model=False)
     with pytest.raises(ValueError, match="another recipe"):
-        train(config, Recipe(total_steps=12, batch_size=4), images, folder=tmp_path, compile_model=False)
+        train(LabelTask(config, images), Recipe(total_steps=12, batch_size=4), folder=tmp_path, compile_model=False)
 
 
 def test_rate():
@@ -108,11 +106,11 @@ def test_rate():
 
 def test_time_budget_stops_cleanly_and_resumes(tmp_path, config, images):
     """Calls without time make one step each and leave a checkpoint; together they are one run."""
-    whole = train(config, COLOUR, images, folder=tmp_path / "whole", compile_model=False)
+    whole = train(LabelTask(config, images), COLOUR, folder=tmp_path / "whole", compile_model=False)
     calls = []
     while not calls or not calls[-1].finished:
         assert len(calls) < 12
-        calls.append(train(config, COLOUR, images, folder=tmp_path / "cut", compile_model=False, minutes=0))
+        calls.append(train(LabelTask(config, images), COLOUR, folder=tmp_path / "cut", compile_model=False, minutes=0))
         assert (tmp_path / "cut" / f"checkpoint-{len(calls):06d}" / "state.safetensors").is_file()
     assert [call.step for call in calls] == list(range(1, 13))
     assert whole.finished
@@ -124,15 +122,22 @@ def test_time_budget_stops_cleanly_and_resumes(tmp_path, config, images):
 def test_more_steps_may_be_asked_for_later(tmp_path, config, images):
     """The rate is constant before the decay: a run lengthened in time equals one that was long from the start."""
     long = replace(RECIPE, total_steps=16)
-    train(config, RECIPE, images, folder=tmp_path / "a", compile_model=False, minutes=0)
-    lengthened, whole = (train(config, long, images, folder=tmp_path / name, compile_model=False) for name in "ab")
+    train(LabelTask(config, images), RECIPE, folder=tmp_path / "a", compile_model=False, minutes=0)
+    lengthened, whole = (
+        train(LabelTask(config, images), long, folder=tmp_path / name, compile_model=False) for name in "ab"
+    )
     assert torch.equal(weights(lengthened), weights(whole))
 
 
 def test_log_in_groups_is_the_log_step_by_step(tmp_path, config, images):
     logs = []
     for every in (1, 5):
-        train(config, replace(COLOUR, log_every=every), images, folder=tmp_path / str(every), compile_model=False)
+        train(
+            LabelTask(config, images),
+            replace(COLOUR, log_every=every),
+            folder=tmp_path / str(every),
+            compile_model=False,
+        )
         logs.append([(row["step"], row["loss"]) for row in read_log(tmp_path / str(every) / "loss.csv")])
     assert logs[0] == logs[1]
     assert training.read_losses(tmp_path / "5") == [float(loss) for _, loss in logs[0]]
@@ -143,15 +148,15 @@ def test_throughput_leaves_out_the_first_steps():
     assert training._throughput([(20, 30.0)], RECIPE) is None
 
 
-def test_flips_are_fixed_by_step_and_seed():
+def test_flips_are_fixed_by_step_and_seed(config):
     """Half of the images are mirrored, the same ones whenever a step is drawn, others with another seed."""
     ramp = torch.arange(8, dtype=torch.uint8).expand(64, 3, 8, 8).clone()
     images = ImageSet(ramp, torch.zeros(64, dtype=torch.int64))
     recipe = Recipe(total_steps=20, batch_size=32, flip=True)
 
     def mirrored(recipe, first_step):
-        drawn = batches(images, recipe, first_step=first_step, null_label=10)
-        return torch.stack([x[:, 0, 0, 0] > x[:, 0, 0, -1] for x, _, _, _ in drawn])
+        drawn = [LabelTask(config, images).batch(recipe, step).x for step in range(first_step, recipe.total_steps)]
+        return torch.stack([x[:, 0, 0, 0] > x[:, 0, 0, -1] for x in drawn])
 
     flips = mirrored(recipe, 0)
     assert 0.42 < flips.float().mean() < 0.58
@@ -160,17 +165,18 @@ def test_flips_are_fixed_by_step_and_seed():
     assert not mirrored(replace(recipe, flip=False), 0).any()
 
 
-def test_flips_change_no_other_draw(images):
+def test_flips_change_no_other_draw(config, images):
     recipe = Recipe(total_steps=3, batch_size=8)
     plain, flipped = (
-        list(batches(images, replace(recipe, flip=flip), first_step=0, null_label=10)) for flip in (False, True)
+        [LabelTask(config, images).batch(replace(recipe, flip=flip), step) for step in range(3)]
+        for flip in (False, True)
     )
     for a, b in zip(plain, flipped, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
 
 
-def test_closed_gates_start_at_zero_output_and_identity_blocks(config):
-    model = start(config, COLOUR, device="cpu").model
+def test_closed_gates_start_at_zero_output_and_identity_blocks(config, images):
+    model = start(LabelTask(config, images), COLOUR, device="cpu").modules["transformer"]
     inside = []
     for block in model.transformer_blocks:
         block.register_forward_hook(lambda _, given, out: inside.append(torch.equal(given[0], out)))
@@ -183,16 +189,16 @@ def test_closed_gates_start_at_zero_output_and_identity_blocks(config):
 def test_broken_loss_ends_the_run_before_a_checkpoint(tmp_path, config, images):
     recipe = replace(COLOUR, learning_rate=float("inf"), log_every=2)
     with pytest.raises(ValueError, match=r"the loss of step 2 is nan: train in another folder with a lower rate"):
-        train(config, recipe, images, folder=tmp_path, compile_model=False)
+        train(LabelTask(config, images), recipe, folder=tmp_path, compile_model=False)
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_starts_from_a_model_or_a_pipeline_in_half_precision(tmp_path):
+def test_starts_from_a_model_or_a_pipeline_in_half_precision(tmp_path, images):
     pipe = make_tiny_pipe(seed=3, dtype=torch.bfloat16)
     pipe.save_pretrained(tmp_path / "pipe")
     shutil.copytree(tmp_path / "pipe" / "transformer", tmp_path / "model")
     for folder in ("pipe", "model"):
-        found = start({}, RECIPE, device="cpu", initial=tmp_path / folder).model
+        found = start(LabelTask({}, images), RECIPE, device="cpu", initial=tmp_path / folder).modules["transformer"]
         assert found.dtype == torch.float32
         for a, b in zip(found.parameters(), pipe.transformer.parameters(), strict=True):
             assert torch.equal(a, b.float())
