@@ -91,7 +91,7 @@ def test_damaged_jpeg_names_the_image(tmp_path):
 
 
 def test_unknown_set_and_missing_colour_folder(tmp_path):
-    with pytest.raises(ValueError, match="no image set 'svhn': the known ones are mnist, cifar10"):
+    with pytest.raises(ValueError, match="no image set 'svhn' with labels: the known ones are mnist, cifar10"):
         load_images("svhn", "test", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no image set at .*cifar10_train.npz.*cifar10_train_jpeg.npz"):
         load_images("cifar10", "train", tmp_path)
