@@ -15,16 +15,19 @@ from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 
 def pack(images: Tensor, patch: int) -> Tensor:
-    """Images (B, C, H, W) as tokens (B, H W / patch^2, C patch^2), row by row, channels first in each."""
+    """Images (B, C, H, W) as tokens (B, H W / patch^2, patch^2 C), row by row, and pixel by pixel in each.
+
+    The order of recorded latents, so that whoever reads them finds the pixels.
+    """
     batch, channels, height, width = images.shape
     tokens = images.reshape(batch, channels, height // patch, patch, width // patch, patch)
-    return tokens.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+    return tokens.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
 
 
 def unpack(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
     """Undo `pack` for images of `height` x `width` pixels."""
-    parts = tokens.reshape(len(tokens), height // patch, width // patch, -1, patch, patch)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, height, width)
+    parts = tokens.reshape(len(tokens), height // patch, width // patch, patch, patch, -1)
+    return parts.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, height, width)
 
 
 def position_ids(rows: int, columns: int, *, frame: int, device: torch.device | str | None = None) -> Tensor:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import tapstudy
+from tapstudy.analysis.clean_image import clean_images
 from tapstudy.models.embedded import conditions, untrained_like
 from tapstudy.models.text_pipeline import TextPipeline, pack, position_ids, unpack
 from tests.models.emoji import quiet, tiny_pipe
@@ -23,11 +24,11 @@ def sample(pipe, *arguments, **named):
 
 
 def test_packing_by_hand():
-    """Row by row; channels first in a token; unpacking undoes it."""
+    """Row by row; pixel by pixel in a token; unpacking undoes it."""
     image = torch.arange(2 * 4 * 4).view(1, 2, 4, 4)
     tokens = pack(image, 2)
     assert tokens.shape == (1, 4, 8)
-    assert tokens[0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]
+    assert tokens[0, 1].tolist() == [2, 18, 3, 19, 6, 22, 7, 23]
     assert torch.equal(unpack(tokens, 2, 4, 4), image)
 
 
@@ -143,3 +144,21 @@ def test_untrained_control_is_not_trivial(pipe):
 def test_conditions_go_round(pipe):
     found = conditions(pipe, 12)
     assert found[0] == found[10] == "red apple on a teal background"
+
+
+def test_recorded_latents_are_read_as_pixels(pipe, tmp_path):
+    """What is expected at the last step but one, moved on by the last Euler step, is the recorded image."""
+    calls = [{"prompt": PROMPTS, "seed": [0, 1], "num_inference_steps": 6}]
+    fields = ("choice", "proxy_loss", "true_error", "latent", "image")
+    config = tapstudy.TAPConfig(interval=2, warmup_steps=2)
+    run = tapstudy.record(pipe, calls, tmp_path / "run.zarr", config=config, fields=fields, progress=False)
+    assert run["context"].values.tolist() == ["cond", "uncond"]
+    assert run["label"].values.tolist() == PROMPTS
+    clean = clean_images(run).isel(step=-1)
+    states = run["latent"].isel(context=0, step=-1)
+    noisy = unpack(torch.tensor(states.values), 4, 32, 32).permute(0, 2, 3, 1)
+    # x = (1 - sigma) clean + sigma noise along the last but one step: the recorded state lies on that line
+    sigma = float(run["sigma"][-1]) / float(run["sigma"][-2])
+    before = unpack(torch.tensor(run["latent"].isel(context=0, step=-2).values), 4, 32, 32).permute(0, 2, 3, 1)
+    expected = ((noisy - sigma * before) / (1 - sigma) / 2 + 0.5).clamp(0, 1)
+    assert torch.allclose(torch.tensor(clean.values), expected, atol=1e-4)
