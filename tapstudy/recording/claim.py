@@ -7,9 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tapstudy.recording.damage import RecordingError
-
-ROOT = "zarr.json"
+from tapstudy.recording.damage import ROOT, RecordingError
 
 
 def claim(path: Path) -> int:

@@ -1,14 +1,65 @@
-"""Small recordings as one netCDF file."""
+"""A recording, or a part of one, written again: as a recording, or a small one as one netCDF file."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from tapstudy.netcdf import write_netcdf
-from tapstudy.recording.damage import RecordingError
-from tapstudy.recording.store import open_recording
+from tapstudy.recording.claim import claim
+from tapstudy.recording.damage import FINISHED, RecordingError, recording_path
+from tapstudy.recording.store import codecs, excerpt_chunks, open_recording
+
+
+def to_zarr(recording: str | Path | xr.Dataset, out: str | Path) -> Path:
+    """Write whatever was selected of a recording as a recording: chunks per sample, with checksums.
+
+    `open_recording` reads it back. It cannot be gone on with.
+
+    Args:
+        recording: folder of a recording, or a dataset: select what you need first. It is read a chunk at a time.
+        out: folder to make.
+
+    Raises:
+        RecordingError: not a recording, not readable, empty, or something is at `out` already.
+    """
+    dataset = recording if isinstance(recording, xr.Dataset) else open_recording(recording)
+    out = recording_path(out)
+    if "schema_version" not in dataset.attrs:
+        raise RecordingError("to_zarr writes recordings, and the dataset is none: it has no schema_version")
+    if empty := [name for name, size in dataset.sizes.items() if not size]:
+        raise RecordingError(
+            f"the selection holds nothing along {', '.join(map(str, empty))}: there is nothing to write"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecordingError(f"there is something at {out} already: choose another path")
+    handle = claim(out)
+    try:
+        _write(dataset.drop_encoding(), out)
+    finally:
+        os.close(handle)
+    return out
+
+
+def _write(dataset: xr.Dataset, out: Path) -> None:
+    flags = np.ones(dataset.sizes["sample"] if "sample" in dataset.dims else (), dtype="int8")
+    attrs = {"long_name": "this sample is complete", "units": "1", "excerpt": 1}
+    stored = dataset.assign({FINISHED: (("sample",) if flags.ndim else (), flags, attrs)})
+    encoding: dict[Any, dict[str, Any]] = {}
+    for name, variable in stored.variables.items():
+        chunks = excerpt_chunks(variable) if name in stored.data_vars else variable.shape
+        encoding[name] = {"chunks": chunks, "compressors": codecs()}
+        if name in stored.data_vars:
+            stored[name] = variable.chunk(dict(zip(variable.dims, chunks, strict=True)))
+    with warnings.catch_warnings():
+        # Zarr v3 has no consolidated metadata in its specification
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        stored.to_zarr(out, zarr_format=3, consolidated=True, encoding=encoding, write_empty_chunks=True)
 
 
 def to_netcdf(recording: str | Path | xr.Dataset, out: str | Path, *, max_bytes: int = 1 << 30) -> Path:

@@ -18,7 +18,7 @@ from tapstudy.recording.store import read_attributes
 
 def read_configuration(path: str | Path) -> dict[str, Any]:
     """What `record` was called with; raises RecordingError where there is no recording."""
-    return json.loads(read_attributes(Path(path))["configuration"])
+    return json.loads(read_attributes(path)["configuration"])
 
 
 def recorder_arguments(configuration: dict[str, Any]) -> dict[str, Any]:

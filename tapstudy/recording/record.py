@@ -7,20 +7,21 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from tapstudy.instrument.handle import apply_policy
+from tapstudy.instrument.handle import apply_policy, find_transformers
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.tap import TAPPolicy
-from tapstudy.recording.damage import RecordingError
+from tapstudy.recording.damage import RecordingError, recording_path
 from tapstudy.recording.recorder import Recorder, Reduce
 from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields
 from tapstudy.recording.store import open_recording
@@ -55,7 +56,10 @@ def record(
     Args:
         pipe: a pipeline with a supported transformer.
         calls: keyword arguments of the pipeline, one dict per batch of samples, as JSON could hold them. Each needs
-            `seed`: an integer, or a list with one per sample.
+            `seed`: a list with one integer per sample, each for a generator of its own, or one integer for a generator
+            that all samples of the call share. The coordinates `draw` and `draws` tell the latter's samples apart: two
+            samples that agree in `seed`, `draw` and `draws` begin from the same noise. Samples of a call are
+            finished together: a recording that is killed loses those of the call in progress.
         path: folder of the store.
         fields: what to store: "proxy_loss", "true_error", "choice", "image", and the features "probe", "residual",
             "latent" (the noisy input of the model) and "latent_residual" (teacher-forced only).
@@ -72,12 +76,14 @@ def record(
         The finished recording, lazily loaded.
 
     Raises:
-        RecordingError: another recording at `path`, no room, values that are not finite, another process recording.
+        RecordingError: another recording at `path`, no room, values that are not finite, another process recording, or
+            steps that the model ran unseen.
         ValueError, TypeError: arguments that cannot be meant.
 
     Cost: per step one transfer of what is stored. Memory: one chunk (8 MiB) per variable, context and
     sample of a batch.
     """
+    path = recording_path(path)
     wanted = check_fields(tuple(fields))
     if dtype not in FEATURE_DTYPES:
         raise ValueError(f"dtype must be one of {FEATURE_DTYPES}, got {dtype!r}")
@@ -106,25 +112,23 @@ def record(
         "transformer": transformer,
     }
     recorder = Recorder(
-        Path(path),
+        path,
         judge,
         teacher_forced=policy is None,
         samples=samples,
+        shared_steps=len(find_transformers(pipe)) > 1,
         fields=wanted,
         depths=depths,
         dtype=dtype,
         reduce=dict(reduce or {}),
         coords={
-            "seed": (
-                "sample",
-                [seed for group in groups for seed, _ in group],
-                {"long_name": "seed of the noise", "units": "1"},
-            ),
-            "label": (
-                "sample",
-                [label for group in groups for _, label in group],
-                {"long_name": "label or prompt", "units": "1"},
-            ),
+            name: ("sample", values, {"long_name": long_name, "units": "1"})
+            for name, values, long_name in (
+                ("seed", _whole_numbers([sample.seed for group in groups for sample in group]), "seed of the noise"),
+                ("draw", [sample.draw for group in groups for sample in group], "position in what the seed draws"),
+                ("draws", [sample.draws for group in groups for sample in group], "samples that share the draws"),
+                ("label", [sample.label for group in groups for sample in group], "label or prompt"),
+            )
         },
         attrs={
             "title": "token trajectories of a diffusion transformer",
@@ -203,8 +207,21 @@ def _check_judge(
         raise ValueError(f"{name} takes no probe of block {judge.probe_depth}: leave probe out, or that depth")
 
 
-def _samples_of(index: int, call: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Seed and label of every sample of a call."""
+class _Sample(NamedTuple):
+    """What tells a sample from others. Those that agree in the first three have the same noise.
+
+    A list of seeds gives every sample a generator of its own. One seed for several samples is one generator, which
+    draws for all of them at once: their noise differs, and depends on how many there are.
+    """
+
+    seed: int
+    draw: int
+    draws: int
+    label: str
+
+
+def _samples_of(index: int, call: Mapping[str, Any]) -> list[_Sample]:
+    """Every sample of a call."""
     named = next((call[name] for name in ("class_labels", "prompt") if call.get(name) is not None), "")
     labels = list(named) if isinstance(named, list | tuple) else [named]
     copies = call.get("num_images_per_prompt", call.get("num_videos_per_prompt", 1))
@@ -215,7 +232,26 @@ def _samples_of(index: int, call: Mapping[str, Any]) -> list[tuple[int, str]]:
         raise ValueError(
             f"call {index}: needs 'seed', an integer or a list of {len(labels)} integers (one per sample), got {seed!r}"
         )
-    return list(zip(seeds, labels, strict=True))
+    if not all(-(2**63) <= s < 2**64 for s in seeds):
+        raise ValueError(f"call {index}: torch takes seeds from -2**63 to 2**64 - 1, got {seed!r}")
+    if isinstance(seed, list | tuple):
+        return [_Sample(one, 0, 1, label) for one, label in zip(seeds, labels, strict=True)]
+    return [_Sample(one, i, len(seeds), label) for i, (one, label) in enumerate(zip(seeds, labels, strict=True))]
+
+
+def _whole_numbers(values: Sequence[int]) -> NDArray[np.integer]:
+    """As 64-bit integers, exactly: unsigned only where they must be.
+
+    Raises ValueError if there are both negative ones and ones from 2**63.
+    """
+    if max(values, default=0) < 2**63:
+        return np.array(values, dtype=np.int64)
+    if min(values) < 0:
+        raise ValueError(
+            f"seeds below 0 and from 2**63 do not fit into one recording, got {min(values)} and {max(values)}: write "
+            "a seed s below 0 as 2**64 + s, which draws the same"
+        )
+    return np.array(values, dtype=np.uint64)
 
 
 def _arguments(call: Mapping[str, Any]) -> dict[str, Any]:

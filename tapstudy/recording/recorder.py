@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from torch import Tensor
 from tapstudy.instrument.call import StepEvent
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import RunInfo
-from tapstudy.recording.claim import ROOT, claim, clear
-from tapstudy.recording.damage import RecordingError, find_damage
+from tapstudy.recording.claim import claim, clear
+from tapstudy.recording.damage import ROOT, Damage, RecordingError, find_damage
 from tapstudy.recording.schema import FEATURES, VARIABLES, Layout
 from tapstudy.recording.scores import score_step
 from tapstudy.recording.store import Coords, SampleWriter, Store, read_attributes
@@ -38,6 +39,7 @@ class Recorder:
         judge: scores predictors and knows the schedule. Teacher-forced, copies of it are shown the exact features;
             closed-loop, the events bring the policy that ran.
         samples: how many there will be in all.
+        shared_steps: other transformers run the steps that this one leaves out.
         fields: of `schema.VARIABLES`.
         depths: of the stored probe.
         coords, attrs: of the dataset.
@@ -51,6 +53,7 @@ class Recorder:
         *,
         teacher_forced: bool,
         samples: int,
+        shared_steps: bool,
         fields: tuple[str, ...],
         depths: tuple[int, ...],
         dtype: str,
@@ -63,6 +66,7 @@ class Recorder:
     ) -> None:
         self.path, self.judge, self.teacher_forced = path, judge, teacher_forced
         self.samples, self.fields, self.depths, self.dtype, self.reduce = samples, fields, depths, dtype, reduce
+        self.shared_steps = shared_steps
         self.coords, self.attrs, self.scheduler, self.force = coords, attrs, scheduler, force
         self.say = say
         self.store: Store | None = None
@@ -95,19 +99,30 @@ class Recorder:
                 f"{self.path} holds a recording of another configuration ({detail}); choose another path"
             )
         store = Store.resume(self.path)
+        damage = [] if store is None else self._mend(store)
+        if damage:
+            self.say(f"{self.path} is damaged ({damage[0]}); {len({d.sample for d in damage})} samples are made again")
         if store is None or not store.finished.any():
             clear(self.path)
             return
-        damage = find_damage(self.path, np.flatnonzero(store.finished), checksums=True)
-        for found in damage:
-            if found.sample is None:
-                raise RecordingError(f"{self.path} is damaged beyond mending: {found}; choose another path")
-            store.finish(found.sample, finished=False)
-        if damage:
-            self.say(f"{self.path} is damaged ({damage[0]}); {len({d.sample for d in damage})} samples are made again")
+        if not store.finished.all():
+            new = store.tell_versions(json.loads(self.attrs["versions"]))
+            if new is not None:
+                warnings.warn(f"{self.path} is gone on with under other versions: {new}", stacklevel=3)
         self.store = store
         contexts = store.values("context")
         self._contexts = {} if contexts is None else {str(name): index for index, name in enumerate(contexts)}
+
+    def _mend(self, store: Store) -> list[Damage]:
+        """Count damaged samples as not finished; flags first, as they tell which samples there are."""
+        damage: list[Damage] = []
+        for flags in (True, False):
+            samples = [] if flags else np.flatnonzero(store.finished).tolist()
+            for found in find_damage(self.path, samples, checksums=True):
+                assert found.sample is not None  # the rest is beyond mending
+                store.finish(found.sample, finished=False)
+                damage.append(found)
+        return damage
 
     def is_done(self, samples: Sequence[int]) -> bool:
         return self.store is not None and bool(self.store.finished[list(samples)].all())
@@ -134,6 +149,7 @@ class Recorder:
         """The pipeline is through: images (batch, y, x, band) or videos (batch, frame, y, x, band)."""
         self._lay_out_if_needed()
         assert self.store is not None
+        self._check_steps(self.store)
         if "image" in self.fields:
             if images is None:
                 raise ValueError(
@@ -265,6 +281,23 @@ class Recorder:
             raise RecordingError(
                 f"sample {self._batch[0]} is sampled at {len(ours)} other timesteps than the samples before it (there "
                 f"were {len(held)}); all calls of a recording must agree in steps, scheduler and size"
+            )
+
+    def _check_steps(self, store: Store) -> None:
+        """Whether every step was seen: what was not would be stored as missing values."""
+        told = self._writers[0].steps
+        seen: set[int] = set().union(*told.values())
+        expected = store.steps_told() if self.shared_steps and seen else set(range(store.layout.sizes["step"]))
+        if expected is not None and seen != expected:
+            raise RecordingError(
+                f"sample {self._batch[0]}: {len(seen)} of its {len(expected)} steps were seen, the others "
+                "passed the recorder by: was the transformer's forward replaced, or the pipeline's transformer, after "
+                "the recording began (offloading, compiling, another cache)? Finished samples are kept"
+            )
+        if absent := [name for name, index in self._contexts.items() if index not in told]:
+            raise RecordingError(
+                f"sample {self._batch[0]}: no step of context {absent[0]!r}, which the samples before it have; record "
+                "with arguments that keep one guidance for all samples. Finished samples are kept"
             )
 
     def _lay_out_if_needed(self) -> None:

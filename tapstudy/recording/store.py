@@ -6,9 +6,12 @@ which happens last. So a killed recording keeps every finished sample, and damag
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,16 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from tapstudy.recording.damage import CheckedStore, RecordingError, find_damage
+from tapstudy.recording.damage import (
+    FINISHED,
+    ROOT,
+    CheckedStore,
+    RecordingError,
+    find_damage,
+    listed_arrays,
+    read_root,
+    recording_path,
+)
 from tapstudy.recording.schema import SCHEMA_VERSION, VARIABLES, Layout
 
 # name -> dimension, values, attributes
@@ -46,13 +58,13 @@ class Store:
         for name in layout.fields:
             _create_variable(group, name, layout)
         finished = group.create_array(
-            "finished", shape=(layout.sizes["sample"],), chunks=(1,), dtype="int8", fill_value=0, compressors=_codecs(),
+            FINISHED, data=np.zeros(layout.sizes["sample"], dtype="int8"), chunks=(1,), compressors=codecs(),
             dimension_names=("sample",), config={"write_empty_chunks": True},
         )  # fmt: skip
         finished.attrs.update(long_name="this sample is complete", units="1")
         for name, (dim, values, attributes) in coords.items():
             array = group.create_array(
-                name, data=_storable(values), dimension_names=(dim,), compressors=_codecs(),
+                name, data=_storable(values), dimension_names=(dim,), compressors=codecs(),
                 config={"write_empty_chunks": True},
             )  # fmt: skip
             array.attrs.update({"units": "1", **attributes})
@@ -64,17 +76,38 @@ class Store:
     def resume(cls, path: Path) -> Store | None:
         """Open an existing recording to go on with it; None if it was cut short before it was laid out.
 
-        Raises RecordingError if it cannot be read.
+        Raises RecordingError if it cannot be read, or is not one that `record` wrote.
         """
+        arrays = listed_arrays(read_root(path))
+        if arrays is None:
+            _check_empty(path)
+            return None
+        _check_flags(path, arrays)
+        if "excerpt" in arrays[FINISHED]["attributes"]:
+            raise RecordingError(f"{path} is a part of a recording, which cannot be gone on with: choose another path")
+        shared = [found for found in find_damage(path, [], checksums=True) if not found.mendable]
+        if shared:
+            raise RecordingError(f"{path} is damaged beyond mending: {shared[0]}; {shared[0].remedy}")
         try:
             group = zarr.open_group(path, mode="r+", use_consolidated=False)
-            if zarr.open_group(path, mode="r").metadata.consolidated_metadata is None:
-                return None
-            store = cls(path, group, _read_layout(group))
-            _ = store.finished
+            return cls(path, group, _read_layout(group))
         except (OSError, ValueError, KeyError) as error:
             raise RecordingError(f"{path} cannot be gone on with ({type(error).__name__}: {error})") from error
-        return store
+
+    def tell_versions(self, versions: Mapping[str, str]) -> str | None:
+        """Note that the recording is gone on with under these package versions; says which of them are new."""
+        root = read_root(self.path)
+        held: dict[str, str] = json.loads(root["attributes"]["versions"])
+        new = {name: one for name, one in versions.items() if held.get(name, one).split(", then ")[-1] != one}
+        if not new:
+            return None
+        both = held | {name: f"{held[name]}, then {one}" for name, one in new.items()}
+        root["attributes"]["versions"] = json.dumps(both, sort_keys=True)
+        partial = self.path / f"{ROOT}.partial"
+        partial.write_text(json.dumps(root, indent=2))
+        partial.replace(self.path / ROOT)
+        self.group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+        return ", ".join(f"{name} {both[name]}" for name in new)
 
     def values(self, coordinate: str) -> NDArray[Any] | None:
         return np.asarray(self._array(coordinate)[:]) if coordinate in self.group else None
@@ -101,13 +134,26 @@ class Store:
 
     @property
     def finished(self) -> NDArray[np.bool_]:
-        return np.asarray(self._array("finished")[:]).astype(bool)
+        """(sample,); raises RecordingError naming a flag that is missing or damaged."""
+        return np.asarray(self._flags[:]).astype(bool)
+
+    @cached_property
+    def _flags(self) -> Any:
+        return zarr.open_array(CheckedStore(self.path, read_only=True), path=FINISHED, mode="r")
+
+    def steps_told(self) -> set[int] | None:
+        """The steps of the first finished sample that hold something; None if there is no finished sample."""
+        finished = np.flatnonzero(self.finished)
+        if not len(finished):
+            return None
+        is_full = self._array("is_full")[finished[0]]  # (context, step), -1 where nothing was told
+        return set(np.flatnonzero((is_full >= 0).any(axis=0)).tolist())
 
     def begin(self, sample: int) -> SampleWriter:
         return SampleWriter(self, sample)
 
     def finish(self, sample: int, *, finished: bool = True) -> None:
-        self._array("finished")[sample] = int(finished)
+        self._array(FINISHED)[sample] = int(finished)
 
 
 class SampleWriter:
@@ -115,6 +161,7 @@ class SampleWriter:
 
     def __init__(self, store: Store, sample: int) -> None:
         self.store, self.sample = store, sample
+        self.steps: dict[int, set[int]] = defaultdict(set)  # context -> those that were told
         self._waiting: dict[tuple[str, int, int], NDArray[Any]] = {}
         self._written: set[tuple[str, int, int]] = set()
 
@@ -129,6 +176,7 @@ class SampleWriter:
             raise RecordingError(
                 f"sample {self.sample} goes on after {layout.sizes['step']} steps, the number that the scheduler told"
             )
+        self.steps[context].add(step)
         stored = self._checked(name, values, layout.shape(name)[2:], f"step {step}, context {context}")
         length = step_chunk(name, layout)
         chunk, offset = divmod(step, length)
@@ -205,38 +253,46 @@ def step_chunk(name: str, layout: Layout) -> int:
 def open_recording(path: str | Path, *, verify: bool = True) -> xr.Dataset:
     """A recording as a lazy dataset, finished samples only. Checksums are verified as the data is read.
 
+    Coordinates are in memory. Nothing of how it is stored sticks to the dataset, so that whatever is selected of it
+    can be written again.
+
     Args:
-        verify: also look that every chunk of the finished samples is there.
+        path: `~` is the home folder; what was opened stays the same after a change of folder.
+        verify: also look that every file of the finished samples is there.
 
     Raises:
         RecordingError: no recording, of a newer schema, damaged, or without one finished sample. Later, when damaged
-            data is read, it names the file.
+            or missing data is read, it names the file.
     """
-    path = Path(path)
+    path = recording_path(path)
+    root = read_root(path)
+    check_version(path, root.get("attributes", {}))
+    arrays = listed_arrays(root)
+    if arrays is None:
+        _check_empty(path)
+        raise RecordingError(f"{path} was cut short before its first sample: record again")
+    _check_flags(path, arrays)
     try:
-        dataset = xr.open_zarr(CheckedStore(path, read_only=True))
+        dataset = xr.open_zarr(CheckedStore(path, read_only=True), consolidated=True)
+        dataset = dataset.assign_coords({name: values.load() for name, values in dataset.coords.items()})
+        finished = np.flatnonzero(dataset[FINISHED].values)
     except RecordingError:
         raise
     except Exception as error:  # zarr and xarray raise many classes for what is not a store
         raise RecordingError(f"no readable recording at {path} ({type(error).__name__}: {error})") from error
-    check_version(path, dataset.attrs)
-    if "finished" not in dataset:
-        raise RecordingError(f"{path} was cut short before its first sample: record again")
-    finished = np.flatnonzero(dataset["finished"].values)
     if not len(finished):
         raise RecordingError(f"{path} has no finished sample yet: resume the recording")
     found = find_damage(path, finished, checksums=False) if verify else []
     if found:
-        raise RecordingError(f"{path} is damaged: {found[0]}; record again with the same arguments to mend it")
-    return dataset.isel(sample=finished).drop_vars("finished")
+        raise RecordingError(f"{path} is damaged: {found[0]}; {found[0].remedy}")
+    whole = dataset.drop_vars(FINISHED).drop_encoding()
+    return whole.isel(sample=finished) if "sample" in whole.dims else whole
 
 
-def read_attributes(path: Path) -> dict[str, Any]:
+def read_attributes(path: str | Path) -> dict[str, Any]:
     """Of the dataset; raises RecordingError for what is no recording, or one of a newer schema."""
-    try:
-        attrs = dict(zarr.open_group(path, mode="r", use_consolidated=False).attrs)
-    except Exception as error:  # zarr raises many classes for what is not a store
-        raise RecordingError(f"no readable recording at {path} ({type(error).__name__}: {error})") from error
+    path = recording_path(path)
+    attrs: dict[str, Any] = read_root(path).get("attributes", {})
     check_version(path, attrs)
     return attrs
 
@@ -251,6 +307,23 @@ def check_version(path: Path, attrs: Mapping[str, Any]) -> None:
         )
 
 
+def _check_empty(path: Path) -> None:
+    """Raises RecordingError if there is data, although the root lists no arrays."""
+    if any((path / name / "c").exists() for name in VARIABLES):
+        raise RecordingError(
+            f"{path} holds data, but {path / ROOT} lists no arrays (it has lost its consolidated metadata): "
+            "zarr.consolidate_metadata makes it anew"
+        )
+
+
+def _check_flags(path: Path, arrays: Mapping[str, Any]) -> None:
+    if FINISHED not in arrays:
+        raise RecordingError(
+            f"{path} does not tell which of its samples are finished, as a copy written by xarray itself: open it with "
+            "xarray.open_zarr, or copy with tapstudy.recording.export.to_zarr"
+        )
+
+
 def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
     variable = VARIABLES[name]
     shape = layout.shape(name)
@@ -260,7 +333,7 @@ def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
         shape=(layout.sizes["sample"], *shape),
         chunks=chunks,
         dtype=layout.dtype(name),
-        compressors=_codecs(),
+        compressors=codecs(),
         fill_value=variable.fill,
         dimension_names=("sample", *variable.dims),
         config={"write_empty_chunks": True},
@@ -268,7 +341,16 @@ def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
     array.attrs.update(long_name=variable.long_name, units=variable.units)
 
 
-def _codecs() -> list[Any]:
+def excerpt_chunks(variable: xr.Variable) -> tuple[int, ...]:
+    """One sample and context, and of the steps as many as fit `CHUNK_BYTES`; everything else whole."""
+    sizes = {dim: 1 if dim in ("sample", "context") else size for dim, size in variable.sizes.items()}
+    if "step" in sizes:
+        per_step = int(np.prod(list(sizes.values()))) // sizes["step"] * variable.dtype.itemsize
+        sizes["step"] = max(1, min(sizes["step"], CHUNK_BYTES // per_step))
+    return tuple(sizes.values())
+
+
+def codecs() -> list[Any]:
     return [ZstdCodec(level=3), Crc32cCodec()]
 
 

@@ -1,5 +1,6 @@
 """What is on disk equals what the model did."""
 
+import itertools
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import tapstudy
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.recording.store import SampleWriter
 from tests.pipelines.tiny import FACTORIES
 from tests.recording.runs import ALL, CONFIG, STEPS, calls_of
 
@@ -216,7 +218,8 @@ warnings.simplefilter("error")
 import xarray as xr
 run = xr.open_zarr(sys.argv[1])
 assert not any(name.split(".")[0] == "tapstudy" for name in sys.modules)
-coords = {"seed", "label", "timestep", "sigma", "row", "col", "order", "shift", "context", "step", "depth"}
+coords = {"seed", "draw", "draws", "label", "timestep", "sigma", "row", "col", "order", "shift"}
+coords |= {"context", "step", "depth"}
 assert set(run.coords) == coords, run.coords
 for name, variable in run.variables.items():
     assert variable.attrs["units"] and variable.attrs["long_name"], name
@@ -224,6 +227,7 @@ assert run["probe"].dims == ("sample", "context", "step", "depth", "token", "cha
 assert run["true_error"].dims == ("sample", "context", "step", "token", "predictor")
 assert run["image"].dims == ("sample", "y", "x", "band")
 assert run["seed"].values.tolist() == [5, 6, 7] and run["label"].values.tolist() == ["1", "2", "3"]
+assert run["draw"].values.tolist() == [0, 0, 0] and run["draws"].values.tolist() == [1, 1, 1]
 assert run["row"].values.tolist() == [i // 4 for i in range(16)]
 assert run["col"].values.tolist() == [i % 4 for i in range(16)]
 assert run["depth"].values.tolist() == [0, 2]
@@ -240,6 +244,51 @@ def test_opens_without_tapstudy(recorded):
     total = float(run["residual"].sel(context="uncond", step=3).isel(sample=2).sum())
     done = subprocess.run([sys.executable, "-c", PLAIN, path, repr(total)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("seeds", "dtype"),
+    [([1, 2**63 + 1], "uint64"), ([2**64 - 1, 7], "uint64"), ([2**53 + 1, 2**63], "uint64"), ([2**63 - 1, 0], "int64"),
+     ([-1, 2**63 - 1], "int64"), ([-(2**63), 2**53 + 1], "int64"), ([2**64 - 1, 2**64 - 2], "uint64")],
+)  # fmt: skip
+def test_seeds_are_exact(tiny_pipe, tmp_path, seeds, dtype):
+    """Written, opened, selected and gone on with."""
+    calls = calls_of(*([(1, seed)] for seed in seeds))
+
+    def stop(_module, _args):
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        finish = SampleWriter.finish
+        patch.setattr(SampleWriter, "finish", lambda self: finish(self) if self.sample == 0 else stop(0, 0))
+        with pytest.raises(tapstudy.RecordingError):
+            tapstudy.record(tiny_pipe, calls, tmp_path, fields=("choice",), config=CONFIG, progress=False)
+    assert tapstudy.open_recording(tmp_path)["seed"].values.tolist() == seeds[:1]
+    run = tapstudy.record(tiny_pipe, calls, tmp_path, fields=("choice",), config=CONFIG, progress=False)
+    assert run["seed"].dtype == dtype
+    for found in (run, tapstudy.open_recording(tmp_path).load()):
+        assert found["seed"].values.tolist() == seeds
+        assert int(found.isel(sample=1)["seed"]) == seeds[1]
+        assert found.isel(sample=(found["seed"] == seeds[1]).values)["seed"].values.tolist() == seeds[1:]
+
+
+def test_equal_coordinates_mean_equal_noise(tmp_path):
+    """Prompts that share one seed do not share the noise; where seed, draw and draws agree, it is the same."""
+    pipe, call = FACTORIES["stable_diffusion_3"]()
+    call = {name: value for name, value in call.items() if name not in ("prompt", "negative_prompt")}
+    shared = [(["a", "b"], 0), (["a"], 0), (["c", "d", "a"], 0), (["b", "a"], 0)]
+    own = [(["a", "b"], [0, 0]), (["c", "a"], [1, 0])]
+    calls = [call | {"prompt": prompt, "seed": seed, "output_type": "latent"} for prompt, seed in (*shared, *own)]
+    run = tapstudy.record(pipe, calls, tmp_path / "run", fields=("latent",), config=CONFIG, progress=False).load()
+    assert run["draw"].values.tolist() == [0, 1, 0, 0, 1, 2, 0, 1, 0, 0, 0, 0]
+    assert run["draws"].values.tolist() == [2, 2, 1, 3, 3, 3, 2, 2, 1, 1, 1, 1]
+    noise = run["latent"].isel(context=0, step=0).values
+    told = list(zip(*(run[name].values.tolist() for name in ("seed", "draw", "draws")), strict=True))
+    for i, j in itertools.combinations(range(run.sizes["sample"]), 2):
+        if told[i] == told[j]:
+            np.testing.assert_array_equal(noise[i], noise[j])
+    assert not np.array_equal(noise[0], noise[1])  # one seed, two prompts
+    assert told[0] != told[1]
 
 
 def test_netcdf_round_trip(recorded, tmp_path):
