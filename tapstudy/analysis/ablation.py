@@ -21,35 +21,34 @@ from tapstudy.analysis.features import (
     step_runs,
 )
 from tapstudy.analysis.joint_scores import METRICS, Job, JointScores
+from tapstudy.analysis.own_settings import Asked, Settled, settle
 from tapstudy.analysis.teacher_forced import Array, full_steps_of, held_steps
 from tapstudy.core.schedule import mask_text
 from tapstudy.policies.config import TAPConfig
 
 
-def grid(*, base: TAPConfig | None = None, **axes: Sequence[Any]) -> dict[str, TAPConfig]:
+def grid(**axes: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """Settings at every point of a grid of `TAPConfig` fields, the last axis fastest.
 
     >>> list(grid(interval=(4, 8), distance=("cosine", "l2")))
     ['interval=4 distance=cosine', 'interval=4 distance=l2', 'interval=8 distance=cosine', 'interval=8 distance=l2']
 
-    Args:
-        base: what the axes do not name.
-
     Raises:
-        TypeError, ValueError: a field that does not exist, or a value that cannot be meant.
+        TypeError: a field that does not exist.
     """
-    rest = {field.name: getattr(base or TAPConfig(), field.name) for field in fields(TAPConfig)}
+    known = {field.name for field in fields(TAPConfig)}
+    TAPConfig.of({name: values for name, values in axes.items() if name not in known})  # says which it does not know
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    return {" ".join(f"{name}={_text(value)}" for name, value in point.items()): TAPConfig.of({**rest, **point})
-            for point in points}  # fmt: skip
+    return {" ".join(f"{name}={_text(value)}" for name, value in point.items()): point for point in points}
 
 
-def ablate(recording: xr.Dataset, settings: Mapping[str, TAPConfig] | Sequence[TAPConfig]) -> xr.Dataset:
+def ablate(recording: xr.Dataset, settings: Mapping[str, Asked] | Sequence[Asked]) -> xr.Dataset:
     """Rescore recorded trajectories under many settings, to one number per image and setting.
 
     Args:
         recording: as for `rescore`, with the probe of every block and the residual of every site that is asked for.
-        settings: by name, or in order.
+        settings: by name, or in order, each as the `config` of `rescore`: what a setting of `grid` does not name, the
+            schedule too, is the recording's own.
 
     Returns:
         Lazily, per setting and image the mean over contexts, skip steps and tokens: `true_error` of TAP's choice,
@@ -57,16 +56,18 @@ def ablate(recording: xr.Dataset, settings: Mapping[str, TAPConfig] | Sequence[T
         random predictor: 0 for the oracle, 1 for chance), all (sample, setting), and `fixed_true_error` (sample,
         setting, predictor), NaN for predictors that a setting lacks. `best_fixed_true_error` (setting, sample) is that
         of the fixed predictor with the least error on images of other seeds (see `best_fixed_elsewhere`). Coordinates:
-        on setting the fields of `TAPConfig` that differ, `full_passes` and `mask`; on predictor `order` and `shift`.
+        on setting the fields of `TAPConfig` that differ, `full_passes`, `mask` and `schedule` (where it comes from); on
+        predictor `order` and `shift`.
 
     Raises:
         ValueError: no settings, a setting that never skips, and all that `rescore` raises.
     """
-    named = dict(settings) if isinstance(settings, Mapping) else {str(i): one for i, one in enumerate(settings)}
-    if not named:
+    asked = dict(settings) if isinstance(settings, Mapping) else {str(i): one for i, one in enumerate(settings)}
+    if not asked:
         raise ValueError("ablate needs at least one setting")
     num_steps = is_trajectory(recording, "ablate")
-    configs = list(named.values())
+    named = {name: settle(recording, one, "ablate") for name, one in asked.items()}
+    configs = [one.config for one in named.values()]
     full = [full_steps_of(config, num_steps) for config in configs]
     for name, steps in zip(named, full, strict=True):
         if len(steps) == num_steps:
@@ -144,7 +145,7 @@ def _apply(kernel: JointScores, arrays: Mapping[str, xr.DataArray], held: Sequen
 def _described(
     found: xr.Dataset,
     recording: xr.Dataset,
-    named: Mapping[str, TAPConfig],
+    named: Mapping[str, Settled],
     full: Sequence[tuple[int, ...]],
     labels: Sequence[tuple[int, float]],
 ) -> xr.Dataset:
@@ -164,14 +165,16 @@ def _described(
         found["best_fixed_true_error"] = best_fixed_elsewhere(found["fixed_true_error"], seed)
     for name, long_name in names.items():
         found[name].attrs.update(long_name=long_name, units="1")
-    varying = [f.name for f in fields(TAPConfig) if len({getattr(c, f.name) for c in named.values()}) > 1]
+    configs = [one.config for one in named.values()]
+    varying = [f.name for f in fields(TAPConfig) if len({getattr(c, f.name) for c in configs}) > 1]
     num_steps = recording.sizes["step"]
     return found.assign_coords(
         {"setting": list(named)}
-        | {name: ("setting", _coordinate([getattr(c, name) for c in named.values()])) for name in varying}
+        | {name: ("setting", _coordinate([getattr(c, name) for c in configs])) for name in varying}
         | {
             "full_passes": ("setting", [len(steps) for steps in full]),
             "mask": ("setting", [mask_text(steps, num_steps) for steps in full]),
+            "schedule": ("setting", [one.schedule for one in named.values()]),
             "order": ("predictor", [order for order, _ in labels], {"long_name": "order m", "units": "1"}),
             "shift": ("predictor", [shift for _, shift in labels], {"long_name": "shift s", "units": "1"}),
         }

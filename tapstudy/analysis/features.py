@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +9,7 @@ import dask
 import numpy as np
 import xarray as xr
 
+from tapstudy.analysis.own_settings import recorded_settings
 from tapstudy.analysis.require import require
 from tapstudy.policies.config import TAPConfig
 
@@ -54,8 +54,7 @@ def site_of(recording: xr.Dataset, config: TAPConfig, analysis: str) -> Site:
 
     A recording made with residual="latent" keeps that one as `residual`.
     """
-    made = json.loads(recording.attrs.get("configuration", "{}")).get("policy", {}).get("config", {})
-    recorded = made.get("residual", "hidden")
+    recorded = recorded_settings(recording).get("residual", "hidden")
     if config.residual == recorded:
         return "residual"
     if config.residual == "latent":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +24,7 @@ from tapstudy.analysis.features import (
     site_of,
     step_runs,
 )
+from tapstudy.analysis.own_settings import Asked, settle
 from tapstudy.analysis.selection import ErrorForms, Selection, fused_selection
 from tapstudy.analysis.teacher_forced import (
     Array,
@@ -68,7 +68,7 @@ SELECTED: Outputs = {
 
 def rescore(
     recording: xr.Dataset,
-    config: TAPConfig | None = None,
+    config: Asked = None,
     *,
     family: Family | None = None,
     depth: int | None = None,
@@ -78,12 +78,14 @@ def rescore(
     """Score a family along recorded trajectories, teacher-forced, as a recording under `config` would have.
 
     Every prediction is made from the exact features at the full steps of the schedule, and compared with the exact
-    features at the skip step. Nothing is read before the result is computed.
+    features at the skip step. Nothing is read before the result is computed, but which steps a closed-loop recording
+    ran in full.
 
     Args:
         recording: with `probe` (..., step, [depth,] token, channel) and the residual (..., step, token, channel), every
             step of the trajectory; `row` and `col` (and `frame`) on token for granularity "region".
-        config: schedule, family, distance, granularity, probe depth and residual site.
+        config: schedule, family, distance, granularity, probe depth and residual site; or a mapping of fields of
+            `TAPConfig` to change in the recording's own configuration. None is that one as it is, schedule and all.
         family: any other family of linear predictors.
         depth: block of the probe; `config.probe_depth` if None.
         site: variable that holds the residual; by default the one that holds `config.residual`.
@@ -95,14 +97,17 @@ def rescore(
         token), `is_full`, `distance` (..., step), `is_distinct` (..., step, predictor), NaN or -1 at full steps; or,
         with `selected_only`, in place of the losses `chosen_proxy_loss`, `chosen_true_error`, `best_true_error`,
         `best`, `regret` (..., step, token), `mean_proxy_loss` and `mean_true_error` (..., step, predictor). Coordinates
-        and images of the recording stay.
+        and images of the recording stay. The attribute `rescoring` tells, as JSON, the configuration, the mask of full
+        steps, and whether the schedule is the recording's own.
 
     Raises:
-        ValueError: a feature, depth or grid that the recording lacks, steps left out, granularity "global".
+        ValueError: a feature, depth or grid that the recording lacks, steps left out, granularity "global", a recording
+            whose samples ran in full at different steps and no schedule asked for.
 
     Memory: per thread, the features of one trajectory, or of a run of its steps where that is more than 256 MiB.
     """
-    config = config or TAPConfig()
+    settled = settle(recording, config, "rescore")
+    config = settled.config
     family = family or config.family
     num_steps = is_trajectory(recording, "rescore")
     probe = in_blocks(probe_at(recording, config.probe_depth if depth is None else depth, "rescore"))
@@ -121,7 +126,7 @@ def rescore(
     kept = recording.drop_dims(["predictor", "channel", "latent_channel", "depth"], errors="ignore")
     kept = kept.drop_vars([name for name in scores.variables if name in kept.variables])
     return kept.merge(scores, compat="override", join="exact").assign_attrs(
-        rescoring=json.dumps({"config": {k: str(v) for k, v in asdict(config).items()}, "family": repr(family)})
+        rescoring=settled.told(num_steps, family=repr(family))
     )
 
 

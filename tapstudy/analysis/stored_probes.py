@@ -7,25 +7,27 @@ from dataclasses import replace
 import torch
 import xarray as xr
 
+from tapstudy.analysis.own_settings import Asked, settle
 from tapstudy.analysis.rescoring import rescore
-from tapstudy.policies.config import TAPConfig
 
 
-def stored_probes(recording: xr.Dataset, config: TAPConfig | None = None) -> xr.Dataset:
+def stored_probes(recording: xr.Dataset, config: Asked = None) -> xr.Dataset:
     """How many tokens choose otherwise when stored probes are rounded, and what that costs, teacher-forced.
 
     Args:
         recording: as for `rescore`.
-        config: with the `probe_dtype` in question; bfloat16 where it has none.
+        config: as for `rescore`, with the `probe_dtype` in question; bfloat16 where it has none.
 
     Returns:
         Lazily, per image the means over contexts, skip steps and tokens, (sample,): `changed`, the share of tokens
-        with another choice; `true_error` of the choice by exact probes; and `true_error_change` by rounded ones.
+        with another choice; `true_error` of the choice by exact probes; and `true_error_change` by rounded ones. The
+        attribute `rescoring` is as `rescore` gives it.
 
     Raises:
         ValueError: as `rescore`.
     """
-    config = config or TAPConfig()
+    settled = settle(recording, config, "stored_probes")
+    config = settled.config
     rounded = replace(config, probe_dtype=config.probe_dtype or torch.bfloat16)
     exact, stored = (
         rescore(recording, one, selected_only=True)[["choice", "chosen_true_error", "is_full"]]
@@ -46,4 +48,5 @@ def stored_probes(recording: xr.Dataset, config: TAPConfig | None = None) -> xr.
         "true_error_change": f"growth of that error by probes stored in {name}, relative",
     }
     described = {n: found[n].assign_attrs(long_name=text, units="1") for n, text in about.items()}
-    return found.assign(described).assign_attrs(probe_dtype=name)
+    told = settled.told(recording.sizes["step"], family=repr(config.family))
+    return found.assign(described).assign_attrs(probe_dtype=name, rescoring=told)

@@ -67,11 +67,11 @@ def test_every_chunk_is_read_once():
 
 
 def test_grid_names_and_coordinates():
-    settings = grid(
-        base=TAPConfig(orders=(0, 1)), interval=(4, 5), shifts=((0, 1), (0, 0.5)), full_steps=(None, (0, 2))
-    )
-    assert list(settings)[1] == "interval=4 shifts=0,1 full_steps=0,2"
-    assert settings["interval=5 shifts=0,0.5 full_steps=None"] == TAPConfig(interval=5, shifts=(0, 0.5), orders=(0, 1))
+    settings = grid(orders=((0, 1),), interval=(4, 5), shifts=((0, 1), (0, 0.5)), full_steps=(None, (0, 2)))
+    assert list(settings)[1] == "orders=0,1 interval=4 shifts=0,1 full_steps=0,2"
+    assert settings["orders=0,1 interval=5 shifts=0,0.5 full_steps=None"] == {
+        "orders": (0, 1), "interval": 5, "shifts": (0, 0.5), "full_steps": None
+    }  # fmt: skip
     found = ablate(make_features(), settings)
     assert found["interval"].values.tolist() == [4] * 4 + [5] * 4
     assert found["shifts"].values.tolist()[:3] == ["0,1", "0,1", "0,0.5"]
