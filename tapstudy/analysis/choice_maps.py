@@ -11,6 +11,7 @@ from scipy.special import entr
 
 from tapstudy.analysis.map_measures import morans_i, predictor_share, switching
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import means, shares
 
 
 def choice_maps(scores: xr.Dataset) -> xr.Dataset:
@@ -46,6 +47,50 @@ def choice_maps(scores: xr.Dataset) -> xr.Dataset:
         }
     )
     return maps.assign_coords({name: scores[name] for name in ("order", "shift", "distance") if name in scores})
+
+
+def maps_summary(maps: xr.Dataset) -> xr.Dataset:
+    """Of `choice_maps`: how often each order and shift is chosen; order and predictor are names, not quantities."""
+    orders, steps = (np.unique(maps[name].values).tolist() for name in ("order", "shift"))
+    return xr.Dataset({
+        "order_share": shares(
+            maps["chosen_order"], {order: f"order {order}" for order in orders}, dim="chosen",
+            long_name="share of the tokens at skip steps",
+        ),
+        "shift_share": shares(
+            maps["chosen_shift"], {shift: f"shift {shift:g}" for shift in steps}, dim="chosen_shift",
+            long_name="share of the tokens of order above 0",
+        ),
+    })  # fmt: skip
+
+
+def statistics_summary(found: xr.Dataset) -> xr.Dataset:
+    """Of `choice_statistics`: shares by order and by shift, and what is measured at every skip step.
+
+    Not the shares of single predictors, which are 1 / predictors on average whatever is chosen, nor the expectations
+    of Moran's I, which follow from the number of tokens.
+    """
+    names = ("entropy", "moran_order", "moran_shift", "switch_within", "switch_across")
+    order_share = means(found, "order_share", along="chosen_order")
+    shift_share = means(found, "shift_share", along="chosen_shift")
+    return order_share.assign(shift_share.data_vars).assign(means(found, *names).data_vars)
+
+
+def of_the_choice(values: xr.DataArray, choice: xr.DataArray) -> xr.DataArray:
+    """Values (..., predictor) of the chosen predictor, (...); NaN where there is no choice (-1)."""
+
+    def pick(values: NDArray[np.floating], index: NDArray[np.integer]) -> NDArray[np.floating]:
+        picked = np.take_along_axis(values, np.maximum(index, 0)[..., None].astype(np.intp), axis=-1)[..., 0]
+        return np.where(index >= 0, picked, np.nan).astype(values.dtype)
+
+    return xr.apply_ufunc(
+        pick,
+        values,
+        choice,
+        input_core_dims=[["predictor"], []],
+        dask="parallelized",
+        output_dtypes=[values.dtype],
+    )
 
 
 def choice_statistics(scores: xr.Dataset) -> xr.Dataset:

@@ -23,8 +23,8 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.require import require
 
 REFERENCE = "reference"
@@ -209,7 +209,7 @@ def teacher_forced_error(recording: xr.Dataset, members: Mapping[str, Member]) -
             found.append(errors.min("predictor", skipna=False))
         elif member == "choice":
             require(recording, "teacher_forced_error", choice=("step", "token"))
-            found.append(_chosen(errors, recording["choice"]))
+            found.append(of_the_choice(errors, recording["choice"]))
         elif member in labels:
             found.append(
                 errors.isel(predictor=labels.index(member), drop=True).drop_vars(["order", "shift"], errors="ignore")
@@ -263,21 +263,6 @@ def compare_regimes(errors: xr.Dataset, teacher_forced: xr.DataArray) -> xr.Data
         name: values.reset_coords(drop=True).assign_attrs(long_name=text, units="1")
         for values, (name, text) in zip((closed, forced, _ratio(closed, forced)), texts.items(), strict=True)
     })  # fmt: skip
-
-
-def _chosen(errors: xr.DataArray, choice: xr.DataArray) -> xr.DataArray:
-    def pick(values: NDArray[np.floating], index: NDArray[np.integer]) -> NDArray[np.floating]:
-        picked = np.take_along_axis(values, np.maximum(index, 0)[..., None].astype(np.intp), axis=-1)[..., 0]
-        return np.where(index >= 0, picked, np.nan).astype(values.dtype)
-
-    return xr.apply_ufunc(
-        pick,
-        errors,
-        choice,
-        input_core_dims=[["predictor"], []],
-        dask="parallelized",
-        output_dtypes=[errors.dtype],
-    )
 
 
 def _norm(vectors: xr.DataArray) -> xr.DataArray:

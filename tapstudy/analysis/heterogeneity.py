@@ -11,6 +11,7 @@ from scipy.signal import detrend, get_window
 from scipy.stats import rankdata
 
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import means, shares
 
 Array = NDArray[np.floating]
 HIGHEST_ORDER = 3
@@ -90,6 +91,16 @@ def token_dynamics(
         name: values.transpose(*[dim for dim in order if dim in values.dims]).assign_attrs(long_name=text, units=unit)
         for values, (name, (text, unit)) in zip(found, units.items(), strict=True)
     })  # fmt: skip
+
+
+def dynamics_summary(found: xr.Dataset) -> xr.Dataset:
+    """Of `token_dynamics`: means of what is measured, and how often each effective order comes."""
+    orders = {order: f"order {order}" for order in range(HIGHEST_ORDER + 1)}
+    measured = [str(name) for name in found.data_vars if name != "effective_order"]
+    effective = shares(
+        found["effective_order"], orders, dim="order", long_name="share of the tokens' steps by effective order"
+    )
+    return means(found, *measured).assign(effective_order_share=effective)
 
 
 def _dynamics(features: Array, positions: Array, *, tolerance: float, cut: float) -> tuple[Array, ...]:

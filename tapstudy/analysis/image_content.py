@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import sobel, uniform_filter
 
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import means, shares
 
 Array = NDArray[np.floating]
 Starts = NDArray[np.integer]
@@ -91,6 +92,14 @@ def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> x
         "flag_meanings": " ".join(CLASSES),
     }
     return result
+
+
+def content_summary(found: xr.Dataset) -> xr.Dataset:
+    """Of `image_content`: means of what is measured, and how often each class comes."""
+    foreground = found["foreground"].astype(np.float32).assign_attrs(long_name="share of the tokens", units="1")
+    of_classes = shares(found["token_class"], dict(enumerate(CLASSES)), dim="class", long_name="share of the tokens")
+    measured = found[["brightness", "gradient", "texture"]].assign(foreground=foreground)
+    return means(measured, *map(str, measured.data_vars)).assign(class_share=of_classes)
 
 
 def _starts(axis: str, size: int, count: int) -> Starts:

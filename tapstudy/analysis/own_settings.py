@@ -73,8 +73,8 @@ def _recorded_config(recording: xr.Dataset, analysis: str, *, needs_schedule: bo
     full = (rows == 1).any(axis=0)
     if (full & (rows == 0)).any():
         raise ValueError(
-            f"{analysis}: samples or contexts of the recording ran in full at different steps, so it has no one schedule: "
-            "say which, with interval or full_steps"
+            f"{analysis}: samples or contexts of the recording ran in full at different steps, so it has no one "
+            "schedule: say which, with interval or full_steps"
         )
     steps = tuple(np.flatnonzero(full).tolist())
     return config if steps == full_steps_of(config, len(full)) else replace(config, full_steps=steps)

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import means
 from tapstudy.analysis.token_measures import MEASURES, token_measures
 
 DEFAULT_MEASURES = ("spearman", "kendall", "pearson", "top1", "regret", "normalised_regret")
@@ -62,6 +63,11 @@ def proxy_correlation(scores: xr.Dataset, *, measures: Sequence[str] = DEFAULT_M
         }
     )
     return dataset.assign_coords(distance=scores["distance"]) if "distance" in scores.variables else dataset
+
+
+def correlation_summary(found: xr.Dataset) -> xr.Dataset:
+    """Of `proxy_correlation`: every measure, its mean over contexts, skip steps and tokens."""
+    return means(found, *map(str, found.data_vars))
 
 
 def shuffled_proxy(scores: xr.Dataset, *, seed: int) -> xr.Dataset:

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.features import (
     Grid,
     Site,
@@ -24,7 +25,9 @@ from tapstudy.analysis.features import (
     site_of,
     step_runs,
 )
+from tapstudy.analysis.heterogeneity import chosen_order
 from tapstudy.analysis.own_settings import Asked, settle
+from tapstudy.analysis.result import means, shares
 from tapstudy.analysis.selection import ErrorForms, Selection, fused_selection
 from tapstudy.analysis.teacher_forced import (
     Array,
@@ -128,6 +131,27 @@ def rescore(
     return kept.merge(scores, compat="override", join="exact").assign_attrs(
         rescoring=settled.told(num_steps, family=repr(family))
     )
+
+
+def rescoring_summary(scores: xr.Dataset) -> xr.Dataset:
+    """Of `rescore`: losses and errors of the choice, not of all predictors, and how often each order is chosen."""
+    choice = scores["choice"]
+    proxy, error = (of_the_choice(scores[name], choice) for name in ("proxy_loss", "true_error"))
+    best = scores["true_error"].min("predictor", skipna=False)
+    measured = xr.Dataset({
+        name: values.assign_attrs(long_name=text, units="1")
+        for name, values, text in (
+            ("proxy_loss", proxy, "proxy loss of the choice"),
+            ("true_error", error, "true error of the choice"),
+            ("best_true_error", best, "least true error of any predictor"),
+            ("regret", error - best, "true error of the choice minus the least"),
+        )
+    })  # fmt: skip
+    orders = {order: f"order {order}" for order in np.unique(scores["order"].values).tolist()}
+    order_share = shares(
+        chosen_order(scores), orders, dim="chosen_order", long_name="share of the tokens at skip steps"
+    )
+    return means(measured, *map(str, measured.data_vars)).assign(order_share=order_share)
 
 
 @dataclass(frozen=True)

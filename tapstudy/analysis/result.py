@@ -1,8 +1,14 @@
-"""What an analysis found, on disk and in short."""
+"""What an analysis found, on disk and in short.
+
+Beside every analysis stands a function that says which of its variables are summarised and how: it makes of the result
+a dataset with one value per image, (sample,), or one per image and label. `means` and `shares` do the work.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,29 +17,67 @@ from tapstudy.analysis.stats import mean_interval
 
 
 def open_result(path: str | Path) -> xr.Dataset:
-    """A written result, lazily."""
-    return xr.open_dataset(path, engine="netcdf4", chunks={})
+    """A written result, lazily, an image at a time."""
+    found = xr.open_dataset(path, engine="netcdf4", chunks={})
+    return found.chunk(sample=1) if "sample" in found.dims else found
 
 
-def summary_rows(result: xr.Dataset) -> list[tuple[str, str, str, str]]:
-    """Name, dimensions, mean and units of every numeric variable.
+def means(result: xr.Dataset, *names: str, along: str | None = None) -> xr.Dataset:
+    """Mean of each variable for every image (sample,), and every label of `along`; missing values are left out."""
+    kept = ("sample", along)
+    return xr.Dataset({
+        name: result[name].mean([dim for dim in result[name].dims if dim not in kept]).assign_attrs(result[name].attrs)
+        for name in names
+    })  # fmt: skip
 
-    Images count alike: the mean is over the means of the images, and comes with its 95 % interval over them when there
-    are at least two. Values that are missing (NaN) are left out.
+
+def shares(codes: xr.DataArray, labels: Mapping[Any, Any], *, dim: str, long_name: str) -> xr.DataArray:
+    """Share of each code among those of an image that are any of them, (sample, dim), labelled.
+
+    Args:
+        codes: (sample, ...); others, such as the -1 of full steps, count for nothing.
+        labels: code -> what it means.
+    """
+    others = [name for name in codes.dims if name != "sample"]
+    counts = xr.concat([(codes == code).sum(others) for code in labels], dim=dim).assign_coords(
+        {dim: [*labels.values()]}
+    )
+    total = counts.sum(dim)
+    attrs = {"long_name": long_name, "units": "1"}
+    return (counts / total.where(total > 0)).assign_attrs(attrs).transpose(..., dim)
+
+
+def summary_rows(summary: xr.Dataset) -> list[tuple[str, str, str, str]]:
+    """Name, meaning, mean and units of every variable, and label, of a summary.
+
+    Images count alike, and the mean comes with its 95 % interval over them when there are at least two. Images without
+    a value (NaN) are left out.
     """
     rows = []
-    for name, variable in result.data_vars.items():
-        if variable.dtype.kind not in "fiub":
-            continue
-        others = [dim for dim in variable.dims if dim != "sample"]
-        means = np.atleast_1d(variable.mean(others).values)
-        finite = means[np.isfinite(means)]
-        if not finite.size:
-            text = "no value"
-        elif "sample" in variable.dims and len(finite) > 1:
-            text = "{:.4g} [{:.4g}, {:.4g}]".format(*mean_interval(finite))
-        else:
-            text = f"{finite.mean():.4g}"
-        dims = ", ".join(f"{dim} {size}" for dim, size in variable.sizes.items())
-        rows.append((str(name), dims, text, str(variable.attrs.get("units", ""))))
+    for name, variable in summary.data_vars.items():
+        about, units = (str(variable.attrs.get(key, "")) for key in ("long_name", "units"))
+        labelled = [dim for dim in variable.dims if dim != "sample"]
+        for dim in labelled:
+            for i, label in enumerate(variable[dim].values):
+                rows.append((f"{name}, {label}", about, _mean_text(variable.isel({dim: i})), units))
+        if not labelled:
+            rows.append((str(name), about, _mean_text(variable), units))
     return rows
+
+
+def contents(result: xr.Dataset) -> str:
+    """Variables and their dimensions, in words."""
+    return "; ".join(
+        f"{name} ({', '.join(f'{dim} {size}' for dim, size in variable.sizes.items())})"
+        for name, variable in result.data_vars.items()
+    )
+
+
+def _mean_text(values: xr.DataArray) -> str:
+    finite = np.atleast_1d(values.values)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        return "no value"
+    if "sample" in values.dims and len(finite) > 1:
+        return "{:.4g} [{:.4g}, {:.4g}]".format(*mean_interval(finite))
+    return f"{finite.mean():.4g}"

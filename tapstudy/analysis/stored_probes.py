@@ -9,6 +9,7 @@ import xarray as xr
 
 from tapstudy.analysis.own_settings import Asked, settle
 from tapstudy.analysis.rescoring import rescore
+from tapstudy.analysis.result import means
 
 
 def stored_probes(recording: xr.Dataset, config: Asked = None) -> xr.Dataset:
@@ -50,3 +51,8 @@ def stored_probes(recording: xr.Dataset, config: Asked = None) -> xr.Dataset:
     described = {n: found[n].assign_attrs(long_name=text, units="1") for n, text in about.items()}
     told = settled.told(recording.sizes["step"], family=repr(config.family))
     return found.assign(described).assign_attrs(probe_dtype=name, rescoring=told)
+
+
+def stored_summary(found: xr.Dataset) -> xr.Dataset:
+    """Of `stored_probes`: all of it."""
+    return means(found, *map(str, found.data_vars))

@@ -274,7 +274,7 @@ def open_recording(path: str | Path, *, verify: bool = True) -> xr.Dataset:
     _check_flags(path, arrays)
     try:
         dataset = xr.open_zarr(CheckedStore(path, read_only=True), consolidated=True)
-        dataset = dataset.assign_coords({name: values.load() for name, values in dataset.coords.items()})
+        dataset = dataset.assign_coords({name: _native(values) for name, values in dataset.coords.items()})
         finished = np.flatnonzero(dataset[FINISHED].values)
     except RecordingError:
         raise
@@ -305,6 +305,14 @@ def check_version(path: Path, attrs: Mapping[str, Any]) -> None:
         raise RecordingError(
             f"{path} has schema version {version}, this tapstudy reads up to {SCHEMA_VERSION}: update tapstudy"
         )
+
+
+def _native(values: xr.DataArray) -> xr.DataArray:
+    """In memory, numbers in the byte order that numpy calls native: netCDF stumbles over the same one by name."""
+    loaded = values.load()
+    if loaded.dtype.kind not in "iuf":
+        return loaded
+    return loaded.copy(data=loaded.values.astype(loaded.dtype.newbyteorder("=")))
 
 
 def _check_empty(path: Path) -> None:

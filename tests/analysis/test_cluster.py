@@ -7,7 +7,7 @@ from dask.threaded import get as threaded
 from distributed import Client, LocalCluster, get_worker
 
 from tapstudy.analysis.cluster import scheduler
-from tapstudy.analysis.result import open_result, summary_rows
+from tapstudy.analysis.result import means, open_result, shares, summary_rows
 from tapstudy.netcdf import write_netcdf
 
 
@@ -103,10 +103,20 @@ def test_a_failed_write_leaves_the_old_file(result, tmp_path):
 
 
 def test_summary_by_hand(result):
-    rows = {name: (dims, text, units) for name, dims, text, units in summary_rows(result)}
-    assert set(rows) == {"value", "share", "nothing"}
-    dims, text, units = rows["value"]
-    assert (dims, units) == ("sample 3, token 4", "dB")
+    rows = {name: (about, text, units) for name, about, text, units in summary_rows(means(result, "value", "nothing"))}
+    assert set(rows) == {"value", "nothing"}
+    about, text, units = rows["value"]
+    assert (about, units) == ("a value", "dB")
     assert text.startswith("5.5 [1.5, 9.5]")  # means of the images: 1.5, 5.5, 9.5
-    assert rows["share"] == ("", "0.25", "")
     assert rows["nothing"][1] == "no value"
+
+
+def test_shares_by_hand():
+    """Codes outside the labels, such as the -1 of full steps, count for nothing; an image without any has no share."""
+    codes = xr.DataArray([[[0, 1], [1, 1]], [[-1, -1], [2, 0]], [[-1, -1], [-1, -1]]], dims=("sample", "step", "token"))
+    found = shares(codes, {0: "zero", 1: "one", 2: "two"}, dim="what", long_name="share")
+    np.testing.assert_array_equal(found, [[0.25, 0.75, 0], [0.5, 0, 0.5], [np.nan] * 3])
+    rows = summary_rows(xr.Dataset({"part": found}))
+    assert [row[0] for row in rows] == ["part, zero", "part, one", "part, two"]
+    assert rows[1][2].startswith("0.375 [")
+    assert shares(codes[0], {1: "one"}, dim="what", long_name="share").values.tolist() == [1]

@@ -1,3 +1,6 @@
+import importlib
+import shutil
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -6,6 +9,8 @@ from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.analysis.clean_image import clean_images
+from tapstudy.analysis.own_settings import settle
+from tapstudy.analysis.result import means
 from tapstudy.cli import app
 from tapstudy.commands.analyze import ANALYSES, Analysis
 from tapstudy.models.embedded import data_folder
@@ -29,14 +34,19 @@ def regret(recording):
     )
 
 
-def settings(recording, config):
+def regret_summary(found):
+    return means(found, "regret")
+
+
+def settings(recording, changes):
+    config = settle(recording, changes, "settings").config
     return xr.Dataset({"interval": ((), config.interval), "orders": ("order", list(config.orders))})
 
 
 @pytest.fixture(autouse=True)
 def own_analyses(monkeypatch):
-    monkeypatch.setitem(ANALYSES, "regret", Analysis(__name__, "regret"))
-    monkeypatch.setitem(ANALYSES, "settings", Analysis(__name__, "settings", configured=True))
+    monkeypatch.setitem(ANALYSES, "regret", Analysis(__name__, "regret", "regret_summary"))
+    monkeypatch.setitem(ANALYSES, "settings", Analysis(__name__, "settings", None, configured=True))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +107,121 @@ def test_settings_reach_the_function(tmp_path):
     with xr.open_dataset(out) as found:
         assert found["interval"] == 5
         assert found["orders"].values.tolist() == [0, 2]
+
+
+def rows_of(text):
+    """Variable -> mean, of the table that is printed."""
+    lines = [[part.strip() for part in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    return {line[0]: float(line[2].split(" [")[0]) for line in lines if line[0] and line[2] != "no value"}
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Of the embedded model, so that not all measures are alike: N = 3 and w = 2."""
+    path = tmp_path_factory.mktemp("scored") / "run.zarr"
+    calls = [{"class_labels": [3], "seed": [0], "num_inference_steps": 9},
+             {"class_labels": [8], "seed": [1], "num_inference_steps": 9}]  # fmt: skip
+    config = tapstudy.TAPConfig(interval=3, warmup_steps=2)
+    tapstudy.record(tapstudy.load("mnist-dit"), calls, path, fields=ALL[:7], config=config, progress=False)
+    return path
+
+
+def test_the_choice_is_summarised_and_not_all_predictors(scored, tmp_path):
+    result = run(app, ["analyze", str(scored), "--analysis", "rescoring", "--out", str(tmp_path / "out.nc")])
+    assert result.exit_code == 0, result.output
+    rows, recorded = rows_of(result.stdout), tapstudy.open_recording(scored).load()
+    skipped = recorded.isel(step=(recorded["is_full"][0, 0] == 0).values)
+    over, index = ["context", "step", "token"], skipped["choice"].astype(int)
+    for name in ("true_error", "proxy_loss"):
+        assert rows[name] == pytest.approx(float(skipped[name].isel(predictor=index).mean(over).mean()), rel=1e-3)
+    best = skipped["true_error"].min("predictor")
+    assert rows["best_true_error"] == pytest.approx(float(best.mean()), rel=1e-3)
+    assert rows["regret"] == pytest.approx(rows["true_error"] - rows["best_true_error"], rel=1e-2)
+    orders = skipped["order"].values[index.values]
+    for order in range(3):
+        assert rows[f"order_share, order {order}"] == pytest.approx((orders == order).mean(), rel=1e-3)
+    assert len(rows) == 7  # neither is_full, distance, is_distinct nor the image
+
+
+ROWS = {
+    "choice-maps": {"order_share", "shift_share"},
+    "choice-statistics": {"order_share", "shift_share", "entropy", "moran_order", "moran_shift", "switch_within",
+                          "switch_across"},
+    "image-content": {"brightness", "gradient", "texture", "foreground", "class_share"},
+    "heterogeneity": {"velocity", "relative_velocity", "acceleration", "curvature", "turning_angle",
+                      "high_frequency_share", "effective_order_share"},
+    "proxy-correlation": {"spearman", "kendall", "pearson", "top1", "regret", "normalised_regret"},
+    "rescoring": {"proxy_loss", "true_error", "best_true_error", "regret", "order_share"},
+    "stored-probes": {"changed", "true_error", "true_error_change"},
+    "clean-images": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in ANALYSES if name not in ("regret", "settings")])
+def test_no_means_of_codes_or_constants(name, scored, tmp_path):
+    """Shares instead of means of names, each set of which adds up to 1; the rest differs between two images."""
+    result = run(app, ["analyze", str(scored), "--analysis", name, "--out", str(tmp_path / "out.nc")])
+    assert result.exit_code == 0, result.output
+    if name == "clean-images":
+        assert "│" not in result.stdout
+        assert "clean_image (sample 2, step 8" in result.stdout
+        return
+    rows = rows_of(result.stdout)
+    assert {row.split(",")[0] for row in rows} == ROWS[name]
+    with xr.open_dataset(tmp_path / "out.nc") as found:
+        chosen = ANALYSES[name]
+        summary = getattr(importlib.import_module(chosen.module), chosen.summary)(found)
+        assert set(map(str, summary.data_vars)) == ROWS[name]
+        for kind, values in summary.data_vars.items():
+            if values.ndim == 2:
+                np.testing.assert_allclose(values.sum(values.dims[1]), 1, rtol=1e-6)
+                assert sum(mean for row, mean in rows.items() if row.split(",")[0] == kind) == pytest.approx(
+                    1, abs=1e-3
+                )
+            assert not np.array_equal(values[0], values[1]), kind
+
+
+def test_its_own_schedule_and_a_name_for_every_setting(scored, tmp_path):
+    recording = shutil.copytree(scored, tmp_path / "run.v1.zarr")
+    arguments = ["analyze", str(recording), "--analysis", "rescoring"]
+    first = run(app, arguments)
+    assert "full steps FF..F..F.: the recording's own" in first.stdout
+    with xr.open_dataset(tmp_path / "run.v1.rescoring.nc") as found:
+        np.testing.assert_array_equal(found["choice"], tapstudy.open_recording(scored)["choice"])
+    second = run(app, [*arguments, "--set", "interval=5", "--set", "orders=0+1"])
+    assert "full steps FF....F..: as asked" in second.stdout
+    third = run(app, [*arguments, "--set", "distance=l2", "--set", "shifts=0+0.5"])
+    assert "full steps FF..F..F.: the recording's own" in third.stdout
+    names = {"run.v1.rescoring.interval=5.orders=0+1.nc", "run.v1.rescoring.distance=l2.shifts=0.0+0.5.nc"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.v1.zarr", "run.v1.rescoring.nc", *names}
+    before = (tmp_path / "run.v1.rescoring.nc").read_bytes()
+    again = run(app, arguments)
+    assert again.exit_code == 2
+    assert "is there already: choose another --out, or replace it with --overwrite" in again.output
+    assert (tmp_path / "run.v1.rescoring.nc").read_bytes() == before
+    assert run(app, [*arguments, "--overwrite"]).exit_code == 0
+
+
+def test_no_result_in_a_recording_or_in_place_of_a_folder(scored, tmp_path):
+    recording = shutil.copytree(scored, tmp_path / "run.zarr")
+    for out, message in ((recording, "lies in the store"), (recording / "a" / "b.nc", "lies in the store"),
+                         (tmp_path, "is a folder")):  # fmt: skip
+        result = run(app, ["analyze", str(recording), "--out", str(out), "--overwrite"])
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]
+    assert not (recording / "a").exists()
+
+
+@pytest.mark.parametrize("where", [".", "run.zarr", "../here/run.zarr", "~/here/run.zarr"])
+def test_beside_the_recording_however_it_is_named(scored, tmp_path, monkeypatch, where):
+    (tmp_path / "here").mkdir()
+    recording = shutil.copytree(scored, tmp_path / "here" / "run.zarr")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(recording if where == "." else recording.parent)
+    result = run(app, ["analyze", where, "--analysis", "choice-maps"])
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in recording.parent.iterdir()) == ["run.choice-maps.nc", "run.zarr"]
 
 
 @pytest.mark.parametrize(
