@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +38,9 @@ def record(
     policy: Annotated[RecordedPolicy, typer.Option(help="who predicts, closed-loop")] = RecordedPolicy.tap,
     fixed_order: Annotated[int, typer.Option(help="order of --policy fixed")] = 1,
     fixed_shift: Annotated[float, typer.Option(help="shift of --policy fixed")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="samples at a time")] = 10,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="samples at a time; those of the batch in progress are lost in a kill")
+    ] = 1,
     force: Annotated[bool, typer.Option(help="write even if the disk might not hold it")] = False,
 ) -> None:
     """Record what every token does; the same command, or --resume, goes on with what was cut short."""
@@ -59,6 +63,8 @@ def record(
             return
         if policy is not RecordedPolicy.tap and not closed_loop:
             raise ValueError(f"--policy {policy.value} predicts along its own trajectory: add --closed-loop")
+        if not isfinite(guidance):
+            raise ValueError(f"--guidance must be a finite number, got {guidance}")
         config = TAPConfig(interval=interval, warmup_steps=warmup_steps)
         chosen = {
             RecordedPolicy.tap: lambda: TAPPolicy(config),
@@ -69,7 +75,7 @@ def record(
         usual = [name for name in DEFAULT_FIELDS if name != "proxy_loss" or policy is RecordedPolicy.tap]
         _record(
             out,
-            model=model,
+            model=_lasting_name(model),
             calls=calls_for(
                 numbers(labels, int, "--labels"), numbers(seeds, int, "--seeds"), steps, guidance, batch_size
             ),
@@ -116,11 +122,34 @@ def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> 
         raise ValueError(f"the bundled recordings in {folder} have {size / 1e6:.1f} MB, more than 25")
 
 
+def _lasting_name(model: str) -> str:
+    """An embedded model's name, or the absolute path of a folder, so that --resume finds it from anywhere."""
+    from tapstudy.models.embedded import data_folder
+
+    folder = Path(model).expanduser()
+    embedded = (data_folder() / "models" / model).is_dir()
+    return str(folder.absolute()) if folder.is_dir() and not embedded else model
+
+
+def _how_to_go_on(path: Path) -> str:
+    from tapstudy import RecordingError, open_recording
+
+    try:
+        kept = open_recording(path, verify=False).sizes["sample"]
+    except RecordingError:
+        return "no sample was finished yet, begin again with the same command"
+    return f"finished samples are kept ({kept}); go on with: tapstudy record --resume {quote(str(path))}"
+
+
 def _record(path: Path, *, model: str, **arguments: Any) -> None:
     from tapstudy import load
     from tapstudy import record as make
 
     pipe = load(model)
     pipe.set_progress_bar_config(disable=True)
-    made = make(pipe, path=path, model=model, **arguments)
+    try:
+        made = make(pipe, path=path, model=model, **arguments)
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped: {_how_to_go_on(path)}", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"{made.sizes['sample']} samples in {path}")

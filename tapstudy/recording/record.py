@@ -26,6 +26,7 @@ from tapstudy.recording.recorder import Recorder, Reduce
 from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields
 from tapstudy.recording.store import open_recording
 
+PROGRESS = "{l_bar}{bar}| {n:.1f}/{total_fmt} samples [{elapsed}<{remaining}{postfix}]"
 PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "zarr")
 
 
@@ -145,7 +146,7 @@ def record(
         recorder.open()
         with (
             apply_policy(pipe, observer, shadow=policy is not None) as handle,
-            tqdm(total=samples, desc="record", unit="sample", disable=not progress) as bar,
+            tqdm(total=samples, desc="record", bar_format=PROGRESS, disable=not progress) as bar,
         ):
             watched = depths if "probe" in wanted else ()
             handle.record(
@@ -154,6 +155,7 @@ def record(
                 latent=bool({"latent", "latent_residual"} & {*wanted}),
                 transformer=transformer,
             )
+            handle.listen(lambda _: bar.update(max(0.0, recorder.reached - bar.n)))
             first = 0
             for call, group in zip(calls, groups, strict=True):
                 batch = range(first, first + len(group))
@@ -161,7 +163,7 @@ def record(
                 if not recorder.is_done(batch):
                     recorder.begin(batch)
                     recorder.end(_images(pipe(**_arguments(call))))
-                bar.update(len(group))
+                bar.update(first - bar.n)
                 bar.set_postfix_str(recorder.size_text())
     except OSError as error:
         raise RecordingError(

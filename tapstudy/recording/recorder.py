@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class Recorder:
         self._batch: list[int] = []
         self._grid = (1, 1, 1)
         self._held: int | None = None
+        self._made = False
 
     # The store
 
@@ -85,6 +87,7 @@ class Recorder:
 
         Raises RecordingError if it was made with another configuration.
         """
+        self._made = not self.path.exists()
         self._held = claim(self.path)
         if not (self.path / ROOT).is_file():
             return
@@ -131,6 +134,17 @@ class Recorder:
         if self._held is not None:
             os.close(self._held)
             self._held = None
+        if self._made and self.store is None:
+            with suppress(OSError):  # not empty: another process has begun
+                self.path.rmdir()
+
+    @property
+    def reached(self) -> float:
+        """Samples that are done, with the share of those in progress."""
+        if not self._writers or self.store is None:
+            return 0.0
+        steps = {step for told in self._writers[0].steps.values() for step in told}
+        return self._batch[0] + len(self._batch) * len(steps) / self.store.layout.sizes["step"]
 
     def size_text(self) -> str:
         if self.store is None:

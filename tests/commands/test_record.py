@@ -1,5 +1,14 @@
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 import tapstudy
@@ -12,6 +21,7 @@ run = CliRunner().invoke
 
 
 OPTIONS = "--labels 1,2 --seeds 3,4 --steps 8 --guidance 1.5 --interval 4 --warmup-steps 2 --batch-size 2"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("policy", ["teacher-forced", "tap", "fixed", "oracle"])
@@ -28,7 +38,9 @@ def test_record_and_resume(model, tmp_path, monkeypatch, policy):
 
     with monkeypatch.context() as patch:
         patch.setattr(SampleWriter, "finish", killed)
-        assert run(app, arguments).exit_code != 0
+        stopped = run(app, arguments)
+    assert stopped.exit_code == 130
+    assert f"stopped: finished samples are kept (2); go on with: tapstudy record --resume {out}" in stopped.output
     assert "2 of 4 finished" in describe_run(out)
     result = run(app, ["record", "--resume", str(out)])
     assert result.exit_code == 0, result.output
@@ -40,6 +52,67 @@ def test_record_and_resume(model, tmp_path, monkeypatch, policy):
     text = describe_run(out, verify=True)
     for part in ("4 of 4 finished", "step 8", "true_error", "interval         4", "torch", "every chunk matches"):
         assert part in text
+
+
+def test_stopped_before_the_first_sample(model, tmp_path, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SampleWriter, "finish", stop)
+    stopped = run(app, ["record", str(tmp_path / "run"), "--model", model, *OPTIONS.split()])
+    assert stopped.exit_code == 130
+    assert "stopped: no sample was finished yet, begin again with the same command" in stopped.output
+
+
+def test_resume_from_another_folder(model, tmp_path, monkeypatch):
+    """The model was given relative to the folder where the recording began."""
+    monkeypatch.chdir(Path(model).parent)
+    assert run(app, ["record", "run", "--model", Path(model).name, *OPTIONS.split()]).exit_code == 0
+    shutil.move("run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "choice" / "c" / "3")  # a sample to make again
+    monkeypatch.chdir(tmp_path)
+    result = run(app, ["record", "--resume", "run"])
+    assert result.exit_code == 0, result.output
+    assert tapstudy.open_recording("run").sizes["sample"] == 4
+
+
+def readme_commands():
+    """The lines of the README's shell blocks that name `run.zarr`."""
+    blocks = README.read_text().split("```bash\n")[1:]
+    lines = [line for block in blocks for line in block.split("```")[0].splitlines() if "run.zarr" in line]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.slow
+def test_the_readme_survives_a_kill(tmp_path):
+    """Its record command is killed after the first finished samples; all lines that follow work on what it left."""
+    first, *following = readme_commands()
+    assert first[:3] == ["tapstudy", "record", "run.zarr"]
+    assert following[0] == ["tapstudy", "record", "--resume", "run.zarr"]
+    assert len(following) >= 4  # resume, two analyses, explore
+    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    started = [sys.executable, "-m", "tapstudy.cli", *first[1:], "--steps", "12"]  # not 50, to be quick
+    with subprocess.Popen(started, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and finished(tmp_path / "run.zarr") < 2:
+            time.sleep(0.05)
+        process.kill()
+    kept = tapstudy.open_recording(tmp_path / "run.zarr").load()
+    assert 2 <= kept.sizes["sample"] < 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for command in following:
+            result = run(app, command[1:])
+            assert result.exit_code == 0, (command, result.output)
+    whole = tapstudy.open_recording(tmp_path / "run.zarr").load()
+    assert whole.sizes["sample"] == 6
+    xr.testing.assert_identical(whole.isel(sample=slice(kept.sizes["sample"])), kept)
+
+
+def finished(path):
+    try:
+        return tapstudy.open_recording(path, verify=False).sizes["sample"]
+    except tapstudy.RecordingError:
+        return 0
 
 
 def test_record_features(model, tmp_path):
@@ -70,7 +143,10 @@ def test_bundled(model, tmp_path):
         (["run", "--labels", "a"], "--labels must be numbers"),
         (["run", "--fields", "probes"], "unknown fields ['probes']"),
         (["run", "--policy", "oracle"], "add --closed-loop"),
-        (["--resume", "nothing"], "no readable recording at nothing"),
+        (["run", "--guidance", "nan"], "--guidance must be a finite number, got nan"),
+        (["run", "--labels", "99", "--steps", "2"], "99"),
+        (["run", "--fields", "probe", "--depths", "7"], "depth 7 is beyond the last block"),
+        (["--resume", "nothing"], "nothing: there is no such folder"),
         (["pyproject.toml"], "cannot write a recording at"),
     ],
 )
@@ -79,5 +155,6 @@ def test_bad_input_ends_with_one_line(model, tmp_path, monkeypatch, arguments, m
     (tmp_path / "pyproject.toml").touch()
     result = run(app, ["record", *arguments, "--model", model])
     assert result.exit_code == 2
-    assert message in result.output
+    assert result.output.count(message) == 1
     assert "Traceback" not in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]  # no half-made folder
