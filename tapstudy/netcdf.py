@@ -17,7 +17,7 @@ def write_netcdf(dataset: xr.Dataset, out: str | Path, *, packed: bool = False) 
     Args:
         packed: compress, for files that are kept with the source.
     """
-    out = Path(out).resolve()
+    out = Path(out).expanduser().resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     stored = dataset.copy()
     for name, variable in dataset.variables.items():

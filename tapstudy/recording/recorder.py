@@ -20,7 +20,8 @@ from tapstudy.instrument.call import StepEvent
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import RunInfo
 from tapstudy.recording.claim import claim, clear
-from tapstudy.recording.damage import ROOT, Damage, RecordingError, find_damage
+from tapstudy.recording.damage import ROOT, RecordingError
+from tapstudy.recording.mend import check_steps_seen, mend
 from tapstudy.recording.schema import FEATURES, VARIABLES, Layout
 from tapstudy.recording.scores import score_step
 from tapstudy.recording.store import Coords, SampleWriter, Store, read_attributes
@@ -102,7 +103,7 @@ class Recorder:
                 f"{self.path} holds a recording of another configuration ({detail}); choose another path"
             )
         store = Store.resume(self.path)
-        damage = [] if store is None else self._mend(store)
+        damage = [] if store is None else mend(store)
         if damage:
             self.say(f"{self.path} is damaged ({damage[0]}); {len({d.sample for d in damage})} samples are made again")
         if store is None or not store.finished.any():
@@ -115,17 +116,6 @@ class Recorder:
         self.store = store
         contexts = store.values("context")
         self._contexts = {} if contexts is None else {str(name): index for index, name in enumerate(contexts)}
-
-    def _mend(self, store: Store) -> list[Damage]:
-        """Count damaged samples as not finished; flags first, as they tell which samples there are."""
-        damage: list[Damage] = []
-        for flags in (True, False):
-            samples = [] if flags else np.flatnonzero(store.finished).tolist()
-            for found in find_damage(self.path, samples, checksums=True):
-                assert found.sample is not None  # the rest is beyond mending
-                store.finish(found.sample, finished=False)
-                damage.append(found)
-        return damage
 
     def is_done(self, samples: Sequence[int]) -> bool:
         return self.store is not None and bool(self.store.finished[list(samples)].all())
@@ -163,7 +153,7 @@ class Recorder:
         """The pipeline is through: images (batch, y, x, band) or videos (batch, frame, y, x, band)."""
         self._lay_out_if_needed()
         assert self.store is not None
-        self._check_steps(self.store)
+        check_steps_seen(self.store, self._writers[0], self._contexts, shared=self.shared_steps)
         if "image" in self.fields:
             if images is None:
                 raise ValueError(
@@ -295,23 +285,6 @@ class Recorder:
             raise RecordingError(
                 f"sample {self._batch[0]} is sampled at {len(ours)} other timesteps than the samples before it (there "
                 f"were {len(held)}); all calls of a recording must agree in steps, scheduler and size"
-            )
-
-    def _check_steps(self, store: Store) -> None:
-        """Whether every step was seen: what was not would be stored as missing values."""
-        told = self._writers[0].steps
-        seen: set[int] = set().union(*told.values())
-        expected = store.steps_told() if self.shared_steps and seen else set(range(store.layout.sizes["step"]))
-        if expected is not None and seen != expected:
-            raise RecordingError(
-                f"sample {self._batch[0]}: {len(seen)} of its {len(expected)} steps were seen, the others "
-                "passed the recorder by: was the transformer's forward replaced, or the pipeline's transformer, after "
-                "the recording began (offloading, compiling, another cache)? Finished samples are kept"
-            )
-        if absent := [name for name, index in self._contexts.items() if index not in told]:
-            raise RecordingError(
-                f"sample {self._batch[0]}: no step of context {absent[0]!r}, which the samples before it have; record "
-                "with arguments that keep one guidance for all samples. Finished samples are kept"
             )
 
     def _lay_out_if_needed(self) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import tapstudy
 from tapstudy.commands.info_run import describe_run
 from tapstudy.recording.damage import find_damage
+from tapstudy.recording.export import to_netcdf, to_zarr
 from tapstudy.recording.store import SampleWriter
 from tests.conftest import make_tiny_pipe
 from tests.pipelines.tiny import FACTORIES
@@ -161,7 +162,9 @@ def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     record("~/run.zarr")
-    assert [path.name for path in tmp_path.iterdir()] == ["run.zarr"]
+    to_netcdf("~/run.zarr", "~/run.nc")
+    to_zarr("~/run.zarr", "~/copy.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.zarr", "run.nc", "run.zarr"]
     assert tapstudy.open_recording("~/run.zarr").sizes["sample"] == 2
     assert "every chunk matches" in describe_run(tmp_path / "run.zarr", verify=True)
     for use in (tapstudy.open_recording, record):
