@@ -118,8 +118,10 @@ def _images(chosen: xr.Dataset) -> xr.DataArray | None:
 
 
 def _names(chosen: xr.Dataset) -> list[str]:
-    """What the recording says of every sample: `label 3, seed 0`."""
-    told = [name for name, coord in chosen.coords.items() if coord.dims == ("sample",) and name != "sample"]
+    """What the recording says of every sample: `label 3, seed 0`; `draw` only where samples share a seed's draws."""
+    alone = "draws" in chosen.coords and bool((chosen["draws"] == 1).all())
+    silent = {"sample", "draw", "draws"} if alone else {"sample"}
+    told = [name for name, coord in chosen.coords.items() if coord.dims == ("sample",) and name not in silent]
     told.sort(key=str)
     columns = [[f"{name} {value}" for value in chosen[name].values.tolist()] for name in told]
     return [", ".join(row) for row in zip(*columns, strict=True)] if told else [""] * chosen.sizes["sample"]
