@@ -6,10 +6,11 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from tapstudy.core.apart import apart
 from tapstudy.predictors.family import Label
 
 ResidualSite = Literal["hidden", "tail", "latent", "output"]
@@ -67,6 +68,9 @@ class Policy(ABC):
     `skipped` (a skip step). Questions (`wants_full`, `wants_full_given`, `predict`) change nothing; the step is always
     passed in. A pass is one batch, so its samples (and the guidance branches in it) skip or run together.
 
+    The last four run apart from the model, in every subclass: without gradients, autocast or inference mode. So what a
+    policy keeps is detached, and a prediction is a constant to the model around it.
+
     Attributes:
         labels: names of the predictors that `Prediction.choice` indexes.
         residual_site: what is predicted: `hidden` (input of the tail norm minus input of the first block), `tail`
@@ -90,6 +94,12 @@ class Policy(ABC):
     needs_probe: bool = False
     decides_by_probe: bool = False
     needs_truth: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("wants_full_given", "observe", "predict", "skipped"):
+            if name in vars(cls):
+                setattr(cls, name, apart()(vars(cls)[name]))
 
     def fresh(self) -> Self:
         """A copy that has seen nothing, for another context. Call it on a policy that has itself seen nothing."""
