@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu", "hpu")
 
@@ -26,8 +25,3 @@ def apart() -> Iterator[None]:
         for device in filter(torch.is_autocast_enabled, _AUTOCAST):
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-def usable(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of one made in inference mode that is about to leave it."""
-    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor

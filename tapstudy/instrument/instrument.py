@@ -12,8 +12,10 @@ import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
+from tapstudy.core.apart import apart
 from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
+from tapstudy.instrument.answer import observe, predicted
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
 from tapstudy.instrument.idle import hand_out, keep_outputs
@@ -284,6 +286,7 @@ class Instrument:
         return call
 
     @hooks.in_python
+    @apart()
     def _conclude(self, run: ContextRun, call: Call | None) -> None:
         """Book the pass and tell the listeners."""
         if call is None:
@@ -299,18 +302,7 @@ class Instrument:
             keep_outputs(call, self.adapter, self.blank_value)
         if not self.listeners:
             return
-        probes = {
-            depth: ImageTokens(prod(call.grid), call.list_starts[self._deeper[depth]]).take(sequence)
-            for depth, sequence in call.deeper_inputs.items()
-        }
-        probe = call.probe
-        if probe is not None and call.probe_kind == "modulated":
-            probes[run.policy.probe_depth] = probe
-        latent = to_tokens(call.model_input, call.grid, self.adapter.channel_dim) if self._wants_latent else None
-        event = StepEvent(
-            run.name, call.step, call.timestep, call.kind, call.grid, probe, call.residual, call.prediction,
-            run.policy, probes, latent, call.latent_residual, self.adapter.branches,
-        )  # fmt: skip
+        event = StepEvent.of(call, self.adapter, lists=self._deeper, latent=self._wants_latent)
         for listener in self.listeners:
             listener(event)
 
@@ -364,7 +356,7 @@ class Instrument:
 
     def _observe(self, call: Call, unchanged: Any) -> Any:
         assert call.residual is not None
-        call.run.policy.observe(call.step, call.probe, call.residual)
+        observe(call)
         call.run.observed = True
         return unchanged
 
@@ -378,10 +370,15 @@ class Instrument:
         return unchanged
 
     def _predict(self, call: Call) -> Tensor:
-        policy, probe = call.run.policy, call.probe
-        call.prediction = policy.predict(call.step, probe, call.residual)
-        policy.skipped(call.step, probe, call.prediction)
-        return call.prediction.residual
+        return predicted(call, like=self._place_of_prediction(call), model=self.model)
+
+    def _place_of_prediction(self, call: Call) -> Tensor:
+        """Something of the shape of this step's residual, on its device."""
+        if not call.latent:
+            assert call.start is not None
+            return call.hidden_tokens.take(call.start)
+        assert call.run.form is not None
+        return to_tokens(torch.empty(call.run.form.shape, device="meta"), call.grid, self.adapter.channel_dim)
 
     @hooks.in_python
     def decide(self, call: Call) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 
 from tapstudy.core.apart import apart
@@ -42,6 +43,10 @@ class Prediction:
         inverse: for each labelled predictor its position among the scored ones, (predictor,); None if these are they.
         disposable: the policy made `residual` for this prediction and holds on to no view of it: whoever gets the
             prediction may overwrite it, and the instrument does so where nobody listens, to save the memory.
+
+    Raises:
+        TypeError: a residual that is no tensor, or choices that are no integers.
+        ValueError: a residual, choices or losses of other shapes than these.
     """
 
     residual: Tensor
@@ -50,14 +55,42 @@ class Prediction:
     inverse: Tensor | None = None
     disposable: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.residual, Tensor):
+            raise TypeError(f"Prediction: residual must be a tensor, got {type(self.residual).__name__}")
+        if self.residual.ndim != 3:
+            raise ValueError(
+                f"Prediction: residual must be (batch, token, channel), got shape {tuple(self.residual.shape)}"
+            )
+        if self.choice is not None:
+            if not isinstance(self.choice, Tensor) or self.choice.dtype not in (torch.int64, torch.int32, torch.int16):
+                raise TypeError(f"Prediction: choice must be a tensor of integers, got {_kind(self.choice)}")
+            self._check_tokens("choice", self.choice, 2)
+        if isinstance(self.losses, Tensor):
+            self._check_tokens("losses", self.losses, 3)
+
+    def _check_tokens(self, name: str, values: Tensor, ndim: int) -> None:
+        if values.ndim != ndim or values.shape[:2] != self.residual.shape[:2]:
+            raise ValueError(
+                f"Prediction: {name} must begin with the residual's (batch, token) = {tuple(self.residual.shape[:2])} "
+                f"and have {ndim} dimensions, got shape {tuple(values.shape)}"
+            )
+
     @property
     def proxy_loss(self) -> Tensor | None:
         """Loss of every labelled predictor, (batch, token, predictor), or None. Put together when read."""
-        losses = self.losses() if callable(self.losses) else self.losses
+        losses = self.losses
+        if callable(losses):
+            losses = losses()
+            self._check_tokens("losses", losses, 3)
         if losses is None or self.inverse is None:
             return losses
         # in memory a predictor's tokens are next to each other: copied as whole rows
         return losses.movedim(-1, 0)[self.inverse.to(losses.device)].movedim(0, -1)
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 class Policy(ABC):
