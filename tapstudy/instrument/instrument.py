@@ -23,7 +23,7 @@ from tapstudy.instrument.latent import Form, from_tokens, latent_residual, laten
 from tapstudy.instrument.savings import saving_hooks
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
-from tapstudy.policies.base import Policy, RunInfo
+from tapstudy.policies.base import Policy, RunInfo, check_policy
 
 END_OF_RUN = "_reset_stateful_cache"
 
@@ -47,6 +47,7 @@ class Instrument:
         scheduler: Callable[[], Any] = lambda: None,
         shadow: bool = False,
     ) -> None:
+        check_policy(policy)
         self.model, self.adapter, self.policy = model, adapter, policy
         self.scheduler, self.shadow = scheduler, shadow or policy.needs_truth
         self.listeners: list[Callable[[StepEvent], None]] = []

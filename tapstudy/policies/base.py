@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -170,3 +170,17 @@ class Policy(ABC):
     def cache_bytes(self) -> int:
         """Memory held by the history."""
         return 0
+
+
+def check_policy(policy: Policy) -> None:
+    """Whether what a policy declares can be meant.
+
+    Raises:
+        ValueError: an unknown site of the residual or kind of probe, or a depth that is no whole number from 0.
+    """
+    name = type(policy).__name__
+    for field, known in (("residual_site", get_args(ResidualSite)), ("probe_kind", get_args(ProbeKind))):
+        if getattr(policy, field) not in known:
+            raise ValueError(f"{name}: {field} must be one of {known}, got {getattr(policy, field)!r}")
+    if not isinstance(policy.probe_depth, int) or policy.probe_depth < 0:
+        raise ValueError(f"{name}: probe_depth must be an integer of at least 0, got {policy.probe_depth!r}")
