@@ -20,15 +20,15 @@ def observe(call: Call) -> None:
         policy.observe(call.step, call.probe, residual)
 
 
-def predicted(call: Call, *, like: Tensor, model: nn.Module) -> Tensor:
+def predicted(call: Call, model: nn.Module, *, shape: torch.Size, device: torch.device | None) -> Tensor:
     """The residual that the policy predicts at a skip step of `model`, fit to take the place of a true one.
 
     Where gradients are recorded it is a leaf of their graph, and as trainable as what the model would have computed:
     one may call `backward` on whatever follows, and gradients end here.
 
     Args:
-        like: of the shape of the observed residuals, (batch, token, channel), and on the device where they are needed
-            (or on "meta", for any).
+        shape: of the residuals that were observed, (batch, token, channel).
+        device: of what it is added to, None if of nothing.
 
     Raises:
         TypeError: no prediction, or no floating residual of 16 bits or more.
@@ -37,7 +37,7 @@ def predicted(call: Call, *, like: Tensor, model: nn.Module) -> Tensor:
     policy, probe = call.run.policy, call.probe
     with _naming_what_is_missing(policy, "predict"):
         prediction = policy.predict(call.step, probe, call.residual)
-    _check(prediction, policy, step=call.step, like=like)
+    _check(prediction, policy, step=call.step, shape=shape, device=device)
     call.prediction, residual = prediction, prediction.residual
     with _naming_what_is_missing(policy, "skipped"):
         policy.skipped(call.step, probe, prediction)
@@ -65,21 +65,23 @@ def _naming_what_is_missing(policy: Policy, method: str) -> Iterator[None]:
         ) from error
 
 
-def _check(prediction: Prediction, policy: Policy, *, step: int, like: Tensor) -> None:
+def _check(
+    prediction: Prediction, policy: Policy, *, step: int, shape: torch.Size, device: torch.device | None
+) -> None:
     where = f"{type(policy).__name__}.predict at step {step}"
     if not isinstance(prediction, Prediction):
         raise TypeError(f"{where} must return a Prediction, got {type(prediction).__name__}: wrap it, Prediction(...)")
     residual = prediction.residual
     if not residual.is_floating_point() or residual.dtype.itemsize < 2:
         raise TypeError(f"{where} gave a residual of {residual.dtype}: it must be a float of 16 bits or more")
-    if residual.shape != like.shape:
+    if residual.shape != shape:
         raise ValueError(
             f"{where} gave a residual of shape {tuple(residual.shape)}, but (batch, token, channel) are "
-            f"{tuple(like.shape)} here: return one of the shape that observe was given"
+            f"{tuple(shape)} here: return one of the shape that observe was given"
         )
-    if like.device.type != "meta" and residual.device != like.device:
+    if device is not None and residual.device != device:
         raise ValueError(
-            f"{where} gave a residual on {residual.device}, but the model computes on {like.device}: bring it there"
+            f"{where} gave a residual on {residual.device}, but the model computes on {device}: bring it there"
         )
     count, scored = len(policy.labels), prediction.inverse
     if prediction.choice is not None and count == 0:

@@ -371,15 +371,14 @@ class Instrument:
         return unchanged
 
     def _predict(self, call: Call) -> Tensor:
-        return predicted(call, like=self._place_of_prediction(call), model=self.model)
-
-    def _place_of_prediction(self, call: Call) -> Tensor:
-        """Something of the shape of this step's residual, on its device."""
-        if not call.latent:
-            assert call.start is not None
-            return call.hidden_tokens.take(call.start)
+        if call.start is not None and not call.latent:
+            place = call.hidden_tokens.take(call.start)
+            return predicted(call, self.model, shape=place.shape, device=place.device)
         assert call.run.form is not None
-        return to_tokens(torch.empty(call.run.form.shape, device="meta"), call.grid, self.adapter.channel_dim)
+        output = torch.empty(call.run.form.shape, device="meta")
+        shape = to_tokens(output, call.grid, self.adapter.channel_dim).shape
+        device = call.model_input.device if call.relative else None  # what it is added to
+        return predicted(call, self.model, shape=shape, device=device)
 
     @hooks.in_python
     def decide(self, call: Call) -> None:

@@ -79,7 +79,9 @@ class FrequencySplit:
                 f"{tokens.shape[1]} tokens; transform='fft' needs none"
             )
         rows, columns = (cosines(size).to(tokens) for size in grid[1:])  # (H, H), (W, W)
-        radius = torch.hypot(*torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid[1:]), indexing="ij"))  # (H, W)
+        radius = torch.hypot(
+            *torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid[1:]), indexing="ij")
+        )  # (H, W)
         mask = (radius <= self.cutoff * radius.max()).to(tokens)
         image = tokens.unflatten(1, grid)  # (B, F, H, W, D)
         spectrum = torch.einsum("vh,uw,bfhwd->bfvud", rows, columns, image) * mask[..., None]

@@ -35,7 +35,9 @@ def gradients(tiny, given):
     latent = given[tiny.latent]
     grads = [sample.grad for sample in latent] if isinstance(latent, list) else latent.grad
     listed = isinstance(grads, list) and grads[0] is not None
-    return {"latent": torch.stack(grads) if listed else None if isinstance(grads, list) else grads} | {name: weight.grad for name, weight in tiny.model.named_parameters()}
+    return {"latent": torch.stack(grads) if listed else None if isinstance(grads, list) else grads} | {
+        name: weight.grad for name, weight in tiny.model.named_parameters()
+    }
 
 
 def same(found, expected):

@@ -15,7 +15,7 @@ from tapstudy.policies.channel_groups import ChannelGroupsPolicy
 from tapstudy.policies.dicache import DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
 from tapstudy.policies.drift import DriftPolicy
-from tapstudy.policies.ertacache import ErtaCalibration, ERTACachePolicy
+from tapstudy.policies.ertacache import ERTACachePolicy, ErtaCalibration
 from tapstudy.policies.first_block import FirstBlockPolicy
 from tapstudy.policies.first_window import FirstWindowPolicy
 from tapstudy.policies.fixed import FixedPolicy
@@ -46,7 +46,7 @@ CONFIG = TAPConfig(interval=4, warmup_steps=3)
 SKIPS = (3, 4, 5, 7, 8, 9)
 NONLINEAR = (DynamicModes(least=3), TokenLeastSquares(), Pade(), FrequencySplit(cutoff=0.3))
 ERTA = ErtaCalibration(
-    frozenset({0, 1, 2, 6}), {step: (0.1, -0.1) for step in SKIPS}, {step: 1.0 for step in SKIPS}
+    frozenset({0, 1, 2, 6}), dict.fromkeys(SKIPS, (0.1, -0.1)), dict.fromkeys(SKIPS, 1.0)
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def every_policy(channels):
         "tap union": TAPPolicy(CONFIG, family=Union(TaylorFamily(), HermiteFamily())),
         "adaptive": AdaptiveTAPPolicy(0.5, CONFIG),
         "blended": BlendedPolicy(CONFIG),
-        "calibrated": CalibratedPolicy({step: (1.2, -0.2) for step in SKIPS}),
+        "calibrated": CalibratedPolicy(dict.fromkeys(SKIPS, (1.2, -0.2))),
         "cg taylor": CGTaylorPolicy(10.0, always_full=2),
         "channel groups": ChannelGroupsPolicy(torch.arange(channels) % 2, (0, 5), config=CONFIG),
         "dicache": DiCachePolicy(0.5),
