@@ -120,6 +120,8 @@ class Call:
 
     def incomplete(self, *sequences: Tensor | None) -> str | None:
         """Why a full pass that showed these hidden states cannot enter the history, or None."""
+        if self.run.misfit is not None:
+            return self.run.misfit
         if any(sequence is None for sequence in sequences):
             return "first block not reached"
         if self.probe_kind is not None and self.probed is None:

@@ -19,7 +19,15 @@ from tapstudy.instrument.answer import observe, predicted
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
 from tapstudy.instrument.idle import hand_out, keep_outputs
-from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
+from tapstudy.instrument.latent import (
+    Form,
+    from_tokens,
+    latent_residual,
+    latent_sum,
+    misfit,
+    read_latent,
+    to_tokens,
+)
 from tapstudy.instrument.savings import saving_hooks
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
@@ -196,7 +204,8 @@ class Instrument:
         run.grid = self.adapter.grid(self.model, arguments)
         run.policy = self.policy.fresh()
         run.policy.begin(RunInfo(self._num_steps(), run.grid))
-        run.observed = False
+        run.observed, run.taught_nothing = False, None
+        run.misfit = misfit(self.model, self.adapter, arguments)
 
     # One pass. Under torch.compile the bookkeeping before and after it stays in Python; what is compiled lies between,
     # in the transformer's own forward.
@@ -257,7 +266,7 @@ class Instrument:
         policy = run.policy
         full = policy.wants_full(run.step)
         if not (full or run.observed):
-            run.fail_opens["input shape changed" if changed else "no history yet"] += 1
+            run.fail_opens["input shape changed" if changed else run.taught_nothing or "no history yet"] += 1
             full = True
         count = prod(run.grid)
         kind = policy.probe_kind if policy.needs_probe else None
@@ -363,6 +372,7 @@ class Instrument:
 
     def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:
         """A full pass that showed too little to learn from."""
+        call.run.taught_nothing = reason
         call.give_up(reason)
         call.attention_input = call.stream = call.latent_tokens = None
         self._cautions.warn(

@@ -30,6 +30,8 @@ class ContextRun:
         shape: of the latent input; a change empties the history.
         grid: of the image tokens.
         observed: whether the policy has seen a full step since its history was last emptied.
+        misfit: why no step of this size can enter the history, or None.
+        taught_nothing: why the last full step has not entered it, or None.
         kinds: "full", "skip" or "shadow", one per step so far.
         fail_opens: why steps ran in full although the policy wanted to skip.
         choices: how many tokens took each labelled predictor.
@@ -49,6 +51,8 @@ class ContextRun:
     shape: torch.Size | None = None
     grid: Grid = (1, 1, 1)
     observed: bool = False
+    misfit: str | None = None
+    taught_nothing: str | None = None
     kinds: list[str] = field(default_factory=list)
     fail_opens: Counter[str] = field(default_factory=Counter)
     clock: StepClock = field(default_factory=StepClock)

@@ -68,7 +68,7 @@ def check_family(family: Family) -> None:
         hash(family)
     except TypeError as error:
         raise TypeError(
-            f"{name} must be hashable, for its rows are kept ({error}): make it a frozen dataclass of tuples and numbers"
+            f"{name} must be hashable, for its rows are kept ({error}): make it a frozen dataclass"
         ) from error
     labels, count = family.labels, family.num_anchors
     if not labels or not all(isinstance(label, Label) for label in labels):
