@@ -67,13 +67,17 @@ def _unknown_modules(model: nn.Module, adapter: Adapter) -> Iterator[str]:
         yield f"blocks {adapter.blocks}: a list is named twice"
     if not tails or inside & {*tails}:
         yield f"tail {adapter.tail!r}: it must be a module behind the blocks"
+    needed = {block for block, _ in blocks} | {block.get_submodule(adapter.attention) for block, _ in blocks} | {*tails}
+    for path, module in idle_modules(model, adapter.idle).items():
+        if needed & {*module.modules()}:
+            yield f"idle {path!r}: a block, its attention or the tail is in it"
 
 
 def _modulation(model: nn.Module, adapter: Adapter) -> None:
     assert adapter.modulation is not None
     path, read, parts = adapter.modulation
     outputs = getattr(model.get_submodule(path), "out_features", None)
-    if outputs is None or outputs % parts or not 0 < read <= parts:
+    if outputs is None or not 0 < read <= parts or outputs % parts:
         raise ValueError(
             f"no linear layer of whose outputs ({outputs}) the first {read} of {parts} parts could be read"
         )
@@ -111,7 +115,7 @@ def _is_tensor(value: Any, *, most: int) -> bool:
 
 def _tells_apart(value: Any, latent: Any) -> bool:
     """Whether a value can be conditioning: one entry per sample, more than a number or else a label."""
-    if not isinstance(value, Tensor | list | tuple) or len(value) != len(latent):
+    if not isinstance(value, Tensor | list | tuple) or (latent is not None and len(value) != len(latent)):
         return False
     return not (isinstance(value, Tensor) and value.ndim < 2 and value.is_floating_point())
 
@@ -243,6 +247,9 @@ def misplaced(model: nn.Module, adapter: Adapter, inputs: Inputs) -> list[str]:
         return [f"the tokens cannot be found: {type(error).__name__}: {error}"]
     if fault is not None:
         return [fault]
+    timestep = inputs[adapter.timestep]
+    if isinstance(timestep, Tensor) and timestep.ndim == 2 and timestep.shape[1] not in (1, prod(grid)):
+        return [f"timestep {adapter.timestep!r}: {timestep.shape[1]} per sample, for {prod(grid)} tokens"]
     before = _seen(model, adapter, inputs)
     faults = []
     for place, image in places.items():
@@ -292,8 +299,14 @@ def _seen(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict[str, Tenso
 
 
 def _untimed(model: nn.Module, adapter: Adapter, inputs: Inputs, before: Mapping[str, Tensor]) -> Iterator[str]:
-    after = _seen(model, adapter, {**inputs, adapter.timestep: _another_timestep(inputs[adapter.timestep])})
-    place = f"the attention of {adapter.blocks[0]}"
+    timestep, place = inputs[adapter.timestep], f"the attention of {adapter.blocks[0]}"
+    if torch.equal(before[place], before[FIRST]):
+        yield f"attention {adapter.attention!r}: its input is that of the block, not the modulated one"
+    try:
+        after = _seen(model, adapter, {**inputs, adapter.timestep: _another_timestep(timestep)})
+    except Exception as error:  # an argument that decides shapes, say
+        yield f"timestep {adapter.timestep!r}: the model cannot run with half of it ({type(error).__name__}: {error})"
+        return
     if torch.equal(after[place], before[place]):
         yield f"timestep {adapter.timestep!r}: half of it makes no difference to {place}"
 
