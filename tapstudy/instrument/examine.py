@@ -19,7 +19,7 @@ from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import alike, same_value
 
 Inputs = Mapping[str, Any]
-FIRST = "the first block"
+FIRST, TAIL = "the first block", "the tail"
 
 
 def unknown_names(model: nn.Module, adapter: Adapter, inputs: Inputs) -> list[str]:
@@ -77,7 +77,7 @@ def _modulation(model: nn.Module, adapter: Adapter) -> None:
     assert adapter.modulation is not None
     path, read, parts = adapter.modulation
     outputs = getattr(model.get_submodule(path), "out_features", None)
-    if outputs is None or not 0 < read <= parts or outputs % parts:
+    if outputs is None or not 0 <= read <= parts or not parts or outputs % parts:
         raise ValueError(
             f"no linear layer of whose outputs ({outputs}) the first {read} of {parts} parts could be read"
         )
@@ -92,8 +92,6 @@ def _unknown_arguments(model: nn.Module, adapter: Adapter, inputs: Inputs) -> It
             yield f"{what} {name!r}: forward has no such argument, only {', '.join(sorted(known))}"
         elif what in moving and inputs.get(name) is None:
             yield f"{what} {name!r}: check was given no such input"
-    if kept & {*moving.values()}:
-        yield f"constant {', '.join(kept & {*moving.values()})!r}: it changes from step to step"
     timestep = inputs.get(adapter.timestep)
     if timestep is not None and not (isinstance(timestep, float | int) or _is_tensor(timestep, most=2)):
         yield f"timestep {adapter.timestep!r}: neither a number nor one per sample or token"
@@ -183,7 +181,9 @@ def moving_constants(model: nn.Module, adapter: Adapter, inputs: Inputs) -> list
             changed[adapter.timestep] = _another_timestep(inputs[adapter.timestep])
         after = _outputs(model, adapter, modules, changed)
         moving += [path for path in modules if names[path] == kept and not alike(before[path], after[path], same_value)]
-    return [f"{path} is not constant: it depends on more than {names[path]!r}" for path in moving]
+    faults = [f"{path} is not constant: it depends on more than {names[path]!r}" for path in moving]
+    stepping = {name for _, name in adapter.constant} & {adapter.latent, adapter.timestep}
+    return faults + [f"constant {name!r}: it changes from step to step" for name in sorted(stepping)]
 
 
 def _another(value: Any) -> Any:
@@ -264,7 +264,7 @@ def _starts(adapter: Adapter, arguments: Inputs) -> dict[str, Any]:
     attentions = {
         f"the attention of {name}": adapter.start(index, arguments) for index, name in enumerate(adapter.blocks)
     }
-    return {FIRST: adapter.start(0, arguments), **attentions, "the tail": adapter.start(0, arguments)}
+    return {FIRST: adapter.start(0, arguments), **attentions, TAIL: adapter.start(0, arguments)}
 
 
 def _seen(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict[str, Tensor]:
@@ -276,7 +276,7 @@ def _seen(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict[str, Tenso
         (f"the attention of {adapter.blocks[index]}", block.get_submodule(adapter.attention))
         for index, block in firsts.items()
     ]
-    modules += [("the tail", tail) for tail in tails]
+    modules += [(TAIL, tail) for tail in tails]
     found: dict[str, Tensor] = {}
 
     def look(place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -307,7 +307,7 @@ def _untimed(model: nn.Module, adapter: Adapter, inputs: Inputs, before: Mapping
     except Exception as error:  # an argument that decides shapes, say
         yield f"timestep {adapter.timestep!r}: the model cannot run with half of it ({type(error).__name__}: {error})"
         return
-    if torch.equal(after[place], before[place]):
+    if torch.equal(after[place], before[place]) and not torch.equal(after[TAIL], before[TAIL]):
         yield f"timestep {adapter.timestep!r}: half of it makes no difference to {place}"
 
 

@@ -18,16 +18,9 @@ from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.answer import observe, predicted
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
+from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.idle import hand_out, keep_outputs
-from tapstudy.instrument.latent import (
-    Form,
-    from_tokens,
-    latent_residual,
-    latent_sum,
-    misfit,
-    read_latent,
-    to_tokens,
-)
+from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
 from tapstudy.instrument.savings import saving_hooks
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
@@ -258,15 +251,16 @@ class Instrument:
 
     def _open(self, run: ContextRun, arguments: dict[str, Any], latent: Tensor) -> Call:
         """Decide what this pass does, before any of the model runs."""
-        changed = run.shape is not None and run.shape != latent.shape
-        if run.shape != latent.shape:
+        taking = taking_part(arguments)
+        changed = run.change(latent.shape, taking)
+        if run.shape is None or changed is not None:
             self._begin(run, arguments)
-            run.shape = latent.shape
+            run.shape, run.taking = latent.shape, taking
         run.timestep = arguments.get(self.adapter.timestep)
         policy = run.policy
         full = policy.wants_full(run.step)
         if not (full or run.observed):
-            run.fail_opens["input shape changed" if changed else run.taught_nothing or "no history yet"] += 1
+            run.fail_opens[changed or run.taught_nothing or "no history yet"] += 1
             full = True
         count = prod(run.grid)
         kind = policy.probe_kind if policy.needs_probe else None
