@@ -26,10 +26,10 @@ def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle
     """Run every supported transformer of `target` under `policy` until the handle is removed.
 
     Calls may be made with gradients, without, or in inference mode, each step in its own way. A full step has the
-    gradients of the model. At a skip step they flow through what ran, embedding and tail, and end at the prediction: what
-    histories keep is detached. Under autocast the policy computes in its own precision. Where an argument that brings
-    tensors into the model comes or goes between steps, such as the residuals of a ControlNet that ends midway, the history
-    starts anew with a full step.
+    gradients of the model. At a skip step they flow through what ran, embedding and tail, and end at the prediction:
+    what histories keep is detached. Under autocast the policy computes in its own precision. Where an argument that
+    brings tensors into the model comes or goes between steps, such as the residuals of a ControlNet that ends midway,
+    the history starts anew with a full step.
 
     Args:
         target: a diffusers pipeline, or a transformer. On a pipeline new runs are recognised by themselves; on a bare
