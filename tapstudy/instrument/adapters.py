@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 Grid = tuple[int, int, int]
 Arguments = Mapping[str, Any]
@@ -39,12 +39,16 @@ class Adapter:
             tokens (batch, token, channel), or a list of samples.
         timestep: forward argument with the timestep.
         channel_dim: position of the channels in a latent that is not packed.
+        references: (model, bound forward arguments) -> how many tokens of a packed latent, behind those of the image
+            being made, belong to reference images.
         branches: names of the guidance branches, in the order in which this class's pipelines batch them.
         bypass: forward arguments -> why this call can neither skip nor enter the history, or None.
         idle: paths of modules (or lists of such), outside the blocks or in the first one, whose output neither the
             first block's modulated input nor the tail reads, such as the text projection and the modulation of text:
             they do not run at skip steps. Models that hold None there have none. `tapstudy.check` finds a module that
             is read after all.
+        refiners: paths of modules in front of the blocks that hold attention or feed-forward layers and run at every
+            step.
         once: paths of modules that the forward calls again with the very same arguments.
         constant: pairs of the path of a module and the one argument of the forward, a small one, that its output
             depends on beside the shapes of all. What it gave at a full step it hands out at skip steps until that
@@ -68,9 +72,11 @@ class Adapter:
     latent: str = "hidden_states"
     timestep: str = "timestep"
     channel_dim: int = 1
+    references: Callable[[Any, Arguments], int] = lambda model, arguments: 0
     branches: tuple[str, ...] = ("uncond", "cond")
     bypass: Callable[[Arguments], str | None] = lambda arguments: None
     idle: tuple[str, ...] = ()
+    refiners: tuple[str, ...] = ()
     once: tuple[str, ...] = ()
     constant: tuple[tuple[str, str], ...] = ()
     modulation: tuple[str, int, int] | None = None
@@ -132,11 +138,34 @@ def _frames_first(model: Any, arguments: Arguments) -> Grid:
 
 
 def _position_ids(model: Any, arguments: Arguments) -> Grid:
-    """Packed tokens with ids (image, row, column, ...); reference images carry another image number."""
+    """Packed tokens with ids (image, row, column, ...), of which only the order counts: they may be any numbers.
+
+    Ids that do not run along the rows of a rectangle make one long row.
+    """
+    ids = _made_image(arguments)  # (N, 3 or 4)
+    row, column = ids[:, 1], ids[:, 2]
+    width = int((row == row[0]).cumprod(dim=0).sum())  # of the first run of tokens in the same row
+    if len(ids) % width:
+        return 1, 1, len(ids)
+    rows, columns = row.view(-1, width), column.view(-1, width)
+    even = bool((rows == rows[:, :1]).all()) and bool((columns == columns[:1]).all())
+    return (1, len(rows), width) if even else (1, 1, len(ids))
+
+
+def _made_image(arguments: Arguments) -> Tensor:
+    """Ids of the image being made, (token, 3 or 4): it comes first, and references carry another image number.
+
+    Image numbers that come back later tell no image from another; then all tokens count.
+    """
     ids = arguments["img_ids"]
-    ids = ids[0] if ids.ndim == 3 else ids  # (N, 3 or 4)
-    height, width = (ids[ids[:, 0] == ids[0, 0]][:, 1:3].amax(dim=0) + 1).int().tolist()
-    return 1, height, width
+    ids = (ids[0] if ids.ndim == 3 else ids).cpu()
+    same = ids[:, 0] == ids[0, 0]
+    count = int(same.cumprod(dim=0).sum())
+    return ids[:count] if count == int(same.sum()) else ids
+
+
+def _other_ids(model: Any, arguments: Arguments) -> int:
+    return arguments["img_ids"].shape[-2] - len(_made_image(arguments))
 
 
 def _image_shapes(model: Any, arguments: Arguments) -> Grid:
@@ -149,12 +178,19 @@ def _image_shapes(model: Any, arguments: Arguments) -> Grid:
     return layers * shapes[0][0], *shapes[0][1:]
 
 
+def _other_shapes(model: Any, arguments: Arguments) -> int:
+    shapes = arguments["img_shapes"][0]
+    if not isinstance(shapes[0], Sequence):
+        return 0
+    return sum(map(prod, shapes)) - prod(_image_shapes(model, arguments))
+
+
 def _given_sizes(model: Any, arguments: Arguments) -> Grid:
-    """Packed tokens with their numbers of frames, rows and columns; one long row where only coordinates are given."""
-    frames, height, width = (arguments.get(name) for name in ("num_frames", "height", "width"))
-    if frames is None or height is None or width is None:
-        return 1, 1, arguments["hidden_states"].shape[1]
-    return frames, height, width
+    """Packed tokens with their numbers of frames, rows and columns; one long row where those are not all there is."""
+    tokens = arguments["hidden_states"].shape[1]
+    sizes = [arguments.get(name) for name in ("num_frames", "height", "width")]
+    frames, height, width = (int(size or 0) for size in sizes)
+    return (frames, height, width) if frames * height * width == tokens else (1, 1, tokens)
 
 
 def _listed(model: Any, arguments: Arguments) -> Grid:
@@ -229,12 +265,13 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "Flux2Transformer2DModel": Adapter(
         _TWO_STACKS, _position_ids, (1, None), (None, _after_text), attention="attn", bypass=_fills_cache,
+        references=_other_ids,
         idle=("context_embedder", "pos_embed", "double_stream_modulation_txt", "single_stream_modulation"),
         constant=(("time_guidance_embed.guidance_embedder", "guidance"),),
         modulation=("double_stream_modulation_img.linear", 2, 6),
     ),
     "FluxTransformer2DModel": Adapter(
-        _TWO_STACKS, _position_ids, (1, 1), (None, _after_text), attention="attn",
+        _TWO_STACKS, _position_ids, (1, 1), (None, _after_text), attention="attn", references=_other_ids,
         idle=("context_embedder", "pos_embed", "transformer_blocks.0.norm1_context"),
         constant=_GUIDANCE_AND_TEXT, modulation=_NORM1,
     ),
@@ -249,7 +286,8 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "Lumina2Transformer2DModel": Adapter(
         ("layers",), _image, image_start=(_after_captions,), attention="attn",
-        idle=("time_caption_embed.caption_embedder", "context_refiner"), modulation=("layers.0.norm1.linear", 1, 4),
+        idle=("time_caption_embed.caption_embedder", "context_refiner"), refiners=("noise_refiner",),
+        modulation=("layers.0.norm1.linear", 1, 4),
     ),
     "PixArtTransformer2DModel": Adapter(
         ("transformer_blocks",), _image, idle=("caption_projection",),
@@ -260,7 +298,7 @@ ADAPTERS: dict[str, Adapter] = {
         modulation=("adaln_single.linear", 2, 6), patches="pos_embed.proj",
     ),
     "QwenImageTransformer2DModel": Adapter(
-        ("transformer_blocks",), _image_shapes, (1,), attention="attn",
+        ("transformer_blocks",), _image_shapes, (1,), attention="attn", references=_other_shapes,
         idle=("txt_norm", "txt_in", "transformer_blocks.0.txt_mod"),
         modulation=("transformer_blocks.0.img_mod.1", 2, 6),
     ),
@@ -281,7 +319,7 @@ ADAPTERS: dict[str, Adapter] = {
     "ZImageTransformer2DModel": Adapter(
         ("layers",), _listed, image_start=(_after_conditions,), attention="attention", tail="all_final_layer",
         key="cap_feats", latent="x", timestep="t", branches=("cond", "uncond"), bypass=_uneven,
-        idle=("cap_embedder", "context_refiner", "siglip_embedder", "siglip_refiner"),
+        idle=("cap_embedder", "context_refiner", "siglip_embedder", "siglip_refiner"), refiners=("noise_refiner",),
         modulation=("layers.0.adaLN_modulation.0", 1, 4),
     ),
 }  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from tapstudy.instrument.adapters import Grid, Start
+from tapstudy.instrument.adapters import Adapter, Grid, Start
+from tapstudy.instrument.latent import to_tokens
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, Prediction, ProbeKind
@@ -118,6 +120,8 @@ class Call:
 
     def incomplete(self, *sequences: Tensor | None) -> str | None:
         """Why a full pass that showed these hidden states cannot enter the history, or None."""
+        if self.run.misfit is not None:
+            return self.run.misfit
         if any(sequence is None for sequence in sequences):
             return "first block not reached"
         if self.probe_kind is not None and self.probed is None:
@@ -130,7 +134,7 @@ class Call:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a listener is told after every pass. Tensors belong to the model: copy what you keep.
+    """What a listener is told after every pass. Tensors belong to the model, without its gradients: copy what you keep.
 
     Attributes:
         context: name of the guidance branch.
@@ -158,3 +162,25 @@ class StepEvent:
     latent: Tensor | None
     latent_residual: Tensor | None
     branches: tuple[str, ...]
+
+    @classmethod
+    def of(cls, call: Call, adapter: Adapter, *, lists: Mapping[int, int], latent: bool) -> Self:
+        """The event of a pass that is over.
+
+        Args:
+            lists: number of the block list of every depth that a recording asked for.
+            latent: whether one asked for the latent.
+        """
+        probes = {
+            depth: ImageTokens(prod(call.grid), call.list_starts[lists[depth]]).take(sequence.detach())
+            for depth, sequence in call.deeper_inputs.items()
+        }
+        probe = None if call.probe is None else call.probe.detach()
+        if probe is not None and call.probe_kind == "modulated":
+            probes[call.run.policy.probe_depth] = probe
+        return cls(
+            call.run.name, call.step, call.timestep, call.kind, call.grid, probe, call.residual, call.prediction,
+            call.run.policy, probes,
+            to_tokens(call.model_input.detach(), call.grid, adapter.channel_dim) if latent else None,
+            call.latent_residual, adapter.branches,
+        )  # fmt: skip

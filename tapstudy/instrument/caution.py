@@ -62,8 +62,11 @@ class Cautions:
         kinds = {kind for run in runs.values() for kind in run.kinds}
         reasons = {reason for run in runs.values() for reason in run.fail_opens}
         if reasons and kinds == {"full"}:
-            self.warn(
-                f"no step of {self.model} was skipped although the policy wanted to: {', '.join(sorted(reasons))}; if "
-                "the conditioning changes from call to call, name the guidance branches with "
+            advice = (
+                "; if the conditioning changes from call to call, name the guidance branches with "
                 'handle.context("cond")'
+            )
+            self.warn(
+                f"no step of {self.model} was skipped although the policy wanted to: {', '.join(sorted(reasons))}"
+                + (advice if "no history yet" in reasons else "")
             )

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter, Grid
 from tapstudy.instrument.call import StepEvent
+from tapstudy.instrument.examine import misplaced, moving_constants, stray_streams, unknown_names
 from tapstudy.instrument.handle import find_transformers
-from tapstudy.instrument.hooks import StopForward
-from tapstudy.instrument.idle import constant_modules
+from tapstudy.instrument.idle import idle_modules
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.latent import Form
-from tapstudy.instrument.trajectory import alike, same_value
 from tapstudy.policies.base import Policy, Prediction, ResidualSite
 
 TOLERANCE = 1e-5
 _COMPUTES = re.compile(r"attn\d*|attention|ff(n|_context)?|feed_forward|(img_|txt_)?mlp")
+_HEAVY = re.compile(r"Attention|FeedForward|TransformerBlock")
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,7 @@ class Report:
         probe: path of the attention module whose input is the probe.
         contexts: how guidance branches are told apart.
         sites: the steps run with the residual in hidden and in latent space.
-        stray_streams: block lists whose blocks do not return the image stream where `adapter.streams` says.
-        moving: modules that the adapter names as constant, and which give something else though their argument is the
-            same.
+        faults: what is wrong with the row itself, or kept a site from being tried.
     """
 
     model: str
@@ -100,22 +96,12 @@ class Report:
     probe: str
     contexts: str
     sites: tuple[SiteReport, ...]
-    stray_streams: tuple[str, ...]
-    moving: tuple[str, ...]
+    faults: tuple[str, ...]
 
     @property
     def problems(self) -> list[str]:
         """Everything that is wrong; empty if TAP works."""
-        streams = [
-            f"blocks of {name} do not return the image stream where the adapter's streams {self.adapter.streams} say"
-            for name in self.stray_streams
-        ]
-        constants = [
-            f"{path} is not constant: it depends on more than {name!r}"
-            for path, name in self.adapter.constant
-            if path in self.moving
-        ]
-        return streams + constants + [problem for site in self.sites for problem in site.problems]
+        return [*self.faults, *(problem for site in self.sites for problem in site.problems)]
 
     @property
     def ok(self) -> bool:
@@ -126,7 +112,7 @@ class Report:
             f"{self.model}: TAP {'works' if self.ok else 'does NOT work'}",
             "  blocks     " + " + ".join(f"{count} {name}" for name, count in self.blocks.items()),
             f"  probe      input of {self.probe}",
-            f"  residual   input of {self.adapter.tail} minus input of {next(iter(self.blocks))}.0",
+            f"  residual   input of {self.adapter.tail} minus input of {self.adapter.blocks[0]}.0",
             f"  contexts   {self.contexts}",
         ]
         lines += [
@@ -141,13 +127,19 @@ class Report:
 def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) -> Report:
     """Whether the instrument reads and replaces the right tensors of a transformer.
 
-    Runs the model plainly; then a full step under the instrument, which must give the same output to the last bit;
-    then a skip step that is given the true residual, which must give it up to rounding. Before that, it looks whether
-    modules that the adapter names as constant change with another argument than theirs.
+    First the adapter's row itself: modules and arguments that it names must exist and be what it says they are; tokens
+    of the latent must be found where grid, channel_dim and image_start say; blocks must return the image stream where
+    streams says; modules named as constant must not change with another argument. Then, with the residual in hidden and
+    in latent space, a full step under the instrument, which must give the output of the plain model to the last bit;
+    and a skip step that is given the true residual, which must give it up to rounding. At the skip step no attention
+    and no feed-forward layer may run but in the refiners that the row names, and nothing between blocks and tail.
+
+    What no run can tell: the names of the guidance branches; and whether `key`, if it is conditioning, always differs
+    from branch to branch.
 
     Args:
         model: a transformer with an adapter, in eval mode (dropout would look like a problem), under no policy.
-        inputs: keyword arguments for one call of its forward, of any size.
+        inputs: keyword arguments for one call of its forward, of any size, with conditioning.
         probe_depth: block whose modulated input is the probe.
 
     Raises:
@@ -156,28 +148,47 @@ def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) 
     >>> print(tapstudy.check(pipe.transformer, inputs))  # doctest: +SKIP
     """
     ((model, adapter),) = find_transformers(model).values()
-    paths = {module: path for path, module in model.named_modules()}
-    with torch.no_grad():
-        with _finished(model) as shapes:
-            plain, _ = Form.read(model(**inputs))
-        stray = _stray_streams(model, adapter, shapes)
-        moving = _moving_constants(model, adapter, inputs)
-        sites = tuple(
-            _check_site(model, adapter, inputs, plain=plain, policy=_Replay(site, probe_depth))
-            for site in (() if stray else ("hidden", "latent"))  # such a model would stumble at the first skip step
-        )
-    blocks, _ = adapter.modules(model)
+    modules = dict(model.named_modules())
+    faults, probe = unknown_names(model, adapter, inputs), ""
+    sites: list[SiteReport] = []
+    if not faults:
+        trial = Instrument(model, adapter, _Replay("hidden", probe_depth))
+        try:
+            trial.attach()  # what this refuses is no fault of the row
+        finally:
+            trial.detach()
+        probed, _ = adapter.modules(model)[0][probe_depth]
+        probe = next(path for path, module in modules.items() if module is probed.get_submodule(adapter.attention))
+        with torch.no_grad():
+            faults, sites = _run(model, adapter, inputs, probe_depth)
     named = "the name of cache_context, else " if hasattr(model, "cache_context") else ""
     return Report(
         model=type(model).__name__,
         adapter=adapter,
-        blocks={name: len(list(model.get_submodule(name).children())) for name in adapter.blocks},
-        probe=paths[blocks[probe_depth][0].get_submodule(adapter.attention)],
+        blocks={name: len([*modules[name].children()]) for name in adapter.blocks if name in modules},
+        probe=probe,
         contexts=f"told apart by {named}{adapter.key}",
-        sites=sites,
-        stray_streams=stray,
-        moving=moving,
+        sites=tuple(sites),
+        faults=tuple(faults),
     )
+
+
+def _run(
+    model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any], probe_depth: int
+) -> tuple[list[str], list[SiteReport]]:
+    plain, _ = Form.read(model(**inputs))
+    faults = stray_streams(model, adapter, inputs)
+    if faults:  # such a model would stumble at the first skip step
+        return faults, []
+    faults = [*moving_constants(model, adapter, inputs), *misplaced(model, adapter, inputs)]
+    sites = []
+    site: ResidualSite
+    for site in ("hidden", "latent"):
+        try:
+            sites.append(_check_site(model, adapter, inputs, plain=plain, policy=_Replay(site, probe_depth)))
+        except Exception as error:  # the plain model runs, so it is the row that does not fit
+            faults.append(f"residual in {site} space: {type(error).__name__}: {error}")
+    return faults, sites
 
 
 class _Replay(Policy):
@@ -202,30 +213,32 @@ def _check_site(
     model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any], *, plain: Tensor, policy: Policy
 ) -> SiteReport:
     events: list[StepEvent] = []
+    blocks, tails = adapter.modules(model)
     instrument = Instrument(model, adapter, policy)
     instrument.blank_value = float("nan")
     instrument.rounds_alike = True
     instrument.listeners.append(events.append)
-    instrument.attach()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report tells what was not skipped, and why
         try:
-            with _finished(model) as at_full:
+            instrument.attach()
+            with Trace(model, [blocks[0][0], *tails]) as at_full:
                 full, _ = Form.read(model(**inputs))
-            with _finished(model) as at_skip:
+            with Trace(model, [blocks[0][0], *tails]) as at_skip:
                 skip, _ = Form.read(model(**inputs))
             reasons = {reason for run in instrument.runs.values() for reason in run.fail_opens}
         finally:
             instrument.detach()
-    blocks, _ = adapter.modules(model)
+    if not events:
+        raise RuntimeError(f"such calls stay out of the history: {', '.join(reasons)}")
+    first, last = events[0], events[-1]
     paths = {module: path for path, module in model.named_modules()}
     inside = {module for block, _ in blocks for module in block.modules()}
     computing = {module for module in inside if _COMPUTES.fullmatch(paths[module].rpartition(".")[2])}
-    late = [block for block, _ in blocks[policy.probe_depth :]]
-    stopped = {module for block in late[1:] for module in block.modules() if module is not block}
-    stopped |= {part for module in computing & set(late[0].modules()) for part in module.modules()}
-    first, last = events[0], events[-1]
     image = [sample[:, : prod(last.grid)] if sample.ndim == 3 else sample for sample in (skip, plain)]
+    stray = (
+        _stray(model, adapter, policy.probe_depth, at_full=at_full, at_skip=at_skip) if last.kind == "skip" else set()
+    )
     return SiteReport(
         site=policy.residual_site,
         full_error=_difference(full, plain),
@@ -233,95 +246,60 @@ def _check_site(
         probe_error=_probe_error(first.probe, last.probe),
         kinds=tuple(event.kind for event in events),
         reasons=tuple(sorted(reasons)),
-        computed=(len(computing & at_full.keys()), len(computing & at_skip.keys())),
-        stray=tuple(sorted(paths[module] for module in stopped & at_skip.keys())),
+        computed=(len(computing & {*at_full.ended}), len(computing & {*at_skip.ended})),
+        stray=tuple(sorted(paths[module] for module in stray)),
         probe_shape=None if first.probe is None else tuple(first.probe.shape),
         grid=last.grid,
     )
 
 
-def _stray_streams(model: nn.Module, adapter: Adapter, shapes: Mapping[nn.Module, tuple[Any, Any]]) -> tuple[str, ...]:
-    blocks, _ = adapter.modules(model)
-    stray = set()
-    for block, block_list in blocks:
-        entered, left = shapes[block]
-        stream = adapter.streams[block_list]
-        # a block that returns several streams has a tuple of shapes here, one that returns a tensor has its shape
-        several = isinstance(left, tuple) and not isinstance(left, torch.Size)
-        if several != (stream is not None) or entered != (left[stream] if several else left):
-            stray.add(block_list)
-    return tuple(adapter.blocks[index] for index in sorted(stray))
-
-
-def _moving_constants(model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Constant modules that give something else when every argument but theirs changes."""
-    modules = constant_modules(model, adapter.constant)
-    names = dict(adapter.constant)
-    before = _outputs(model, adapter, modules, inputs) if modules else {}
-    moving: list[str] = []
-    for kept in dict.fromkeys(names[path] for path in modules):
-        changed = {name: value if name == kept else _another(value) for name, value in inputs.items()}
-        timestep = changed.get(adapter.timestep)
-        if isinstance(timestep, Tensor) and not timestep.is_floating_point() and kept != adapter.timestep:
-            changed[adapter.timestep] = timestep // 2
-        after = _outputs(model, adapter, modules, changed)
-        moving += [path for path in modules if names[path] == kept and not alike(before[path], after[path], same_value)]
-    return tuple(moving)
-
-
-def _another(value: Any) -> Any:
-    """Half of every number; integers stay, for they may be shapes or masks."""
-    if isinstance(value, Tensor):
-        return value / 2 if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {name: _another(part) for name, part in value.items()}
-    return type(value)(map(_another, value)) if type(value) in (list, tuple) else value
-
-
-def _outputs(
-    model: nn.Module, adapter: Adapter, modules: Mapping[str, nn.Module], inputs: Mapping[str, Any]
-) -> dict[str, list[Any]]:
-    """What these modules give in a call of the model that ends at the attention of its first block."""
-    found: dict[str, list[Any]] = {path: [] for path in modules}
-
-    def stop(*_: Any) -> None:
-        raise StopForward
-
-    handles = [
-        module.register_forward_hook(lambda _module, _args, output, path=path: found[path].append(output))
-        for path, module in modules.items()
-    ]
-    (first, _), *_ = adapter.modules(model)[0]
-    handles.append(first.get_submodule(adapter.attention).register_forward_pre_hook(stop))
-    try:
-        with contextlib.suppress(StopForward):
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+def _stray(model: nn.Module, adapter: Adapter, depth: int, *, at_full: Trace, at_skip: Trace) -> set[nn.Module]:
+    """Modules that ran though a skip step has no use for them, and those between the blocks and the named tail."""
+    blocks, tails = adapter.modules(model)
+    probed, behind = blocks[depth][0], [part for block, _ in blocks[depth + 1 :] for part in block.modules()]
+    attention = {*probed.get_submodule(adapter.attention).modules()}
+    named = {module for path, module in model.named_modules() if _COMPUTES.fullmatch(path.rpartition(".")[2])}
+    heavy = {part for module in named & {*probed.modules()} for part in module.modules()} | attention
+    stopped = (heavy | {*behind}) - {block for block, _ in blocks}
+    found = stopped & {*at_skip.ended}
+    # in front of the blocks attention runs in refiners alone (modules that idle did so, or are read by a deeper probe)
+    spared = {*adapter.refiners, *adapter.idle}
+    excused = {part for path in spared for root in idle_modules(model, [path]).values() for part in root.modules()}
+    front = at_skip.ended[: at_skip.began.get(blocks[0][0], len(at_skip.ended))]
+    found |= {module for module in front if _HEAVY.search(type(module).__name__)} - excused
+    # behind them nothing runs before the tail
+    for trace, block in ((at_full, blocks[-1][0]), (at_skip, probed)):
+        entered = [trace.began[tail] for tail in tails if tail in trace.began]
+        if block in trace.ended and entered:
+            between = trace.ended[trace.ended.index(block) + 1 : max(entered)]
+            found |= trace.streams & {*between}  # modulation for the tail is made here in some models
     return found
 
 
-@contextmanager
-def _finished(model: nn.Module) -> Iterator[dict[nn.Module, tuple[Any, Any]]]:
-    """Collects the modules whose forward comes to its end, with the shapes of first argument and output."""
-    finished: dict[nn.Module, tuple[Any, Any]] = {}
+class Trace:
+    """Which modules came to the end of their forward, in their order, and when the marked ones began."""
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        finished[module] = _shape(args[0] if args else kwargs.get("hidden_states")), _shape(output)
+    def __init__(self, model: nn.Module, begins: Iterable[nn.Module]) -> None:
+        self.ended: list[nn.Module] = []
+        self.streams: set[nn.Module] = set()  # those without parts that gave something per token
+        self.began: dict[nn.Module, int] = {}  # after so many ends, the last time
+        self._handles = [module.register_forward_hook(self._end) for module in model.modules()]
+        self._handles += [module.register_forward_pre_hook(self._begin) for module in begins]
 
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in model.modules()]
-    try:
-        yield finished
-    finally:
-        for handle in handles:
+    def _end(self, module: nn.Module, _: Any, output: Any) -> None:
+        self.ended.append(module)
+        if isinstance(output, Tensor) and output.ndim > 2 and not any(True for _ in module.children()):
+            self.streams.add(module)
+
+    def _begin(self, module: nn.Module, *_: Any) -> None:
+        self.began[module] = len(self.ended)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
             handle.remove()
-
-
-def _shape(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_shape, value))
-    return getattr(value, "shape", None)
 
 
 def _probe_error(full: Tensor | None, skip: Tensor | None) -> float:

@@ -25,6 +25,12 @@ from tapstudy.policies.tap import TAPPolicy
 def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle:
     """Run every supported transformer of `target` under `policy` until the handle is removed.
 
+    Calls may be made with gradients, without, or in inference mode, each step in its own way. A full step has the
+    gradients of the model. At a skip step they flow through what ran, embedding and tail, and end at the prediction:
+    what histories keep is detached. Under autocast the policy computes in its own precision. Where an argument that
+    brings tensors into the model comes or goes between steps, such as the residuals of a ControlNet that ends midway,
+    the history starts anew with a full step.
+
     Args:
         target: a diffusers pipeline, or a transformer. On a pipeline new runs are recognised by themselves; on a bare
             transformer call `handle.reset()` before a run that starts at the timestep where the last one stopped.

@@ -96,8 +96,19 @@ def keep_outputs(call: Call, adapter: Adapter, fill: float) -> None:
     """Keep what this full pass has shown for the skip steps to come."""
     constant, run = dict(adapter.constant), call.run
     run.described, run.kept = call.described, call.kept
-    run.constants = {path: outputs for path, outputs in call.outputs.items() if path in constant}
+    run.constants = {path: _detached(outputs) for path, outputs in call.outputs.items() if path in constant}
     run.blanks = blank({path: outputs for path, outputs in call.outputs.items() if path not in constant}, fill)
+
+
+def _detached(output: Any) -> Any:
+    """The same values without the graph that made them, which would keep a whole pass in memory."""
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, dict):
+        return {name: _detached(part) for name, part in output.items()}
+    if isinstance(output, list | tuple) and type(output) in (list, tuple):
+        return type(output)(map(_detached, output))
+    return output
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,16 +12,19 @@ import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
+from tapstudy.core.apart import apart
 from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
+from tapstudy.instrument.answer import observe, predicted
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
+from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.idle import hand_out, keep_outputs
-from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, read_latent, to_tokens
+from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
 from tapstudy.instrument.savings import saving_hooks
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
-from tapstudy.policies.base import Policy, RunInfo
+from tapstudy.policies.base import Policy, RunInfo, check_policy
 
 END_OF_RUN = "_reset_stateful_cache"
 
@@ -45,6 +48,7 @@ class Instrument:
         scheduler: Callable[[], Any] = lambda: None,
         shadow: bool = False,
     ) -> None:
+        check_policy(policy)
         self.model, self.adapter, self.policy = model, adapter, policy
         self.scheduler, self.shadow = scheduler, shadow or policy.needs_truth
         self.listeners: list[Callable[[StepEvent], None]] = []
@@ -193,7 +197,8 @@ class Instrument:
         run.grid = self.adapter.grid(self.model, arguments)
         run.policy = self.policy.fresh()
         run.policy.begin(RunInfo(self._num_steps(), run.grid))
-        run.observed = False
+        run.observed, run.taught_nothing = False, None
+        run.misfit = misfit(self.model, self.adapter, arguments)
 
     # One pass. Under torch.compile the bookkeeping before and after it stays in Python; what is compiled lies between,
     # in the transformer's own forward.
@@ -246,15 +251,16 @@ class Instrument:
 
     def _open(self, run: ContextRun, arguments: dict[str, Any], latent: Tensor) -> Call:
         """Decide what this pass does, before any of the model runs."""
-        changed = run.shape is not None and run.shape != latent.shape
-        if run.shape != latent.shape:
+        taking = taking_part(arguments)
+        changed = run.change(latent.shape, taking)
+        if run.shape is None or changed is not None:
             self._begin(run, arguments)
-            run.shape = latent.shape
+            run.shape, run.taking = latent.shape, taking
         run.timestep = arguments.get(self.adapter.timestep)
         policy = run.policy
         full = policy.wants_full(run.step)
         if not (full or run.observed):
-            run.fail_opens["input shape changed" if changed else "no history yet"] += 1
+            run.fail_opens[changed or run.taught_nothing or "no history yet"] += 1
             full = True
         count = prod(run.grid)
         kind = policy.probe_kind if policy.needs_probe else None
@@ -284,6 +290,7 @@ class Instrument:
         return call
 
     @hooks.in_python
+    @apart()
     def _conclude(self, run: ContextRun, call: Call | None) -> None:
         """Book the pass and tell the listeners."""
         if call is None:
@@ -299,18 +306,7 @@ class Instrument:
             keep_outputs(call, self.adapter, self.blank_value)
         if not self.listeners:
             return
-        probes = {
-            depth: ImageTokens(prod(call.grid), call.list_starts[self._deeper[depth]]).take(sequence)
-            for depth, sequence in call.deeper_inputs.items()
-        }
-        probe = call.probe
-        if probe is not None and call.probe_kind == "modulated":
-            probes[run.policy.probe_depth] = probe
-        latent = to_tokens(call.model_input, call.grid, self.adapter.channel_dim) if self._wants_latent else None
-        event = StepEvent(
-            run.name, call.step, call.timestep, call.kind, call.grid, probe, call.residual, call.prediction,
-            run.policy, probes, latent, call.latent_residual, self.adapter.branches,
-        )  # fmt: skip
+        event = StepEvent.of(call, self.adapter, lists=self._deeper, latent=self._wants_latent)
         for listener in self.listeners:
             listener(event)
 
@@ -364,12 +360,13 @@ class Instrument:
 
     def _observe(self, call: Call, unchanged: Any) -> Any:
         assert call.residual is not None
-        call.run.policy.observe(call.step, call.probe, call.residual)
+        observe(call)
         call.run.observed = True
         return unchanged
 
     def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:
         """A full pass that showed too little to learn from."""
+        call.run.taught_nothing = reason
         call.give_up(reason)
         call.attention_input = call.stream = call.latent_tokens = None
         self._cautions.warn(
@@ -378,10 +375,14 @@ class Instrument:
         return unchanged
 
     def _predict(self, call: Call) -> Tensor:
-        policy, probe = call.run.policy, call.probe
-        call.prediction = policy.predict(call.step, probe, call.residual)
-        policy.skipped(call.step, probe, call.prediction)
-        return call.prediction.residual
+        if call.start is not None and not call.latent:
+            place = call.hidden_tokens.take(call.start)
+            return predicted(call, self.model, shape=place.shape, device=place.device)
+        assert call.run.form is not None
+        output = torch.empty(call.run.form.shape, device="meta")
+        shape = to_tokens(output, call.grid, self.adapter.channel_dim).shape
+        device = call.model_input.device if call.relative else None  # what it is added to
+        return predicted(call, self.model, shape=shape, device=device)
 
     @hooks.in_python
     def decide(self, call: Call) -> None:

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from torch import Tensor
+from torch import Tensor, nn
 
-from tapstudy.instrument.adapters import Grid
+from tapstudy.instrument.adapters import Adapter, Arguments, Grid
 
 
 def read_latent(latent: Tensor | list[Any]) -> Tensor:
@@ -18,6 +18,20 @@ def read_latent(latent: Tensor | list[Any]) -> Tensor:
     if isinstance(latent, Tensor):
         return latent
     return torch.stack([sample[-1] if isinstance(sample, list) else sample for sample in latent])
+
+
+def misfit(model: nn.Module, adapter: Adapter, arguments: Arguments) -> str | None:
+    """Why the tokens that a row counts are not those of a packed latent, or None."""
+    latent = read_latent(arguments[adapter.latent])
+    if latent.ndim != 3:
+        return None
+    grid, others = adapter.grid(model, arguments), adapter.references(model, arguments)
+    if prod(grid) + others == latent.shape[1]:
+        return None
+    return (
+        f"the token grid {grid} and {others} tokens of reference images do not make up the {latent.shape[1]} tokens of "
+        f"{adapter.latent}"
+    )
 
 
 @dataclass(frozen=True)

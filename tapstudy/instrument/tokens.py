@@ -24,8 +24,10 @@ class ImageTokens:
     def fit(self, sequence: Tensor) -> bool:
         """Whether a sequence (batch, token, channel) is long enough to hold them."""
         if isinstance(self.start, int):
-            return self.start + self.count <= sequence.shape[1]
-        return len(self.start) == len(sequence) and max(self.start) + self.count <= sequence.shape[1]
+            return 0 <= self.start <= sequence.shape[1] - self.count
+        return len(self.start) == len(sequence) and all(
+            0 <= start <= sequence.shape[1] - self.count for start in self.start
+        )
 
     def take(self, sequence: Tensor) -> Tensor:
         """The image tokens of a sequence (batch, token, channel); a view where they start at the same place."""

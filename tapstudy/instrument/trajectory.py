@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tapstudy.instrument.adapters import Grid
 from tapstudy.instrument.clock import StepClock
+from tapstudy.instrument.control import Taking
 from tapstudy.instrument.latent import Form
 from tapstudy.policies.base import Policy, Prediction
 from tapstudy.policies.full import FullPolicy
@@ -28,8 +29,11 @@ class ContextRun:
         key: the conditioning that tells this context apart when nobody gives a name.
         timestep: of its last call.
         shape: of the latent input; a change empties the history.
+        taking: arguments that had a part in its last call, such as a ControlNet's residuals, likewise.
         grid: of the image tokens.
         observed: whether the policy has seen a full step since its history was last emptied.
+        misfit: why no step of this size can enter the history, or None.
+        taught_nothing: why the last full step has not entered it, or None.
         kinds: "full", "skip" or "shadow", one per step so far.
         fail_opens: why steps ran in full although the policy wanted to skip.
         choices: how many tokens took each labelled predictor.
@@ -47,8 +51,11 @@ class ContextRun:
     key: Any = None
     timestep: Tensor | float | None = None
     shape: torch.Size | None = None
+    taking: Taking = frozenset()
     grid: Grid = (1, 1, 1)
     observed: bool = False
+    misfit: str | None = None
+    taught_nothing: str | None = None
     kinds: list[str] = field(default_factory=list)
     fail_opens: Counter[str] = field(default_factory=Counter)
     clock: StepClock = field(default_factory=StepClock)
@@ -63,6 +70,13 @@ class ContextRun:
     @property
     def step(self) -> int:
         return len(self.kinds)
+
+    def change(self, shape: torch.Size, taking: Taking) -> str | None:
+        """Why the history is of no use to a call with a latent of this shape and these arguments, or None."""
+        if self.shape is None or (self.shape, self.taking) == (shape, taking):
+            return None
+        came_or_went = ", ".join(sorted(self.taking ^ taking))
+        return "input shape changed" if self.shape != shape else f"{came_or_went} came or went"
 
     def free(self) -> None:
         """Let go of all tensors; what the summary needs stays."""

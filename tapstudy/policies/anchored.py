@@ -10,7 +10,7 @@ from tapstudy.core.schedule import is_full_step
 from tapstudy.core.scoring import assemble, predictor_losses
 from tapstudy.policies.base import Losses, Policy, Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
-from tapstudy.predictors.family import Candidates, Family, candidates
+from tapstudy.predictors.family import Candidates, Family, candidates, check_family
 
 
 class AnchoredPolicy(Policy):
@@ -19,11 +19,15 @@ class AnchoredPolicy(Policy):
     Args:
         config: schedule, residual site, history and, unless `family` is given, the family.
         family: any other family of linear predictors.
+
+    Raises:
+        TypeError, ValueError: something that is no family, see `check_family`.
     """
 
     def __init__(self, config: TAPConfig | None = None, *, family: Family | None = None) -> None:
         self.config = config or TAPConfig()
-        self.family = family or self.config.family
+        self.family = self.config.family if family is None else family
+        check_family(self.family)
         self.labels = self.family.labels
         self.residual_site = self.config.residual
         self.probe_depth = self.config.probe_depth

@@ -6,10 +6,12 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self, get_args
 
+import torch
 from torch import Tensor
 
+from tapstudy.core.apart import apart
 from tapstudy.predictors.family import Label
 
 ResidualSite = Literal["hidden", "tail", "latent", "output"]
@@ -41,6 +43,10 @@ class Prediction:
         inverse: for each labelled predictor its position among the scored ones, (predictor,); None if these are they.
         disposable: the policy made `residual` for this prediction and holds on to no view of it: whoever gets the
             prediction may overwrite it, and the instrument does so where nobody listens, to save the memory.
+
+    Raises:
+        TypeError: a residual that is no tensor, or choices that are no integers.
+        ValueError: a residual, choices or losses of other shapes than these.
     """
 
     residual: Tensor
@@ -49,14 +55,42 @@ class Prediction:
     inverse: Tensor | None = None
     disposable: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.residual, Tensor):
+            raise TypeError(f"Prediction: residual must be a tensor, got {type(self.residual).__name__}")
+        if self.residual.ndim != 3:
+            raise ValueError(
+                f"Prediction: residual must be (batch, token, channel), got shape {tuple(self.residual.shape)}"
+            )
+        if self.choice is not None:
+            if not isinstance(self.choice, Tensor) or self.choice.dtype not in (torch.int64, torch.int32, torch.int16):
+                raise TypeError(f"Prediction: choice must be a tensor of integers, got {_kind(self.choice)}")
+            self._check_tokens("choice", self.choice, 2)
+        if isinstance(self.losses, Tensor):
+            self._check_tokens("losses", self.losses, 3)
+
+    def _check_tokens(self, name: str, values: Tensor, ndim: int) -> None:
+        if values.ndim != ndim or values.shape[:2] != self.residual.shape[:2]:
+            raise ValueError(
+                f"Prediction: {name} must begin with the residual's (batch, token) = {tuple(self.residual.shape[:2])} "
+                f"and have {ndim} dimensions, got shape {tuple(values.shape)}"
+            )
+
     @property
     def proxy_loss(self) -> Tensor | None:
         """Loss of every labelled predictor, (batch, token, predictor), or None. Put together when read."""
-        losses = self.losses() if callable(self.losses) else self.losses
+        losses = self.losses
+        if callable(losses):
+            losses = losses()
+            self._check_tokens("losses", losses, 3)
         if losses is None or self.inverse is None:
             return losses
         # in memory a predictor's tokens are next to each other: copied as whole rows
         return losses.movedim(-1, 0)[self.inverse.to(losses.device)].movedim(0, -1)
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 class Policy(ABC):
@@ -66,6 +100,9 @@ class Policy(ABC):
     `wants_full_given(step, probe)` as soon as the probe is known. Then `observe` (a full step), or `predict` and
     `skipped` (a skip step). Questions (`wants_full`, `wants_full_given`, `predict`) change nothing; the step is always
     passed in. A pass is one batch, so its samples (and the guidance branches in it) skip or run together.
+
+    The last four run apart from the model, in every subclass: without gradients, autocast or inference mode. So what a
+    policy keeps is detached, and a prediction is a constant to the model around it.
 
     Attributes:
         labels: names of the predictors that `Prediction.choice` indexes.
@@ -90,6 +127,12 @@ class Policy(ABC):
     needs_probe: bool = False
     decides_by_probe: bool = False
     needs_truth: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("wants_full_given", "observe", "predict", "skipped"):
+            if name in vars(cls):
+                setattr(cls, name, apart()(vars(cls)[name]))
 
     def fresh(self) -> Self:
         """A copy that has seen nothing, for another context. Call it on a policy that has itself seen nothing."""
@@ -127,3 +170,17 @@ class Policy(ABC):
     def cache_bytes(self) -> int:
         """Memory held by the history."""
         return 0
+
+
+def check_policy(policy: Policy) -> None:
+    """Whether what a policy declares can be meant.
+
+    Raises:
+        ValueError: an unknown site of the residual or kind of probe, or a depth that is no whole number from 0.
+    """
+    name = type(policy).__name__
+    for field, known in (("residual_site", get_args(ResidualSite)), ("probe_kind", get_args(ProbeKind))):
+        if getattr(policy, field) not in known:
+            raise ValueError(f"{name}: {field} must be one of {known}, got {getattr(policy, field)!r}")
+    if not isinstance(policy.probe_depth, int) or policy.probe_depth < 0:
+        raise ValueError(f"{name}: probe_depth must be an integer of at least 0, got {policy.probe_depth!r}")

@@ -17,7 +17,7 @@ from tapstudy.core.weights import Row
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
-from tapstudy.predictors.family import Candidates, Family, Label
+from tapstudy.predictors.family import Candidates, Family, Label, rows_of
 from tapstudy.predictors.reuse import Reuse
 
 
@@ -107,7 +107,7 @@ def best_rows(gram: Tensor, full_steps: Collection[int], family: Family) -> dict
     rows = {}
     for step in _skipped(gram, full):
         anchors = _anchors(full, step, family.num_anchors)
-        members = family.rows(anchors, step)
+        members = rows_of(family, anchors, step)
         error = torch.tensor([(-1.0, *row) for row in members], dtype=torch.float64)  # (P, J + 1)
         part = gram[[step, *anchors]][:, [step, *anchors]]  # (J + 1, J + 1)
         rows[step] = members[int(((error @ part) * error).sum(dim=1).argmin())]

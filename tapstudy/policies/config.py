@@ -169,6 +169,11 @@ DECISIVE = tuple(field.name for field in fields(TAPConfig) if field.name != "his
 def _check_dtype(name: str, value: object) -> None:
     if not (isinstance(value, torch.dtype) and value.is_floating_point):
         raise TypeError(f"TAPConfig: {name} must be a floating torch.dtype, got {value!r}")
+    if value.itemsize < 2:
+        raise ValueError(
+            f"TAPConfig: {name} must have 16 bits or more, got {value}: torch does not compute with narrower floats; "
+            "use torch.bfloat16 or torch.float16"
+        )
 
 
 def _check_device(name: object) -> None:

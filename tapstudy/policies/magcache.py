@@ -63,25 +63,31 @@ class MagCachePolicy(Policy):
 
 
 def magnitude_skips(ratios: Sequence[float], threshold: float, *, max_skips: int, retention: float) -> frozenset[int]:
-    """The steps that MagCache skips on the curve `ratios`, one per step. Step 0 always runs in full."""
+    """The steps that MagCache skips on the curve `ratios`, one per step. Step 0 always runs in full.
+
+    Sums are in float32, so that one that meets the threshold falls on the same side as in diffusers.
+    """
     skips: set[int] = set()
-    rho, total, count = 1.0, 0.0, 0
-    for step in range(int(retention * len(ratios) + 0.5), len(ratios)):
-        rho, count = rho * ratios[step], count + 1
-        total += abs(1 - rho)
+    curve = torch.tensor(ratios, dtype=torch.float32)
+    start, one = int(retention * len(ratios) + 0.5), curve.new_ones(())
+    rho, total, count = one, one - one, 0
+    for step in range(start, len(ratios)):
+        rho, count = rho * curve[step], count + 1
+        total = total + abs(1.0 - rho)
         if step > 0 and total <= threshold and count <= max_skips:
             skips.add(step)
         else:
-            rho, total, count = 1.0, 0.0, 0
+            rho, total, count = one, one - one, 0
     return frozenset(skips)
 
 
 def resampled(ratios: Sequence[float], num_steps: int) -> tuple[float, ...]:
-    """The curve at `num_steps` evenly spread points, nearest neighbour (halves to even)."""
+    """The curve at `num_steps` evenly spread points, nearest neighbour (halves to even, in float32 as in diffusers)."""
     if num_steps == 1:
         return (ratios[-1],)
     scale = (len(ratios) - 1) / (num_steps - 1)
-    return tuple(ratios[round(step * scale)] for step in range(num_steps))
+    nearest = torch.round(torch.arange(num_steps, dtype=torch.float32) * scale).long()
+    return tuple(ratios[index] for index in nearest.tolist())
 
 
 def magnitude_ratios(residuals: Iterable[Tensor]) -> tuple[float, ...]:

@@ -123,9 +123,19 @@ class NonlinearTAPPolicy(AnchoredPolicy):
 def forecast_by(
     policy: AnchoredPolicy, predictor: NonlinearPredictor, values: Sequence[Tensor], *, step: int
 ) -> Tensor:
-    """What `predictor` makes of `values` at the policy's anchors, (batch, token, channel)."""
+    """What `predictor` makes of `values` at the policy's anchors, (batch, token, channel).
+
+    Raises:
+        ValueError: it gave another shape.
+    """
     count = predictor.num_anchors
-    return predictor.predict(policy.anchors.steps[:count], values[:count], step, grid=policy.run.grid)
+    found = predictor.predict(policy.anchors.steps[:count], values[:count], step, grid=policy.run.grid)
+    if found.shape != values[0].shape:
+        raise ValueError(
+            f"{type(predictor).__name__}.predict at step {step} gave shape {tuple(found.shape)} for values of shape "
+            f"{tuple(values[0].shape)}: it must keep (batch, token, channel)"
+        )
+    return found
 
 
 def loss_of(prediction: Tensor, actual: Tensor, distance: Distance) -> Tensor:

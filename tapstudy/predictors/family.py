@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from typing import Protocol
 
 import torch
@@ -45,9 +46,56 @@ class Family(Protocol):
     def rows(self, anchors: Sequence[int], step: int) -> list[Row]:
         """One row of weights per label, for a prediction at `step` from anchors at the given steps, newest first.
 
-        Only the distances between the steps may matter.
+        There may be fewer anchors than the family can use. Only the distances between the steps may matter.
         """
         ...
+
+
+def check_family(family: Family) -> None:
+    """Whether this can be a family at all.
+
+    Raises:
+        TypeError: it lacks a part of the contract, or cannot be hashed.
+        ValueError: no labels, or no anchors.
+    """
+    if isinstance(family, type):
+        raise TypeError(f"a family is an object, got the class {family.__name__}: write {family.__name__}()")
+    name = type(family).__name__
+    lacking = [part for part in ("labels", "num_anchors", "rows") if not hasattr(family, part)]
+    if lacking:
+        raise TypeError(f"{name} is no family of predictors: it lacks {', '.join(lacking)}")
+    try:
+        hash(family)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be hashable, for its rows are kept ({error}): make it a frozen dataclass"
+        ) from error
+    labels, count = family.labels, family.num_anchors
+    if not labels or not all(isinstance(label, Label) for label in labels):
+        raise ValueError(f"{name}: labels must be Label objects, at least one, got {labels!r}")
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name}: num_anchors must be an integer of at least 1, got {count!r}")
+
+
+def rows_of(family: Family, anchors: Sequence[int], step: int) -> list[Row]:
+    """The family's rows, one for every label, with one finite weight for every anchor.
+
+    Raises:
+        ValueError: the family gives others.
+    """
+    rows = [tuple(float(weight) for weight in row) for row in family.rows(anchors, step)]
+    where = f"{type(family).__name__}.rows for step {step} from anchors {tuple(anchors)}"
+    if len(rows) != len(family.labels):
+        raise ValueError(f"{where} must give one row per label, {len(family.labels)}, got {len(rows)}")
+    for label, row in zip(family.labels, rows, strict=True):
+        if len(row) != len(anchors):
+            raise ValueError(
+                f"{where} must give {len(anchors)} weights, one per anchor, got {len(row)} for {label}: write 0 for "
+                "anchors that it does not use"
+            )
+        if not all(map(isfinite, row)):
+            raise ValueError(f"{where} gives weights that are not finite for {label}: {row}")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -72,7 +120,7 @@ def candidates(family: Family, anchors: Sequence[int], step: int) -> Candidates:
 
 @lru_cache(maxsize=1024)
 def _candidates(family: Family, anchors: tuple[int, ...], step: int) -> Candidates:
-    rows = family.rows(anchors, step)
+    rows = rows_of(family, anchors, step)
     first, inverse = distinct_rows(rows)
     return Candidates(
         torch.tensor([rows[index] for index in first], dtype=torch.float64),

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tapstudy.predictors.family import Family, Label
+from tapstudy.predictors.family import Family, Label, rows_of
 from tapstudy.predictors.hermite import HermiteFamily
 from tapstudy.predictors.nonlinear import Grid, combine_values
 from tapstudy.predictors.reuse import Reuse
@@ -62,7 +62,7 @@ class FrequencySplit:
     ) -> Tensor:
         """Raises ValueError if the transform is "dct" and the grid is unknown or not that of the tokens."""
         low, high = (
-            combine_values(values[: family.num_anchors], family.rows(anchors[: family.num_anchors], step)[0])
+            combine_values(values[: family.num_anchors], rows_of(family, anchors[: family.num_anchors], step)[0])
             for family in (self.low, self.high)
         )  # (B, N, D) each
         return high + self.low_band(low - high, grid=grid)
@@ -79,7 +79,9 @@ class FrequencySplit:
                 f"{tokens.shape[1]} tokens; transform='fft' needs none"
             )
         rows, columns = (cosines(size).to(tokens) for size in grid[1:])  # (H, H), (W, W)
-        radius = torch.hypot(*torch.meshgrid(*(torch.arange(float(n)) for n in grid[1:]), indexing="ij"))  # (H, W)
+        radius = torch.hypot(
+            *torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid[1:]), indexing="ij")
+        )  # (H, W)
         mask = (radius <= self.cutoff * radius.max()).to(tokens)
         image = tokens.unflatten(1, grid)  # (B, F, H, W, D)
         spectrum = torch.einsum("vh,uw,bfhwd->bfvud", rows, columns, image) * mask[..., None]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tapstudy.core.weights import Row
-from tapstudy.predictors.family import Family, Label
+from tapstudy.predictors.family import Family, Label, rows_of
 
 
 @dataclass(frozen=True, init=False)
@@ -50,7 +50,7 @@ class Union:
         return [
             row + (0.0,) * (len(anchors) - len(row))
             for family in self.families
-            for row in family.rows(anchors[: family.num_anchors], step)
+            for row in rows_of(family, anchors[: family.num_anchors], step)
         ]
 
 

@@ -1,7 +1,14 @@
 """TeaCache, First-Block Cache, MagCache, DiCache, CG-Taylor and ZEUS against their formulas, with numbers by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers.hooks import MagCacheConfig
+from diffusers.hooks.hooks import StateManager
+from diffusers.hooks.mag_cache import MagCacheHeadHook, MagCacheState
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tapstudy.core.change import relative_change
 from tapstudy.core.schedule import full_steps, mask_text
@@ -115,6 +122,44 @@ def test_magcache_by_hand():
         policy = MagCachePolicy(ratios, threshold=threshold, max_skips=9, retention=0.2 if threshold > 0.2 else 0.3)
         assert mask_of(policy, 10) == mask
     assert mask_of(MagCachePolicy(ratios, threshold=9, max_skips=2, retention=0.2), 10) == "FF..F..F.."
+
+
+def diffusers_mask(ratios, steps, **options):
+    """The mask that diffusers' own hook makes, on a block that gives back what it gets."""
+    hidden = torch.zeros(1, 1, 1)
+    manager = StateManager(MagCacheState)
+    manager.set_context(SimpleNamespace(name="only"))
+    hook = MagCacheHeadHook(manager, MagCacheConfig(num_inference_steps=steps, mag_ratios=ratios, **options))
+    hook.fn_ref = SimpleNamespace(original_forward=lambda hidden_states: hidden_states)
+    hook._metadata = SimpleNamespace(
+        hidden_states_argument_name="hidden_states",
+        return_encoder_hidden_states_index=None,
+        _get_parameter_from_args_kwargs=lambda name, args, kwargs: kwargs[name],
+    )
+    mask, state = "", manager.get_state()
+    for _ in range(steps):
+        hook.new_forward(None, hidden_states=hidden)
+        mask += "F" if state.should_compute else "."
+        state.previous_residual = hidden
+        state.step_index += 1
+    return mask
+
+
+# curves on a grid of hundredths: the sums meet the threshold again and again
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    ratios=st.lists(st.sampled_from([0.9, 0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.03]), min_size=2, max_size=20),
+    threshold=st.sampled_from([0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.1, 0.12]),
+    max_skips=st.integers(1, 5),
+    retention=st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.3, 0.5]),
+    steps=st.integers(1, 40),
+)
+@example(ratios=[1.0, 0.98], threshold=0.02, max_skips=1, retention=0.0, steps=2)
+def test_magcache_decides_ties_as_diffusers(ratios, threshold, max_skips, retention, steps):
+    policy = MagCachePolicy(ratios, threshold=threshold, max_skips=max_skips, retention=retention)
+    expected = diffusers_mask(ratios, steps, threshold=threshold, max_skip_steps=max_skips, retention_ratio=retention)
+    policy.begin(RunInfo(steps))
+    assert "".join("F" if policy.wants_full(step) else "." for step in range(steps)) == expected
 
 
 def test_magcache_retention_is_rounded():

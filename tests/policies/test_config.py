@@ -30,6 +30,13 @@ from tapstudy import TAPConfig
         ({"granularity": "head"}, ValueError, "granularity must be one of"),
         ({"history_dtype": torch.int32}, TypeError, "history_dtype must be a floating"),
         ({"probe_dtype": "bfloat16"}, TypeError, "probe_dtype must be a floating"),
+        (
+            {"history_dtype": torch.float8_e4m3fn},
+            ValueError,
+            r"history_dtype must have 16 bits or more.*torch.bfloat16",
+        ),
+        ({"history_dtype": torch.float8_e5m2}, ValueError, "history_dtype must have 16 bits or more"),
+        ({"probe_dtype": torch.float8_e5m2}, ValueError, "probe_dtype must have 16 bits or more"),
         ({"history_device": 0}, TypeError, "history_device must be the name of a device"),
         ({"history_device": "gpu9"}, ValueError, "torch knows no history_device 'gpu9'"),
         ({"full_steps": (1, 5)}, ValueError, "must hold step 0"),

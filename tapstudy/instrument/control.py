@@ -1,0 +1,29 @@
+"""Whether a ControlNet (or anything else that a pipeline hands in for some of its steps) has a part in a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+Taking = frozenset[str]
+
+
+def taking_part(arguments: Mapping[str, Any]) -> Taking:
+    """Names of the arguments that bring tensors into a call, without ControlNets' residuals that are zero.
+
+    Where a ControlNet ends midway, or begins late, its residuals are left out from a step on, or multiplied by 0. What
+    the blocks add then jumps, and a history from before the jump tells nothing of the steps behind it. To see a zero
+    waits for the device, once in a call with such residuals.
+    """
+    return frozenset(name for name, value in arguments.items() if _takes_part(value, zero="control" not in name))
+
+
+def _takes_part(value: Any, *, zero: bool) -> bool:
+    """Whether there is a tensor in a tensor, list or mapping of such; with `zero` one of zeros counts as well."""
+    if isinstance(value, Tensor):
+        return zero or bool(value.any())
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    return isinstance(value, list | tuple) and any(_takes_part(part, zero=zero) for part in value)

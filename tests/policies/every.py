@@ -1,0 +1,100 @@
+"""One of every policy, and of every option that changes its arithmetic, with ten steps that skip some."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from tapstudy import TAPConfig
+from tapstudy.policies.adaptive import AdaptiveTAPPolicy
+from tapstudy.policies.blended import BlendedPolicy
+from tapstudy.policies.calibrated import CalibratedPolicy
+from tapstudy.policies.cg_taylor import CGTaylorPolicy
+from tapstudy.policies.channel_groups import ChannelGroupsPolicy
+from tapstudy.policies.dicache import DiCachePolicy
+from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
+from tapstudy.policies.drift import DriftPolicy
+from tapstudy.policies.ertacache import ERTACachePolicy, ErtaCalibration
+from tapstudy.policies.first_block import FirstBlockPolicy
+from tapstudy.policies.first_window import FirstWindowPolicy
+from tapstudy.policies.fixed import FixedPolicy
+from tapstudy.policies.full import FullPolicy
+from tapstudy.policies.magcache import MagCachePolicy
+from tapstudy.policies.margin import MarginPolicy
+from tapstudy.policies.nonlinear import NonlinearPolicy, NonlinearTAPPolicy
+from tapstudy.policies.oracle import OraclePolicy
+from tapstudy.policies.random import RandomPolicy
+from tapstudy.policies.ridge import RidgePolicy
+from tapstudy.policies.several_depths import SeveralDepthsPolicy
+from tapstudy.policies.shuffled import ShuffledPolicy
+from tapstudy.policies.single import SinglePolicy
+from tapstudy.policies.smoothed import SmoothedPolicy
+from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.teacache import TeaCachePolicy
+from tapstudy.policies.zeus import ZeusPolicy
+from tapstudy.predictors.dmd import DynamicModes
+from tapstudy.predictors.frequency import FrequencySplit
+from tapstudy.predictors.hermite import HermiteFamily
+from tapstudy.predictors.pade import Pade, TCPade
+from tapstudy.predictors.taylor import TaylorFamily
+from tapstudy.predictors.token_least_squares import TokenLeastSquares
+from tapstudy.predictors.union import Union
+
+STEPS = 10
+CONFIG = TAPConfig(interval=4, warmup_steps=3)
+SKIPS = (3, 4, 5, 7, 8, 9)
+NONLINEAR = (DynamicModes(least=3), TokenLeastSquares(), Pade(), FrequencySplit(cutoff=0.3))
+ERTA = ErtaCalibration(
+    frozenset({0, 1, 2, 6}), dict.fromkeys(SKIPS, (0.1, -0.1)), dict.fromkeys(SKIPS, 1.0)
+)  # fmt: skip
+
+
+def _tap(**settings):
+    return TAPPolicy(replace(CONFIG, **settings))
+
+
+def every_policy(channels):
+    """Name -> policy, for hidden states of so many channels."""
+    return {
+        "tap": _tap(),
+        "tap l2": _tap(distance="l2"),
+        "tap l1": _tap(distance="l1"),
+        "tap region": _tap(granularity="region"),
+        "tap step": _tap(granularity="step"),
+        "tap global": _tap(granularity="global"),
+        "tap latent": _tap(residual="latent"),
+        "tap deep": _tap(probe_depth=1),
+        "tap narrow": _tap(history_dtype=torch.bfloat16, probe_dtype=torch.bfloat16),
+        "tap on the host": _tap(history_device="cpu"),
+        "tap union": TAPPolicy(CONFIG, family=Union(TaylorFamily(), HermiteFamily())),
+        "adaptive": AdaptiveTAPPolicy(0.5, CONFIG),
+        "blended": BlendedPolicy(CONFIG),
+        "calibrated": CalibratedPolicy(dict.fromkeys(SKIPS, (1.2, -0.2))),
+        "cg taylor": CGTaylorPolicy(10.0, always_full=2),
+        "channel groups": ChannelGroupsPolicy(torch.arange(channels) % 2, (0, 5), config=CONFIG),
+        "dicache": DiCachePolicy(0.5),
+        "dicache difference": DiCachePolicy(0.5, error="difference"),
+        "diffusers taylor": DiffusersTaylorPolicy(),
+        "drift": DriftPolicy(CONFIG),
+        "ertacache": ERTACachePolicy(ERTA),
+        "first block": FirstBlockPolicy(10.0),
+        "first window": FirstWindowPolicy(config=CONFIG),
+        "fixed": FixedPolicy(1, config=CONFIG),
+        "full": FullPolicy(),
+        "magcache": MagCachePolicy([1.0] * STEPS),
+        "margin": MarginPolicy(CONFIG),
+        **{f"nonlinear {one.label.family}": NonlinearPolicy(one, CONFIG) for one in NONLINEAR},
+        "nonlinear tc-pade": NonlinearPolicy(TCPade(num_steps=STEPS, alpha=1.5, beta=0.5), CONFIG),
+        "nonlinear fft": NonlinearPolicy(FrequencySplit(cutoff=0.3, transform="fft"), CONFIG),
+        "nonlinear tap": NonlinearTAPPolicy(NONLINEAR, CONFIG),
+        "oracle": OraclePolicy(CONFIG),
+        "random": RandomPolicy(CONFIG),
+        "ridge": RidgePolicy(CONFIG),
+        "several depths": SeveralDepthsPolicy(CONFIG),
+        "shuffled": ShuffledPolicy(CONFIG),
+        "single": SinglePolicy(HermiteFamily(), CONFIG),
+        "smoothed": SmoothedPolicy(CONFIG),
+        "teacache": TeaCachePolicy(100.0),
+        "zeus": ZeusPolicy(start=2, end=9),
+    }
