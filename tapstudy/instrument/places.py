@@ -18,6 +18,8 @@ from torch import nn
 Method = Callable[..., Any]
 Slot = tuple[Any, str]
 
+_nothing: Any = type(None)  # called without arguments it returns None, and pickles of it need no tapstudy
+
 
 class Hook(Protocol):
     """What a stand-in does."""
@@ -103,13 +105,14 @@ class Place:
                 setattr(holder, name, self._held.inner)
         if self._found is None and vars(self.module).get(self.name) == self._held.inner:
             delattr(self.module, self.name)
-        self._held.hook = self._held = None
+        self._held.hook = None
+        self._held = None
 
 
 def own_method(module: nn.Module, name: str) -> Method:
-    """The method that the module's class gives it; does nothing if the class has no such method."""
-    method = getattr(type(module), name, None)
-    return functools.partial(type(None)) if method is None else method.__get__(module)
+    """The method that the module's class gives it, or one that does nothing."""
+    method: Any = getattr(type(module), name, _nothing)
+    return functools.partial(_nothing) if method is _nothing else method.__get__(module)
 
 
 def occupied(module: nn.Module) -> bool:
@@ -135,7 +138,7 @@ def _described(function: Any) -> str:
 
 
 def _slots(module: nn.Module) -> Iterator[Slot]:
-    """Every place known to keep a method of the module: its attributes, hooks of diffusers, and what lies below these."""
+    """Every place known to keep a method of the module: its attributes, hooks of diffusers, and what these keep."""
     registry = getattr(module, "_diffusers_hook", None)
     starts: list[Slot] = [(module, name) for name, value in vars(module).items() if callable(value)]
     starts += [slot for reference in getattr(registry, "_fn_refs", ()) for slot in _reference_slots(reference)]
@@ -166,8 +169,10 @@ def _below(module: nn.Module, method: Any) -> Slot | None:
         return None
     if function.__module__ == "accelerate.hooks":
         return (module, "_old_forward") if "_old_forward" in vars(module) else None
-    held = inspect.getclosurevars(function).nonlocals.values()
-    reference = next((value for value in held if isinstance(value, HookFunctionReference)), None)
+    if function.__module__ != HookFunctionReference.__module__:
+        return None
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    reference = next((value for value in cells if isinstance(value, HookFunctionReference)), None)
     return None if reference is None else _reference_slots(reference)[0]
 
 
@@ -178,4 +183,3 @@ def _reference_slots(reference: HookFunctionReference) -> list[Slot]:
 
 def _value(slot: Slot) -> Any:
     return getattr(*slot)
-
