@@ -75,7 +75,9 @@ class Place:
         top = vars(self.module).get(self.name)
         if self._held is None or top is self._held or not self.lowest:
             return top is not None and top is self._held
-        top = getattr(top, "_torchdynamo_orig_callable", top)  # of forward = torch.compile(forward)
+        compiled = getattr(top, "_torchdynamo_orig_callable", None)
+        if compiled is not None:  # forward = torch.compile(forward)
+            top = inspect.unwrap(compiled, stop=lambda method: isinstance(method, StandIn))
         return any(value is self._held for value in (top, *map(_value, _inwards(self.module, top))))
 
     def take(self) -> None:
@@ -132,9 +134,13 @@ def replaced(module: nn.Module) -> str | None:
     return None if bottom == own_method(module, "forward") else _described(bottom)
 
 
-def _described(function: Any) -> str:
-    function = getattr(function, "func", function)
-    return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+def _described(method: Any) -> str:
+    """Where a function was written, whatever name it bears."""
+    method = getattr(method, "func", method)
+    function = getattr(method, "__func__", method)
+    if not inspect.isfunction(function):
+        return repr(method)
+    return f"{function.__globals__['__name__']}.{function.__code__.co_qualname}"
 
 
 def _slots(module: nn.Module) -> Iterator[Slot]:
