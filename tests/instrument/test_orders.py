@@ -1,4 +1,4 @@
-"""Hooks of others put on and taken off in any order beside a policy: theirs work as without it, and it stays in force."""
+"""Hooks of others put on and off in any order beside a policy: theirs work as without it, and it stays in force."""
 
 from __future__ import annotations
 

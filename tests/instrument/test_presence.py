@@ -184,7 +184,7 @@ def test_a_forward_of_the_class_replaced(monkeypatch):
     tiny = make("DiT")
     own = type(tiny.model).forward
     monkeypatch.setattr(type(tiny.model), "forward", lambda self, *args, **kwargs: own(self, *args, **kwargs))
-    with pytest.raises(RuntimeError, match="replaced by .*test_a_forward_of_the_class_replaced"):
+    with pytest.raises(RuntimeError, match=r"replaced by .*test_a_forward_of_the_class_replaced"):
         tapstudy.apply_policy(tiny.model, Replay())
 
 
