@@ -22,6 +22,7 @@ from torch import nn
 
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.handle import find_transformers
+from tapstudy.instrument.presence import refuse_unless_free
 from tapstudy.instrument.trajectory import TrajectoryWatch
 
 # the name of the context in calls that are given none
@@ -111,8 +112,6 @@ def diffusers_cache(target: Any, config: Any) -> Iterator[Peer]:
     model, adapter = _only_transformer(target)
     apply = _apply_function(model, config)
     before = {module: set(_hooks(module)) for module in model.modules()}
-    if any(hook._is_stateful for module in before for hook in _hooks(module).values()):
-        raise RuntimeError(f"this {type(model).__name__} already runs under a cache or a policy: take that off first")
     peer = Peer(model, adapter, lambda: getattr(target, "scheduler", None))
     try:
         apply(config)
@@ -162,7 +161,9 @@ def _only_transformer(target: Any) -> tuple[nn.Module, Adapter]:
     found = find_transformers(target)
     if len(found) > 1:
         raise TypeError(f"{type(target).__name__} has several transformers, pass one of them: {sorted(found)}")
-    return next(iter(found.values()))
+    model, adapter = next(iter(found.values()))
+    refuse_unless_free(model)
+    return model, adapter
 
 
 def first_block_cache(target: Any, threshold: float = 0.05) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import find_adapter
 from tapstudy.instrument.handle import apply_policy
+from tapstudy.instrument.places import Method, Place
 from tapstudy.policies.base import Losses, Prediction
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
@@ -126,8 +126,8 @@ def tap_steps(
         raise ValueError(f"a step is cut into parts at the tail, where residual={config.residual!r} never comes")
     marks = Marks(device)
     with ExitStack() as stack:
-        stack.enter_context(_parts(target.transformer, config.probe_depth, marks))
         handle = stack.enter_context(apply_policy(target, MarkedTAP(config, marks, **options)))
+        stack.enter_context(_parts(target.transformer, config.probe_depth, marks))
         run()
         contexts = handle.summary().contexts
     if len(contexts) != 1:
@@ -154,10 +154,9 @@ def _whole(model: nn.Module, marks: Marks) -> Iterator[None]:
 
 @contextmanager
 def _parts(model: nn.Module, depth: int, marks: Marks) -> Iterator[None]:
-    """Mark the parts of a skip step; of a full step all blocks but the first count as "rest". Enter before the policy.
+    """Mark the parts of a skip step; of a full step all blocks but the first count as "rest".
 
-    Forwards that are wrapped now run inside those that the policy puts in their place, and so tell the model's own
-    work from the instrument's.
+    The marks stand below the hooks of the policy, and so tell the model's own work from the instrument's.
     """
     adapter = find_adapter(model)
     assert adapter is not None
@@ -176,21 +175,23 @@ def _parts(model: nn.Module, depth: int, marks: Marks) -> Iterator[None]:
 
 @contextmanager
 def _inside(module: nn.Module, marks: Marks, *, before: str, after: str | None = None) -> Iterator[None]:
-    held = vars(module).get("forward")
-    forward = module.forward
-
-    @functools.wraps(forward)
-    def marked(*args: Any, **kwargs: Any) -> Any:
-        marks.begin(before)
-        output = forward(*args, **kwargs)
-        if after is not None:
-            marks.begin(after)
-        return output
-
-    module.forward = marked
+    place = Place(module, Mark(marks, before, after), lowest=True)
+    place.take()
     try:
         yield
     finally:
-        del module.__dict__["forward"]
-        if held is not None:
-            module.forward = held
+        place.leave()
+
+
+class Mark:
+    """Marks where a module begins to run, and where it ends."""
+
+    def __init__(self, marks: Marks, before: str, after: str | None) -> None:
+        self.marks, self.before, self.after = marks, before, after
+
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.marks.begin(self.before)
+        output = inner(*args, **kwargs)
+        if self.after is not None:
+            self.marks.begin(self.after)
+        return output

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 from types import TracebackType
 from typing import Any, Self
@@ -56,7 +56,7 @@ def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle
         for instrument in instruments.values():
             instrument.detach()
         raise
-    return Handle(instruments)
+    return Handle(instruments, target)
 
 
 def apply_tap(target: Any, config: TAPConfig | None = None, *, compile: bool = False) -> Handle:
@@ -108,8 +108,8 @@ def find_transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
 class Handle:
     """The policy in force on a pipeline or transformer. As a context manager it removes itself."""
 
-    def __init__(self, instruments: dict[str, Instrument]) -> None:
-        self._instruments = instruments
+    def __init__(self, instruments: dict[str, Instrument], target: Any) -> None:
+        self._instruments, self._target = instruments, target
         self._last: Summary | None = None
 
     def __enter__(self) -> Self:
@@ -121,16 +121,39 @@ class Handle:
         self.remove()
 
     def summary(self) -> Summary:
-        """What happened in the last (or current) run. Remains readable after `remove`."""
+        """What happened in the last (or current) run. Remains readable after `remove`.
+
+        A run that the policy had no part in has no contexts; notes say what it missed, and why.
+        """
         if self._last is not None:
             return self._last
         # of two transformers that share the steps, one may have had no part in the last run
         took_part = {name: instrument for name, instrument in self._instruments.items() if not instrument.overtaken}
-        return Summary([
+        notes = [
+            f"{name}: {reason}"
+            for name, instrument in self._instruments.items()
+            for reason in (self._swapped(name), instrument.presence.absence)
+            if reason is not None
+        ]
+        if not took_part:
+            notes.append("the scheduler has begun another run, in which no call has come to the policy yet")
+        contexts = [
             ContextSummary.of(name, run)
-            for name, instrument in (took_part or self._instruments).items()
+            for name, instrument in took_part.items()
             for run in instrument.runs.values()
-        ])  # fmt: skip
+        ]  # fmt: skip
+        return Summary(contexts, notes)
+
+    def _swapped(self, name: str) -> str | None:
+        if isinstance(self._target, nn.Module):
+            return None
+        model, now = self._instruments[name].model, self._target.components.get(name)
+        if now is model or (isinstance(now, nn.Module) and any(part is model for part in now.modules())):
+            return None
+        return (
+            f"the pipeline has another one now ({type(now).__name__}), which runs without the policy: remove() this "
+            "handle and apply the policy anew"
+        )
 
     def reset(self) -> None:
         """Forget the current run: the next call of a transformer is step 0."""
@@ -244,9 +267,14 @@ class ContextSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """One entry per transformer and context."""
+    """One entry per transformer and context.
+
+    Attributes:
+        notes: where the policy had no part, and why.
+    """
 
     contexts: list[ContextSummary]
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.contexts)) or "nothing has run yet"
+        return "\n".join(map(str, (*self.contexts, *self.notes))) or "nothing has run yet"

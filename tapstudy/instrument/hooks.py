@@ -11,23 +11,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks import ModelHook
+from torch import Tensor
 
-try:  # not exported; only needed to receive the names that pipelines give their calls
-    from diffusers.hooks.hooks import StateManager
-except ImportError:  # pragma: no cover
-    StateManager = object
-
-from torch import Tensor, nn
+from tapstudy.instrument.places import Method
 
 if TYPE_CHECKING:
     from tapstudy.instrument.instrument import Instrument
-
-NAME = "tapstudy"
 
 # Decisions between steps stay in Python under torch.compile. The reason is what a user of fullgraph=True gets to read.
 _REASON = {
@@ -43,42 +37,45 @@ class StopForward(Exception):
     """Unwinds the forward pass once the probe is known. Carries no tensor, so no traceback can hold one."""
 
 
-class ContextName(StateManager):
-    """Receives the name of a pipeline's `cache_context`."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-    def set_context(self, context: Any) -> None:
-        self.name = getattr(context, "name", context)
-
-    # diffusers up to 0.40 calls this on every state manager it finds
-    _set_context = set_context
-
-    def reset(self, *args: Any, **kwargs: Any) -> None:
-        self.name = None
-
-
-class RootHook(ModelHook):
-    """On the transformer. The only stateful hook: diffusers resets it after a pipeline call."""
-
-    _is_stateful = True
+class RootHook:
+    """On the transformer."""
 
     def __init__(self, instrument: Instrument) -> None:
-        super().__init__()
         self.instrument = instrument
-        self.context = ContextName()
 
     @in_python(recursive=False)  # the transformer's own forward, called from here, is compiled
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.instrument.forward(self.fn_ref.original_forward, self.context.name, args, kwargs)
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.instrument.forward(inner, self.instrument.context_name, args, kwargs)
 
-    def reset_state(self, module: nn.Module) -> nn.Module:
+
+class ContextHook:
+    """On the transformer's `cache_context`, where pipelines name their calls."""
+
+    def __init__(self, instrument: Instrument) -> None:
+        self.instrument = instrument
+
+    @contextmanager
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+        self.instrument.context_name = args[0] if args else kwargs["name"]
+        try:
+            with inner(*args, **kwargs):
+                yield
+        finally:
+            self.instrument.context_name = None
+
+
+class EndHook:
+    """On the method that pipelines look for at the end of a run; classes without caches of their own lack it."""
+
+    def __init__(self, instrument: Instrument) -> None:
+        self.instrument = instrument
+
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.instrument.end_trajectory()
-        return module
+        return inner(*args, **kwargs)
 
 
-class BlockHook(ModelHook):
+class BlockHook:
     """On a block: runs it, stops it at the probe, or hands its input on.
 
     Args:
@@ -89,13 +86,14 @@ class BlockHook(ModelHook):
     """
 
     def __init__(self, instrument: Instrument, stream: int | None, *, first: bool, place: int) -> None:
-        super().__init__()
         self.instrument, self.stream, self.first, self.place = instrument, stream, first, place
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.instrument.call
         if call is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
+            if self.first and not torch.compiler.is_compiling():
+                self.instrument.passed_by()
+            return inner(*args, **kwargs)
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
             if call.skips and not call.undecided:
@@ -112,10 +110,10 @@ class BlockHook(ModelHook):
             if call.skips and call.latent:
                 raise StopForward
         if not call.skips or self.place < 0:
-            return self.fn_ref.original_forward(*args, **kwargs)
+            return inner(*args, **kwargs)
         if self.place == 0 and call.probe_kind == "modulated":
             try:
-                output = self.fn_ref.original_forward(*args, **kwargs)
+                output = inner(*args, **kwargs)
             except StopForward:
                 if call.latent:
                     raise
@@ -135,14 +133,13 @@ class BlockHook(ModelHook):
         return (hidden, encoder) if self.stream == 0 else (encoder, hidden)
 
 
-class ProbeHook(ModelHook):
+class ProbeHook:
     """On the self-attention of the probed block: takes the probe, and stops there at a skip step."""
 
     def __init__(self, instrument: Instrument) -> None:
-        super().__init__()
         self.instrument = instrument
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.instrument.call
         if call is not None and call.probe_kind == "modulated":
             call.attention_input = args[0] if args else kwargs["hidden_states"]
@@ -150,50 +147,35 @@ class ProbeHook(ModelHook):
                 self.instrument.decide(call)
             if call.skips:
                 raise StopForward
-        return args, kwargs
+        return inner(*args, **kwargs)
 
 
-class DepthHook(ModelHook):
+class DepthHook:
     """On the self-attention of another block: takes its modulated input along, for recordings."""
 
     def __init__(self, instrument: Instrument, depth: int) -> None:
-        super().__init__()
         self.instrument, self.depth = instrument, depth
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.instrument.call
         if call is not None:
             call.deeper_inputs[self.depth] = args[0] if args else kwargs["hidden_states"]
-        return args, kwargs
+        return inner(*args, **kwargs)
 
 
-class TailHook(ModelHook):
+class TailHook:
     """On the first module after the blocks: reads the residual of a full step, or puts the predicted one in."""
 
     def __init__(self, instrument: Instrument) -> None:
-        super().__init__()
         self.instrument = instrument
 
     @in_python
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.instrument.call
         if call is None or call.latent:
-            return args, kwargs
+            return inner(*args, **kwargs)
         tail: Tensor = args[0] if args else kwargs["hidden_states"]
         replaced = self.instrument.at_tail(call, tail)
         if args:
-            return (replaced, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": replaced}
-
-
-def refuse_other_caches(model: nn.Module) -> None:
-    """Raises RuntimeError if a diffusers cache is enabled on the model or a part of it."""
-    for module in model.modules():
-        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-        # offloading and casting hooks keep no state from step to step, caches do
-        found = next((hook for hook in hooks.values() if hook._is_stateful and type(hook) is not RootHook), None)
-        if found is not None:
-            raise RuntimeError(
-                f"a diffusers cache is enabled on this {type(model).__name__} (found {type(found).__name__}): "
-                "call disable_cache() first; two caches would predict from each other's predictions"
-            )
+            return inner(replaced, *args[1:], **kwargs)
+        return inner(**{**kwargs, "hidden_states": replaced})

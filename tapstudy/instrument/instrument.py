@@ -9,7 +9,6 @@ from math import prod
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
 from tapstudy.core.apart import apart
@@ -21,12 +20,10 @@ from tapstudy.instrument.caution import Cautions
 from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.idle import hand_out, keep_outputs
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
-from tapstudy.instrument.savings import saving_hooks
+from tapstudy.instrument.presence import Presence, refuse_other_caches
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
 from tapstudy.policies.base import Policy, RunInfo, check_policy
-
-END_OF_RUN = "_reset_stateful_cache"
 
 
 class Instrument:
@@ -55,13 +52,12 @@ class Instrument:
         self.runs: dict[str, ContextRun] = {}
         self.call: Call | None = None
         self.named_context: str | None = None
+        self.context_name: str | None = None
         self._ended = False
         self._watch = TrajectoryWatch()
         self._signature = inspect.signature(type(model).forward)
-        self._hooked: list[nn.Module] = []
-        self._probed_list = 0
+        self.presence = Presence(self)
         self._cautions = Cautions(type(model).__name__)
-        self._deeper: dict[int, int] = {}
         self._wants_latent = False
         # for tapstudy.check: what nobody shall read is not a number, and nothing may differ by rounding
         self.blank_value = 0.0
@@ -70,79 +66,46 @@ class Instrument:
     # Attaching and detaching
 
     def attach(self) -> None:
-        blocks, tails = self.adapter.modules(self.model)
-        depth = self.policy.probe_depth
-        if depth >= len(blocks):
-            raise ValueError(
-                f"probe_depth {depth} is beyond the last block: {type(self.model).__name__} has {len(blocks)} blocks"
-            )
-        if hooks.NAME in getattr(getattr(self.model, "_diffusers_hook", None), "hooks", {}):
-            raise RuntimeError(
-                f"this {type(self.model).__name__} already runs under a policy: call remove() on its handle first"
-            )
-        if self.policy.decides_by_probe and not self.policy.needs_probe:
-            raise ValueError(f"{type(self.policy).__name__} decides by the probe: it must set needs_probe")
-        hooks.refuse_other_caches(self.model)
-        probed, self._probed_list = blocks[depth]
-        attention = probed.get_submodule(self.adapter.attention)
-        # blocks before a deeper probe run at a skip step, and read everything
-        reads_blocks = self.policy.needs_probe and self.policy.probe_kind != "latent"
-        savings = list(saving_hooks(self, early=depth == 0 or not reads_blocks))
-        for index, (block, block_list) in enumerate(blocks):
-            stream = self.adapter.streams[block_list]
-            place = (index > depth) - (index < depth)
-            self._hook(block, hooks.BlockHook(self, stream, first=index == 0, place=place))
-        self._hook(attention, hooks.ProbeHook(self))
-        for tail in tails:
-            self._hook(tail, hooks.TailHook(self))
-        for module, hook in savings:
-            if module not in self._hooked:  # one hook is enough, and the others matter more
-                self._hook(module, hook)
-        self._hook(self.model, hooks.RootHook(self))
-        # at the end of a run pipelines look for this method; classes without caches of their own lack it
-        if not hasattr(self.model, END_OF_RUN):
-            setattr(self.model, END_OF_RUN, self.end_trajectory)
+        """Put the hooks on; raises as `Presence.attach` does."""
+        self.presence.attach()
 
     def also_watch(self, depths: Sequence[int], *, latent: bool) -> None:
         """Let events carry the probes of more blocks, and the latent and its residual beside the hidden one.
 
         Raises ValueError on a depth beyond the last block.
         """
-        blocks, _ = self.adapter.modules(self.model)
-        own = {self.policy.probe_depth} if self.policy.probe_kind == "modulated" else set()
-        for depth in sorted({*depths} - own):
-            if not 0 <= depth < len(blocks):
-                raise ValueError(f"depth {depth} is beyond the last block: the model has {len(blocks)} blocks")
-            block, self._deeper[depth] = blocks[depth]
-            self._hook(block.get_submodule(self.adapter.attention), hooks.DepthHook(self, depth))
+        self.presence.watch(depths)
         self._wants_latent = latent
 
-    def _hook(self, module: nn.Module, hook: Any) -> None:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, hooks.NAME)
-        self._hooked.append(module)
-
     def detach(self) -> None:
-        """Take all hooks out and leave no trace on the modules."""
-        for module in self._hooked:
-            registry: Any = module._diffusers_hook
-            registry.remove_hook(hooks.NAME, recurse=False)
-            if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
-                del module.__dict__["forward"]
-            if not registry.hooks:
-                del module._diffusers_hook
-        if self._hooked and hasattr(self.model, "_diffusers_hook"):
-            # other hooks stay on the transformer; its cached list of hooked children is out of date
-            root: Any = self.model._diffusers_hook
-            root._child_registries_cache = None
-        self.model.__dict__.pop(END_OF_RUN, None)
-        self._hooked.clear()
+        """Take all hooks off and leave no trace on the modules."""
+        self.presence.detach()
         self.reset()
+
+    def passed_by(self) -> None:
+        """The first block is about to run outside a call that came to the policy."""
+        if not self.presence.complete:
+            self._stand_aside()
+
+    @hooks.in_python
+    def _takes_part(self) -> bool:
+        """Whether the call in progress is the policy's."""
+        if self.presence.keep():
+            return True
+        self._stand_aside()
+        return False
+
+    def _stand_aside(self) -> None:
+        """Let the call in progress run as it would without the policy, and say so."""
+        self._forget()
+        self._cautions.warn(f"{type(self.model).__name__} ran in full, without its policy: {self.presence.miss()}")
 
     # The trajectory
 
     def reset(self) -> None:
         """Forget the current trajectory, histories and all."""
         self._cautions.about_skips(self.runs)
+        self.presence.forgive()
         self._forget()
 
     def _forget(self) -> None:
@@ -173,7 +136,7 @@ class Instrument:
             self._cautions.about_skips(self.runs)
             self.runs.clear()
             self._ended = False
-            hooks.refuse_other_caches(self.model)  # one may have been enabled since
+            refuse_other_caches(self.model)  # one may have been enabled since
             self._cautions.about_sampling(self.policy, self.scheduler(), self._num_steps())
             run = None
         if run is None:
@@ -208,6 +171,8 @@ class Instrument:
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The transformer's forward under the policy."""
+        if not self._takes_part():
+            return original(*args, **kwargs)
         run, call, device = self._prepare(name, args, kwargs)
         self.call = call
         try:
@@ -277,10 +242,10 @@ class Instrument:
             relative=policy.residual_site in ("latent", "hidden"),
             grid=run.grid,
             hidden_tokens=ImageTokens(count, self.adapter.start(0, arguments)),
-            probe_tokens=ImageTokens(count, probe_start(self._probed_list, arguments)),
+            probe_tokens=ImageTokens(count, probe_start(self.presence.probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
-            list_starts={index: self.adapter.start(index, arguments) for index in set(self._deeper.values())},
+            list_starts={index: self.adapter.start(index, arguments) for index in set(self.presence.deeper.values())},
         )
         if kind == "latent":
             call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
@@ -306,7 +271,7 @@ class Instrument:
             keep_outputs(call, self.adapter, self.blank_value)
         if not self.listeners:
             return
-        event = StepEvent.of(call, self.adapter, lists=self._deeper, latent=self._wants_latent)
+        event = StepEvent.of(call, self.adapter, lists=self.presence.deeper, latent=self._wants_latent)
         for listener in self.listeners:
             listener(event)
 

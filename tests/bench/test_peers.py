@@ -149,7 +149,7 @@ def test_refusals(tiny_pipe):
         pass
     with (
         apply_tap(tiny_pipe),
-        pytest.raises(RuntimeError, match="already runs under a cache or a policy"),
+        pytest.raises(RuntimeError, match="already runs under a policy"),
         peers.first_block_cache(tiny_pipe),
     ):
         pass

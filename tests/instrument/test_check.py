@@ -46,44 +46,38 @@ def test_report_reads_well():
 
 
 def probe_that_does_not_stop(monkeypatch):
-    def pre_forward(self, module, *args, **kwargs):
+    def run(self, inner, args, kwargs):
         self.instrument.call.attention_input = args[0] if args else kwargs["hidden_states"]
-        return args, kwargs
+        return inner(*args, **kwargs)
 
-    monkeypatch.setattr(hooks.ProbeHook, "pre_forward", pre_forward)
+    monkeypatch.setattr(hooks.ProbeHook, "run", run)
 
 
 def probe_that_stops_too_late(monkeypatch):
-    stop = hooks.ProbeHook.pre_forward
-
-    def post_forward(self, module, output):
-        if self.instrument.call.skips:
+    def run(self, inner, args, kwargs):
+        call = self.instrument.call
+        call.attention_input = args[0] if args else kwargs["hidden_states"]
+        output = inner(*args, **kwargs)
+        if call.skips:
             raise hooks.StopForward
         return output
 
-    def pre_forward(self, module, *args, **kwargs):
-        try:
-            return stop(self, module, *args, **kwargs)
-        except hooks.StopForward:
-            return args, kwargs
-
-    monkeypatch.setattr(hooks.ProbeHook, "pre_forward", pre_forward)
-    monkeypatch.setattr(hooks.ProbeHook, "post_forward", post_forward)
+    monkeypatch.setattr(hooks.ProbeHook, "run", run)
 
 
 def blocks_that_run_anyway(monkeypatch):
-    def new_forward(self, module, *args, **kwargs):
+    def run(self, inner, args, kwargs):
         call = self.instrument.call
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
         if self.place == 0 and call.skips:
             try:
-                self.fn_ref.original_forward(*args, **kwargs)
+                inner(*args, **kwargs)
             except hooks.StopForward:
                 return self._pass_through(args, kwargs)
-        return self.fn_ref.original_forward(*args, **kwargs)
+        return inner(*args, **kwargs)
 
-    monkeypatch.setattr(hooks.BlockHook, "new_forward", new_forward)
+    monkeypatch.setattr(hooks.BlockHook, "run", run)
 
 
 def residual_a_thousandth_off(monkeypatch):

@@ -1,0 +1,178 @@
+"""The hooks of one instrument on its transformer: put on, kept in place, taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from tapstudy.instrument import hooks
+from tapstudy.instrument.places import Hook, Place, occupied, replaced
+from tapstudy.instrument.savings import saving_hooks
+
+if TYPE_CHECKING:
+    from tapstudy.instrument.instrument import Instrument
+
+# at the end of a run pipelines look for this method; classes without caches of their own lack it
+END_OF_RUN = "_reset_stateful_cache"
+
+
+class Presence:
+    """Every hook of an instrument, and whether calls of the transformer come to them.
+
+    The hook on the transformer stands below all others, where no order of putting hooks on and taking them off loses
+    it. The other hooks stand on top, so that blocks which a skip step passes over are not brought to the device either;
+    before every call they are put back there.
+
+    Attributes:
+        probed_list: block list of the probed block.
+        deeper: block lists of other blocks whose probes a recording asked for, by depth.
+    """
+
+    def __init__(self, instrument: Instrument) -> None:
+        self.instrument, self.model, self.adapter = instrument, instrument.model, instrument.adapter
+        self.probed_list = 0
+        self.deeper: dict[int, int] = {}
+        self._root = Place(self.model, hooks.RootHook(instrument), lowest=True)
+        self._others: list[Place] = []
+        self._missed: tuple[str, Any] | None = None
+
+    def attach(self) -> None:
+        """Put the hooks on.
+
+        Raises:
+            ValueError: `probe_depth` beyond the last block, or a policy that decides by a probe it does not need.
+            RuntimeError: the model already runs under a policy, a cache, or another forward than its own.
+        """
+        instrument, policy = self.instrument, self.instrument.policy
+        blocks, tails = self.adapter.modules(self.model)
+        depth = policy.probe_depth
+        if depth >= len(blocks):
+            raise ValueError(
+                f"probe_depth {depth} is beyond the last block: {type(self.model).__name__} has {len(blocks)} blocks"
+            )
+        if policy.decides_by_probe and not policy.needs_probe:
+            raise ValueError(f"{type(policy).__name__} decides by the probe: it must set needs_probe")
+        refuse_unless_free(self.model)
+        probed, self.probed_list = blocks[depth]
+        attention = probed.get_submodule(self.adapter.attention)
+        # blocks before a deeper probe run at a skip step, and read everything
+        reads_blocks = policy.needs_probe and policy.probe_kind != "latent"
+        savings = list(saving_hooks(instrument, early=depth == 0 or not reads_blocks))
+        for index, (block, block_list) in enumerate(blocks):
+            stream = self.adapter.streams[block_list]
+            place = (index > depth) - (index < depth)
+            self._put(block, hooks.BlockHook(instrument, stream, first=index == 0, place=place))
+        if self._probes_attention:
+            self._put(attention, hooks.ProbeHook(instrument))
+        for tail in tails:
+            self._put(tail, hooks.TailHook(instrument))
+        hooked = {place.module for place in self._others}
+        for module, hook in savings:
+            if module not in hooked:  # one hook is enough, and the others matter more
+                self._put(module, hook)
+        if hasattr(self.model, "cache_context"):
+            self._put(self.model, hooks.ContextHook(instrument), name="cache_context")
+        self._put(self.model, hooks.EndHook(instrument), name=END_OF_RUN)
+        self._root.take()
+
+    def watch(self, depths: Collection[int]) -> None:
+        """Take along the probes of more blocks. Raises ValueError on a depth beyond the last block."""
+        blocks, _ = self.adapter.modules(self.model)
+        beyond = [depth for depth in depths if not 0 <= depth < len(blocks)]
+        if beyond:
+            raise ValueError(f"depth {min(beyond)} is beyond the last block: the model has {len(blocks)} blocks")
+        own = {self.instrument.policy.probe_depth} if self._probes_attention else set()
+        for depth in sorted({*depths} - own - {*self.deeper}):
+            block, self.deeper[depth] = blocks[depth]
+            self._put(block.get_submodule(self.adapter.attention), hooks.DepthHook(self.instrument, depth))
+
+    @property
+    def _probes_attention(self) -> bool:
+        policy = self.instrument.policy
+        return policy.needs_probe and policy.probe_kind == "modulated"
+
+    def _put(self, module: nn.Module, hook: Hook, *, name: str = "forward") -> None:
+        self._others.append(Place(module, hook, name=name))
+        self._others[-1].take()
+
+    def detach(self) -> None:
+        """Take all hooks off and leave no trace on the modules."""
+        for place in (self._root, *self._others):
+            place.leave()
+        self._others.clear()
+        self.forgive()
+
+    @property
+    def complete(self) -> bool:
+        """Whether a call of the transformer comes to the policy, and to no other cache before it."""
+        return self._root.intact
+
+    @property
+    def absence(self) -> str | None:
+        """Why the policy has no part in the run in progress, or had none in a call of it; None if all is well."""
+        if not self.complete:
+            return self._reason()
+        reason, timesteps = self._missed or (None, None)
+        return reason if timesteps is self._timesteps() else None
+
+    def keep(self) -> bool:
+        """Put hooks back that others have moved or dropped. Returns whether the call in progress is the policy's."""
+        if not self.complete:
+            return False
+        for place in self._others:
+            place.take()
+        return True
+
+    def miss(self) -> str:
+        """Book that the call in progress runs without the policy, and be there at the next one. Returns the reason."""
+        reason = self._reason()
+        self._missed = reason, self._timesteps()
+        if replaced(self.model) is None:
+            self._root.take()
+        return reason
+
+    def forgive(self) -> None:
+        """Forget such calls."""
+        self._missed = None
+
+    def _reason(self) -> str:
+        other = replaced(self.model)
+        if other is None:
+            return "somebody put back the forward that it had before the policy (the next call has the policy again)"
+        return (
+            f"its forward was replaced by {other}, as other caches do: take one of the two off, they would predict "
+            "from each other's predictions"
+        )
+
+    def _timesteps(self) -> Any:
+        return getattr(self.instrument.scheduler(), "timesteps", None)
+
+
+def refuse_unless_free(model: nn.Module) -> None:
+    """Raises RuntimeError if the model runs under a policy, under a cache, or with another forward than its own."""
+    if any(map(occupied, model.modules())):
+        raise RuntimeError(
+            f"this {type(model).__name__} already runs under a policy: call remove() on its handle first"
+        )
+    refuse_other_caches(model)
+    other = replaced(model)
+    if other is not None:
+        raise RuntimeError(
+            f"the forward of this {type(model).__name__} was replaced by {other}, as other caches do: take that off, "
+            "or load the model anew; two caches would predict from each other's predictions"
+        )
+
+
+def refuse_other_caches(model: nn.Module) -> None:
+    """Raises RuntimeError if a diffusers cache is enabled on the model or a part of it."""
+    for module in model.modules():
+        others = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        # offloading and casting hooks keep no state from step to step, caches do
+        found = next((hook for hook in others.values() if hook._is_stateful), None)
+        if found is not None:
+            raise RuntimeError(
+                f"a diffusers cache is enabled on this {type(model).__name__} (found {type(found).__name__}): "
+                "call disable_cache() first; two caches would predict from each other's predictions"
+            )
