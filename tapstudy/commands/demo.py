@@ -21,10 +21,6 @@ def demo(
 
 
 def _run(out: Path, seeds: int) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-
     from rich.console import Console
     from rich.table import Table
 

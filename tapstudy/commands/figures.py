@@ -18,10 +18,6 @@ def figures(
 ) -> None:
     """Make the figures as PNG and SVG. The same data gives the same bytes; a figure without its data is left out."""
     with user_errors():
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-
         from tapstudy.figures import FIGURES, MissingData, Sources, draw_all
 
         if show:

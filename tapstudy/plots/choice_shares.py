@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import shade_full_steps
-from tapstudy.plots.style import ORDER_COLOURS, predictor_colour, style
+from tapstudy.plots.style import ORDER_COLOURS, predictor_colour, style, subplots
 
 
 def plot_choice_shares(shares: xr.Dataset, *, full_steps: list[int]) -> Figure:
@@ -25,7 +24,7 @@ def plot_choice_shares(shares: xr.Dataset, *, full_steps: list[int]) -> Figure:
     shifts = shares["chosen_shift"].values
     longest = float(np.max(shifts))
     with style():
-        figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.2, 4.2), sharex=True, constrained_layout=True)
+        figure, (top, bottom) = subplots(2, 1, figsize=(7.2, 4.2), sharex=True, constrained_layout=True)
         orders = {f"order {m}": ORDER_COLOURS[int(m)][0] for m in shares["chosen_order"].values}
         _stack(top, shares["order_share"], "chosen_order", orders)
         top.set_ylabel("share of tokens")

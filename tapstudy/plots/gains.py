@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import bar_lengths
-from tapstudy.plots.style import BLUE, style
+from tapstudy.plots.style import BLUE, style, subplots
 
 
 def plot_gains(groups: Mapping[str, xr.Dataset], *, baseline: str) -> Figure:
@@ -22,7 +21,7 @@ def plot_gains(groups: Mapping[str, xr.Dataset], *, baseline: str) -> Figure:
     """
     rows = [table.sizes["run"] for table in groups.values()]
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             len(groups), 1, figsize=(6.0, 0.9 + 0.27 * sum(rows) + 0.28 * len(rows)), squeeze=False, sharex=True,
             gridspec_kw={"height_ratios": [n + 0.6 for n in rows]}, constrained_layout=True,
         )  # fmt: skip

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLACK, BLUE, ORANGE, ORDER_COLOURS, VERMILION, plain_log_scale, style
+from tapstudy.plots.style import BLACK, BLUE, ORANGE, ORDER_COLOURS, VERMILION, plain_log_scale, style, subplots
 
 CLASS_COLOURS = {"background": "0.55", "edge": VERMILION, "interior": BLUE}
 SOURCES = {
@@ -29,7 +28,7 @@ def plot_heterogeneity(speed: xr.DataArray, orders: xr.DataArray, shares: dict[s
         shares: quantity -> table from `variance_shares` over `source`, of one context.
     """
     with style():
-        figure, (left, middle, right) = plt.subplots(
+        figure, (left, middle, right) = subplots(
             1, 3, figsize=(9.6, 3.1), constrained_layout=True, gridspec_kw={"width_ratios": (1.25, 1, 1.25)}
         )
         _speed(left, speed)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, style
+from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, style, subplots
 
 COLOURS = (BLUE, SKY, VERMILION, ORANGE, GREEN, "0.7", PURPLE, YELLOW)
 
@@ -24,7 +23,7 @@ def plot_speed(table: xr.Dataset) -> Figure:
     models = table["model"].values.tolist()
     shown = table.isel(method=table["text"].values != "no acceleration")
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             len(models), 2, figsize=(9.4, 0.9 + 2.5 * len(models)), squeeze=False, constrained_layout=True,
             gridspec_kw={"width_ratios": [1, 2]},
         )  # fmt: skip

@@ -1,13 +1,8 @@
 """Lines, bars and labels of the figures, from small tables made by hand."""
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
-
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
 
 from tapstudy.plots.ablation_errors import plot_ablation_errors
 from tapstudy.plots.choice_entropy import plot_choice_entropy
@@ -25,12 +20,6 @@ from tapstudy.plots.published import plot_published
 from tapstudy.plots.regret import plot_regret
 
 BOUNDS = {"bound": ["mean", "low", "high"]}
-
-
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
 
 
 def interval(means, dim, labels=None, half=0.1):
