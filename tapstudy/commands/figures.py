@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tapstudy.commands.checks import out_folder
 from tapstudy.commands.errors import user_errors
 
 
@@ -26,7 +27,7 @@ def figures(
             return
         if not data.is_dir():
             raise FileNotFoundError(f"no folder {data}: say where the data is with --data")
-        for name, found in draw_all(Sources(data), out, names=names or ()):
+        for name, found in draw_all(Sources(data), out_folder(out, "--out"), names=names or ()):
             if isinstance(found, MissingData):
                 typer.echo(f"{name} left out: {found}")
             else:
