@@ -12,7 +12,6 @@ test: .venv/test.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --nbmake notebooks
 
 .venv/demo.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -175,9 +174,7 @@ def draw_all(
         except MissingData as missing:
             yield name, missing
             continue
-        paths = save(figure, out, name)
-        plt.close(figure)
-        yield name, paths
+        yield name, save(figure, out, name)
 
 
 def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure | None:
@@ -188,7 +185,6 @@ def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure 
         print(f"{name} left out: {missing}")
         return None
     save(figure, out, name)
-    plt.close(figure)  # or the notebook shows it twice
     return figure
 
 

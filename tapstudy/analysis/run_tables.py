@@ -103,7 +103,7 @@ def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dat
         baseline: name of a run.
 
     Returns:
-        `gain` (run, bound) in dB, `images` (run).
+        `gain` (run, bound) and `gain_of_image` (run, sample; NaN where one is missing) in dB, `images` (run).
 
     Raises:
         ValueError: no baseline, or none of the runs.
@@ -119,9 +119,15 @@ def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dat
         rows.append(paired_difference(pair.sel(cell=name, drop=True), pair.sel(cell=baseline, drop=True)))
         counts.append(pair.sizes["sample"])
     gain = xr.concat(rows, dim=xr.Variable("run", list(kept)))
-    text = f"PSNR minus that of {baseline}"
+    psnr = quality["psnr"].reset_coords(drop=True)
+    of_image = psnr.sel(cell=list(kept.values())).rename(cell="run").assign_coords(run=list(kept))
+    about = {"long_name": f"PSNR minus that of {baseline}", "units": "dB"}
     return xr.Dataset(
-        {"gain": gain.assign_attrs(long_name=text, units="dB"), "images": ("run", counts, {"units": "1"})}
+        {
+            "gain": gain.assign_attrs(about),
+            "gain_of_image": (of_image - psnr.sel(cell=baseline, drop=True)).assign_attrs(about),
+            "images": ("run", counts, {"units": "1"}),
+        }
     )
 
 

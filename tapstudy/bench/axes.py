@@ -11,8 +11,11 @@ from tapstudy.bench.cells import SETTINGS, check_setting
 from tapstudy.bench.methods import find_method
 
 
-def parse_axes(texts: Iterable[str]) -> dict[str, list[Any]]:
+def parse_axes(texts: Iterable[str], *, option: str = "--axis") -> dict[str, list[Any]]:
     """Setting -> values. Values stand between commas; those that are lists themselves are joined by `+`.
+
+    Args:
+        option: of the command line, to name in messages.
 
     Raises:
         TypeError: an unknown setting.
@@ -23,17 +26,17 @@ def parse_axes(texts: Iterable[str]) -> dict[str, list[Any]]:
         name, equals, values = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not values:
-            raise ValueError(f"--axis must be name=value,value,..., got {text!r}")
+            raise ValueError(f"{option} must be name=value,value,..., got {text!r}")
         check_setting(name, SETTINGS)
         if name in axes:
-            raise ValueError(f"--axis {name} comes twice: give all its values at once")
-        axes[name] = [_parse(name, value.strip()) for value in values.split(",")]
+            raise ValueError(f"{option} {name} comes twice: give all its values at once")
+        axes[name] = [_parse(name, value.strip(), option) for value in values.split(",")]
         if len({str(value) for value in axes[name]}) < len(axes[name]):
-            raise ValueError(f"--axis {name}: a value comes twice in {values!r}")
+            raise ValueError(f"{option} {name}: a value comes twice in {values!r}")
     return axes
 
 
-def _parse(name: str, value: str) -> Any:
+def _parse(name: str, value: str, option: str) -> Any:
     if name in _WORDS:
         if name == "method":
             find_method(value)
@@ -41,7 +44,7 @@ def _parse(name: str, value: str) -> Any:
     try:
         return _KINDS.get(name, int)(value)
     except (ValueError, AttributeError):
-        raise ValueError(f"--axis {name}: {value!r} is not {_WANTED.get(name, 'an integer')}") from None
+        raise ValueError(f"{option} {name}: {value!r} is not {_WANTED.get(name, 'an integer')}") from None
 
 
 def _numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

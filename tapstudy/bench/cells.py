@@ -58,6 +58,8 @@ class Cell:
         for name in ("seeds", "labels"):
             object.__setattr__(self, name, _indices(name, getattr(self, name)))
         object.__setattr__(self, "guidance", float(self.guidance))
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"Cell: guidance must be a finite number of at least 0, got {self.guidance}")
         kind = find_method(self.method)
         config = TAPConfig(**{**{name: getattr(self.config, name) for name in kind.reads}, **kind.implied})
         config = replace(config, shifts=tuple(map(_plain, config.shifts)))

@@ -155,6 +155,8 @@ def find_device(device: str) -> torch.device:
         raise ValueError(f"no device {device!r}: choose auto, cpu or cuda")
     if found.type == "cuda" and not gpu:
         raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU: use cpu")
+    if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
+        raise ValueError(f"no device {device!r}: torch sees {torch.cuda.device_count()} GPUs, counted from 0")
     return found
 
 

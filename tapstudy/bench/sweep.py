@@ -51,7 +51,6 @@ def sweep(
     if not cells:
         raise ValueError("sweep: there are no cells to run")
     store = Path(folder) / "cells"
-    store.mkdir(parents=True, exist_ok=True)
     cells = list(dict.fromkeys(cells))
     parts = list(dict.fromkeys(part for cell in cells for part in (*cell.reference.parts, *cell.parts)))
     say = tqdm.write if progress else lambda _: None
@@ -64,7 +63,7 @@ def sweep(
                 outcome = ValueError(f"a worker has other weights of {part.model} than this process")
             if isinstance(outcome, Exception):
                 failures[part] = f"{type(outcome).__name__}: {outcome}"
-                say(f"{part} failed: {failures[part]}")
+                bar.set_postfix(failed=len(failures))
             else:
                 outcome.attrs["checksum"] = _checksum(outcome)
                 write_netcdf(outcome, result_path(store, part))

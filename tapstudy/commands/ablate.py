@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tapstudy.commands.checks import labelled, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import numbers
 
@@ -39,18 +40,22 @@ def ablate(
         from tapstudy.analysis.stats import mean_interval
         from tapstudy.bench.axes import parse_axes
         from tapstudy.bench.cells import product_of
+        from tapstudy.bench.measure import UNTRAINED
         from tapstudy.bench.sweep import sweep
         from tapstudy.bench.sweep_table import table_rows
 
+        out = out_folder(out, "--out")
         axes = parse_axes(axis or ["method=tap"])
         common = {
             "model": model,
             "steps": steps,
             "guidance": guidance,
-            "seeds": numbers(seeds, int, "--seeds"),
+            "seeds": seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds"),
             "labels": numbers(labels, int, "--labels"),
         }
         cells = product_of(axes, **common)
+        for name in dict.fromkeys(cell.model.removesuffix(UNTRAINED) for cell in cells):
+            labelled(name, cells[0].labels)
         with warnings.catch_warnings():
             # failures are in the table
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ parts of the sweep failed", category=RuntimeWarning)
@@ -63,18 +68,18 @@ def ablate(
             table.add_column(name)
         for name in ("full passes", "FLOPs ratio", "PSNR to reference [95 %], dB", "SSIM", "label accuracy"):
             table.add_column(name, justify="right")
-        failed = []
+        failed: dict[str, list[str]] = {}  # why -> settings
         for row in table_rows(dataset, shown, mean_interval):
             table.add_row(*row[: len(shown)], *(["failed"] if len(row) == len(shown) + 1 else row[len(shown) :]))
             if len(row) == len(shown) + 1:
-                failed.append(f"{', '.join(row[: len(shown)])} failed: {row[-1]}")
+                failed.setdefault(row[-1], []).append(", ".join(row[: len(shown)]))
         console = Console()
         Console(width=max(console.width, 120)).print(table)
         console.print(
             "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix "
             f"products and convolutions. All values: {out / 'sweep.nc'}"
         )
-    for line in failed:
-        typer.secho(line, fg="red", err=True)
+    for reason, settings in failed.items():
+        typer.secho(f"{'; '.join(settings)} failed: {reason}", fg="red", err=True)
     if failed:
         raise typer.Exit(1)

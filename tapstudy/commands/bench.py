@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from tapstudy.commands.checks import at_least, labelled, out_file, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import find_dtype, numbers
+
+NETCDF, MARKDOWN = (".nc",), (".md",)
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and quality.")
 
@@ -47,6 +50,8 @@ def speed(
         from tapstudy.bench.speed import speed as run
         from tapstudy.bench.speed_methods import Plan
 
+        out = out and out_file(out, "--out", NETCDF)
+        at_least(1, repeats=repeats, **({} if batch_size is None else {"batch_size": batch_size}))
         if table is not None:
             found = load_table(table.parent, table.stem)
         else:
@@ -93,6 +98,8 @@ def memory(
         from tapstudy.bench.memory import memory as run
         from tapstudy.bench.speed_methods import Plan
 
+        out = out and out_file(out, "--out", NETCDF)
+        at_least(1, **({} if batch_size is None else {"batch_size": batch_size}))
         dtypes = [find_dtype(name, "--history-dtypes") for name in history_dtypes.split(",")]
         names = [name for name in model.split(",") if name]
         plan = Plan(steps=steps, interval=interval)
@@ -139,7 +146,7 @@ def errors(
     The embedded model takes about three minutes on two cores.
     """
     with user_errors():
-        from tapstudy import TAPConfig, load
+        from tapstudy import TAPConfig
         from tapstudy.analysis.error_propagation import error_propagation
         from tapstudy.analysis.error_steps import per_step
         from tapstudy.analysis.study import save_table
@@ -148,12 +155,17 @@ def errors(
         from tapstudy.policies.oracle import OraclePolicy
         from tapstudy.policies.tap import TAPPolicy
 
+        out = out_file(out, "--out", NETCDF)
+        at_least(1, steps=steps)
         config, chosen = TAPConfig(interval=interval), numbers(labels, int, "--labels")
+        pipe = labelled(model, chosen)
+        noise = seeds_of_noise([1000 * seed + label for label in chosen], "1000 times --seed plus the label")
         policies = {"order1": FixedPolicy(1, config=config), "tap": TAPPolicy(config), "oracle": OraclePolicy(config)}
         calls = [
-            {"class_labels": [label], "seed": [1000 * seed + label], "num_inference_steps": steps} for label in chosen
+            {"class_labels": [label], "seed": [each], "num_inference_steps": steps}
+            for label, each in zip(chosen, noise, strict=True)
         ]
-        runs = solver_runs(load(model), policies, calls)
+        runs = solver_runs(pipe, policies, calls)
         table = per_step(error_propagation(runs)).assign_attrs(model=model, interval=interval)
         typer.echo(f"wrote {save_table(table, out.parent, out.stem)}")
 
@@ -167,11 +179,9 @@ def record(
 ) -> None:
     """What recording adds to the time of sampling."""
     with user_errors():
-        from tapstudy import load
         from tapstudy.bench.recording_overhead import recording_overhead
 
-        pipe = load(model)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = labelled(model)
         labels = [i % 10 for i in range(batch_size)]
         for name, (seconds, overhead) in recording_overhead(pipe, labels=labels, steps=steps, repeats=repeats).items():
             typer.echo(f"{name:<20} {seconds:7.2f} s  ({100 * overhead:+.1f} %)")
@@ -186,13 +196,12 @@ def quality(
 ) -> None:
     """Label accuracy and Frechet distance of a model's samples."""
     with user_errors():
-        from tapstudy import load
         from tapstudy.models.data import load_images
         from tapstudy.models.embedded import data_set_of, load_classifier
         from tapstudy.models.quality import Judge, measure_quality
 
-        pipe = load(model)
-        pipe.set_progress_bar_config(disable=True)
+        at_least(0, guidance=guidance)
+        pipe = labelled(model)
         judge = Judge(load_classifier(pipe), load_images(data_set_of(pipe), "test", data))
         found, _ = measure_quality(pipe, judge, count=count, guidance_scale=guidance)
         typer.echo(
@@ -239,14 +248,17 @@ def frontier(
         from tapstudy.bench.frontier_page import frontier_page
         from tapstudy.bench.frontier_plan import FrontierPlan
         from tapstudy.bench.frontier_table import COLUMNS, tables
-        from tapstudy.commands.parse import numbers
         from tapstudy.models.make import Machine
         from tapstudy.netcdf import write_netcdf
 
+        out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")
+        page = page and out_file(page, "--page", MARKDOWN)
+        at_least(0, guidance=guidance)
+        at_least(1, steps=steps)
         plan = FrontierPlan(
             model=model,
-            seeds=numbers(seeds, int, "--seeds"),
-            held_out=numbers(held_out, int, "--held-out"),
+            seeds=seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds"),
+            held_out=seeds_of_noise(numbers(held_out, int, "--held-out"), "--held-out"),
             labels=numbers(labels, int, "--labels"),
             passes=numbers(passes, int, "--passes"),
             steps=steps,
@@ -254,10 +266,12 @@ def frontier(
             tuning=tuning,
         )
         named = [name for name in methods.split(",") if name]
+        labelled(model, plan.labels)
         found = run(plan, work, methods=named, thorough=thorough, repeats=repeats)
         write_netcdf(found, out)
         if page is not None:
             command = shlex.join(["tapstudy", *sys.argv[1:]])
+            page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(frontier_page(found, command=command, machine=str(Machine("cpu"))))
         console = Console()
         console = Console(width=max(console.width, 200))

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tapstudy.commands.checks import at_least, labelled, out_file, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import numbers
 
 if TYPE_CHECKING:
     from tapstudy.bench.claim_runs import Plan
 
+QUICK = "a quick run, from which nothing follows"
 PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "scipy")
 
 
@@ -21,7 +23,9 @@ def claims(
     work: Annotated[Path, typer.Option(help="folder of the results; the same command goes on with it")] = Path(
         "claims"
     ),
-    out: Annotated[Path, typer.Option(help="page to write")] = Path("docs/claims.md"),
+    out: Annotated[
+        Path | None, typer.Option(help="page to write; docs/claims.md by default, of a quick run quick.md in --work")
+    ] = None,
     study: Annotated[Path | None, typer.Option(help="folder for the tables that the figures read")] = None,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "11,12",
@@ -37,7 +41,6 @@ def claims(
     The embedded model takes under 40 minutes on two cores and 2 GB in --work.
     """
     with user_errors():
-        from tapstudy import load
         from tapstudy.analysis.claims.all_claims import all_claims
         from tapstudy.analysis.claims.finding import judge
         from tapstudy.analysis.claims.report import claims_page
@@ -45,15 +48,25 @@ def claims(
         from tapstudy.bench.claim_runs import Plan
         from tapstudy.bench.evidence import collect
 
-        test, named = numbers(seeds, int, "--seeds"), numbers(labels, int, "--labels")
+        work = out_folder(work, "--work")
+        out = out_file(out or (work / "quick.md" if quick else Path("docs/claims.md")), "--out", (".md",))
+        study = study and out_folder(study, "--study")
+        if quick:
+            _keep_published(out, study)
+        at_least(1, steps=steps)
+        test, chosen_on = (
+            seeds_of_noise(numbers(text, int, option), option)
+            for text, option in ((seeds, "--seeds"), (held_out, "--held-out"))
+        )
+        named = numbers(labels, int, "--labels")
         if images is not None and images > len(named):
             raise ValueError(f"--images {images} is more than the {len(named)} labels: name more --labels or --seeds")
-        pipe = load(model)
+        pipe = labelled(model, named)
         blocks = pipe.transformer.config.num_layers
         plan = Plan(
             model=model,
             seeds=test,
-            held_out=numbers(held_out, int, "--held-out"),
+            held_out=chosen_on,
             few=min(Plan.few, len(test)),
             labels=named[:images],
             steps=steps,
@@ -90,7 +103,15 @@ def _header(plan: Plan, quick: bool, guidance_stop: float) -> dict[str, str]:
         "Held-out seeds": f"{_join(plan.held_out)}; for N < 6 and masks {plan.held_out[0]} alone",
         "Versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
-    return {**found, "Warning": "a quick run, from which nothing follows"} if quick else found
+    return {**found, "Warning": QUICK} if quick else found
+
+
+def _keep_published(page: Path, study: Path | None) -> None:
+    """Raises ValueError when a quick run would replace the page or the tables of a whole one."""
+    if page.is_file() and QUICK not in page.read_text(errors="replace"):
+        raise ValueError(f"--quick would replace {page}, which is no quick run's: name another file with --out")
+    if study is not None and (study / "chosen.json").exists():
+        raise ValueError(f"--quick would replace the tables in {study}: name another folder with --study")
 
 
 def _join(numbers_: tuple[int, ...]) -> str:

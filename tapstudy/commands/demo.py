@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tapstudy.commands.checks import out_folder
 from tapstudy.commands.errors import user_errors
 
 
@@ -17,14 +18,10 @@ def demo(
 ) -> None:
     """Sample digits with the reference, plain sampling with fewer steps, FORA, Taylor and TAP, and compare them."""
     with user_errors():
-        _run(out, seeds)
+        _run(out_folder(out, "--out"), seeds)
 
 
 def _run(out: Path, seeds: int) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-
     from rich.console import Console
     from rich.table import Table
 

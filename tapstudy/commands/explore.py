@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tapstudy.commands.checks import out_file
 from tapstudy.commands.errors import user_errors
+from tapstudy.commands.parse import numbers
 
 
 def explore(
@@ -18,10 +20,10 @@ def explore(
     """Write a page that shows which predictor every token takes and what it costs: one file, no server needed."""
     with user_errors():
         from tapstudy import open_recording
-        from tapstudy.commands.parse import numbers
         from tapstudy.explorer.page import write_page
         from tapstudy.explorer.prepare import prepare
 
+        out = out_file(out, "--out", (".html", ".htm"))
         wanted = numbers(samples, int, "--samples") if samples else None
         page = write_page(prepare(open_recording(run), samples=wanted), out)
         typer.echo(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB): open it in a browser")

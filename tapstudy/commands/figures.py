@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tapstudy.commands.checks import out_folder
 from tapstudy.commands.errors import user_errors
 
 
@@ -18,10 +19,6 @@ def figures(
 ) -> None:
     """Make the figures as PNG and SVG. The same data gives the same bytes; a figure without its data is left out."""
     with user_errors():
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-
         from tapstudy.figures import FIGURES, MissingData, Sources, draw_all
 
         if show:
@@ -30,7 +27,7 @@ def figures(
             return
         if not data.is_dir():
             raise FileNotFoundError(f"no folder {data}: say where the data is with --data")
-        for name, found in draw_all(Sources(data), out, names=names or ()):
+        for name, found in draw_all(Sources(data), out_folder(out, "--out"), names=names or ()):
             if isinstance(found, MissingData):
                 typer.echo(f"{name} left out: {found}")
             else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tapstudy.commands.checks import read_json
 from tapstudy.commands.errors import user_errors
 
 if TYPE_CHECKING:
@@ -102,10 +102,10 @@ def _transformers(folder: Path) -> dict[Path, str]:
     from tapstudy.instrument.adapters import ADAPTERS
 
     if (folder / "model_index.json").is_file():
-        entries = _read(folder / "model_index.json").items()
+        entries = read_json(folder / "model_index.json").items()
         classes = {folder / name: entry[1] for name, entry in entries if isinstance(entry, list) and entry[1]}
     elif (folder / "config.json").is_file():
-        classes = {folder: _read(folder / "config.json").get("_class_name", "a model without _class_name")}
+        classes = {folder: read_json(folder / "config.json").get("_class_name", "a model without _class_name")}
     else:
         raise FileNotFoundError(
             f"{folder} holds neither model_index.json (a pipeline) nor config.json (a transformer): give a folder "
@@ -118,16 +118,6 @@ def _transformers(folder: Path) -> dict[Path, str]:
             f"{', '.join(sorted(ADAPTERS))}"
         )
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); restore the file") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold a JSON object, got {type(content).__name__}; restore the file")
-    return content
 
 
 def _load(folder: Path, name: str) -> Any:

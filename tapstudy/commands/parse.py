@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
 def numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
-    """Numbers separated by commas; raises ValueError naming the option."""
+    """Finite numbers separated by commas; raises ValueError naming the option."""
     try:
-        return tuple(kind(part) for part in text.split(","))
+        found = tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}")
+    return found
 
 
 def find_dtype(name: str, option: str) -> Any:

@@ -9,8 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from tapstudy.commands.checks import at_least, labelled, out_file, seeds_of_noise
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import find_dtype, numbers
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class PolicyName(StrEnum):
@@ -54,8 +57,14 @@ def sample(
         import torch
         from diffusers.utils import make_image_grid
 
-        from tapstudy import TAPConfig, apply_policy, load
+        from tapstudy import TAPConfig, apply_policy
+        from tapstudy.bench.speed_subjects import find_device
 
+        out = out_file(out, "--out", IMAGES)
+        at_least(0, guidance=guidance, fixed_shift=fixed_shift)
+        at_least(1, steps=steps)
+        if history_device:
+            find_device(history_device)
         settings: dict[str, Any] = {
             "interval": interval,
             "warmup_steps": warmup_steps,
@@ -77,8 +86,9 @@ def sample(
         }
         chosen = _policy(policy, TAPConfig.of(settings), fixed_order, fixed_shift, seed)
         wanted = list(numbers(labels, int, "LABELS"))
-        pipe = load(model)
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(wanted))]
+        seeds = seeds_of_noise([seed + i for i in range(len(wanted))], "--seed")
+        pipe = labelled(model, wanted, "LABELS")
+        generators = [torch.Generator().manual_seed(each) for each in seeds]
         with apply_policy(pipe, chosen) as handle:
             started = time.perf_counter()
             (images,) = pipe(wanted, steps, guidance, generator=generators, return_dict=False)

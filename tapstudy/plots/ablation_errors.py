@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_log_scale, style
+from tapstudy.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, plain_log_scale, style, subplots
 
 COLOURS = {"0": "0.5", "1": BLUE, "2": SKY, "0,1": GREEN, "1,2": PURPLE, "0,2": ORANGE, "0,1,2": VERMILION}
 MARKERS = {"0": "v", "1": "^", "2": "D", "0,1": "P", "1,2": "d", "0,2": "h", "0,1,2": "o"}
@@ -22,7 +21,7 @@ def plot_ablation_errors(table: xr.Dataset) -> Figure:
     one = table.isel(sample=0) if "sample" in table.dims else table
     panels = list(dict.fromkeys(one["shifts"].values.tolist()))
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             1, len(panels), figsize=(4.2 * len(panels) + 1.2, 3.2), sharey=True, squeeze=False, constrained_layout=True
         )
         for axis, shifts in zip(axes[0], panels, strict=True):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import draw_interval, shade_full_steps
-from tapstudy.plots.style import BLUE, GREEN, ORANGE, VERMILION, style
+from tapstudy.plots.style import BLUE, GREEN, ORANGE, VERMILION, style, subplots
 
 
 def plot_choice_entropy(curves: xr.Dataset, *, full_steps: list[int], images: int) -> Figure:
@@ -20,7 +19,7 @@ def plot_choice_entropy(curves: xr.Dataset, *, full_steps: list[int], images: in
         images: behind the intervals.
     """
     with style():
-        figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(7.2, 5.4), sharex=True, constrained_layout=True)
+        figure, (top, middle, bottom) = subplots(3, 1, figsize=(7.2, 5.4), sharex=True, constrained_layout=True)
         look = {"markersize": 3, "linewidth": 0.9, "linestyle": "none"}
         draw_interval(top, curves["entropy"], "step", color=BLUE, marker="o", **look)
         top.set_ylabel("entropy of the\nchoices (bit)")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import predictor_colour, style
+from tapstudy.plots.style import predictor_colour, style, subplots
 
 
 def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "cond") -> Figure:
@@ -26,7 +25,7 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
     colours = _palette(scores)  # (predictor, 3)
     rows, columns = int(scores["row"].max()) + 1, int(scores["col"].max()) + 1
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             window[-1] + 1, distance.max() + 1, squeeze=False,
             figsize=(1.0 * (distance.max() + 1) + 0.4, 1.05 * (window[-1] + 1) + 1.0),
             gridspec_kw={"wspace": 0.06, "hspace": 0.06},

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import bar_lengths
-from tapstudy.plots.style import BLUE, VERMILION, style
+from tapstudy.plots.style import BLUE, VERMILION, style, subplots
 
 VERDICTS = {"holds": (BLUE, "o"), "fails": (VERMILION, "X"), "undecided": ("0.5", "D")}
 WIDTH = 84
@@ -26,7 +25,7 @@ def plot_claims(verdicts: xr.Dataset) -> Figure:
     """
     count = verdicts.sizes["claim"]
     with style():
-        figure, axis = plt.subplots(figsize=(9.4, 0.6 + 0.3 * count), constrained_layout=True)
+        figure, axis = subplots(figsize=(9.4, 0.6 + 0.3 * count), constrained_layout=True)
         for y, claim in enumerate(verdicts["claim"].values):
             row = verdicts.sel(claim=claim)
             colour, marker = VERDICTS[str(row["verdict"].item())]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import draw_interval, draw_level
-from tapstudy.plots.style import BLUE, GREEN, PURPLE, style
+from tapstudy.plots.style import BLUE, GREEN, PURPLE, style, subplots
 
 CONTROLS = {"shuffled": ("first block, losses shuffled over tokens", PURPLE), "untrained": ("untrained model", GREEN)}
 
@@ -20,7 +19,7 @@ def plot_correlation(table: xr.Dataset) -> Figure:
             bound), attribute `images`.
     """
     with style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0), constrained_layout=True, sharey=True)
+        figure, (left, right) = subplots(1, 2, figsize=(7.2, 3.0), constrained_layout=True, sharey=True)
         look = {"color": BLUE, "marker": "o", "markersize": 4}
         draw_interval(left, table["spearman"], "depth", label="TAP's probe", **look)
         for name in table["control"].values:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from tapstudy.plots.bands import bar_lengths
-from tapstudy.plots.style import BLUE, VERMILION, style
+from tapstudy.plots.style import BLUE, VERMILION, style, subplots
 
 
 def plot_depths(first: xr.Dataset, deeper: xr.Dataset) -> Figure:
@@ -24,7 +23,7 @@ def plot_depths(first: xr.Dataset, deeper: xr.Dataset) -> Figure:
             and "tap N=8 depth=2".
     """
     with style():
-        figure, axis = plt.subplots(figsize=(4.8, 3.4), constrained_layout=True)
+        figure, axis = subplots(figsize=(4.8, 3.4), constrained_layout=True)
         first = first.sortby("flops")
         _draw(axis, first, color=VERMILION, marker="o", label="probe of the first block")
         _draw(axis, deeper, color=BLUE, marker="s", linestyle="none", label="deeper probe, N = 8")

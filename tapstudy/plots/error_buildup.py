@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tapstudy.plots.bands import draw_band, shade_full_steps
 from tapstudy.plots.methods import look_of
-from tapstudy.plots.style import style
+from tapstudy.plots.style import style, subplots
 
 PANELS = {
     "local_error": "local velocity error\n(RMS, units of the latent)",
@@ -28,7 +27,7 @@ def plot_error_buildup(curves: xr.Dataset, *, full_steps: list[int], images: int
         images: behind the bands.
     """
     with style():
-        figure, axes = plt.subplots(2, 2, figsize=(8.4, 5.0), sharex=True, constrained_layout=True)
+        figure, axes = subplots(2, 2, figsize=(8.4, 5.0), sharex=True, constrained_layout=True)
         for axis, (name, label) in zip(axes.flat, PANELS.items(), strict=True):
             for policy in curves["policy"].values:
                 look = look_of(str(policy))

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tapstudy.plots.explorer_style import BEST, CHOSEN, NOTHING, Layer, category_colours, horizon_label
-from tapstudy.plots.style import style
+from tapstudy.plots.style import StudyFigure, style
 
 MARKERS = "os^v"  # by order, so that colour is not alone in telling them apart
 
@@ -31,7 +31,7 @@ def plot_explorer(one: xr.Dataset, *, step: int, token: int, layer: Layer, opaci
         opacity: of the layer, 0 to 1.
     """
     with style():
-        figure = Figure(figsize=(9.4, 5.0), dpi=100)  # placed by hand: an automatic layout draws everything twice
+        figure = StudyFigure(figsize=(9.4, 5.0), dpi=100)  # placed by hand: an automatic layout draws everything twice
         _draw_map(figure, one.isel(step=step), token=token, layer=layer, opacity=opacity)
         _draw_over_steps(figure.add_axes((0.57, 0.60, 0.42, 0.34)), one.isel(token=token), step)
         _draw_at_step(figure.add_axes((0.57, 0.10, 0.42, 0.34)), one.isel(step=step, token=token))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import draw_interval, draw_level
 from tapstudy.plots.methods import look_of
-from tapstudy.plots.style import ORDER_COLOURS, style
+from tapstudy.plots.style import ORDER_COLOURS, style, subplots
 
 MARKERS = ("v", "^", "D", "s")
 
@@ -27,7 +26,7 @@ def plot_fixed_predictors(
         images: behind the intervals.
     """
     with style():
-        figure, axis = plt.subplots(figsize=(4.6, 3.4), constrained_layout=True)
+        figure, axis = subplots(figsize=(4.6, 3.4), constrained_layout=True)
         for order in sorted(set(fixed["order"].values.tolist())):
             own = fixed.isel(predictor=fixed["order"].values == order)
             colour, marker, name = ORDER_COLOURS[order][0], MARKERS[order], f"order {order}"

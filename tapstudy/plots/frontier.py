@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +9,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.methods import look_of
-from tapstudy.plots.style import style
+from tapstudy.plots.style import style, subplots
 
 COSTS = {"flops": ("FLOPs of one image", "FLOP"), "seconds": ("wall time of one image, this machine", "s")}
 QUALITIES = {"psnr": "PSNR to the reference (dB)", "accuracy": "label accuracy (1)"}
@@ -27,9 +26,7 @@ def plot_frontier(table: xr.Dataset) -> Figure:
     """
     costs = [name for name in COSTS if name in table]
     with style():
-        figure, axes = plt.subplots(
-            len(costs), 2, figsize=(9.4, 3.5 * len(costs)), squeeze=False, constrained_layout=True
-        )
+        figure, axes = subplots(len(costs), 2, figsize=(9.4, 3.5 * len(costs)), squeeze=False, constrained_layout=True)
         for row, cost in zip(axes, costs, strict=True):
             for axis, quality in zip(row, QUALITIES, strict=True):
                 _panel(axis, table, cost, quality)

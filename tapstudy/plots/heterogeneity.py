@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLACK, BLUE, ORANGE, ORDER_COLOURS, VERMILION, plain_log_scale, style
+from tapstudy.plots.stacks import draw_stack
+from tapstudy.plots.style import BLACK, BLUE, ORANGE, ORDER_COLOURS, VERMILION, plain_log_scale, style, subplots
 
 CLASS_COLOURS = {"background": "0.55", "edge": VERMILION, "interior": BLUE}
+WIDTH = 0.8  # of the bars of a source
 SOURCES = {
     "sample": "image",
     "step": "step",
@@ -29,7 +31,7 @@ def plot_heterogeneity(speed: xr.DataArray, orders: xr.DataArray, shares: dict[s
         shares: quantity -> table from `variance_shares` over `source`, of one context.
     """
     with style():
-        figure, (left, middle, right) = plt.subplots(
+        figure, (left, middle, right) = subplots(
             1, 3, figsize=(9.6, 3.1), constrained_layout=True, gridspec_kw={"width_ratios": (1.25, 1, 1.25)}
         )
         _speed(left, speed)
@@ -51,33 +53,30 @@ def _speed(axis: Axes, speed: xr.DataArray) -> None:
 
 
 def _orders(axis: Axes, orders: xr.DataArray) -> None:
-    place, left = np.arange(orders.sizes["token_class"]), np.zeros(orders.sizes["token_class"])
-    for order in orders["value"].values:
-        width = orders.sel(value=order).values
-        axis.barh(place, width, left=left, height=0.7, color=ORDER_COLOURS[order][0], label=f"order {order}")
-        left = left + width  # where the next bar starts
-    axis.set_yticks(place, [str(name) for name in orders["token_class"].values])
+    colours = {f"order {order}": ORDER_COLOURS[order][0] for order in orders["value"].values}
+    legend = {"frameon": False, "fontsize": 7, "ncols": 4, "loc": "lower center", "bbox_to_anchor": (0.5, 0.97),
+              "handlelength": 0.8, "columnspacing": 0.8}  # fmt: skip
+    shares = orders.transpose("token_class", "value")
+    draw_stack(axis, shares, colours, horizontal=True, legend=legend, shrink=0.7, linewidth=0)
     axis.set_xlim(0, 1)
     axis.set_xlabel("share of tokens and steps")
+    axis.set_ylabel("")
     axis.set_title("effective order by token class", pad=20)
-    axis.legend(frameon=False, fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.97), handlelength=0.8,
-                columnspacing=0.8)  # fmt: skip
 
 
 def _shares(axis: Axes, shares: dict[str, xr.Dataset]) -> None:
     """Sources that an image on its own does not have are left out."""
-    height = 0.8 / len(shares)
     kept = [any(float(table["share"].sel(source=source)) > 0 for table in shares.values()) for source in SOURCES]
     sources = [source for source, seen in zip(SOURCES, kept, strict=True) if seen]
-    for i, ((name, table), colour) in enumerate(zip(shares.items(), (ORANGE, BLUE, BLACK), strict=False)):
-        own = table.sel(source=sources)
-        place = np.arange(len(sources)) + (i - (len(shares) - 1) / 2) * height
-        axis.barh(place, own["share"].values, height=0.95 * height, color=colour, label=name)
-        axis.hlines(place, own["null_low"].values, own["null_high"].values, color=BLACK, linewidth=2)
-        axis.plot(own["null_mean"].values, place, color=BLACK, marker="|", markersize=9, linestyle="none",
-                  label=None if i else "null: tokens permuted (bar: 95 %)")  # fmt: skip
+    own = xr.concat([table.sel(source=sources) for table in shares.values()], xr.Variable("quantity", list(shares)))
+    sns.barplot(own["share"].to_dataframe().reset_index(), y="source", x="share", hue="quantity", ax=axis,
+                palette=[ORANGE, BLUE, BLACK][: len(shares)], saturation=1, width=WIDTH, gap=0.05)  # fmt: skip
+    rows = WIDTH / len(shares) * (np.arange(len(shares)) - (len(shares) - 1) / 2)[:, None] + np.arange(len(sources))
+    axis.hlines(rows.ravel(), own["null_low"].values.ravel(), own["null_high"].values.ravel(), color=BLACK, linewidth=2)
+    axis.plot(own["null_mean"].values.ravel(), rows.ravel(), color=BLACK, marker="|", markersize=9, linestyle="none",
+              label="null: tokens permuted (bar: 95 %)")  # fmt: skip
     axis.set_yticks(range(len(sources)), [SOURCES[source] for source in sources])
-    axis.invert_yaxis()
+    axis.set_ylabel("")
     axis.set_xlim(0, 1)
     axis.set_xlabel("share of the variance")
     axis.set_title("whose the variance is", pad=20)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import style
+from tapstudy.plots.style import style, subplots
 
 
 def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None) -> Figure:
@@ -19,7 +18,7 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None) -> Fi
     count = min(samples or comparison.sizes["sample"], comparison.sizes["sample"])
     runs = comparison.sizes["run"]
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             runs, count, figsize=(2.0 + 0.42 * count, 0.44 * runs + 0.3), squeeze=False,
             gridspec_kw={"wspace": 0.05, "hspace": 0.08},
         )  # fmt: skip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import style
+from tapstudy.plots.style import style, subplots
 
 
 def plot_image_rows(rows: Mapping[str, xr.DataArray]) -> Figure:
@@ -19,7 +18,7 @@ def plot_image_rows(rows: Mapping[str, xr.DataArray]) -> Figure:
     """
     count = max(images.sizes["sample"] for images in rows.values())
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             len(rows), count, figsize=(1.0 * count, 1.0 * len(rows)), squeeze=False,
             gridspec_kw={"wspace": 0.05, "hspace": 0.08},
         )  # fmt: skip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLUE, style
+from tapstudy.plots.style import BLUE, style, subplots
 
 
 def plot_loss(losses: Sequence[float], *, window: int = 50) -> Figure:
@@ -17,7 +16,7 @@ def plot_loss(losses: Sequence[float], *, window: int = 50) -> Figure:
     window = min(window, len(values))
     smooth = np.convolve(values, np.ones(window) / window, mode="valid")
     with style():
-        figure, axis = plt.subplots(figsize=(4.5, 2.6), constrained_layout=True)
+        figure, axis = subplots(figsize=(4.5, 2.6), constrained_layout=True)
         axis.plot(np.arange(1, len(values) + 1), values, color="0.8", linewidth=0.6, label="every step")
         axis.plot(np.arange(window, len(values) + 1), smooth, color=BLUE, label=f"mean of {window} steps")
         axis.set_xlabel("training step")

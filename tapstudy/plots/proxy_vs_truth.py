@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import draw_interval
-from tapstudy.plots.style import BLUE, PURPLE, style
+from tapstudy.plots.style import BLUE, PURPLE, style, subplots
 
 
 def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray, shuffled: xr.DataArray | None = None) -> Figure:
@@ -25,7 +24,7 @@ def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray, shuffled: xr
     proxy, truth = (scores[name].values[distinct] for name in ("proxy_loss", "true_error"))
     seen = (proxy > 0) & (truth > 0)
     with style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0), constrained_layout=True)
+        figure, (left, right) = subplots(1, 2, figsize=(7.2, 3.0), constrained_layout=True)
         density = left.hexbin(
             proxy[seen], truth[seen], xscale="log", yscale="log", bins="log", gridsize=60, cmap="viridis", linewidths=0
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import bar_lengths
 from tapstudy.plots.methods import look_of
-from tapstudy.plots.style import style
+from tapstudy.plots.style import style, subplots
 
 
 def plot_published(published: xr.Dataset, ours: xr.Dataset, *, model: str) -> Figure:
@@ -27,7 +26,7 @@ def plot_published(published: xr.Dataset, ours: xr.Dataset, *, model: str) -> Fi
     models = list(dict.fromkeys(psnr["model"].values.tolist()))
     ours = ours.isel(run=ours["method"].values != "reference")
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             1, len(models) + 1, figsize=(3.3 * (len(models) + 1) + 0.6, 3.6), constrained_layout=True
         )
         for axis, name in zip(axes, models, strict=False):

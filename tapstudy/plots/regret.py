@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import draw_interval
-from tapstudy.plots.style import PURPLE, VERMILION, style
+from tapstudy.plots.style import PURPLE, VERMILION, style, subplots
 
 PANELS = {
     "regret": "true error of the choice\nminus that of the oracle (relative)",
@@ -25,7 +24,7 @@ def plot_regret(own: xr.Dataset, shuffled: xr.Dataset, *, images: int) -> Figure
         images: behind the intervals.
     """
     with style():
-        figure, axes = plt.subplots(1, 3, figsize=(9.4, 3.0), constrained_layout=True)
+        figure, axes = subplots(1, 3, figsize=(9.4, 3.0), constrained_layout=True)
         for axis, (name, label) in zip(axes, PANELS.items(), strict=True):
             look = {"markersize": 4, "linewidth": 1.0}
             draw_interval(axis, own[name], "distance", color=VERMILION, marker="o", label="own probe", **look)

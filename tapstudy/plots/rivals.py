@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from tapstudy.plots.bands import bar_lengths
-from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, style
+from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, style, subplots
 
 # kind of method -> what to call it, colour, marker
 KINDS = {
@@ -37,7 +36,7 @@ def plot_rivals(table: xr.Dataset, *, steps: int) -> Figure:
         for method, schedule in zip(table["method"].values, table["schedule"].values, strict=True)
     ]
     with style():
-        figure, (quality, speed) = plt.subplots(
+        figure, (quality, speed) = subplots(
             1, 2, figsize=(8.6, 1.2 + 0.165 * len(place)), sharey=True, width_ratios=[3, 2], constrained_layout=True
         )
         for kind, (label, colour, marker) in KINDS.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, style
+from tapstudy.plots.stacks import draw_stack
+from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, style, subplots
 
 COLOURS = (BLUE, SKY, VERMILION, ORANGE, GREEN, "0.7", PURPLE, YELLOW)
 
@@ -24,7 +24,7 @@ def plot_speed(table: xr.Dataset) -> Figure:
     models = table["model"].values.tolist()
     shown = table.isel(method=table["text"].values != "no acceleration")
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             len(models), 2, figsize=(9.4, 0.9 + 2.5 * len(models)), squeeze=False, constrained_layout=True,
             gridspec_kw={"width_ratios": [1, 2]},
         )  # fmt: skip
@@ -42,16 +42,15 @@ def plot_speed(table: xr.Dataset) -> Figure:
 
 
 def _parts(axis: Axes, shares: xr.DataArray) -> None:
-    place, bottom = np.arange(shares.sizes["skip"]), np.zeros(shares.sizes["skip"])
-    for part, colour in zip(shares["part"].values.tolist(), COLOURS, strict=False):
-        values = shares.sel(part=part).values  # (skip,)
-        axis.bar(place, values, bottom=bottom, width=0.6, color=colour, label=part)
-        bottom += values
-    for x, top in zip(place, bottom, strict=True):
+    colours = dict(zip(shares["part"].values.tolist(), COLOURS, strict=False))
+    names = ["\n".join(str(name).split()) for name in shares["skip"].values]
+    shares = shares.assign_coords(skip=names).transpose("skip", "part")
+    legend = {"frameon": False, "fontsize": 7, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    draw_stack(axis, shares, colours, legend=legend, shrink=0.6, linewidth=0)
+    for x, top in enumerate(shares.sum("part").values):
         axis.annotate(f"{top:.2f} %", (x, top), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
-    handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.set_xticks(place, ["\n".join(str(name).split()) for name in shares["skip"].values], fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xlabel("")
     axis.set_ylabel("time, % of a full step")
     axis.margins(y=0.1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,34 @@ RC: dict[str, Any] = {
     "image.interpolation": "nearest",
     "svg.hashsalt": "tapstudy",  # the same figure gives the same file
 }
+
+
+class StudyFigure(Figure):
+    """A figure that pyplot does not manage: drawing it changes nothing for other figures, and nothing has to close it.
+
+    It opens no window. A notebook shows it where it is the last line of a cell or given to `display`.
+    """
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        with style():
+            self.savefig(buffer, format="png", dpi=self.dpi, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], constrained_layout: bool = False, **grid: Any
+) -> tuple[StudyFigure, Any]:
+    """A figure and its axes, as `pyplot.subplots` gives them.
+
+    Args:
+        rows, columns: of axes.
+        figsize: inches.
+        constrained_layout: place the axes so that no texts overlap.
+        grid: as `Figure.subplots` takes it.
+    """
+    figure = StudyFigure(figsize=figsize, layout="constrained" if constrained_layout else None)
+    return figure, figure.subplots(rows, columns, **grid)
 
 
 @contextmanager

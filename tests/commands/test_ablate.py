@@ -30,11 +30,14 @@ def test_product_table_and_resume(tmp_path):
     assert "mnist-dit, 6 steps, guidance 1, 2 images" in first.stdout
 
 
-def test_a_failed_setting_is_in_the_table(tmp_path):
-    arguments = ["ablate", "--axis", "probe_depth=99", "--axis", "interval=2", *FEW, "--out", str(tmp_path)]
+def test_a_failure_is_told_once(tmp_path):
+    arguments = ["ablate", "--axis", "probe_depth=99", "--axis", "interval=2,3", *FEW, "--out", str(tmp_path)]
     result = run(app, arguments)
     assert result.exit_code == 1
-    assert "tap, 99, 2 failed: ValueError: probe_depth 99 is beyond the last block" in result.output
+    *_, line = result.stderr.splitlines()
+    assert line.startswith("tap, 99, 2; tap, 99, 3 failed: ValueError: probe_depth 99 is beyond the last block")
+    assert result.output.count("is beyond the last block") == 1
+    assert result.stdout.count("failed") == 2  # in the table
     assert "Traceback" not in result.output
 
 

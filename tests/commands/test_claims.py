@@ -50,6 +50,24 @@ def test_quick_is_small_and_says_so(model, tmp_path, collected):
     assert "from which nothing follows" in out.read_text()
 
 
+def test_quick_keeps_the_published_page_and_tables(model, tmp_path, collected, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "docs" / "claims.md"
+    assert run(app, ["claims", "--model", model, "--study", "study"]).exit_code == 0
+    kept = {path: path.read_bytes() for path in (page, *(tmp_path / "study").iterdir())}
+    assert len(kept) == 6
+    assert run(app, ["claims", "--model", model, "--quick"]).exit_code == 0
+    assert "from which nothing follows" in (tmp_path / "claims" / "quick.md").read_text()
+    assert run(app, ["claims", "--model", model, "--quick"]).exit_code == 0  # over its own page
+    for option, where in (("--out", "docs/claims.md"), ("--study", "study")):
+        result = run(app, ["claims", "--model", model, "--quick", option, where])
+        assert result.exit_code == 2
+        assert "--quick would replace" in result.stderr
+        assert where in result.stderr
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert len(collected) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,4 +1,4 @@
-"""The notebooks as files; `pytest --nbmake notebooks` runs them."""
+"""The notebooks as files."""
 
 import ast
 import json

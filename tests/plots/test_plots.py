@@ -1,15 +1,8 @@
 """What is drawn, from datasets made by the real functions on the tiny model."""
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-
-from tests.conftest import make_tiny_pipe
-
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
 
 import tapstudy
 from tapstudy.analysis.clean_image import clean_images
@@ -22,6 +15,7 @@ from tapstudy.plots.image_grid import plot_image_grid
 from tapstudy.plots.loss_curve import plot_loss
 from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
 from tapstudy.plots.style import predictor_colour, save
+from tests.conftest import make_tiny_pipe
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +25,6 @@ def scores(tmp_path_factory):
     path, config = tmp_path_factory.mktemp("run") / "run.zarr", tapstudy.TAPConfig(interval=6)
     run = tapstudy.record(make_tiny_pipe(), [call], path, fields=fields, config=config, progress=False).load()
     return run.assign(clean_image=clean_images(run))
-
-
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
 
 
 def test_choice_maps_draw_the_choices(scores):

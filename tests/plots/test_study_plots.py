@@ -1,13 +1,8 @@
 """Lines, bars and labels of the figures, from small tables made by hand."""
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
-
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
 
 from tapstudy.plots.ablation_errors import plot_ablation_errors
 from tapstudy.plots.choice_entropy import plot_choice_entropy
@@ -25,12 +20,6 @@ from tapstudy.plots.published import plot_published
 from tapstudy.plots.regret import plot_regret
 
 BOUNDS = {"bound": ["mean", "low", "high"]}
-
-
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
 
 
 def interval(means, dim, labels=None, half=0.1):
@@ -103,7 +92,12 @@ def test_heterogeneity():
     assert legend_of(left) == ["edge", "background"]
     np.testing.assert_allclose([bar.get_width() for bar in middle.patches], [0.2, 0.5, 0.8, 0.5])
     assert middle.patches[2].get_x() == 0.2  # on top of the first
-    assert [bar.get_width() for bar in right.patches] == [0.6, 0.3, 0.1]  # sources without a share are left out
+    assert legend_of(middle) == ["order 0", "order 2"]  # from left to right
+    assert [bar.get_width() for bar in right.patches if bar.get_width()] == [
+        0.6,
+        0.3,
+        0.1,
+    ]  # sources without a share are left out
     assert right.get_yticklabels()[0].get_text() == "step"
     axes_are_labelled(figure)
 
@@ -120,8 +114,8 @@ def test_choice_shares_stack_up_to_one():
     top, bottom = figure.axes
     tops = [bar.get_y() + bar.get_height() for bar in top.containers[-1]]
     assert tops == [0, 1]  # nothing at the full step
-    assert legend_of(top) == ["order 0", "order 1"]
-    assert legend_of(bottom) == ["k", "k - 1"]
+    assert legend_of(top) == ["order 1", "order 0"]  # as they lie on each other
+    assert legend_of(bottom) == ["k - 1", "k"]
     grey = [patch for patch in top.patches if patch.get_x() == -0.5 and patch.get_width() == 1]
     assert grey
     axes_are_labelled(figure)
@@ -164,10 +158,15 @@ def test_fixed_predictors():
 
 
 def test_gains():
-    table = xr.Dataset({"gain": interval([-1, 2], "run", ["a", "b"]), "images": ("run", [4, 20])})
+    of_image = ("run", "sample"), [[-2, 0, np.nan], [1, 2, 3]]
+    table = xr.Dataset(
+        {"gain": interval([-1, 2], "run", ["a", "b"]), "gain_of_image": of_image, "images": ("run", [4, 20])}
+    )
     figure = plot_gains({"group": table}, baseline="TAP")
     (axis,) = figure.axes
     assert axis.containers[0].lines[0].get_xdata().tolist() == [-1, 2]
+    ticks = [place for strip in axis.collections[:2] for place in strip.get_offsets().tolist()]
+    assert ticks == [[-2, 0], [0, 0], [1, 1], [2, 1], [3, 1]]  # every image, in the row of its run
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert axis.get_title(loc="left") == "group (4 to 20 images)"
     assert "TAP" in axis.get_xlabel()

@@ -1,0 +1,124 @@
+"""What every command checks before it samples or makes anything: where results go, the model, numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tapstudy.models.pipeline import LabelPipeline
+
+
+def out_file(path: Path, option: str, suffixes: Iterable[str]) -> Path:
+    """The file that results will go to, `~` expanded; missing folders are made when there is something to write.
+
+    Args:
+        option: to name in messages.
+        suffixes: what its name may end with, in lower case.
+
+    Raises:
+        ValueError: another suffix, a folder, or a place inside a recording.
+        OSError: nothing can be written there.
+    """
+    path, known = path.expanduser(), sorted(suffixes)
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name a file, such as {path / f'NAME{known[0]}'}")
+    if path.suffix.lower() not in known:
+        raise ValueError(f"{option} {path} must end with {' or '.join(known)}")
+    _check_recording(path, option)
+    _check_writable(path.parent, f"{option} {path}")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{option} {path} exists and cannot be written: name another file")
+    return path
+
+
+def out_folder(path: Path, option: str) -> Path:
+    """The folder that results will go to, `~` expanded; it is made when there is something to write.
+
+    Raises:
+        ValueError: a file, or a recording or a place inside one.
+        OSError: nothing can be written there.
+    """
+    path = path.expanduser()
+    _check_recording(path, option)
+    _check_writable(path, f"{option} {path}")
+    return path
+
+
+def labelled(model: str, labels: Sequence[int] = (), option: str = "--labels") -> LabelPipeline:
+    """The model, which must be one that samples labels, and know these.
+
+    Raises:
+        FileNotFoundError: no such model, or an incomplete one.
+        ValueError: a pipeline of another kind, a label that it does not know, weights that cannot be read.
+    """
+    from tapstudy import load
+    from tapstudy.models.embedded import data_folder
+    from tapstudy.models.pipeline import LabelPipeline
+
+    folder = next((found for found in (data_folder() / "models" / model, Path(model)) if found.is_dir()), Path(model))
+    for name in ("model_index.json", "config.json"):
+        kind = read_json(folder / name).get("_class_name") if (folder / name).is_file() else LabelPipeline.__name__
+        if kind != LabelPipeline.__name__:
+            raise ValueError(
+                f"{model} holds a {kind}, and this command samples labels: give an embedded model such as mnist-dit, "
+                f"or the folder of a {LabelPipeline.__name__}. `tapstudy info {model}` says whether TAP works on it, "
+                "and tapstudy.tap(pipeline) accelerates it"
+            )
+    pipe = load(model)
+    count = pipe.transformer.config.num_embeds_ada_norm
+    if wrong := [label for label in labels if not 0 <= label < count]:
+        raise ValueError(f"{option}: class_labels must be integers in 0..{count - 1}, got {wrong}")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def at_least(low: float, **options: float) -> None:
+    """Raises ValueError for an option, `guidance` for --guidance, that is no finite number or below `low`."""
+    for name, value in options.items():
+        if not (math.isfinite(value) and value >= low):
+            raise ValueError(f"--{name.replace('_', '-')} must be a finite number of at least {low:g}, got {value}")
+
+
+def seeds_of_noise(seeds: Sequence[int], option: str) -> tuple[int, ...]:
+    """The seeds; raises ValueError for one that torch's generators do not take."""
+    if wrong := [seed for seed in seeds if not 0 <= seed < 2**64]:
+        raise ValueError(f"{option} must be at least 0 and below 2**64, got {', '.join(map(str, wrong))}")
+    return tuple(seeds)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ValueError, naming the file, for anything else."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore the file") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a JSON object, got {type(content).__name__}; restore the file")
+    return content
+
+
+def _check_recording(path: Path, option: str) -> None:
+    for folder in (path.absolute(), *path.absolute().parents):
+        if (folder / "zarr.json").is_file():
+            raise ValueError(f"{option} {path} would write into the recording {folder}: name another place")
+
+
+def _check_writable(folder: Path, what: str) -> None:
+    """Raises an OSError unless `folder`, or the first one above it that is there, takes files; it leaves none."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise NotADirectoryError(f"{what} cannot be written: {there} is not a folder; name another place")
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PermissionError(
+            f"{what} cannot be written: {there} takes no files ({reason}); name another place"
+        ) from None

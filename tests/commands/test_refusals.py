@@ -1,0 +1,234 @@
+"""What cannot work is refused before anything is sampled or made: one line on stderr that names what to change."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+from typer.testing import CliRunner
+
+import tapstudy
+from tapstudy.cli import app
+from tapstudy.models.pipeline import LabelPipeline
+from tests.conftest import make_tiny_pipe
+from tests.instrument.tiny_models import make
+
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recording") / "run.zarr"
+    call = {"class_labels": [1], "seed": [0], "num_inference_steps": 6}
+    config = tapstudy.TAPConfig(interval=3)
+    tapstudy.record(make_tiny_pipe(), [call], path, config=config, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """A pipeline of diffusers that takes class labels, too, but is not ours."""
+    folder = tmp_path_factory.mktemp("stock")
+    vae = AutoencoderKL(latent_channels=1, block_out_channels=(8,), norm_num_groups=4)
+    DiTPipeline(make_tiny_pipe().transformer, vae, DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def nothing_is_sampled(monkeypatch):
+    def called(*_, **__):
+        pytest.fail("the model ran")
+
+    monkeypatch.setattr(LabelPipeline, "__call__", called)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, nothing_is_sampled):
+    """The working directory, with a file and a folder in it; nothing else may appear there."""
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder.d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.d"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def refuse(*arguments):
+    """The one line that a command ends with."""
+    result = run(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 2, result.output
+    assert not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+# command -> option, and suffix of the file that it writes; "" for a folder
+OUTPUTS = {
+    "sample": ("--out", ".png"),
+    "ablate": ("--out", ""),
+    "claims": ("--out", ".md"),
+    "claims ": ("--work", ""),
+    "claims  ": ("--study", ""),
+    "demo": ("--out", ""),
+    "figures": ("--out", ""),
+    "explore RECORDING": ("--out", ".html"),
+    "bench speed": ("--out", ".nc"),
+    "bench memory": ("--out", ".nc"),
+    "bench errors": ("--out", ".nc"),
+    "bench frontier": ("--out", ".nc"),
+    "bench frontier ": ("--work", ""),
+    "bench frontier  ": ("--page", ".md"),
+}
+FILES = [command for command, (_, suffix) in OUTPUTS.items() if suffix]
+
+
+def words(command, recording):
+    data = ["--data", Path(tapstudy.__file__).parents[1] / "data"] if command == "figures" else []
+    return [*(recording if word == "RECORDING" else word for word in command.split()), *data]
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_places_that_take_no_files(place, recording, command):
+    option, suffix = OUTPUTS[command]
+    for parent, reason in ((place / "file", "is not a folder"), (place / "file" / "b", "is not a folder"),
+                           (Path("/proc"), "takes no files"), (Path("/proc/self/b"), "takes no files")):  # fmt: skip
+        line = refuse(*words(command, recording), option, parent / f"x{suffix}")
+        for part in (f"{option} {parent / f'x{suffix}'} cannot be written", reason, "name another place"):
+            assert part in line
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_nothing_is_written_into_a_recording(place, recording, command):
+    option, suffix = OUTPUTS[command]
+    before = sorted(recording.rglob("*"))
+    for out in (recording / f"x{suffix}", recording / "choice" / "b" / f"x{suffix}", *([] if suffix else [recording])):
+        line = refuse(*words(command, recording), option, out)
+        assert f"{option} {out} would write into the recording {recording}" in line
+    assert sorted(recording.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_files_that_are_folders_or_of_another_kind(place, recording, command):
+    option, suffix = OUTPUTS[command]
+    assert "is a folder: name a file, such as" in refuse(*words(command, recording), option, "folder.d")
+    for name in ("results", f"results{suffix}x", "results.xyz"):
+        line = refuse(*words(command, recording), option, name)
+        assert f"{option} {name} must end with" in line
+        assert suffix in line
+
+
+@pytest.mark.parametrize("command", [command for command in OUTPUTS if command not in FILES])
+def test_folders_that_are_files(place, recording, command):
+    line = refuse(*words(command, recording), OUTPUTS[command][0], "file")
+    assert f"{place / 'file'} is not a folder" in line
+
+
+SAMPLERS = ("sample", "ablate", "claims", "bench errors", "bench record", "bench quality", "bench frontier")
+
+
+@pytest.mark.parametrize("command", SAMPLERS)
+def test_models(place, stock, command, tmp_path_factory):
+    def refused(model):
+        return refuse(*command.split(), "--model", model)
+
+    assert "no model 'nothing'" in refused("nothing")
+    assert "no model 'file'" in refused("file")
+    assert "model_index.json is missing" in refused("folder.d")
+    line = refused(stock)
+    for part in (f"{stock} holds a DiTPipeline", "samples labels", "mnist-dit", f"tapstudy info {stock}"):
+        assert part in line
+    bare = tmp_path_factory.mktemp("bare")
+    make("Flux").model.save_pretrained(bare)
+    assert f"{bare} holds a FluxTransformer2DModel" in refused(bare)
+    (bare / "model_index.json").write_text("")
+    assert f"{bare / 'model_index.json'} is not JSON" in refused(bare)
+
+
+def test_models_of_an_axis(place, stock):
+    line = refuse("ablate", "--axis", f"model=mnist-dit,{stock}-untrained")
+    assert f"{stock} holds a DiTPipeline" in line
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1"])
+@pytest.mark.parametrize("command", ["sample", "ablate", "bench quality", "bench frontier"])
+def test_guidance(place, command, value):
+    line = refuse(*command.split(), "--guidance", value)
+    assert "guidance must be a finite number of at least 0" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("ablate --axis guidance=2,nan", "guidance must be a finite number of at least 0, got nan"),
+        ("sample --fixed-shift nan", "--fixed-shift must be a finite number"),
+        ("sample --shifts 0,inf", "--shifts must be numbers separated by commas"),
+        ("sample --seed -1", "--seed must be at least 0 and below 2**64, got -1"),
+        ("sample --seed 18446744073709551615 1,2", "got 18446744073709551616"),
+        ("sample --steps 0", "--steps must be a finite number of at least 1, got 0"),
+        ("sample 10", "LABELS: class_labels must be integers in 0..9, got [10]"),
+        ("sample --history-dtype float12", "--history-dtype must be one of"),
+        ("sample --history-device tpu", "no device 'tpu'"),
+        ("sample --history-device cuda", "sees no GPU"),
+        ("ablate --labels -1", "labels must be different integers of at least 0"),
+        ("ablate --labels 10", "--labels: class_labels must be integers in 0..9, got [10]"),
+        ("ablate --seeds 18446744073709551616", "--seeds must be at least 0 and below 2**64"),
+        ("claims --steps 0", "--steps must be a finite number of at least 1, got 0"),
+        ("claims --labels 3,11", "--labels: class_labels must be integers in 0..9, got [11]"),
+        ("bench errors --steps 0", "--steps must be a finite number of at least 1"),
+        ("bench errors --seed -4", "--seed plus the label must be at least 0"),
+        ("bench errors --interval 0", "interval must be at least 1"),
+        ("bench speed --device tpu", "no device 'tpu': choose auto, cpu or cuda"),
+        ("bench speed --device cuda:1", "sees no GPU"),
+        ("bench speed --dtype half", "--dtype must be one of"),
+        ("bench speed --repeats 0", "--repeats must be a finite number of at least 1, got 0"),
+        ("bench speed --batch-size 0", "--batch-size must be a finite number of at least 1, got 0"),
+        ("bench memory --device cuda", "sees no GPU"),
+        ("bench memory --history-dtypes float32,int8", "--history-dtypes must be one of"),
+        ("bench frontier --steps 0", "--steps must be a finite number of at least 1"),
+        ("bench frontier --held-out -1", "--held-out must be at least 0"),
+        ("explore nothing", "nothing"),
+        ("explore file", "file"),
+        ("info file", "no model 'file'"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU there are other devices")
+def test_values(place, arguments, message):
+    assert message in refuse(*arguments.split())
+
+
+def test_no_scheduler_leaves_no_folder(place):
+    pytest.importorskip("distributed")
+    result = run(app, ["ablate", "--scheduler", "nonsense://1"])
+    assert result.exit_code == 2
+    assert "no dask scheduler answers" in result.stderr.splitlines()[-1]  # below the bar
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x.nc"), RuntimeError("out of\nmemory")])
+def test_what_fails_later_is_one_line_too(model, monkeypatch, tmp_path, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(LabelPipeline, "__call__", fails)
+    line = refuse("sample", "--model", model, "--out", tmp_path / "x.png")
+    assert "No space left on device: 'x.nc'" in line or "out of memory" in line
+
+
+def test_home_is_expanded(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = run(app, ["sample", "1", "--model", model, "--steps", "4", "--out", "~/new/one.png"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new" / "one.png").is_file()
+
+
+@pytest.mark.parametrize("arguments", ["sample --out file/x.png", "ablate --out /proc/x"])
+def test_in_a_process_of_its_own(tmp_path, arguments):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "tapstudy.cli", *arguments.split()]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert "cannot be written" in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
