@@ -10,8 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from tapstudy.commands.parse import numbers
+
 if TYPE_CHECKING:
     from tapstudy.models.pipeline import LabelPipeline
+    from tapstudy.models.text_pipeline import TextPipeline
 
 
 def out_file(path: Path, option: str, suffixes: Iterable[str]) -> Path:
@@ -50,6 +55,31 @@ def out_folder(path: Path, option: str) -> Path:
     return path
 
 
+def embedded(model: str) -> LabelPipeline | TextPipeline:
+    """An embedded model, or one of the same kind in a folder, quiet.
+
+    Raises:
+        FileNotFoundError: no such model, or an incomplete one.
+        ValueError: a pipeline of another kind, weights that cannot be read.
+    """
+    from tapstudy import load
+    from tapstudy.models.embedded import KINDS, data_folder
+
+    kinds = [kind.__name__ for kind in KINDS]
+    folder = next((found for found in (data_folder() / "models" / model, Path(model)) if found.is_dir()), Path(model))
+    for name in ("model_index.json", "config.json"):
+        kind = read_json(folder / name).get("_class_name") if (folder / name).is_file() else kinds[0]
+        if kind not in kinds:
+            raise ValueError(
+                f"{model} holds a {kind}, and this command samples labels or prompts: give an embedded model such as "
+                f"mnist-dit, or the folder of a {' or '.join(kinds)}. `tapstudy info {model}` says whether TAP works on "
+                "it, and tapstudy.tap(pipeline) accelerates it"
+            )
+    pipe = load(model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def labelled(model: str, labels: Sequence[int] = (), option: str = "--labels") -> LabelPipeline:
     """The model, which must be one that samples labels, and know these.
 
@@ -57,25 +87,35 @@ def labelled(model: str, labels: Sequence[int] = (), option: str = "--labels") -
         FileNotFoundError: no such model, or an incomplete one.
         ValueError: a pipeline of another kind, a label that it does not know, weights that cannot be read.
     """
-    from tapstudy import load
-    from tapstudy.models.embedded import data_folder
     from tapstudy.models.pipeline import LabelPipeline
 
-    folder = next((found for found in (data_folder() / "models" / model, Path(model)) if found.is_dir()), Path(model))
-    for name in ("model_index.json", "config.json"):
-        kind = read_json(folder / name).get("_class_name") if (folder / name).is_file() else LabelPipeline.__name__
-        if kind != LabelPipeline.__name__:
-            raise ValueError(
-                f"{model} holds a {kind}, and this command samples labels: give an embedded model such as mnist-dit, "
-                f"or the folder of a {LabelPipeline.__name__}. `tapstudy info {model}` says whether TAP works on it, "
-                "and tapstudy.tap(pipeline) accelerates it"
-            )
-    pipe = load(model)
+    pipe = embedded(model)
+    if not isinstance(pipe, LabelPipeline):
+        raise ValueError(f"{model} samples prompts, and this command samples labels: give a model such as mnist-dit")
     count = pipe.transformer.config.num_embeds_ada_norm
     if wrong := [label for label in labels if not 0 <= label < count]:
         raise ValueError(f"{option}: class_labels must be integers in 0..{count - 1}, got {wrong}")
-    pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def asked_of(model: str, asked: Sequence[str], option: str) -> tuple[LabelPipeline | TextPipeline, list[Any]]:
+    """The model with the labels (separated by commas) or the prompts that it is asked for, or its examples.
+
+    Says on stderr which words a model has never seen. Raises as `embedded` and `labelled` do.
+    """
+    from tapstudy.models.embedded import conditions
+    from tapstudy.models.pipeline import LabelPipeline
+
+    pipe = embedded(model)
+    if not asked:
+        return pipe, list(conditions(pipe, 10 if isinstance(pipe, LabelPipeline) else 4))
+    if isinstance(pipe, LabelPipeline):
+        labels = list(numbers(",".join(asked), int, option))
+        return labelled(model, labels, option), labels
+    for prompt in asked:
+        if unknown := pipe.unknown_words(prompt):
+            typer.echo(f"{model} has never seen: {', '.join(unknown)}", err=True)
+    return pipe, list(asked)
 
 
 def at_least(low: float, **options: float) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import at_least, labelled, out_file, seeds_of_noise
+from tapstudy.commands.checks import asked_of, at_least, out_file, seeds_of_noise
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import find_dtype, numbers
 
@@ -25,11 +25,15 @@ class PolicyName(StrEnum):
 
 
 def sample(
-    labels: Annotated[str, typer.Argument(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    asked: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="LABELS|PROMPTS", help="labels separated by commas, or prompts, one an argument"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="image file to write")] = Path("sample.png"),
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
-    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
+    negative: Annotated[str, typer.Option(help="what to lead away from, of models of text")] = "",
     seed: Annotated[int, typer.Option(help="of the noise; image i uses seed + i")] = 0,
     policy: Annotated[PolicyName, typer.Option(help="who predicts")] = PolicyName.tap,
     fixed_order: Annotated[int, typer.Option(help="order of --policy fixed")] = 1,
@@ -52,16 +56,17 @@ def sample(
     granularity: Annotated[str, typer.Option(help="token, region, step or global")] = "token",
     region_size: Annotated[int, typer.Option(help="side of a region, in tokens")] = 4,
 ) -> None:
-    """Sample digits with one configuration and say what was run and what was skipped."""
+    """Sample images with one configuration and say what was run and what was skipped."""
     with user_errors():
         import torch
         from diffusers.utils import make_image_grid
 
         from tapstudy import TAPConfig, apply_policy
         from tapstudy.bench.speed_subjects import find_device
+        from tapstudy.models.pipeline import LabelPipeline
 
         out = out_file(out, "--out", IMAGES)
-        at_least(0, guidance=guidance, fixed_shift=fixed_shift)
+        at_least(0, fixed_shift=fixed_shift, **({} if guidance is None else {"guidance": guidance}))
         at_least(1, steps=steps)
         if history_device:
             find_device(history_device)
@@ -85,13 +90,17 @@ def sample(
             "region_size": region_size,
         }
         chosen = _policy(policy, TAPConfig.of(settings), fixed_order, fixed_shift, seed)
-        wanted = list(numbers(labels, int, "LABELS"))
+        pipe, wanted = asked_of(model, asked or [], "LABELS")
         seeds = seeds_of_noise([seed + i for i in range(len(wanted))], "--seed")
-        pipe = labelled(model, wanted, "LABELS")
+        named: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
+        if negative:
+            if isinstance(pipe, LabelPipeline):
+                raise ValueError(f"--negative is of models of text, and {model} samples labels: leave it out")
+            named["negative_prompt"] = negative
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         with apply_policy(pipe, chosen) as handle:
             started = time.perf_counter()
-            (images,) = pipe(wanted, steps, guidance, generator=generators, return_dict=False)
+            (images,) = pipe(wanted, steps, generator=generators, return_dict=False, **named)
             seconds = time.perf_counter() - started
         columns = min(len(images), 10)
         blank = images[0].copy()
