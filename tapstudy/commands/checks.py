@@ -72,8 +72,8 @@ def embedded(model: str) -> LabelPipeline | TextPipeline:
         if kind not in kinds:
             raise ValueError(
                 f"{model} holds a {kind}, and this command samples labels or prompts: give an embedded model such as "
-                f"mnist-dit, or the folder of a {' or '.join(kinds)}. `tapstudy info {model}` says whether TAP works on "
-                "it, and tapstudy.tap(pipeline) accelerates it"
+                f"mnist-dit, or the folder of a {' or '.join(kinds)}. `tapstudy info {model}` says whether TAP works "
+                "on it, and tapstudy.tap(pipeline) accelerates it"
             )
     pipe = load(model)
     pipe.set_progress_bar_config(disable=True)
