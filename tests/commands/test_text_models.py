@@ -39,7 +39,8 @@ def test_samples_one_image_a_prompt(model, tmp_path):
 
 
 def test_samples_examples_when_nothing_is_asked_for(model, tmp_path):
-    done = run("sample", "--model", model, "--steps", 4, "--interval", 3, "--warmup-steps", 1, "--out", tmp_path / "four.png")
+    few = ("--steps", 4, "--interval", 3, "--warmup-steps", 1)
+    done = run("sample", "--model", model, *few, "--out", tmp_path / "four.png")
     assert done.exit_code == 0, done.output
     assert "4 images in" in done.stdout
 
