@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -116,6 +117,20 @@ def asked_of(model: str, asked: Sequence[str], option: str) -> tuple[LabelPipeli
         if unknown := pipe.unknown_words(prompt):
             typer.echo(f"{model} has never seen: {', '.join(unknown)}", err=True)
     return pipe, list(asked)
+
+
+def usual_guidance(pipe: LabelPipeline | TextPipeline) -> float:
+    """The guidance scale that a pipeline samples with unless told otherwise."""
+    return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
+
+
+def negative_prompt(pipe: LabelPipeline | TextPipeline, text: str) -> dict[str, str]:
+    """The argument that leads away from a text; raises ValueError for models of labels."""
+    from tapstudy.models.pipeline import LabelPipeline
+
+    if text and isinstance(pipe, LabelPipeline):
+        raise ValueError("--negative is of models of text, and this one samples labels: leave it out")
+    return {"negative_prompt": text} if text else {}
 
 
 def at_least(low: float, **options: float) -> None:

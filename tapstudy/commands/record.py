@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from math import isfinite
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tapstudy.commands.checks import asked_of, negative_prompt, usual_guidance
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import numbers
 
@@ -25,10 +27,12 @@ def record(
     resume: Annotated[Path | None, typer.Option(help="go on with this recording; nothing else is needed")] = None,
     bundled: Annotated[bool, typer.Option(help="make the small recordings that come with the package in OUT")] = False,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
-    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
-    seeds: Annotated[str, typer.Option(help="seeds separated by commas; every label is sampled with each")] = "0",
+    labels: Annotated[str, typer.Option(help="labels separated by commas; all of them by default")] = "",
+    prompt: Annotated[list[str] | None, typer.Option(help="of models of text; give it again for more of them")] = None,
+    negative: Annotated[str, typer.Option(help="what to lead away from, of models of text")] = "",
+    seeds: Annotated[str, typer.Option(help="seeds separated by commas; every label or prompt with each")] = "0",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
-    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
     fields: Annotated[str, typer.Option(help="what to store; all scores and the image by default")] = "",
     interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
     warmup_steps: Annotated[int, typer.Option(help="w: full steps at the start")] = 3,
@@ -63,8 +67,11 @@ def record(
             return
         if policy is not RecordedPolicy.tap and not closed_loop:
             raise ValueError(f"--policy {policy.value} predicts along its own trajectory: add --closed-loop")
-        if not isfinite(guidance):
+        if guidance is not None and not isfinite(guidance):
             raise ValueError(f"--guidance must be a finite number, got {guidance}")
+        if labels and prompt:
+            raise ValueError("--labels and --prompt are of different models: give one of them")
+        pipe, conditions = asked_of(model, prompt or ([labels] if labels else []), "--prompt" if prompt else "--labels")
         config = TAPConfig(interval=interval, warmup_steps=warmup_steps)
         chosen = {
             RecordedPolicy.tap: lambda: TAPPolicy(config),
@@ -77,7 +84,12 @@ def record(
             out,
             model=_lasting_name(model),
             calls=calls_for(
-                numbers(labels, int, "--labels"), numbers(seeds, int, "--seeds"), steps, guidance, batch_size
+                conditions,
+                numbers(seeds, int, "--seeds"),
+                steps,
+                usual_guidance(pipe) if guidance is None else guidance,
+                batch_size,
+                **negative_prompt(pipe, negative),
             ),
             fields=fields.split(",") if fields else usual,
             depths=numbers(depths, int, "--depths"),
@@ -88,16 +100,18 @@ def record(
 
 
 def calls_for(
-    labels: tuple[int, ...], seeds: tuple[int, ...], steps: int, guidance: float, batch_size: int
+    conditions: Sequence[Any], seeds: Sequence[int], steps: int, guidance: float, batch_size: int, **more: Any
 ) -> list[dict[str, Any]]:
-    """Calls of the embedded pipelines for every label with every seed."""
-    pairs = [(label, seed) for seed in seeds for label in labels]
+    """Calls of the embedded pipelines for every label or prompt with every seed, and what `more` says in each."""
+    name = "prompt" if isinstance(conditions[0], str) else "class_labels"
+    pairs = [(condition, seed) for seed in seeds for condition in conditions]
     return [
         {
-            "class_labels": [label for label, _ in batch],
+            name: [condition for condition, _ in batch],
             "seed": [seed for _, seed in batch],
             "num_inference_steps": steps,
             "guidance_scale": guidance,
+            **more,
         }
         for batch in (pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size))
     ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import asked_of, at_least, out_file, seeds_of_noise
+from tapstudy.commands.checks import asked_of, at_least, negative_prompt, out_file, seeds_of_noise
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import find_dtype, numbers
 
@@ -63,7 +63,6 @@ def sample(
 
         from tapstudy import TAPConfig, apply_policy
         from tapstudy.bench.speed_subjects import find_device
-        from tapstudy.models.pipeline import LabelPipeline
 
         out = out_file(out, "--out", IMAGES)
         at_least(0, fixed_shift=fixed_shift, **({} if guidance is None else {"guidance": guidance}))
@@ -93,10 +92,7 @@ def sample(
         pipe, wanted = asked_of(model, asked or [], "LABELS")
         seeds = seeds_of_noise([seed + i for i in range(len(wanted))], "--seed")
         named: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
-        if negative:
-            if isinstance(pipe, LabelPipeline):
-                raise ValueError(f"--negative is of models of text, and {model} samples labels: leave it out")
-            named["negative_prompt"] = negative
+        named |= negative_prompt(pipe, negative)
         generators = [torch.Generator().manual_seed(each) for each in seeds]
         with apply_policy(pipe, chosen) as handle:
             started = time.perf_counter()

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import tapstudy
 from tapstudy.cli import app
 from tests.models.emoji import tiny_pipe
 
@@ -50,3 +51,31 @@ def test_what_labels_cannot_do_is_said(tmp_path):
     assert done.exit_code == 2
     assert "--negative is of models of text" in done.stderr
     assert not (tmp_path / "a.png").exists()
+
+
+def test_records_prompts_and_explores_them(model, tmp_path):
+    out = tmp_path / "run.zarr"
+    common = ("--model", model, "--steps", 6, "--interval", 2, "--warmup-steps", 2)
+    asked = ("--prompt", "apple on a teal background", "--prompt", "plum", "--negative", "fig")
+    done = run(
+        "record", out, *common, *asked, "--seeds", "0,7", "--fields", "choice,proxy_loss,true_error,latent,image"
+    )
+    assert done.exit_code == 0, done.output
+    found = tapstudy.open_recording(out)
+    assert found["label"].values.tolist() == ["apple on a teal background", "plum"] * 2
+    assert found["seed"].values.tolist() == [0, 0, 7, 7]
+    assert found["context"].values.tolist() == ["cond", "uncond"]
+    assert '"negative_prompt": "fig"' in found.attrs["configuration"]
+    assert '"guidance_scale": 3.0' in found.attrs["configuration"]
+    resumed = run("record", "--resume", out)
+    assert resumed.exit_code == 0, resumed.output
+    page = run("explore", out, "--out", tmp_path / "page.html")
+    assert page.exit_code == 0, page.output
+    assert "apple on a teal background" in (tmp_path / "page.html").read_text()
+
+
+def test_labels_and_prompts_do_not_mix(model, tmp_path):
+    for arguments in (("--labels", "3", "--prompt", "x"), ("--negative", "x"), ("--prompt", "x")):
+        done = run("record", tmp_path / "run.zarr", *arguments)
+        assert done.exit_code == 2
+        assert not (tmp_path / "run.zarr").exists()
