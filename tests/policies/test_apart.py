@@ -105,12 +105,18 @@ def drive(policy, modes):
     return found
 
 
+def assert_same(found, expected):
+    """But for rounding, which in products depends on where in memory the buffers lie."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_called_directly(name):
     expected = drive(every_policy(WIDTH)[name], ["no_grad"])
     for plan in PLANS:
         found = drive(every_policy(WIDTH)[name], plan)
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)), plan
+        assert_same(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -119,7 +125,7 @@ def test_autocast_changes_nothing(name, dtype):
     expected = drive(every_policy(WIDTH)[name], ["no_grad"])
     with torch.autocast("cpu", dtype=dtype):
         found = drive(every_policy(WIDTH)[name], ["no_grad"])
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert_same(found, expected)
 
 
 def test_a_policy_of_ones_own_is_apart_too():
