@@ -21,9 +21,10 @@ from diffusers.hooks.hooks import StateManager  # not exported
 from torch import nn
 
 from tapstudy.instrument.adapters import Adapter
+from tapstudy.instrument.driver import Value, find_driver
 from tapstudy.instrument.handle import find_transformers
 from tapstudy.instrument.presence import refuse_unless_free
-from tapstudy.instrument.trajectory import TrajectoryWatch
+from tapstudy.instrument.watch import StepWatch
 
 # the name of the context in calls that are given none
 OWN = "tapstudy"
@@ -37,12 +38,12 @@ class Peer:
             several guidance branches come one after the other.)
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter, scheduler: Callable[[], Any]) -> None:
-        self.model, self.adapter, self.scheduler = model, adapter, scheduler
+    def __init__(self, model: nn.Module, adapter: Adapter, target: Any) -> None:
+        self.model, self.adapter, self.target = model, adapter, target
         self.mask = ""
         self.managers: list[Any] = []
         self.on_start: Callable[[], Any] = lambda: None
-        self._watch = TrajectoryWatch()
+        self._watch = StepWatch()
         self._last_ran = False
 
     @contextmanager
@@ -67,8 +68,8 @@ class Peer:
                 handle.remove()
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        timestep = kwargs.get(self.adapter.timestep)
-        starts = self._watch.starts(timestep, self.scheduler(), 0)
+        value = Value(kwargs.get(self.adapter.timestep))
+        starts = self._watch.look(find_driver(self.target, value), value)
         if starts:
             self.mask = ""
             self.on_start()
@@ -112,7 +113,7 @@ def diffusers_cache(target: Any, config: Any) -> Iterator[Peer]:
     model, adapter = _only_transformer(target)
     apply = _apply_function(model, config)
     before = {module: set(_hooks(module)) for module in model.modules()}
-    peer = Peer(model, adapter, lambda: getattr(target, "scheduler", None))
+    peer = Peer(model, adapter, target)
     try:
         apply(config)
         if all(set(_hooks(module)) == names for module, names in before.items()):
@@ -229,7 +230,7 @@ def dbcache(target: Any, *, taylor_order: int | None = None, **settings: Any) ->
     calibrator = None if taylor_order is None else cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=taylor_order)
     configs = {"cache_config": cache_dit.DBCacheConfig(**settings), "calibrator_config": calibrator}
     known = target if cache_dit.BlockAdapterRegister.is_supported(target) else model
-    peer = Peer(model, adapter, lambda: getattr(target, "scheduler", None))
+    peer = Peer(model, adapter, target)
     with _left_as_it_was(model), ExitStack() as stack:
         stack.callback(cache_dit.disable_cache, known)
         cache_dit.enable_cache(known, **copy.deepcopy(configs))

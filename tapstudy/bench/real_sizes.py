@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import diffusers
@@ -173,8 +172,7 @@ def _skip_step(
     """
     for name in adapter.blocks:
         del cast(nn.ModuleList, model.get_submodule(name))[1:]
-    scheduler = SimpleNamespace(timesteps=torch.zeros(50), num_inference_steps=50)
-    instrument = Instrument(model, adapter, TAPPolicy(TAPConfig(residual=residual)), scheduler=lambda: scheduler)
+    instrument = Instrument(model, adapter, TAPPolicy(TAPConfig(residual=residual)))
     events: list[StepEvent] = []
     instrument.listeners.append(events.append)
     instrument.attach()

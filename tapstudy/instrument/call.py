@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.instrument.adapters import Adapter, Grid, Start
+from tapstudy.instrument.driver import Span
 from tapstudy.instrument.latent import to_tokens
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
@@ -147,6 +148,7 @@ class StepEvent:
         latent: the model's input, (batch, token, patch values), if a recording asked for it.
         latent_residual: the true residual in latent space, likewise, at full steps.
         branches: names of the guidance branches, should the batch hold several.
+        span: the steps that this transformer sees in the run, None if no scheduler tells.
     """
 
     context: str
@@ -162,14 +164,16 @@ class StepEvent:
     latent: Tensor | None
     latent_residual: Tensor | None
     branches: tuple[str, ...]
+    span: Span | None
 
     @classmethod
-    def of(cls, call: Call, adapter: Adapter, *, lists: Mapping[int, int], latent: bool) -> Self:
+    def of(cls, call: Call, adapter: Adapter, *, lists: Mapping[int, int], latent: bool, span: Span | None) -> Self:
         """The event of a pass that is over.
 
         Args:
             lists: number of the block list of every depth that a recording asked for.
             latent: whether one asked for the latent.
+            span: the steps that the transformer sees in the run.
         """
         probes = {
             depth: ImageTokens(prod(call.grid), call.list_starts[lists[depth]]).take(sequence.detach())
@@ -182,5 +186,5 @@ class StepEvent:
             call.run.name, call.step, call.timestep, call.kind, call.grid, probe, call.residual, call.prediction,
             call.run.policy, probes,
             to_tokens(call.model_input.detach(), call.grid, adapter.channel_dim) if latent else None,
-            call.latent_residual, adapter.branches,
+            call.latent_residual, adapter.branches, span,
         )  # fmt: skip

@@ -22,14 +22,17 @@ def draws_noise(scheduler: Any) -> bool:
     )
 
 
-def too_short(policy: Policy, num_steps: int) -> bool:
-    """Whether a run of `num_steps` ends before the first step that `policy` would skip in a longer one."""
-    run, longer = policy.fresh(), policy.fresh()
-    run.begin(RunInfo(num_steps))
-    longer.begin(RunInfo(num_steps + 1000))
-    return all(run.wants_full(step) for step in range(num_steps)) and not all(
-        longer.wants_full(step) for step in range(num_steps + 1000)
-    )
+def too_short(policy: Policy, run: RunInfo) -> bool:
+    """Whether a run ends before the first step that `policy` would skip in a longer one."""
+    assert run.num_steps is not None
+    begun, longer = policy.fresh(), policy.fresh()  # one that knows no run yet has none that ends
+    begun.begin(run)
+    if not all(begun.wants_full(step) for step in range(run.num_steps)):
+        return False
+    try:
+        return not all(longer.wants_full(step) for step in range(run.num_steps + 1000))
+    except AttributeError:  # a policy that has to begin before it can answer
+        return False
 
 
 class Cautions:
@@ -44,18 +47,27 @@ class Cautions:
             self._given.add(message)
             warnings.warn(message, UserWarning, stacklevel=2)
 
-    def about_sampling(self, policy: Policy, scheduler: Any, num_steps: int | None) -> None:
+    def about_sampling(self, policy: Policy, scheduler: Any, run: RunInfo) -> None:
         """At the start of a trajectory."""
         if draws_noise(scheduler):
             self.warn(
                 f"{type(scheduler).__name__} adds fresh noise at every step, which no predictor can foresee: expect "
                 "worse images from skipped steps than with a deterministic scheduler"
             )
-        if num_steps is not None and too_short(policy, num_steps):
+        if run.num_steps is not None and too_short(policy, run):
             self.warn(
-                f"{num_steps} sampling steps are too few: the policy's schedule skips none of them; use a smaller "
+                f"{run.num_steps} sampling steps are too few: the policy's schedule skips none of them; use a smaller "
                 "warmup_steps or interval, or more steps"
             )
+
+    def about_repeats(self) -> None:
+        """When calls that had been taken for steps turn out to have been contexts."""
+        self.warn(
+            f"{self.model} was called several times in the very same way at its first timestep, which was taken for "
+            "steps of one context; now that the timestep moves, each such call has a context, with an empty history: "
+            'name them with handle.context("perturbed"), or apply the policy to the pipeline, whose scheduler tells '
+            "the steps"
+        )
 
     def about_skips(self, runs: Mapping[str, ContextRun]) -> None:
         """At the end of a trajectory."""

@@ -45,11 +45,10 @@ def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle
     if not isinstance(policy, Policy):
         raise TypeError(f"apply_policy needs a Policy object, got {policy!r}")
     transformers = find_transformers(target)
-    scheduler: Callable[[], Any] = lambda: getattr(target, "scheduler", None)  # noqa: E731
     instruments: dict[str, Instrument] = {}
     try:
         for name, (model, adapter) in transformers.items():
-            instrument = Instrument(model, adapter, policy, scheduler=scheduler, shadow=shadow)
+            instrument = Instrument(model, adapter, policy, target=target, shadow=shadow)
             instrument.attach()
             instruments[name] = instrument
     except BaseException:

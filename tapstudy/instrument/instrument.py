@@ -18,21 +18,26 @@ from tapstudy.instrument.answer import observe, predicted
 from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
 from tapstudy.instrument.control import taking_part
+from tapstudy.instrument.driver import Value, run_info
 from tapstudy.instrument.idle import hand_out, keep_outputs
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
 from tapstudy.instrument.presence import Presence, refuse_other_caches
 from tapstudy.instrument.tokens import ImageTokens, add_into
-from tapstudy.instrument.trajectory import ContextRun, TrajectoryWatch, match_run
-from tapstudy.policies.base import Policy, RunInfo, check_policy
+from tapstudy.instrument.trajectories import Trajectories, Turn
+from tapstudy.instrument.trajectory import ContextRun
+from tapstudy.policies.base import Policy, check_policy
 
 
 class Instrument:
-    """Hooks on one transformer, and the state of its current trajectory.
+    """Hooks on one transformer, and the state of its trajectories.
+
+    Every pipeline that calls the transformer has a trajectory of its own, and so has every thread for the calls that
+    no pipeline makes. Passes of several threads take turns.
 
     Args:
         model: a transformer with an adapter.
         policy: copied for every context; must not have seen anything.
-        scheduler: returns the scheduler that drives the model, or None.
+        target: what the policy was put on: a pipeline, whose scheduler drives calls that no other is found for.
         shadow: run a full pass beside every prediction, as policies that need the truth do.
     """
 
@@ -42,19 +47,16 @@ class Instrument:
         adapter: Adapter,
         policy: Policy,
         *,
-        scheduler: Callable[[], Any] = lambda: None,
+        target: Any = None,
         shadow: bool = False,
     ) -> None:
         check_policy(policy)
         self.model, self.adapter, self.policy = model, adapter, policy
-        self.scheduler, self.shadow = scheduler, shadow or policy.needs_truth
+        self.shadow = shadow or policy.needs_truth
         self.listeners: list[Callable[[StepEvent], None]] = []
-        self.runs: dict[str, ContextRun] = {}
         self.call: Call | None = None
-        self.named_context: str | None = None
-        self.context_name: str | None = None
-        self._ended = False
-        self._watch = TrajectoryWatch()
+        self._turn = Turn()
+        self._trajectories = Trajectories(model, target, policy)
         self._signature = inspect.signature(type(model).forward)
         self.presence = Presence(self)
         self._cautions = Cautions(type(model).__name__)
@@ -97,70 +99,77 @@ class Instrument:
 
     def _stand_aside(self) -> None:
         """Let the call in progress run as it would without the policy, and say so."""
-        self._forget()
+        self._trajectories.clear()
         self._cautions.warn(f"{type(self.model).__name__} ran in full, without its policy: {self.presence.miss()}")
 
-    # The trajectory
+    # The trajectories
+
+    @property
+    def runs(self) -> dict[str, ContextRun]:
+        """The contexts of the last trajectory that was gone on with, by name."""
+        return self._trajectories.latest.runs
+
+    @property
+    def named_context(self) -> str | None:
+        """Name that the caller gives the calls of this thread."""
+        return self._trajectories.given.value
+
+    @named_context.setter
+    def named_context(self, name: str | None) -> None:
+        self._trajectories.given.value = name
+
+    @property
+    def context_name(self) -> str | None:
+        """Name that the pipeline gives the calls of this thread."""
+        return self._trajectories.told.value
+
+    @context_name.setter
+    def context_name(self, name: str | None) -> None:
+        self._trajectories.told.value = name
 
     def reset(self) -> None:
-        """Forget the current trajectory, histories and all."""
+        """Forget all trajectories, histories and all."""
         self._cautions.about_skips(self.runs)
         self.presence.forgive()
-        self._forget()
-
-    def _forget(self) -> None:
-        self.runs.clear()
-        self._watch.forget()
-        self._ended = False
+        self._trajectories.clear()
 
     @property
     def overtaken(self) -> bool:
         """Whether the scheduler has begun another run since this transformer was last called."""
-        return self._watch.overtaken(self.scheduler())
+        return self._trajectories.overtaken
+
+    @property
+    def target_timesteps(self) -> Any:
+        """Timesteps of the scheduler that belongs to what the policy was put on, None if it has none."""
+        return self._trajectories.target_timesteps
 
     def end_trajectory(self) -> None:
         """The pipeline call is over: free the histories, keep the counts for the summary."""
-        for run in self.runs.values():
-            run.policy = self.policy.fresh()
-            run.free()
-        self._cautions.about_skips(self.runs)
-        self._ended = True
+        self._cautions.about_skips(self._trajectories.end().runs)
 
-    def _find_run(self, name: str | None, arguments: dict[str, Any]) -> ContextRun:
+    def _find_run(self, name: str | None, arguments: dict[str, Any], *, bypass: bool = False) -> ContextRun:
         """The context of this call; starts a new trajectory when it is time."""
         timestep = arguments.get(self.adapter.timestep)
-        key = None if name is not None else arguments.get(self.adapter.key)
-        run = self.runs.get(name) if name is not None else match_run(self.runs.values(), key, timestep)
-        calls = run.step if run is not None else 0
-        if self._watch.starts(timestep, self.scheduler(), calls) or self._ended or not self.runs:
-            self._cautions.about_skips(self.runs)
-            self.runs.clear()
-            self._ended = False
+        driver, began = self._trajectories.take(Value(timestep))
+        trajectory = self._trajectories.latest
+        if began:
+            self._cautions.about_skips(trajectory.runs)
             refuse_other_caches(self.model)  # one may have been enabled since
-            self._cautions.about_sampling(self.policy, self.scheduler(), self._num_steps())
-            run = None
-        if run is None:
-            named = name is not None
-            if name is None:
-                others = sum(not other.named for other in self.runs.values())
-                name = f"context-{others}" if others else "default"
-            run = self.runs[name] = ContextRun(name, named)
-        run.key = key
-        return run
-
-    def _num_steps(self) -> int | None:
-        """Sampling steps of this trajectory, if a scheduler tells; image-to-image runs begin in the middle."""
-        timesteps = getattr(self.scheduler(), "timesteps", None)
-        if not isinstance(timesteps, Tensor):
-            return None
-        return len(timesteps) - (getattr(self.scheduler(), "begin_index", None) or 0)
+            self._trajectories.start(driver)
+            self._cautions.about_sampling(self.policy, driver.scheduler, run_info(trajectory.span))
+        if trajectory.watch.misread:
+            self._cautions.about_repeats()
+        if bypass:
+            return trajectory.aside(str(name))
+        key = None if name else arguments.get(self.adapter.key)
+        return trajectory.context(name, key, arguments[self.adapter.latent], timestep)
 
     def _begin(self, run: ContextRun, arguments: dict[str, Any]) -> None:
         """Give `run` an empty history."""
         run.grid = self.adapter.grid(self.model, arguments)
         run.policy = self.policy.fresh()
-        run.policy.begin(RunInfo(self._num_steps(), run.grid))
-        run.observed, run.taught_nothing = False, None
+        run.policy.begin(self._trajectories.latest.told(run))
+        run.observed, run.taught_nothing, run.restart = False, None, None
         run.misfit = misfit(self.model, self.adapter, arguments)
 
     # One pass. Under torch.compile the bookkeeping before and after it stays in Python; what is compiled lies between,
@@ -171,8 +180,15 @@ class Instrument:
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The transformer's forward under the policy."""
-        if not self._takes_part():
+        with self._turn:
+            if self._takes_part():
+                return self._forward(original, name, args, kwargs)
             return original(*args, **kwargs)
+
+    @hooks.in_python(recursive=False)
+    def _forward(
+        self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         run, call, device = self._prepare(name, args, kwargs)
         self.call = call
         try:
@@ -191,7 +207,7 @@ class Instrument:
                 note["kind"] = "full" if call is None else call.kind
             self._conclude(run, call)
         except BaseException:
-            self._forget()  # a half-done step has no place in a history
+            self._trajectories.latest.clear()  # a half-done step has no place in a history
             raise
         finally:
             self.call = None
@@ -205,12 +221,11 @@ class Instrument:
         arguments = self._signature.bind(self.model, *args, **kwargs).arguments
         reason = self.adapter.bypass(arguments)
         if reason is not None:  # such passes have a context of their own
-            run = self._find_run(reason, arguments)
-            run.timestep = arguments.get(self.adapter.timestep)
+            run = self._find_run(reason, arguments, bypass=True)
             if not self.policy.wants_full(run.step):
                 run.fail_opens[reason] += 1
             return run, None, next(self.model.parameters()).device
-        run = self._find_run(self.named_context if self.named_context is not None else name, arguments)
+        run = self._find_run(self.named_context or name, arguments)
         latent = read_latent(arguments[self.adapter.latent])
         return run, self._open(run, arguments, latent), latent.device
 
@@ -221,7 +236,6 @@ class Instrument:
         if run.shape is None or changed is not None:
             self._begin(run, arguments)
             run.shape, run.taking = latent.shape, taking
-        run.timestep = arguments.get(self.adapter.timestep)
         policy = run.policy
         full = policy.wants_full(run.step)
         if not (full or run.observed):
@@ -271,7 +285,8 @@ class Instrument:
             keep_outputs(call, self.adapter, self.blank_value)
         if not self.listeners:
             return
-        event = StepEvent.of(call, self.adapter, lists=self.presence.deeper, latent=self._wants_latent)
+        span = self._trajectories.latest.span
+        event = StepEvent.of(call, self.adapter, lists=self.presence.deeper, latent=self._wants_latent, span=span)
         for listener in self.listeners:
             listener(event)
 

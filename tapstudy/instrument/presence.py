@@ -147,7 +147,7 @@ class Presence:
         )
 
     def _timesteps(self) -> Any:
-        return getattr(self.instrument.scheduler(), "timesteps", None)
+        return self.instrument.target_timesteps
 
 
 def refuse_unless_free(model: nn.Module) -> None:

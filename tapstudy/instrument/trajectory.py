@@ -1,9 +1,9 @@
-"""What the instrument knows about the run in progress: which trajectory, which context, which step."""
+"""What the instrument knows about a run: its contexts, which call belongs to which, where steps and runs begin."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from tapstudy.instrument.adapters import Grid
 from tapstudy.instrument.clock import StepClock
 from tapstudy.instrument.control import Taking
-from tapstudy.instrument.latent import Form
-from tapstudy.policies.base import Policy, Prediction
+from tapstudy.instrument.driver import Driver, Span, Value
+from tapstudy.instrument.latent import Form, read_latent
+from tapstudy.instrument.watch import StepWatch
+from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.full import FullPolicy
 
 
@@ -24,10 +26,17 @@ class ContextRun:
 
     Attributes:
         name: the pipeline's name for it, or a made-up one.
-        named: whether the pipeline (or the caller) gave that name.
+        named: the name that the pipeline (or the caller) gave it, None if none did.
         policy: with its own history.
+        group: number of the contexts that nothing but order and latent tell apart: they have one conditioning, or one
+            given name.
         key: the conditioning that tells this context apart when nobody gives a name.
         timestep: of its last call.
+        tick: step of the trajectory that this call was in.
+        latent: of that call, as it was given.
+        version: of that latent, which counts changes in place.
+        sure: whether the latent said, against the others of its group, that the call belongs to this context.
+        restart: why the history must be emptied at the next call, None if it need not.
         shape: of the latent input; a change empties the history.
         taking: arguments that had a part in its last call, such as a ControlNet's residuals, likewise.
         grid: of the image tokens.
@@ -46,10 +55,16 @@ class ContextRun:
     """
 
     name: str
-    named: bool = False
+    named: str | None = None
     policy: Policy = field(default_factory=FullPolicy)
+    group: int = 0
     key: Any = None
     timestep: Tensor | float | None = None
+    tick: int = -1
+    latent: Any = None
+    version: int | None = None
+    sure: bool = False
+    restart: str | None = None
     shape: torch.Size | None = None
     taking: Taking = frozenset()
     grid: Grid = (1, 1, 1)
@@ -74,13 +89,13 @@ class ContextRun:
     def change(self, shape: torch.Size, taking: Taking) -> str | None:
         """Why the history is of no use to a call with a latent of this shape and these arguments, or None."""
         if self.shape is None or (self.shape, self.taking) == (shape, taking):
-            return None
+            return self.restart
         came_or_went = ", ".join(sorted(self.taking ^ taking))
         return "input shape changed" if self.shape != shape else f"{came_or_went} came or went"
 
     def free(self) -> None:
         """Let go of all tensors; what the summary needs stays."""
-        self.key = self.timestep = self.described = None
+        self.key = self.timestep = self.latent = self.described = None
         self.blanks, self.constants, self.kept = {}, {}, {}
 
     def finish(self, kind: str, prediction: Prediction | None) -> None:
@@ -95,75 +110,174 @@ class ContextRun:
         self.choices.scatter_add_(0, choice, torch.ones_like(choice))
 
 
-class TrajectoryWatch:
-    """Tells whether a call of the transformer starts a new trajectory.
+MOVED_ON = "calls with the same conditioning changed in number from one step to the next"
+_UNRELATED = 1.2  # see `distance`
+JUMPED = "the latent is no continuation of the last one"
 
-    With a scheduler: `set_timesteps` makes a new `timesteps` tensor, so another object there means another run, even
-    after an exception. Without one: the timestep moved against its direction, or came back to the first value.
+
+class Trajectory:
+    """One run of one transformer: its contexts, by name.
+
+    A context is a guidance branch, or one of several calls that a step makes with the same conditioning (windows,
+    tiles, perturbed guidance): the n-th such call of a step belongs to the n-th such context, unless the latents say
+    otherwise.
     """
 
     def __init__(self) -> None:
-        self._timesteps: Tensor | None = None
-        self.forget()
+        self.runs: dict[str, ContextRun] = {}
+        self.watch = StepWatch()
+        self.span: Span | None = None
+        self.ended = False
+        self._counts: dict[int, int] = {}
+        self._closed = 0
 
-    def forget(self) -> None:
-        self._first: float | None = None
-        self._last: float | None = None
-        self._direction = 0.0
+    def clear(self) -> None:
+        """Forget the run."""
+        self.clear_contexts()
+        self.watch.forget()
 
-    def starts(self, timestep: Tensor | float | None, scheduler: Any, calls: int) -> bool:
-        """Whether this call, after `calls` calls of its context, is the first of a new run."""
-        timesteps = getattr(scheduler, "timesteps", None)
-        if isinstance(timesteps, Tensor) and getattr(scheduler, "num_inference_steps", None) is not None:
-            new = timesteps is not self._timesteps or calls >= len(timesteps)
-            self._timesteps = timesteps  # held, so that its address cannot be reused by the next run's tensor
-            return new
-        return self._restarted(timestep)
+    def clear_contexts(self) -> None:
+        self.runs.clear()
+        self._counts.clear()
+        self.span, self.ended = None, False
 
-    def overtaken(self, scheduler: Any) -> bool:
-        """Whether the scheduler has begun a run that this watch has not seen."""
-        return self._timesteps is not None and getattr(scheduler, "timesteps", None) is not self._timesteps
+    def begins(self, driver: Driver, value: Value) -> bool:
+        """Take in a call; whether a run begins with it."""
+        if self.ended or not self.runs:
+            self.watch.forget()
+        return self.watch.look(driver, value)
 
-    def _restarted(self, timestep: Tensor | float | None) -> bool:
-        if timestep is None:
-            return False
-        now = timestep_value(timestep)
-        if self._first is None or self._last is None:
-            self._first = self._last = now
+    def told(self, run: ContextRun) -> RunInfo:
+        """What the policy of a context that begins now is told; one that joins midway has the steps that are left."""
+        if self.span is None:
+            return RunInfo(grid=run.grid)
+        index = self.span.first if self.watch.index is None else self.watch.index
+        left = max(1, self.span.end - index)
+        return RunInfo(run.step + left, run.grid, max(0, index - run.step), self.span.total)
+
+    def context(self, name: str | None, key: Any, latent: Any, timestep: Tensor | float | None) -> ContextRun:
+        """The context that a call belongs to, made if there is none."""
+        self._close_step()
+        siblings = self._siblings(name, key)
+        waiting = [run for run in siblings if run.tick < self.watch.tick]
+        if siblings and not waiting and self._goes_on(siblings[-1], latent, timestep):
+            self.watch.tick += 1
+            self._close_step()
+            waiting = siblings
+        if waiting:
+            run = _choose(waiting, siblings, latent)
+            if self.watch.index is None and len(siblings) == 1 and distance(latent, run.latent) > _UNRELATED:
+                run.restart = JUMPED
+        else:
+            group = siblings[0].group if siblings else len({run.group for run in self.runs.values()})
+            run = ContextRun(self._new_name(name), name, group=group)
+            self.runs[run.name] = run
+        run.key, run.timestep, run.tick = key, timestep, self.watch.tick
+        run.latent, run.version = _held(latent), _version(latent)
+        return run
+
+    def aside(self, name: str) -> ContextRun:
+        """The context of calls that no history is about."""
+        return self.runs.setdefault(name, ContextRun(name, name, group=-1))
+
+    def _goes_on(self, run: ContextRun, latent: Any, timestep: Tensor | float | None) -> bool:
+        """Whether a second call of `run` in this step, by what is known, is of the next one."""
+        if self.watch.still and alike(run.latent, latent, _never) and run.version == _version(latent):
+            # the very same call. Nobody samples like that, but this is how one tries things out
+            self.watch.repeated = True
             return True
-        move = now - self._last
-        restarted = (move != 0 and now == self._first) or move * self._direction < 0
-        if restarted:
-            self.forget()
-            self._first = now
-        elif move != 0:
-            self._direction = move
-        self._last = now
-        return restarted
+        if self.watch.counted:
+            return False
+        return timestep is None or not (timestep is run.timestep or same_value(run.timestep, timestep))
+
+    def _siblings(self, name: str | None, key: Any) -> list[ContextRun]:
+        """The contexts with this name, or this conditioning, in the order of their first calls.
+
+        Conditioning is held, so that no other tensor can take its address: the same object means the same. If it was
+        rebuilt since, it is compared by value.
+        """
+        runs = [run for run in self.runs.values() if run.named == name]
+        if name is not None:
+            return runs
+        same = [run for run in runs if alike(run.key, key, _never)]
+        if any(run.tick < self.watch.tick for run in same):
+            return same
+        equal = [run for run in runs if run not in same and alike(run.key, key, same_value)]
+        if any(run.tick < self.watch.tick for run in equal):
+            return equal
+        return same or equal
+
+    def _new_name(self, name: str | None) -> str:
+        others = sum(run.named == name for run in self.runs.values())
+        if name is not None:
+            return f"{name}-{others}" if others else name
+        return f"context-{others}" if others else "default"
+
+    def _close_step(self) -> None:
+        """When a step is over: did each group make as many calls as in the step before?"""
+        over, self._closed = self._closed, self.watch.tick
+        if over == self._closed:
+            return
+        groups: dict[int, list[ContextRun]] = {}
+        for run in self.runs.values():
+            groups.setdefault(run.group, []).append(run)
+        for group, runs in groups.items():
+            called = [run for run in runs if run.tick == over]
+            if not called:
+                continue
+            changed = self._counts.get(group, len(called)) != len(called)
+            self._counts[group] = len(called)
+            for run in runs:
+                doubtful = changed and not run.sure and run.step > 1
+                if doubtful if run.tick == over else len(runs) > 1:
+                    run.restart = MOVED_ON
 
 
-def timestep_value(timestep: Tensor | float) -> float:
-    """One number for a timestep that may come per sample or per token (waits for the device)."""
-    return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
+def _choose(waiting: Sequence[ContextRun], siblings: Sequence[ContextRun], latent: Any) -> ContextRun:
+    """Which of the contexts of one group that have not had their call in this step gets it: the first, by order.
 
-
-def match_run(runs: Iterable[ContextRun], key: Any, timestep: Tensor | float | None) -> ContextRun | None:
-    """The context without a name that a call with conditioning `key` belongs to.
-
-    The conditioning is held, so that no other tensor can take its address: the same object means the same context.
-    Conditioning rebuilt at every step is compared by value, but never with a context already served at this timestep
-    (two branches may have equal conditioning), and first with the one that has had the fewest calls.
+    Of a sampler's latents, each goes on from where it was: one that is clearly nearer to another context's last
+    latent belongs to that.
     """
-    unnamed = [run for run in runs if not run.named]
-    for run in unnamed:
-        if alike(run.key, key, lambda held, given: False):
-            return run
-    waiting = [run for run in unnamed if timestep is None or not same_value(run.timestep, timestep)]
-    if timestep is None:
-        behind = min((run.step for run in waiting), default=0)
-        waiting = [run for run in waiting if run.step == behind]
-    waiting.sort(key=lambda run: run.step)
-    return next((run for run in waiting if alike(run.key, key, same_value)), None)
+    first = waiting[0]
+    first.sure = False
+    if len(siblings) == 1:
+        return first
+    far = {run.name: distance(latent, run.latent) for run in siblings}
+    nearest = min(waiting, key=lambda run: far[run.name])
+    chosen = nearest if far[nearest.name] < far[first.name] / 2 else first
+    chosen.sure = all(far[chosen.name] < far[run.name] / 2 for run in siblings if run is not chosen)
+    return chosen
+
+
+def distance(latent: Any, other: Any) -> float:
+    """Norm of the difference of two latents over the larger norm (waits for the device).
+
+    Two of independent noise are 1.4 apart, and two of another shape infinitely far.
+    """
+    now, then = read_latent(latent), read_latent(other)
+    if then.shape != now.shape or then.device != now.device:
+        return float("inf")
+    now, then = now.detach().float(), then.detach().float()
+    longest = torch.maximum(torch.linalg.vector_norm(now), torch.linalg.vector_norm(then))
+    return float(torch.linalg.vector_norm(now - then) / longest.clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def _held(latent: Any) -> Any:
+    """The latent itself, or, so that no graph of gradients is held, what it shares its values with."""
+    if isinstance(latent, list):
+        return [_held(sample) for sample in latent]
+    return latent if latent is None or latent.grad_fn is None else latent.detach()
+
+
+def _version(latent: Any) -> int | None:
+    tensor = latent if isinstance(latent, Tensor) else None
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _never(held: Any, given: Any) -> bool:
+    del held, given
+    return False
 
 
 def alike(held: Any, given: Any, equal: Callable[[Any, Any], bool]) -> bool:

@@ -24,12 +24,17 @@ class RunInfo:
     """What is known when a trajectory starts.
 
     Attributes:
-        num_steps: number of sampling steps, None when nobody could tell.
+        num_steps: number of sampling steps that this context of this transformer sees, None when nobody could tell.
+            Image-to-image runs begin in the middle; two transformers may share the steps.
         grid: frames, rows and columns of the tokens, None when unknown.
+        first: number that the first of these steps has among those of the scheduler.
+        total: number of those.
     """
 
     num_steps: int | None = None
     grid: tuple[int, int, int] | None = None
+    first: int = 0
+    total: int | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class MagCachePolicy(Policy):
 
     Args:
         ratios: gamma_0 = 1, gamma_1, ..: see `magnitude_ratios`. Taken at the nearest point when a run has another
-            number of steps; without a known number, a run is as long as the curve and then runs in full.
+            number of steps; without a known number, a run is as long as the curve and then runs in full. Of a run that
+            begins in the middle, or that two transformers share, it is the part of the curve at the steps seen.
         threshold, max_skips, retention: published for FLUX 0.24, 5, 0.1; for HunyuanVideo 0.24, 6, 0.2; diffusers'
             defaults are the ones here.
 
@@ -44,8 +45,12 @@ class MagCachePolicy(Policy):
     def begin(self, run: RunInfo) -> None:
         self.last.clear()
         num_steps = run.num_steps or len(self.ratios)
+        curve = resampled(self.ratios, max(run.total or num_steps, run.first + num_steps))
         self.skip_steps = magnitude_skips(
-            resampled(self.ratios, num_steps), self.threshold, max_skips=self.max_skips, retention=self.retention
+            curve[run.first : run.first + num_steps],
+            self.threshold,
+            max_skips=self.max_skips,
+            retention=self.retention,
         )
 
     def wants_full(self, step: int) -> bool:

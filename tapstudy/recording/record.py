@@ -137,7 +137,6 @@ def record(
             "configuration": _to_json(configuration),
             "versions": _to_json({name: version(name) for name in PACKAGES}),
         },
-        scheduler=lambda: getattr(pipe, "scheduler", None),
         force=force,
         say=tqdm.write if progress else lambda _: None,
     )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tapstudy.instrument.call import StepEvent
+from tapstudy.instrument.driver import Span, run_info
 from tapstudy.policies.anchored import AnchoredPolicy
-from tapstudy.policies.base import RunInfo
 from tapstudy.recording.claim import claim, clear
 from tapstudy.recording.damage import ROOT, RecordingError
 from tapstudy.recording.mend import check_steps_seen, mend
@@ -62,14 +62,13 @@ class Recorder:
         reduce: Mapping[str, Reduce],
         coords: Coords,
         attrs: dict[str, Any],
-        scheduler: Callable[[], Any],
         force: bool,
         say: Callable[[str], None],
     ) -> None:
         self.path, self.judge, self.teacher_forced = path, judge, teacher_forced
         self.samples, self.fields, self.depths, self.dtype, self.reduce = samples, fields, depths, dtype, reduce
         self.shared_steps = shared_steps
-        self.coords, self.attrs, self.scheduler, self.force = coords, attrs, scheduler, force
+        self.coords, self.attrs, self.force = coords, attrs, force
         self.say = say
         self.store: Store | None = None
         self._writers: list[SampleWriter] = []
@@ -78,6 +77,7 @@ class Recorder:
         self._judges: dict[str, AnchoredPolicy] = {}
         self._batch: list[int] = []
         self._grid = (1, 1, 1)
+        self._span: Span | None = None
         self._held: int | None = None
         self._made = False
 
@@ -185,8 +185,10 @@ class Recorder:
             self._contexts.setdefault(name, len(self._contexts))
         if event.step > 0:
             self._lay_out_if_needed()
-        elif self.store is not None:
-            self._check_timesteps(self.store)
+        else:
+            self._span = event.span
+            if self.store is not None:
+                self._check_timesteps(self.store)
         values = self._step_values(event)
         count = len(self._batch)
         for i, name in enumerate(names):
@@ -238,7 +240,7 @@ class Recorder:
             return event.policy
         if event.step == 0:
             self._judges[event.context] = self.judge.fresh()
-            self._judges[event.context].begin(RunInfo(grid=event.grid, num_steps=self._num_steps()))
+            self._judges[event.context].begin(run_info(event.span, event.grid))
         return self._judges[event.context]
 
     def _scores(self, event: StepEvent, policy: AnchoredPolicy, batch: int) -> dict[str, Array]:
@@ -267,17 +269,12 @@ class Recorder:
     # Laying out
 
     def _along_steps(self, attribute: str) -> Array | None:
-        """Timesteps or sigmas of the run, from where it begins: image-to-image runs begin in the middle."""
-        scheduler = self.scheduler()
-        timesteps, values = getattr(scheduler, "timesteps", None), getattr(scheduler, attribute, None)
-        if not isinstance(timesteps, Tensor) or not isinstance(values, Tensor) or len(values) < len(timesteps):
-            return None
-        begin = getattr(scheduler, "begin_index", None) or 0
-        return values[begin : len(timesteps)].double().cpu().numpy()
+        """Timesteps or sigmas of the steps that the transformer sees in the run."""
+        values = getattr(self._span, attribute, None)
+        return None if values is None else values.double().cpu().numpy()
 
     def _num_steps(self) -> int | None:
-        timesteps = self._along_steps("timesteps")
-        return None if timesteps is None else len(timesteps)
+        return None if self._span is None else len(self._span.timesteps)
 
     def _check_timesteps(self, store: Store) -> None:
         held, ours = store.values("timestep"), self._along_steps("timesteps")

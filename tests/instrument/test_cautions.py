@@ -13,6 +13,7 @@ from diffusers.hooks import apply_pyramid_attention_broadcast
 
 import tapstudy
 from tapstudy.instrument.caution import draws_noise, too_short
+from tapstudy.policies.base import RunInfo
 from tests.instrument.replay import Replay
 from tests.instrument.tiny_models import make
 
@@ -137,7 +138,7 @@ def test_warns_of_too_few_steps():
     ],
 )
 def test_too_short_means_no_skip_here_but_some_in_a_longer_run(config, steps, short):
-    assert too_short(tapstudy.policies.tap.TAPPolicy(tapstudy.TAPConfig(**config)), steps) == short
+    assert too_short(tapstudy.policies.tap.TAPPolicy(tapstudy.TAPConfig(**config)), RunInfo(steps)) == short
 
 
 def test_image_to_image_counts_the_remaining_steps():
@@ -148,7 +149,7 @@ def test_image_to_image_counts_the_remaining_steps():
         tapstudy.apply_tap(pipe, tapstudy.TAPConfig(interval=2, warmup_steps=3)),
         pytest.warns(UserWarning, match="3 sampling steps are too few"),
     ):
-        tiny()
+        tiny(timestep=pipe.scheduler.timesteps[7].expand(2))
 
 
 def test_warns_when_no_wanted_skip_happened():

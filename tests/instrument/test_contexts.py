@@ -101,6 +101,7 @@ def test_a_context_entered_before_attaching_does_no_harm():
 
 
 def test_explicit_names_win_and_nest():
+    """Two calls of one name in a step are two contexts, as two calls with one conditioning are."""
     tiny = make("DiT")
     with tapstudy.apply_policy(tiny.model, Replay()) as handle:
         for step in range(3):
@@ -109,7 +110,7 @@ def test_explicit_names_win_and_nest():
                 with handle.context("inner"):
                     tiny(**tiny.at(step, 3))
                 tiny(**tiny.at(step, 3))
-        assert masks(handle) == {"outer": "F.....", "inner": "F.."}
+        assert masks(handle) == {"outer": "F..", "inner": "F..", "outer-1": "F.."}
 
 
 def test_shape_change_empties_the_history():

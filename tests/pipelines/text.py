@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BatchEncoding,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -44,6 +48,17 @@ DECODER = {
 } | IDS
 
 
+_one_at_a_time = threading.Lock()
+
+
+class Words(PreTrainedTokenizerFast):
+    """Threads may share one, unlike its base class, which sets its padding before every call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
+        with _one_at_a_time:
+            return super().__call__(*args, **kwargs)
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Whole words between begin and end marks, in the place of every pipeline's own class and vocabulary."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
@@ -51,7 +66,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", IDS["bos_token_id"]), ("</s>", IDS["eos_token_id"])]
     )
-    return PreTrainedTokenizerFast(
+    return Words(
         tokenizer_object=words,
         pad_token="<pad>",
         bos_token="<s>",

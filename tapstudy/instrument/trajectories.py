@@ -1,0 +1,118 @@
+"""The trajectories of one transformer: one for every pipeline that calls it, and for every thread."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from tapstudy.instrument.driver import Driver, Value, find_driver, span_of
+from tapstudy.instrument.trajectory import Trajectory
+from tapstudy.policies.base import Policy
+
+
+class Turn:
+    """A lock for one thread at a time; the copy of an object that holds it has one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)()
+
+
+class PerThread:
+    """A name that every thread sets for itself."""
+
+    def __init__(self) -> None:
+        self._values: WeakKeyDictionary[threading.Thread, str | None] = WeakKeyDictionary()
+
+    @property
+    def value(self) -> str | None:
+        return self._values.get(threading.current_thread())
+
+    @value.setter
+    def value(self, value: str | None) -> None:
+        self._values[threading.current_thread()] = value
+
+
+class Trajectories:
+    """Keeps the runs of pipelines apart, by the scheduler, and those of loops that no pipeline makes, by the thread.
+
+    Args:
+        target: what the policy was put on; its scheduler drives the calls that no other is found for.
+        policy: unused copies of it take the places of those whose runs are over.
+
+    Attributes:
+        latest: the one that was gone on with last.
+        given, told: names that the caller and the pipeline give the calls of a thread.
+    """
+
+    def __init__(self, model: nn.Module, target: Any, policy: Policy) -> None:
+        self.model, self.target, self.policy = model, target, policy
+        self.latest = Trajectory()
+        self._seen: Any = None
+        self.given, self.told = PerThread(), PerThread()
+        self._held: WeakKeyDictionary[Any, Trajectory] = WeakKeyDictionary()
+
+    @property
+    def target_timesteps(self) -> Any:
+        """Those that the target's scheduler has now, None if it has none."""
+        return getattr(getattr(self.target, "scheduler", None), "timesteps", None)
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether the scheduler of the latest, or the target's, has begun another run since the last call."""
+        return self.latest.watch.overtaken or (self._seen is not None and self.target_timesteps is not self._seen)
+
+    def take(self, value: Value) -> tuple[Driver, bool]:
+        """Make the one that a call belongs to the latest: what drives the call, and whether a run begins with it."""
+        driver = find_driver(self.target, value)
+        self.latest = self._of(driver)
+        self._seen = self.target_timesteps
+        return driver, self.latest.begins(driver, value)
+
+    def start(self, driver: Driver) -> None:
+        """Empty the latest one for a new run, and free the histories of others that are through."""
+        self.latest.clear_contexts()
+        self.latest.span = span_of(driver, self.model, self.latest.watch.index)
+        for other in self._held.values():
+            if other is not self.latest and other.watch.finished:
+                self._end(other)
+
+    def end(self) -> Trajectory:
+        """The pipeline that this is called from is through: free the histories, keep the counts for the summary."""
+        trajectory = self._of(find_driver(self.target, Value(None)))
+        self._end(trajectory)
+        return trajectory
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        for trajectory in [*self._held.values(), self.latest]:
+            trajectory.clear()
+        self._held.clear()
+        self._seen = None
+
+    def _of(self, driver: Driver) -> Trajectory:
+        owner = driver.scheduler if driver.certain else threading.current_thread()
+        try:
+            return self._held.setdefault(owner, Trajectory())
+        except TypeError:  # a scheduler that cannot be held weakly
+            return self._held.setdefault(threading.current_thread(), Trajectory())
+
+    def _end(self, trajectory: Trajectory) -> None:
+        for run in trajectory.runs.values():
+            run.policy = self.policy.fresh()
+            run.free()
+        trajectory.ended = True
