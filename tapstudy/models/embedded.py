@@ -105,8 +105,10 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipel
         for name, part_class in KINDS[kind].items():
             weighty = name in ("transformer", "text_encoder")
             parts[name] = part_class.from_pretrained(folder / name, **({"use_safetensors": True} if weighty else {}))
+            if weighty and parts[name].dtype != dtype:
+                parts[name].to(dtype)
             if weighty:
-                parts[name] = parts[name].to(dtype).eval()
+                parts[name].eval()
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the weights in {', '.join(map(str, files))} cannot be used ({error}); restore the file"
