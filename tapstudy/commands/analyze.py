@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from tapstudy.commands.checks import out_file
 from tapstudy.commands.errors import user_errors
 
 if TYPE_CHECKING:
@@ -106,12 +107,7 @@ def _text(value: Any) -> str:
 
 def _free(out: Path, *, overwrite: bool) -> Path:
     """The file, if it may be written."""
-    out = Path(os.path.abspath(out.expanduser()))
-    store = next((folder for folder in (out, *out.parents) if (folder / "zarr.json").is_file()), None)
-    if store is not None:
-        raise ValueError(f"{out} lies in the store {store}: choose another --out")
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder: --out takes the file to write")
+    out = Path(os.path.abspath(out_file(out, "--out", (".nc",))))
     if out.exists() and not overwrite:
         raise ValueError(f"{out} is there already: choose another --out, or replace it with --overwrite")
     return out
@@ -140,7 +136,7 @@ def _run(chosen: Analysis, recording: xr.Dataset, changes: dict[str, Any]) -> xr
 def _changes(settings: list[str]) -> dict[str, Any]:
     from tapstudy.bench.axes import parse_axes
 
-    chosen = parse_axes(settings)
+    chosen = parse_axes(settings, option="--set")
     several = [name for name, values in chosen.items() if len(values) > 1]
     if several:
         raise ValueError(f"--set {several[0]} has several values; lists are joined by +, as in orders=0+1+2")

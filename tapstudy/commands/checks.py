@@ -32,11 +32,11 @@ def out_file(path: Path, option: str, suffixes: Iterable[str]) -> Path:
         OSError: nothing can be written there.
     """
     path, known = path.expanduser(), sorted(suffixes)
+    _check_recording(path, option)
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder: name a file, such as {path / f'NAME{known[0]}'}")
     if path.suffix.lower() not in known:
         raise ValueError(f"{option} {path} must end with {' or '.join(known)}")
-    _check_recording(path, option)
     _check_writable(path.parent, f"{option} {path}")
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{option} {path} exists and cannot be written: name another file")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from safetensors import SafetensorError
-from torch import nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from tapstudy.models.classifier import Classifier
@@ -108,13 +107,12 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipel
             parts[name] = part_class.from_pretrained(folder / name, **({"use_safetensors": True} if weighty else {}))
             if weighty and parts[name].dtype != dtype:
                 parts[name].to(dtype)
+            if weighty:
+                parts[name].eval()
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the weights in {', '.join(map(str, files))} cannot be used ({error}); restore the file"
         ) from error
-    for part in parts.values():
-        if isinstance(part, nn.Module):
-            part.eval()
     settings = {name: index[name] for name in SETTINGS if name in index}
     return kind(**parts, **settings)
 

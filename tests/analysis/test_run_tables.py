@@ -92,6 +92,9 @@ def test_gains_are_paired_and_on_common_images():
     assert found["run"].values.tolist() == ["L2", "oracle"]
     assert found["gain"].sel(bound="mean").values.tolist() == [2.5, 2]
     assert found["images"].values.tolist() == [4, 2]
+    of_image = found["gain_of_image"]
+    assert of_image.mean("sample").values.tolist() == [2.5, 2]
+    assert of_image.notnull().sum("sample").values.tolist() == [4, 2]  # those that both have
     assert found["gain"].sel(run="oracle", bound="low").item() == 2  # the same for both images: no scatter
     with pytest.raises(ValueError, match="needs the run 'tap N=2'"):
         gains(table(**RUNS), {"L2": "tap N=8 l2"}, "tap N=2")

@@ -204,8 +204,8 @@ def test_its_own_schedule_and_a_name_for_every_setting(scored, tmp_path):
 
 def test_no_result_in_a_recording_or_in_place_of_a_folder(scored, tmp_path):
     recording = shutil.copytree(scored, tmp_path / "run.zarr")
-    for out, message in ((recording, "lies in the store"), (recording / "a" / "b.nc", "lies in the store"),
-                         (tmp_path, "is a folder")):  # fmt: skip
+    inside = "would write into the recording"
+    for out, message in ((recording, inside), (recording / "a" / "b.nc", inside), (tmp_path, "is a folder")):
         result = run(app, ["analyze", str(recording), "--out", str(out), "--overwrite"])
         assert result.exit_code == 2
         assert message in " ".join(result.output.split())

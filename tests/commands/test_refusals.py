@@ -1,5 +1,6 @@
 """What cannot work is refused before anything is sampled or made: one line on stderr that names what to change."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,7 @@ OUTPUTS = {
     "demo": ("--out", ""),
     "figures": ("--out", ""),
     "explore RECORDING": ("--out", ".html"),
+    "analyze RECORDING": ("--out", ".nc"),
     "bench speed": ("--out", ".nc"),
     "bench memory": ("--out", ".nc"),
     "bench errors": ("--out", ".nc"),
@@ -189,14 +191,26 @@ def test_guidance(place, command, value):
         ("bench memory --history-dtypes float32,int8", "--history-dtypes must be one of"),
         ("bench frontier --steps 0", "--steps must be a finite number of at least 1"),
         ("bench frontier --held-out -1", "--held-out must be at least 0"),
-        ("explore nothing", "nothing"),
-        ("explore file", "file"),
+        ("explore nothing", "no readable recording at"),
+        ("explore file", "no readable recording at"),
+        ("analyze file --analysis rescoring --set interval=x", "--set interval: 'x' is not an integer"),
+        ("analyze file --analysis rescoring --set interval", "--set must be name=value"),
+        ("analyze file --analysis rescoring --set interval=4 --set interval=5", "--set interval comes twice"),
         ("info file", "no model 'file'"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU there are other devices")
 def test_values(place, arguments, message):
     assert message in refuse(*arguments.split())
+
+
+def test_an_emptied_file_of_a_recording_is_named(nothing_is_sampled, recording, tmp_path):
+    for name in ("zarr.json", "choice/zarr.json"):
+        copy = shutil.copytree(recording, tmp_path / name.replace("/", "-") / "run.zarr")
+        (copy / name).write_text("")
+        for command in ("info", "explore -o page.html", "analyze"):
+            assert name in refuse(*command.split(), copy)
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_no_scheduler_leaves_no_folder(place):
