@@ -129,9 +129,10 @@ class Instrument:
 
     def reset(self) -> None:
         """Forget all trajectories, histories and all."""
-        self._cautions.about_skips(self.runs)
-        self.presence.forgive()
-        self._trajectories.clear()
+        with self._turn:
+            self._cautions.about_skips(self.runs)
+            self.presence.forgive()
+            self._trajectories.clear()
 
     @property
     def overtaken(self) -> bool:
@@ -145,7 +146,8 @@ class Instrument:
 
     def end_trajectory(self) -> None:
         """The pipeline call is over: free the histories, keep the counts for the summary."""
-        self._cautions.about_skips(self._trajectories.end().runs)
+        with self._turn:
+            self._cautions.about_skips(self._trajectories.end().runs)
 
     def _find_run(self, name: str | None, arguments: dict[str, Any], *, bypass: bool = False) -> ContextRun:
         """The context of this call; starts a new trajectory when it is time."""
