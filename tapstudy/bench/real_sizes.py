@@ -138,7 +138,8 @@ def real_size_costs(name: str) -> RealSizeCosts:
     with torch.device("meta"):
         model: nn.Module = getattr(diffusers, name)(**size.config).eval()
     nn.Module.to(model, torch.bfloat16)  # the model's own `to` warns that parts of some classes stay in float32
-    adapter = replace(ADAPTERS[name], grid=lambda *_: size.grid)  # some rows read it from values, which are not there
+    # some rows read these from values, which are not there
+    adapter = replace(ADAPTERS[name], grid=lambda *_: size.grid, references=lambda *_: 0)
     if name == "Lumina2Transformer2DModel":  # so do the model and its row with the lengths of the captions
         adapter = replace(adapter, image_start=(lambda _: size.text,))
         model.get_submodule("rope_embedder").register_forward_pre_hook(

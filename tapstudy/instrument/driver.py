@@ -37,8 +37,10 @@ class Value:
 
 
 def timestep_value(timestep: Tensor | float) -> float:
-    """One number for a timestep that may come per sample or per token (waits for the device)."""
-    return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
+    """One number for a timestep that may come per sample or per token (waits for the device; 0 where none has values)."""
+    if isinstance(timestep, Tensor):
+        return 0.0 if timestep.is_meta else float(timestep.max())
+    return float(timestep)
 
 
 @dataclass(frozen=True)

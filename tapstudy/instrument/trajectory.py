@@ -253,11 +253,14 @@ def _choose(waiting: Sequence[ContextRun], siblings: Sequence[ContextRun], laten
 def distance(latent: Any, other: Any) -> float:
     """Norm of the difference of two latents over the larger norm (waits for the device).
 
-    Two of independent noise are 1.4 apart, and two of another shape infinitely far.
+    Two of independent noise are 1.4 apart, and two of another shape infinitely far. Without values, on the meta device,
+    none are apart.
     """
     now, then = read_latent(latent), read_latent(other)
     if then.shape != now.shape or then.device != now.device:
         return float("inf")
+    if now.is_meta:
+        return 0.0
     now, then = now.detach().float(), then.detach().float()
     longest = torch.maximum(torch.linalg.vector_norm(now), torch.linalg.vector_norm(then))
     return float(torch.linalg.vector_norm(now - then) / longest.clamp_min(torch.finfo(torch.float32).tiny))

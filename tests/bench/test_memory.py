@@ -81,12 +81,12 @@ def test_calls_of_several_contexts():
         for step in range(5):
             for name in ("cond", "uncond"):
                 with handle.context(name), torch.no_grad():
-                    tiny.model(**tiny.at(step, 5))
+                    tiny.model(**tiny.at(step, 6))
         anchors = []
         handle.listen(lambda event: anchors.append(event.policy.anchors))
         for name in ("cond", "uncond"):
             with handle.context(name), torch.no_grad():
-                tiny.model(**tiny.at(4, 5))
+                tiny.model(**tiny.at(5, 6))
     batch, tokens, width = anchors[0].probes[0].shape
     shape = Features(batch, tokens, width, anchors[0].residuals[0].shape[-1], anchors[0].probes[0].dtype)
     assert held_bytes(anchors) == history_bytes(shape, anchors=3, history_dtype=torch.float32, contexts=2)
