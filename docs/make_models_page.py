@@ -103,14 +103,15 @@ perturbed guidance); each has a history of its own. In this order:
    timestep ({unnamed} have no `cache_context`). The conditioning is the argument
    {keys}.
 
-Calls with the same name or conditioning in one step are told apart by their order, and by the latents, each of which goes
-on from where it was. Where their number changes and the latents do not tell, the history starts anew with a full step;
-`summary()` says so.
+Calls with the same name or conditioning in one step are told apart by their order, and by the latents, each of which
+goes on from where it was. Where their number changes and the latents do not tell, the history starts anew with a full
+step; `summary()` says so.
 
 Steps and runs are told by the scheduler that drives the call: that of the pipeline which makes it, whichever it is, or
 of the loop that calls the transformer. So pipelines may share a transformer, be cut short, or run in several threads
-(whose passes take turns). For a loop without a scheduler, the timestep tells: a step has one of its own, and a run begins
-where it turns back. On a bare transformer, call `handle.reset()` before a run that starts where the last one stopped.
+(whose passes take turns). For a loop without a scheduler, the timestep tells: a step has one of its own, and a run
+begins where it turns back. On a bare transformer, call `handle.reset()` before a run that starts where the last one
+stopped.
 
 ## Latent residuals
 

@@ -37,7 +37,7 @@ class Value:
 
 
 def timestep_value(timestep: Tensor | float) -> float:
-    """One number for a timestep that may come per sample or per token (waits for the device; 0 where none has values)."""
+    """One number for a timestep that may come per sample or per token; 0 on the meta device (else waits for it)."""
     if isinstance(timestep, Tensor):
         return 0.0 if timestep.is_meta else float(timestep.max())
     return float(timestep)
