@@ -3,6 +3,7 @@
 from tapstudy.instrument.adapters import Adapter, register_adapter
 from tapstudy.instrument.check import Report, check
 from tapstudy.instrument.handle import Handle, Summary, apply_policy, apply_tap, tap
+from tapstudy.instrument.smooth_time import SmoothTime, smooth_time
 from tapstudy.models.embedded import load
 from tapstudy.policies.base import Policy, Prediction
 from tapstudy.policies.config import TAPConfig
@@ -18,6 +19,7 @@ __all__ = [
     "Prediction",
     "RecordingError",
     "Report",
+    "SmoothTime",
     "Summary",
     "TAPConfig",
     "apply_policy",
@@ -27,5 +29,6 @@ __all__ = [
     "open_recording",
     "record",
     "register_adapter",
+    "smooth_time",
     "tap",
 ]

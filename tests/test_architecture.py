@@ -17,7 +17,7 @@ ALLOWED = {
     "analysis": {"core", "predictors", "policies", "netcdf"},
     "plots": set(),
     "explorer": {"analysis", "plots"},
-    "models": {"plots"},
+    "models": {"plots", "instrument"},
     "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis", "netcdf"},
     "commands": None,
 }

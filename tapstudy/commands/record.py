@@ -42,6 +42,7 @@ def record(
     policy: Annotated[RecordedPolicy, typer.Option(help="who predicts, closed-loop")] = RecordedPolicy.tap,
     fixed_order: Annotated[int, typer.Option(help="order of --policy fixed")] = 1,
     fixed_shift: Annotated[float, typer.Option(help="shift of --policy fixed")] = 0,
+    smooth_time: Annotated[float, typer.Option(help="sigma of a low-pass of the clock; see docs/clock.md")] = 0.0,
     batch_size: Annotated[
         int, typer.Option(min=1, help="samples at a time; those of the batch in progress are lost in a kill")
     ] = 1,
@@ -59,7 +60,8 @@ def record(
         if (out is None) == (resume is None):
             raise ValueError("say where to record: `tapstudy record OUT`, or `tapstudy record --resume DIR`")
         if resume is not None:
-            _record(resume, force=force, **recorder_arguments(read_configuration(resume)))
+            made = read_configuration(resume)
+            _record(resume, force=force, sigma=made.get("smooth_time", 0.0), **recorder_arguments(made))
             return
         assert out is not None
         if bundled:
@@ -95,6 +97,7 @@ def record(
             depths=numbers(depths, int, "--depths"),
             dtype=dtype,
             force=force,
+            sigma=smooth_time,
             **({"policy": chosen} if closed_loop else {"config": config}),
         )
 
@@ -155,14 +158,15 @@ def _how_to_go_on(path: Path) -> str:
     return f"finished samples are kept ({kept}); go on with: tapstudy record --resume {quote(str(path))}"
 
 
-def _record(path: Path, *, model: str, **arguments: Any) -> None:
-    from tapstudy import load
+def _record(path: Path, *, model: str, sigma: float = 0.0, **arguments: Any) -> None:
+    from tapstudy import load, smooth_time
     from tapstudy import record as make
 
     pipe = load(model)
     pipe.set_progress_bar_config(disable=True)
     try:
-        made = make(pipe, path=path, model=model, **arguments)
+        with smooth_time(pipe, sigma):
+            made = make(pipe, path=path, model=model, **arguments)
     except KeyboardInterrupt:
         typer.echo(f"\nstopped: {_how_to_go_on(path)}", err=True)
         raise typer.Exit(130) from None

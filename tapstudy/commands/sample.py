@@ -55,6 +55,7 @@ def sample(
     history_device: Annotated[str, typer.Option(help="where the history is kept, e.g. cpu")] = "",
     granularity: Annotated[str, typer.Option(help="token, region, step or global")] = "token",
     region_size: Annotated[int, typer.Option(help="side of a region, in tokens")] = 4,
+    smooth_time: Annotated[float, typer.Option(help="sigma of a low-pass of the clock; see docs/clock.md")] = 0.0,
 ) -> None:
     """Sample images with one configuration and say what was run and what was skipped."""
     with user_errors():
@@ -62,6 +63,7 @@ def sample(
         from diffusers.utils import make_image_grid
 
         from tapstudy import TAPConfig, apply_policy
+        from tapstudy import smooth_time as smooth
         from tapstudy.bench.speed_subjects import find_device
 
         out = out_file(out, "--out", IMAGES)
@@ -94,7 +96,7 @@ def sample(
         named: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
         named |= negative_prompt(pipe, negative)
         generators = [torch.Generator().manual_seed(each) for each in seeds]
-        with apply_policy(pipe, chosen) as handle:
+        with smooth(pipe, smooth_time), apply_policy(pipe, chosen) as handle:
             started = time.perf_counter()
             (images,) = pipe(wanted, steps, generator=generators, return_dict=False, **named)
             seconds = time.perf_counter() - started

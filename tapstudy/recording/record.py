@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from tapstudy.instrument.handle import apply_policy, find_transformers
+from tapstudy.instrument.smooth_time import smoothed_sigma
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
@@ -51,6 +52,8 @@ def record(
     Without `policy` the recording is teacher-forced: the model runs in full at every step, and TAP's family is scored
     at the skip steps of `config`'s schedule against the exact trajectory. With `policy` it is closed-loop: the
     accelerated trajectory, with a shadow full pass at every skip step for the true error along it.
+
+    A `smooth_time` in force is noted in the configuration.
 
     A recording that was cut short keeps its finished samples; the same call goes on with it.
 
@@ -101,7 +104,7 @@ def record(
     samples = sum(map(len, groups))
     if not samples:
         raise ValueError("there are no calls to record")
-    configuration = {
+    configuration: dict[str, Any] = {
         "model": model or type(pipe).__name__,
         "mode": "closed-loop" if policy is not None else "teacher-forced",
         "policy": describe(judge),
@@ -112,6 +115,8 @@ def record(
         "reduce": {name: repr(function) for name, function in (reduce or {}).items()},
         "transformer": transformer,
     }
+    if sigma := smoothed_sigma(pipe):
+        configuration["smooth_time"] = sigma
     recorder = Recorder(
         path,
         judge,

@@ -25,6 +25,21 @@ def test_sample_takes_every_option(model, tmp_path):
     assert image_size(out) == (24, 8)
 
 
+def test_sample_smoothed_in_time(model, tmp_path):
+    images = []
+    for sigma in ("0", "40"):
+        out = tmp_path / f"{sigma}.png"
+        result = run(
+            app, ["sample", "1,2", "--model", model, "--out", str(out), "--steps", "6", "--smooth-time", sigma]
+        )
+        assert result.exit_code == 0, result.output
+        images.append(out.read_bytes())
+    assert images[0] != images[1]
+    result = run(app, ["sample", "1", "--model", model, "--smooth-time", "-1"])
+    assert result.exit_code == 2
+    assert "sigma must be a finite number of at least 0" in result.output
+
+
 def test_sample_covers_the_configuration():
     from dataclasses import fields
 

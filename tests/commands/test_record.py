@@ -1,3 +1,4 @@
+import json
 import os
 import shlex
 import shutil
@@ -113,6 +114,34 @@ def finished(path):
         return tapstudy.open_recording(path, verify=False).sizes["sample"]
     except tapstudy.RecordingError:
         return 0
+
+
+def test_smoothed_in_time(model, tmp_path, monkeypatch):
+    """The low-pass is part of the recording: it is noted, resumed with, and another one is refused."""
+    arguments = ["--model", model, *OPTIONS.split(), "--fields", "residual"]
+    for name, sigma in (("plain", "0"), ("smooth", "30"), ("cut", "30")):
+        finish = SampleWriter.finish
+
+        def killed(self, finish=finish):
+            if self.sample == 2:
+                raise KeyboardInterrupt
+            finish(self)
+
+        with monkeypatch.context() as patch:
+            if name == "cut":
+                patch.setattr(SampleWriter, "finish", killed)
+            result = run(app, ["record", str(tmp_path / name), *arguments, "--smooth-time", sigma])
+            assert (result.exit_code == 0) == (name != "cut"), result.output
+    assert run(app, ["record", "--resume", str(tmp_path / "cut")]).exit_code == 0
+    plain, smooth, cut = (tapstudy.open_recording(tmp_path / name) for name in ("plain", "smooth", "cut"))
+    assert np.array_equal(smooth["residual"], cut["residual"])
+    assert not np.array_equal(smooth["residual"], plain["residual"])
+    assert json.loads(cut.attrs["configuration"])["smooth_time"] == 30
+    assert "smooth_time" not in json.loads(plain.attrs["configuration"])
+    other = run(app, ["record", str(tmp_path / "cut"), *arguments, "--smooth-time", "20"])
+    assert other.exit_code == 2
+    assert "another configuration" in other.output
+    assert "smooth_time      30.0" in describe_run(tmp_path / "cut")
 
 
 def test_record_features(model, tmp_path):

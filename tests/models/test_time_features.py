@@ -1,25 +1,13 @@
 import pytest
 import torch
-from diffusers.models.embeddings import Timesteps
-from numpy.polynomial.hermite_e import hermegauss
 from torch import nn
 
+from tapstudy.instrument.time_features import time_embedders
 from tapstudy.models.tasks import LabelTask
-from tapstudy.models.time_features import attenuate, fold, low_pass, time_projections, unfold
+from tapstudy.models.time_features import attenuate, fold, unfold
 from tests.conftest import make_tiny_pipe
+from tests.instrument.tiny_models import make
 from tests.models.emoji import tiny_task
-
-
-@pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize(("shift", "scale"), [(0, 1.0), (1, 1.0), (0, 0.5)])
-def test_low_pass_is_the_gaussian_average_of_the_features(flip, shift, scale):
-    projection = Timesteps(32, flip_sin_to_cos=flip, downscale_freq_shift=shift, scale=scale)
-    nodes, weights = hermegauss(60)
-    sigma, t = 3.0, torch.tensor([1.0, 20.0, 300.0])
-    times = (t[:, None] + sigma * torch.tensor(nodes)[None, :]).double()
-    features = projection(times.flatten()).double().view(3, 60, 32)
-    mean = (features * (torch.tensor(weights) / weights.sum())[None, :, None]).sum(dim=1)
-    assert torch.allclose(projection(t).double() * low_pass(projection, sigma), mean, atol=3e-5)
 
 
 @pytest.mark.parametrize("kind", ["label", "text"])
@@ -36,7 +24,7 @@ def test_folded_weights_compute_what_was_trained(kind):
 
     before = velocity()
     model = modules["transformer"]
-    assert time_projections(model)
+    assert time_embedders(model)
     attenuate(model, 30.0)
     attenuated = velocity()
     for parent in model.modules():
@@ -54,3 +42,8 @@ def test_folded_weights_compute_what_was_trained(kind):
 def test_no_clock_is_said():
     with pytest.raises(ValueError, match="Linear has no timestep embedding"):
         attenuate(nn.Linear(2, 2), 30.0)
+
+
+def test_a_projection_shared_with_guidance_is_not_attenuated():
+    with pytest.raises(ValueError, match="makes no features for the timestep alone"):
+        attenuate(make("Flux").model, 30.0)
