@@ -1,5 +1,7 @@
 """tapstudy: study and run TAP, the Token-Adaptive Predictor, on diffusion transformers."""
 
+from tapstudy.bench.choose_sigma import SigmaChoice, choose_sigma
+from tapstudy.bench.time_roughness import time_roughness
 from tapstudy.instrument.adapters import Adapter, register_adapter
 from tapstudy.instrument.check import Report, check
 from tapstudy.instrument.handle import Handle, Summary, apply_policy, apply_tap, tap
@@ -19,16 +21,19 @@ __all__ = [
     "Prediction",
     "RecordingError",
     "Report",
+    "SigmaChoice",
     "SmoothTime",
     "Summary",
     "TAPConfig",
     "apply_policy",
     "apply_tap",
     "check",
+    "choose_sigma",
     "load",
     "open_recording",
     "record",
     "register_adapter",
     "smooth_time",
     "tap",
+    "time_roughness",
 ]

@@ -14,6 +14,7 @@ from tapstudy.commands.explore import explore
 from tapstudy.commands.figures import figures
 from tapstudy.commands.info import info
 from tapstudy.commands.record import record
+from tapstudy.commands.roughness import roughness
 from tapstudy.commands.sample import sample
 from tapstudy.commands.train import app as train
 
@@ -33,6 +34,7 @@ app.command("claims")(claims)
 app.command("explore")(explore)
 app.command("info")(info)
 app.command("figures")(figures)
+app.command("roughness")(roughness)
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 

@@ -100,7 +100,7 @@ def record(
     if not isinstance(judge, AnchoredPolicy):
         raise TypeError(f"record needs a policy with anchors and a family (an AnchoredPolicy), got {judge!r}")
     _check_judge(judge, wanted, depths, teacher_forced=policy is None)
-    groups = [_samples_of(index, call) for index, call in enumerate(calls)]
+    groups = [samples_of(index, call) for index, call in enumerate(calls)]
     samples = sum(map(len, groups))
     if not samples:
         raise ValueError("there are no calls to record")
@@ -166,7 +166,7 @@ def record(
                 first += len(group)
                 if not recorder.is_done(batch):
                     recorder.begin(batch)
-                    recorder.end(_images(pipe(**_arguments(call))))
+                    recorder.end(_images(pipe(**pipeline_arguments(call))))
                 bar.update(first - bar.n)
                 bar.set_postfix_str(recorder.size_text())
     except OSError as error:
@@ -213,7 +213,7 @@ def _check_judge(
         raise ValueError(f"{name} takes no probe of block {judge.probe_depth}: leave probe out, or that depth")
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
     """What tells a sample from others. Those that agree in the first three have the same noise.
 
     A list of seeds gives every sample a generator of its own. One seed for several samples is one generator, which
@@ -226,7 +226,7 @@ class _Sample(NamedTuple):
     label: str
 
 
-def _samples_of(index: int, call: Mapping[str, Any]) -> list[_Sample]:
+def samples_of(index: int, call: Mapping[str, Any]) -> list[Sample]:
     """Every sample of a call."""
     named = next((call[name] for name in ("class_labels", "prompt") if call.get(name) is not None), "")
     labels = list(named) if isinstance(named, list | tuple) else [named]
@@ -241,8 +241,8 @@ def _samples_of(index: int, call: Mapping[str, Any]) -> list[_Sample]:
     if not all(-(2**63) <= s < 2**64 for s in seeds):
         raise ValueError(f"call {index}: torch takes seeds from -2**63 to 2**64 - 1, got {seed!r}")
     if isinstance(seed, list | tuple):
-        return [_Sample(one, 0, 1, label) for one, label in zip(seeds, labels, strict=True)]
-    return [_Sample(one, i, len(seeds), label) for i, (one, label) in enumerate(zip(seeds, labels, strict=True))]
+        return [Sample(one, 0, 1, label) for one, label in zip(seeds, labels, strict=True)]
+    return [Sample(one, i, len(seeds), label) for i, (one, label) in enumerate(zip(seeds, labels, strict=True))]
 
 
 def _whole_numbers(values: Sequence[int]) -> NDArray[np.integer]:
@@ -260,7 +260,7 @@ def _whole_numbers(values: Sequence[int]) -> NDArray[np.integer]:
     return np.array(values, dtype=np.uint64)
 
 
-def _arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+def pipeline_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     """The pipeline's arguments: the seed becomes generators, the result an array."""
     arguments = {name: copy.deepcopy(value) for name, value in call.items() if name != "seed"}
     seed = call["seed"]

@@ -106,3 +106,47 @@ def test_bench_rescoring():
     assert [line.split()[:2] for line in result.output.splitlines()] == [
         [output, candidates] for output in ("scores", "selected") for candidates in ("15", "150")
     ]
+
+
+def test_roughness(model, tmp_path):
+    import xarray as xr
+
+    out, figure = tmp_path / "new" / "roughness.nc", tmp_path / "other" / "roughness.png"
+    options = f"--steps 6,8 --labels 3,1 --seed 5 --guidance 1.5 --interval 4 --out {out} --figure {figure}"
+    result = run(app, ["roughness", model, *options.split(), "--smooth-time", "30"])
+    assert result.exit_code == 0, result.output
+    with xr.open_dataset(out) as found:
+        assert found["seed"].values.tolist() == [5, 6]
+        assert found["label"].values.tolist() == ["3", "1"]
+        assert found["steps"].values.tolist() == [6, 8]
+        assert found.attrs["smooth_time"] == 30
+        assert f"{found.attrs['full_passes']} full passes" in result.output
+    assert image_size(figure)[0] > 500
+    assert "low-pass of sigma 30" in result.output
+
+
+def test_roughness_of_a_text_model(tmp_path):
+    from tests.models.emoji import tiny_pipe
+
+    tiny_pipe().save_pretrained(tmp_path)
+    result = run(app, ["roughness", str(tmp_path), "--steps", "6", "--prompt", "apple", "--prompt", "plum"])
+    assert result.exit_code == 0, result.output
+    assert "2 images" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--prompt three", "--prompt must be numbers"),
+        ("--labels 1 --prompt three", "--labels and --prompt are of different models"),
+        ("--steps 5", "steps must be at least 6"),
+        ("--smooth-time -1", "sigma must be a finite number of at least 0"),
+        ("--guidance nan", "--guidance must be a finite number"),
+        ("--out result.txt", "--out result.txt must end with .nc"),
+        ("--figure /proc/x.png", "cannot be written"),
+    ],
+)
+def test_roughness_refuses(model, options, message):
+    result = run(app, ["roughness", model, *options.split()])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

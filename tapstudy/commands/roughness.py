@@ -1,0 +1,102 @@
+"""`tapstudy roughness`: how much of a model's change from step to step is its clock alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tapstudy.commands.checks import asked_of, at_least, out_file, seeds_of_noise, usual_guidance
+from tapstudy.commands.errors import user_errors
+from tapstudy.commands.parse import numbers
+
+
+def roughness(
+    model: Annotated[str, typer.Argument(help="embedded model or model folder")] = "mnist-dit",
+    labels: Annotated[str, typer.Option(help="labels separated by commas; all of them by default")] = "",
+    prompt: Annotated[list[str] | None, typer.Option(help="of models of text; give it again for more of them")] = None,
+    seed: Annotated[int, typer.Option(help="of the noise; image i uses seed + i")] = 0,
+    steps: Annotated[str, typer.Option(help="sampling steps, separated by commas")] = "20,28,50",
+    guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
+    interval: Annotated[int, typer.Option(min=1, help="N of the schedule S(N, 3) of the forecasts")] = 8,
+    smooth_time: Annotated[float, typer.Option(help="sigma of a low-pass of the clock; see docs/clock.md")] = 0.0,
+    out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
+    figure: Annotated[Path | None, typer.Option(help="image file to write")] = None,
+) -> None:
+    """Move the timestep with the latent held fixed, and say how much of a step's second difference is the clock's."""
+    with user_errors():
+        from tapstudy import smooth_time as smooth
+        from tapstudy import time_roughness
+        from tapstudy.netcdf import write_netcdf
+
+        out = out if out is None else out_file(out, "--out", (".nc",))
+        figure = figure if figure is None else out_file(figure, "--figure", (".png", ".svg", ".pdf"))
+        at_least(0, **({} if guidance is None else {"guidance": guidance}))
+        if labels and prompt:
+            raise ValueError("--labels and --prompt are of different models: give one of them")
+        pipe, asked = asked_of(model, prompt or ([labels] if labels else []), "--prompt" if prompt else "--labels")
+        call = {
+            "prompt" if isinstance(asked[0], str) else "class_labels": asked,
+            "seed": list(seeds_of_noise([seed + i for i in range(len(asked))], "--seed")),
+            "guidance_scale": usual_guidance(pipe) if guidance is None else guidance,
+        }
+        with smooth(pipe, smooth_time):
+            found = time_roughness(pipe, call, steps=numbers(steps, int, "--steps"), interval=interval)
+        if out is not None:
+            write_netcdf(found, out)
+        if figure is not None:
+            import matplotlib as mpl
+
+            mpl.use("Agg")
+            from tapstudy.plots.time_roughness import plot_time_roughness
+
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            plot_time_roughness(found).savefig(figure)
+        _tell(found)
+        for path in (out, figure):
+            if path is not None:
+                typer.echo(f"wrote {path}")
+
+
+def _tell(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    low_pass = found.attrs["smooth_time"]
+    under = f", low-pass of sigma {low_pass:g}" if low_pass else ""
+    table = Table(title=f"the clock, {found.sizes['sample']} images{under}")
+    table.add_column("steps")
+    for name in found["quantity"].values:
+        table.add_column(f"share of the clock, {name}", justify="right")
+    for order in found["order"].values:
+        table.add_column(f"forecast error, order {order}", justify="right")
+    for name in ("suggested order", "suggested sigma"):
+        table.add_column(name, justify="right")
+    for steps in found["steps"].values:
+        one = found.sel(steps=steps)
+        errors = one["forecast_error"].mean("sample").values
+        table.add_row(
+            str(steps),
+            *(_percent(one["clock_share"].sel(quantity=name).values) for name in found["quantity"].values),
+            *(f"{error:.3f}" for error in errors),
+            str(int(one["suggested_order"])),
+            f"{float(one['suggested_sigma']):g}",
+        )
+    console = Console()
+    Console(width=max(console.width, 140)).print(table)
+    console.print(
+        f"Cost: {found.attrs['full_passes']} full passes. Share of the clock: what trembles when only the timestep "
+        "moves, of a step's second difference; mean [95 % over images]. "
+        f"Forecasts: of the residual, S({found.attrs['interval']}, 3), along the exact trajectory."
+    )
+
+
+def _percent(values: Any) -> str:
+    """Mean over images, with its interval where there are two."""
+    from tapstudy.analysis.stats import mean_interval
+
+    if len(values) < 2:
+        return f"{100 * values[0]:.0f} %"
+    mean, low, high = (100 * value for value in mean_interval(values))
+    return f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
