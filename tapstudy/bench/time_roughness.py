@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from tapstudy.bench.trajectory_differences import ORDERS, RESIDUAL, Array, TrajectoryDifferences, powers, wide
+from tapstudy.bench.trajectory_differences import (
+    ORDERS,
+    RESIDUAL,
+    Array,
+    TrajectoryDifferences,
+    powers,
+    relative,
+    wide,
+)
 from tapstudy.instrument.passes import QUANTITIES, FullPasses, full_passes
 from tapstudy.instrument.smooth_time import smoothed_sigma
 from tapstudy.recording.record import pipeline_arguments, samples_of
@@ -70,6 +78,7 @@ def time_roughness(
 
     Raises:
         TypeError: no pipeline with a supported transformer.
+        RuntimeError: it runs under a policy or a cache.
         ValueError: too few steps or points, no usable `seed`, a batch that does not divide by the samples.
     """
     if not callable(pipe) or not hasattr(pipe, "scheduler"):
@@ -180,7 +189,7 @@ class _Run(NamedTuple):
                         for parts in zip(*features, strict=True)
                     ]
                     total[index] += powers(combined, samples)
-        return [np.sqrt(total / of) for total in sums]
+        return [relative(total, of) for total in sums]
 
 
 def _spread(first: int, last: int, count: int) -> list[int]:
@@ -204,7 +213,7 @@ def _of_trajectory(run: _Run, where: Sequence[int], points: int) -> xr.Dataset:
             tremble[:, point] = np.sqrt(SECOND_PER_FOURTH) * run.moved(step, [fourth])[0][0]
     if (taken < 0).all():
         raise ValueError(f"none of the steps {list(where)} has a step before and behind: take more sampling steps")
-    share = np.minimum(np.nanmedian((tremble / beside) ** 2, axis=1), 1)  # (quantity, sample)
+    share = np.minimum(np.nanmedian(relative(tremble**2, beside**2) ** 2, axis=1), 1)  # (quantity, sample)
     errors = run.differences.forecast_errors()
     gaps = np.abs(np.diff(times))
     rough = share[RESIDUAL].mean() >= NEGLIGIBLE

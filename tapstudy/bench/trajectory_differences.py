@@ -38,6 +38,12 @@ def powers(features: Sequence[Tensor], samples: int) -> Array:
     return torch.stack(found).cpu().numpy()
 
 
+def relative(difference: Array, of: Array) -> Array:
+    """Root of the share of two powers, 0 where nothing differs, be it of nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(difference == 0, 0.0, np.sqrt(difference / of))
+
+
 def wide(features: dict[str, Tensor]) -> list[Tensor]:
     """The features in the order of `QUANTITIES`, in single precision at least."""
     return [features[name].to(torch.promote_types(features[name].dtype, torch.float32)) for name in QUANTITIES]
@@ -76,6 +82,7 @@ class TrajectoryDifferences:
         self._seconds: dict[int, Array] = defaultdict(zeros)
         self._errors = np.zeros((len(ORDERS), samples))
         self._forecast = np.zeros(samples)
+        self._skipped = False
 
     def add(self, one: FullPass) -> None:
         """One more pass, in the order they ran. Differences across a change of the transformer mean nothing."""
@@ -106,6 +113,7 @@ class TrajectoryDifferences:
         if not branch.anchors or is_full_step(step, interval=self._interval, warmup_steps=3):
             branch.anchors.appendleft((step, residual))
             return
+        self._skipped = True
         at = [anchor for anchor, _ in branch.anchors]
         for index, order in enumerate(ORDERS):
             row = extrapolation_row(at, min(order, len(at) - 1), step - at[0])
@@ -131,10 +139,9 @@ class TrajectoryDifferences:
     def _relative(self, sums: dict[int, Array]) -> Array:
         found = np.full((len(QUANTITIES), len(self._times), self.samples), np.nan)
         for step, (difference, of) in sums.items():
-            found[:, step] = np.sqrt(difference / of)
+            found[:, step] = relative(difference, of)
         return found
 
     def forecast_errors(self) -> Array:
         """Relative error of Taylor forecasts of the residual, over all skip steps, (order, sample); NaN without any."""
-        with np.errstate(invalid="ignore"):
-            return np.sqrt(self._errors / self._forecast)
+        return relative(self._errors, self._forecast) if self._skipped else np.full_like(self._errors, np.nan)

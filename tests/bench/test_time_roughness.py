@@ -158,6 +158,35 @@ def test_noise_of_the_clock_alone():
     assert float(output["clock_share"].mean()) > 0.5
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_model_that_does_nothing(value):
+    """Nothing trembles, nothing changes, and nothing is divided by."""
+    pipe = make_tiny_pipe()
+    linear_clock(pipe, lambda t: value + 0 * t)
+    found = tapstudy.time_roughness(pipe, CALL, **FEW).sel(quantity="output")
+    assert not found["clock_share"].any()
+    assert not found["clock_change"].any()
+    assert not found["second_difference"].isel(step=slice(1, -1)).any()
+
+
+def test_nothing_is_skipped():
+    found = tapstudy.time_roughness(make_tiny_pipe(), CALL, **FEW, interval=1)
+    assert found["suggested_order"].item() == -1
+    assert np.isnan(found["forecast_error"]).all()
+
+
+def test_half_precision():
+    pipe = make_tiny_pipe(dtype=torch.bfloat16)
+    found = tapstudy.time_roughness(pipe, CALL, **FEW)
+    assert np.isfinite(found["clock_share"]).all()
+
+
+def test_under_a_policy_it_is_refused():
+    pipe = make_tiny_pipe()
+    with tapstudy.tap(pipe), pytest.raises(RuntimeError, match="already"):
+        tapstudy.time_roughness(pipe, CALL, **FEW)
+
+
 def test_cost_and_layout():
     """293 full passes as stated, of one call a step; the model is as it was, to the bit."""
     pipe = make_tiny_pipe()

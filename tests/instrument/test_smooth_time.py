@@ -3,11 +3,13 @@
 import copy
 
 import accelerate
+import diffusers
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
 from diffusers.models.embeddings import Timesteps, get_timestep_embedding
 from numpy.polynomial.hermite_e import hermegauss
+from packaging.version import Version
 from torch import nn
 
 import tapstudy
@@ -19,6 +21,10 @@ from tests.instrument.tiny_models import VARIANTS, make
 from tests.models.emoji import tiny_pipe as tiny_text_pipe
 
 CPU = torch.device("cpu")
+GROUPS = pytest.mark.skipif(
+    Version(diffusers.__version__) < Version("0.42") and not torch.accelerator.is_available(),
+    reason="group offloading of this diffusers needs an accelerator",
+)
 SIGMA = 1.5
 # how many layers of each model read the timestep
 LAYERS = {"DiT": 3, "HunyuanVideo": 2}
@@ -158,7 +164,11 @@ def test_a_cast_meanwhile():
 @pytest.mark.parametrize("order", ["before", "within"])
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [*((name, "accelerate") for name in ("Flux", "DiT", "Wan", "ZImage")), ("Flux", "group"), ("ZImage", "group")],
+    [
+        *((name, "accelerate") for name in ("Flux", "DiT", "Wan", "ZImage")),
+        *(pytest.param(name, "group", marks=GROUPS) for name in ("Flux", "ZImage")),
+        ("SD3", "model"),
+    ],
 )
 def test_offloading(name, order, kind):
     tiny, plain = make(name), make(name)
@@ -168,6 +178,8 @@ def test_offloading(name, order, kind):
     def offload():
         if kind == "accelerate":
             accelerate.cpu_offload(tiny.model, execution_device=CPU)
+        elif kind == "model":
+            accelerate.cpu_offload_with_hook(tiny.model, execution_device=CPU)
         else:
             apply_group_offloading(tiny.model, onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
 
