@@ -46,13 +46,12 @@ def roughness(
         if out is not None:
             write_netcdf(found, out)
         if figure is not None:
-            import matplotlib as mpl
-
-            mpl.use("Agg")
+            from tapstudy.plots.style import style
             from tapstudy.plots.time_roughness import plot_time_roughness
 
             figure.parent.mkdir(parents=True, exist_ok=True)
-            plot_time_roughness(found).savefig(figure)
+            with style():
+                plot_time_roughness(found).savefig(figure)
         _tell(found)
         for path in (out, figure):
             if path is not None:

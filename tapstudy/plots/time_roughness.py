@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION, plain_log_scale, style
+from tapstudy.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION, plain_log_scale, style, subplots
 
 COLOURS = {"probe": GREEN, "residual": VERMILION, "output": BLUE}
 
@@ -22,11 +22,11 @@ def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") ->
     mean = roughness.mean("sample", keep_attrs=True)
     own = mean.sel(quantity=quantity)
     with style():
-        figure, axes = plt.subplots(2, 2, figsize=(8.4, 6.0), constrained_layout=True)
+        figure, axes = subplots(2, 2, figsize=(8.4, 6.0), constrained_layout=True)
         clock, steps, share, forecast = axes.flat
 
         offsets = own["offset"].values
-        shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, own.sizes["place"]))
+        shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, own.sizes["place"]))
         for shade, (_, place) in zip(shades, own.groupby("place_time"), strict=True):
             label = f"t = {float(place['place_time'].item()):.0f}"
             clock.plot(

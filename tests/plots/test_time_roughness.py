@@ -1,12 +1,7 @@
 """The figure of roughness in time, from a table made by hand."""
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
-
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
 
 from tapstudy.plots.time_roughness import plot_time_roughness
 
@@ -56,10 +51,8 @@ def test_what_is_drawn():
     assert "low-pass of the clock of sigma 40" in figure.get_suptitle()
     assert "2 images" in figure.get_suptitle()
     assert all(axis.get_ylabel() for axis in figure.axes)
-    plt.close(figure)
 
 
 def test_the_model_as_it_is():
     figure = plot_time_roughness(table())
     assert "low-pass" not in figure.get_suptitle()
-    plt.close(figure)
