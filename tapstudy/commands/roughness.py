@@ -67,9 +67,9 @@ def _tell(found: Any) -> None:
     table = Table(title=f"the clock, {found.sizes['sample']} images{under}")
     table.add_column("steps")
     for name in found["quantity"].values:
-        table.add_column(f"share of the clock, {name}", justify="right")
+        table.add_column(f"clock, {name}", justify="right")
     for order in found["order"].values:
-        table.add_column(f"forecast error, order {order}", justify="right")
+        table.add_column(f"error, order {order}", justify="right")
     for name in ("suggested order", "suggested sigma"):
         table.add_column(name, justify="right")
     for steps in found["steps"].values:
@@ -85,9 +85,9 @@ def _tell(found: Any) -> None:
     console = Console()
     Console(width=max(console.width, 140)).print(table)
     console.print(
-        f"Cost: {found.attrs['full_passes']} full passes. Share of the clock: what trembles when only the timestep "
+        f"Cost: {found.attrs['full_passes']} full passes. Clock: what trembles when only the timestep "
         "moves, of a step's second difference; mean [95 % over images]. "
-        f"Forecasts: of the residual, S({found.attrs['interval']}, 3), along the exact trajectory."
+        f"Errors: of Taylor forecasts of the residual, S({found.attrs['interval']}, 3), along the exact trajectory."
     )
 
 

@@ -39,7 +39,7 @@ def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") ->
         clock.set_ylabel(f"second difference of the {quantity},\nrelative")
         clock.set_title("if the time alone moves")
         plain_log_scale(clock.xaxis)
-        plain_log_scale(clock.yaxis)
+        clock.set_yscale("log")
         clock.legend(frameon=False, fontsize=7)
 
         for colour, count in zip((ORANGE, PURPLE, BLUE, GREEN, VERMILION) * 9, own["steps"].values, strict=False):
@@ -63,7 +63,7 @@ def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") ->
             share.bar(places + 0.25 * (index - 1), values, 0.22, color=COLOURS[str(name)], label=str(name))
         share.set(xticks=places, xticklabels=labels, ylim=(0, 105))
         share.set_ylabel("share of the clock in a step's\nsecond difference (%)")
-        share.legend(frameon=False, fontsize=7)
+        share.legend(loc="lower center", ncols=3, fontsize=7)
 
         greys = ("0.75", "0.5", "0.2")
         for index, order in enumerate(mean["order"].values):
