@@ -63,7 +63,7 @@ def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") ->
             share.bar(places + 0.25 * (index - 1), values, 0.22, color=COLOURS[str(name)], label=str(name))
         share.set(xticks=places, xticklabels=labels, ylim=(0, 105))
         share.set_ylabel("share of the clock in a step's\nsecond difference (%)")
-        share.legend(loc="lower center", ncols=3, fontsize=7)
+        share.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=3, fontsize=7)
 
         greys = ("0.75", "0.5", "0.2")
         for index, order in enumerate(mean["order"].values):
