@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
+
+from tapstudy.models.pixel_pipeline import Generators, PixelPipeline, StepCallback
 
 
 def flow_matching_scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
@@ -17,7 +17,7 @@ def flow_matching_scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteSchedul
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
 
 
-class LabelPipeline(DiffusionPipeline):
+class LabelPipeline(PixelPipeline):
     """Class-conditional sampling in pixel space with classifier-free guidance.
 
     Args:
@@ -29,7 +29,6 @@ class LabelPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer"
-    _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self,
@@ -42,7 +41,6 @@ class LabelPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_stop is a noise level of at least 0 and below 1, got {guidance_stop}")
         self.register_modules(transformer=transformer, scheduler=scheduler)
         self.register_to_config(guidance_stop=guidance_stop)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     @torch.no_grad()
     def __call__(
@@ -52,12 +50,12 @@ class LabelPipeline(DiffusionPipeline):
         guidance_scale: float = 2.0,
         *,
         batch_size: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         idle_branch: bool = True,
-        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Sample one image per label.
 
@@ -87,17 +85,18 @@ class LabelPipeline(DiffusionPipeline):
         x = self.prepare_latents(len(labels), generator, latents)  # (B, C, H, W)
         labels = labels.to(x.device)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=x.device)
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             scale = guidance_scale if idle_branch else float(self.guidance_at(t, guidance_scale))
-            velocity = self.guided_velocity(x, t, labels, guidance_scale=scale)
-            x = self.scheduler.step(velocity, t, x, return_dict=False)[0]
-            if callback_on_step_end is not None:
-                x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
+            return self.guided_velocity(x, t, labels, guidance_scale=scale)
 
-        images = self.image_processor.postprocess(x, output_type=output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self.sample(
+            x,
+            velocity,
+            num_inference_steps,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback=callback_on_step_end,
+        )
 
     @torch.no_grad()
     def guided_velocity(
@@ -134,20 +133,17 @@ class LabelPipeline(DiffusionPipeline):
     def prepare_latents(
         self,
         count: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators | None = None,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Starting noise (count, channels, height, width): `latents`, or drawn from `generator`.
 
         Raises ValueError on latents of another shape.
         """
-        config, device, dtype = self.transformer.config, self._execution_device, self.transformer.dtype
-        shape = (count, config.in_channels, config.sample_size, config.sample_size)
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
-        return latents.to(device, dtype)
+        config = self.transformer.config
+        return self.starting_noise(
+            (count, config.in_channels, config.sample_size, config.sample_size), generator, latents
+        )
 
     @staticmethod
     def _check_labels(

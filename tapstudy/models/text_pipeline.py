@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
+
+from tapstudy.models.pixel_pipeline import Generators, PixelPipeline, StepCallback
 
 
 def pack(images: Tensor, patch: int) -> Tensor:
@@ -81,7 +81,7 @@ def predict_velocity(
     return unpack(tokens, patch, height, width)
 
 
-class TextPipeline(DiffusionPipeline):
+class TextPipeline(PixelPipeline):
     """Text-to-image sampling in pixel space with classifier-free guidance, one pass per branch as in diffusers' FLUX.
 
     Args:
@@ -94,7 +94,6 @@ class TextPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer"
-    _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self,
@@ -110,7 +109,6 @@ class TextPipeline(DiffusionPipeline):
             transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
         self.register_to_config(image_size=image_size, smooth_sigma=smooth_sigma)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     @property
     def bands(self) -> int:
@@ -131,7 +129,7 @@ class TextPipeline(DiffusionPipeline):
         *,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators | None = None,
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
@@ -139,7 +137,7 @@ class TextPipeline(DiffusionPipeline):
         negative_pooled_prompt_embeds: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Sample images from prompts; those of one prompt stand together.
 
@@ -183,25 +181,25 @@ class TextPipeline(DiffusionPipeline):
         }
         x = self.prepare_latents(len(branches["cond"][0]), generator, latents)  # (B, 3, size, size)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=x.device)
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            time = (t / self.scheduler.config.num_train_timesteps).to(x.dtype).expand(len(x))
-            velocity = {}
+        frame, longest = self.config.image_size // self.patch_size, self.scheduler.config.num_train_timesteps
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            time, found = (t / longest).to(x.dtype).expand(len(x)), {}
             for name, (words, pooled) in branches.items():
                 with self.transformer.cache_context(name):
-                    velocity[name] = predict_velocity(
-                        self.transformer, x, time, words, pooled, frame=self.config.image_size // self.patch_size
-                    )
-            v = velocity["cond"]
-            if guided:
-                v = velocity["uncond"] + guidance_scale * (v - velocity["uncond"])
-            x = self.scheduler.step(v, t, x, return_dict=False)[0]
-            if callback_on_step_end is not None:
-                x = (callback_on_step_end(self, i, t, {"latents": x}) or {}).get("latents", x)
+                    found[name] = predict_velocity(self.transformer, x, time, words, pooled, frame=frame)
+            if not guided:
+                return found["cond"]
+            return found["uncond"] + guidance_scale * (found["cond"] - found["uncond"])
 
-        images = self.image_processor.postprocess(x, output_type=output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self.sample(
+            x,
+            velocity,
+            num_inference_steps,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback=callback_on_step_end,
+        )
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -248,19 +246,14 @@ class TextPipeline(DiffusionPipeline):
     def prepare_latents(
         self,
         count: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators | None = None,
         latents: Tensor | None = None,
     ) -> Tensor:
         """Starting noise (count, 3, size, size): `latents`, or drawn from `generator`.
 
         Raises ValueError on latents of another shape or a list of generators of another length.
         """
-        device, dtype, size = self._execution_device, self.transformer.dtype, self.config.image_size
-        shape = (count, self.bands, size, size)
+        size = self.config.image_size
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"one generator per image, got {len(generator)} for {count} images")
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
-        return latents.to(device, dtype)
+        return self.starting_noise((count, self.bands, size, size), generator, latents)
