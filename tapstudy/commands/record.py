@@ -84,6 +84,7 @@ def record(
         usual = [name for name in DEFAULT_FIELDS if name != "proxy_loss" or policy is RecordedPolicy.tap]
         _record(
             out,
+            pipe=pipe,
             model=_lasting_name(model),
             calls=calls_for(
                 conditions,
@@ -158,11 +159,12 @@ def _how_to_go_on(path: Path) -> str:
     return f"finished samples are kept ({kept}); go on with: tapstudy record --resume {quote(str(path))}"
 
 
-def _record(path: Path, *, model: str, sigma: float = 0.0, **arguments: Any) -> None:
+def _record(path: Path, *, model: str, pipe: Any = None, sigma: float = 0.0, **arguments: Any) -> None:
+    """Record with `pipe`, or the model of that name."""
     from tapstudy import load, smooth_time
     from tapstudy import record as make
 
-    pipe = load(model)
+    pipe = pipe or load(model)
     pipe.set_progress_bar_config(disable=True)
     try:
         with smooth_time(pipe, sigma):

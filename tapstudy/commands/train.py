@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tapstudy.commands.errors import user_errors
 from tapstudy.models.recipes import CLASSIFIERS, MODELS, EmbeddedModel
+
+if TYPE_CHECKING:
+    from tapstudy.models.make import Machine
 
 app = typer.Typer(no_args_is_help=True, help="Train the embedded models.")
 
@@ -47,6 +50,12 @@ def _device(name: str | None) -> str:
             raise ValueError(f"--device {device}: no GPU is visible to torch; choose cpu")
         torch.set_float32_matmul_precision("high")
     return device
+
+
+def _machine(device: str | None, compile_model: bool, peak_tflops: float | None) -> Machine:
+    from tapstudy.models.make import Machine
+
+    return Machine(_device(device), compile_model, None if peak_tflops is None else 1e12 * peak_tflops)
 
 
 def classifier_command(data_set: str) -> Callable[..., None]:
@@ -117,7 +126,7 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
 
             from tapstudy.models.data import load_images
             from tapstudy.models.embedded import load_classifier
-            from tapstudy.models.make import Machine, measure_model, train_model
+            from tapstudy.models.make import measure_model, train_model
             from tapstudy.models.quality import Judge
 
             started = time.monotonic()
@@ -135,7 +144,7 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
                     seed=seed,
                 ),
             )
-            machine = Machine(_device(device), compile_model, None if peak_tflops is None else 1e12 * peak_tflops)
+            machine = _machine(device, compile_model, peak_tflops)
             judging = load_classifier(spec.name, folder=classifier)
             images, test = (load_images(spec.data_set, split, data) for split in ("train", "test"))
             left = None if minutes is None else minutes - (time.monotonic() - started) / 60
@@ -205,7 +214,7 @@ def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
             from tapstudy.models.captioned import load_emoji
             from tapstudy.models.embedded import load_classifier
             from tapstudy.models.emoji_card import measure_emoji_model
-            from tapstudy.models.make import Machine, train_model
+            from tapstudy.models.make import train_model
 
             chosen = replace(
                 spec,
@@ -221,7 +230,7 @@ def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
                     seed=seed,
                 ),
             )
-            machine = Machine(_device(device), compile_model, None if peak_tflops is None else 1e12 * peak_tflops)
+            machine = _machine(device, compile_model, peak_tflops)
             images, judge = load_emoji(_emoji_folder(data)), load_classifier(spec.name, folder=classifier)
             trained, report = train_model(chosen, images, machine, work=work, initial=initial, minutes=minutes)
             typer.echo(report)

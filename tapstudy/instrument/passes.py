@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import StepEvent
+from tapstudy.instrument.driver import timestep_value
 from tapstudy.instrument.handle import Handle, apply_policy, find_transformers
 from tapstudy.instrument.latent import Form
 from tapstudy.policies.full import FullPolicy
@@ -95,7 +96,7 @@ class FullPasses:
         timestep = _bound(model, args, kwargs)[self._models[name][1].timestep]
         features = {"probe": event.probe, "residual": event.residual, "output": Form.read(output)[0]}
         self._listener(
-            FullPass(name, event.context, float(torch.as_tensor(timestep).max()), features, (args, kwargs))
+            FullPass(name, event.context, timestep_value(timestep), features, (args, kwargs))
         )  # fmt: skip
 
 

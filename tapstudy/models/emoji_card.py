@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tapstudy.models.card import export, write_losses
 from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import DATA_SETS
 from tapstudy.models.emoji_quality import EmojiQuality, judge_pictures, real_pictures, sample_pictures, wanted_pictures
+from tapstudy.models.quality import weights_digest
 from tapstudy.models.recipes import EmbeddedModel
 from tapstudy.models.tasks import TextTask, task_of
 from tapstudy.models.training import Trained
@@ -102,7 +102,7 @@ def measure_emoji_model(
     pipe = export(task.pipeline(trained.modules), out, dtype=getattr(torch, spec.stored))
     pipe.set_progress_bar_config(disable=True)
     rows = []
-    kept = work / "quality" / _fingerprint(pipe)
+    kept = work / "quality" / weights_digest(pipe.transformer)
     for name, held_out in (("training captions", False), ("held-out combinations", True)):
         many = sum(one.held_out for one in images.emoji) if held_out else spec.count
         wanted = wanted_pictures(images, min(many, spec.count), held_out=held_out)
@@ -173,8 +173,3 @@ def _card(
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def _fingerprint(pipe: Any) -> str:
-    weights = (p.detach().cpu().numpy().tobytes() for p in pipe.transformer.parameters())
-    return hashlib.sha256(b"".join(weights)).hexdigest()[:12]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import trange
 
 from tapstudy.models.captioned import BACKGROUNDS, CaptionedImages, caption, emoji_classes
 from tapstudy.models.classifier import Classifier
-from tapstudy.models.precision import bf16_products
+from tapstudy.models.quality import sample_batches
 
 SEED = 70_000  # of the first sample; no other part of the package draws noise from these
 
@@ -72,26 +71,14 @@ def sample_pictures(
 
     `folder` keeps the batches, for a killed run to go on; of these weights and settings alone.
     """
-    batches = []
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    for start in trange(0, len(wanted), batch_size, desc="sample", unit="batch"):
-        batch = wanted[start : start + batch_size]
-        kept = folder / f"{start}-{len(batch)}.safetensors" if folder is not None else None
-        if kept is not None and kept.exists():
-            batches.append(load_file(kept)["images"])
-            continue
-        captions = [caption(images.emoji[one.index], background=one.background) for one in batch]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        with bf16_products(pipe.device.type):
-            (found,) = pipe(
-                captions, steps, guidance_scale, generator=generators, output_type="latent", return_dict=False
-            )
-        batches.append(found.float().clamp(-1, 1).cpu())
-        if kept is not None:
-            save_file({"images": batches[-1]}, kept.with_suffix(".part"))
-            kept.with_suffix(".part").replace(kept)
-    return torch.cat(batches)
+    return sample_batches(
+        partial(pipe, num_inference_steps=steps, guidance_scale=guidance_scale),
+        [caption(images.emoji[one.index], background=one.background) for one in wanted],
+        device=pipe.device.type,
+        seed=seed,
+        batch_size=batch_size,
+        folder=folder,
+    )
 
 
 def judge_pictures(

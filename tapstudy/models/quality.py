@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.linalg import eigvals
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import trange
 
 from tapstudy.models.classifier import Classifier, classify
@@ -72,33 +75,60 @@ def sample_images(
         half: matrix products in bf16: faster, and of no consequence to these measures.
         folder: keeps the batches, for a killed run to go on; of these weights and settings alone.
     """
-    classes = pipe.transformer.config.num_embeds_ada_norm
-    labels = torch.arange(count) % classes
+    labels = torch.arange(count) % pipe.transformer.config.num_embeds_ada_norm
+    images = sample_batches(
+        partial(pipe, num_inference_steps=steps, guidance_scale=guidance_scale, idle_branch=False),
+        labels,
+        device=pipe.device.type,
+        seed=seed,
+        batch_size=batch_size,
+        half=half,
+        folder=folder,
+    )
+    return images, labels
+
+
+def sample_batches(
+    sample: Callable[..., Any],
+    conditions: Sequence[Any] | Tensor,
+    *,
+    device: str,
+    seed: int,
+    batch_size: int,
+    half: bool = True,
+    folder: Path | None = None,
+) -> Tensor:
+    """Images (n, bands, H, W) in [-1, 1], one per label or prompt; image i has the noise of `seed` + i.
+
+    Args:
+        sample: an embedded pipeline, with settings.
+        device: type of the device it is on.
+        half: matrix products in bf16.
+        folder: keeps the batches, for a killed run to go on; of the same weights, settings and conditions alone.
+    """
     images = []
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    for start in trange(0, count, batch_size, desc="sample", unit="batch"):
-        batch = labels[start : start + batch_size]
+    for start in trange(0, len(conditions), batch_size, desc="sample", unit="batch"):
+        batch = conditions[start : start + batch_size]
         kept = folder / f"{start}-{len(batch)}.safetensors" if folder is not None else None
         if kept is not None and kept.exists():
             images.append(load_file(kept)["images"])
             continue
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        with bf16_products(pipe.device.type, enabled=half):
-            (found,) = pipe(
-                batch,
-                steps,
-                guidance_scale,
-                generator=generators,
-                output_type="latent",
-                return_dict=False,
-                idle_branch=False,
-            )
+        with bf16_products(device, enabled=half):
+            (found,) = sample(batch, generator=generators, output_type="latent", return_dict=False)
         images.append(found.float().clamp(-1, 1).cpu())
         if kept is not None:
             save_file({"images": images[-1]}, kept.with_suffix(".part"))
             kept.with_suffix(".part").replace(kept)
-    return torch.cat(images), labels
+    return torch.cat(images)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Twelve digits that tell these weights from any others."""
+    weights = (parameter.detach().cpu().numpy().tobytes() for parameter in model.parameters())
+    return hashlib.sha256(b"".join(weights)).hexdigest()[:12]
 
 
 class Judge:
@@ -143,8 +173,7 @@ def measure_quality(
     """
     stop = pipe.config.guidance_stop
     if folder is not None:
-        weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in pipe.transformer.parameters()))
-        folder = folder / f"{weights.hexdigest()[:12]}-{seed}-{steps}-{guidance_scale:g}-{stop:g}"
+        folder = folder / f"{weights_digest(pipe.transformer)}-{seed}-{steps}-{guidance_scale:g}-{stop:g}"
     images, labels = sample_images(
         pipe,
         count,
