@@ -61,7 +61,7 @@ bottom left, bottom right; backgrounds {backgrounds}. A word that is none of the
   at {recipe.gradient_clip:g}, batch {recipe.batch_size}, bf16 autocast, `torch.compile`, average of the weights
   with decay {recipe.ema_decay:g}. The first {recipe.half_size_steps:,} steps at half the size.
 * {history}
-* {progress}: {seen:,} images, {hours:.1f} hours on {compute}, {rate:.1f} images a second. Mean loss of the first and
+* {progress}: {seen:,} images, {hours:.1f} hours on {compute}{rate}. Mean loss of the first and
   last 100 steps: {first_loss:.4f}, {last_loss:.4f}; every step is in `loss.csv`, drawn in `loss.png`. Losses at half
   and at full size do not compare.
 * Stored in {stored}; loaded in float32 unless asked otherwise.
@@ -158,7 +158,8 @@ def _card(
         progress="This run" if len(losses) >= recipe.total_steps else f"Unfinished, {len(losses):,} steps so far",
         seen=len(losses) * recipe.batch_size,
         hours=hours,
-        rate=len(losses) * recipe.batch_size / (3600 * hours),
+        # the log counts tenths of a second: of a few quick steps it knows no rate
+        rate=f", {len(losses) * recipe.batch_size / (3600 * hours):.1f} images a second" if hours else "",
         compute=compute,
         first_loss=sum(losses[:100]) / len(losses[:100]),
         last_loss=sum(losses[-100:]) / len(losses[-100:]),

@@ -11,6 +11,7 @@ from tapstudy.commands import train as commands
 from tapstudy.models.captioned import BACKGROUNDS, emoji_classes, renderings
 from tapstudy.models.checkpoint import start
 from tapstudy.models.classifier import Classifier
+from tapstudy.models.emoji_card import measure_emoji_model
 from tapstudy.models.emoji_quality import (
     Wanted,
     backgrounds_of,
@@ -21,7 +22,7 @@ from tapstudy.models.emoji_quality import (
 )
 from tapstudy.models.make import make_classifier
 from tapstudy.models.recipes import CLASSIFIERS
-from tapstudy.models.training import train
+from tapstudy.models.training import Trained, train
 from tests.models.emoji import TINY, shapes, tiny_pipe, tiny_task, write_archive
 
 
@@ -172,3 +173,16 @@ def test_command_trains_goes_on_measures_and_writes_a_card(tmp_path):
     refused = CliRunner().invoke(app, common[2:])
     assert refused.exit_code != 0
     assert "--data is missing" in refused.output
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [("0.0", ""), ("36.0", ", 0.1 images a second")])
+def test_card_of_a_run_too_quick_to_time(tmp_path, seconds, rate):
+    """The log rounds to tenths of a second, and a short run may have taken none."""
+    images = shapes(TINY.size)
+    (tmp_path / "loss.csv").write_text(f"step,loss,seconds\n1,1.0,{seconds}\n")
+    task = tiny_task()
+    trained = Trained(task.build().eval(), 1, False, None)
+    judge = Classifier(bands=3, classes=len(emoji_classes(images.emoji)), width=4).eval()
+    spec = replace(TINY, count=1)
+    measure_emoji_model(spec, trained, images=images, judge=judge, compute="two cores", out=tmp_path, work=tmp_path)
+    assert f"hours on two cores{rate}. Mean loss" in (tmp_path / "README.md").read_text()
