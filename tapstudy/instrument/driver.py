@@ -15,8 +15,10 @@ from tapstudy.policies.base import RunInfo
 # what lies between a loop and the transformer, and holds no scheduler of a loop
 _BETWEEN = ("torch.", "tapstudy.instrument.", "diffusers.hooks.", "diffusers.models.", "accelerate.", "contextlib")
 _DEPTH = 32
-# timesteps are compared as shares of the longest: exactly, and up to rounding to half precision
+# how far two values of one timestep may be apart: none, and after two roundings to half precision
 _EXACT, _ROUNDED = 1e-5, 4e-3
+# pipelines give a model the scheduler's timestep in one of these, see `Driver._distances`
+SCALINGS = frozenset(range(3))
 
 
 @dataclass
@@ -77,47 +79,64 @@ class Driver:
         told = getattr(self.owner, "num_timesteps", None) if self.certain else None
         return told if isinstance(told, int) and told > 0 else None
 
-    def index(self, value: Value, *, after: int = 0) -> int | None:
+    def index(self, value: Value, *, after: int = 0, scalings: frozenset[int] = SCALINGS) -> int | None:
         """The scheduler's step of a call with timestep `value`, None if it does not drive the call or does not tell.
 
         Waits for the device unless the call comes from a pipeline whose scheduler counts its steps. Where several
-        steps might be meant, it is the next one from `after` on.
+        steps might be meant, it is the next one from `after` on. `scalings` are those that the model may get its
+        timesteps in.
         """
         timesteps = self.timesteps
         if timesteps is None:
             return None
         counted = self.step_index
         at = getattr(self.scheduler, "begin_index", None) if counted is None else counted
-        if at is not None and at < len(timesteps) and (self.certain or self._gives(timesteps[at], value)):
+        if at is not None and at < len(timesteps) and (self.certain or self._gives(timesteps[at], value, scalings)):
             return int(at)
         if counted is not None or (at is not None and self.certain):
             return None
-        found = self._located(timesteps, value)
+        found = self._located(timesteps, value, scalings)
         begin = None if self.told is None else len(timesteps) - self.told
         if begin in found:
             return begin
         return next((index for index in found if index >= after), found[0] if found else None)
 
-    def _located(self, timesteps: Tensor, value: Value) -> list[int]:
+    def scalings(self, index: int, value: Value) -> frozenset[int]:
+        """The scalings in which a call with timestep `value` is one of step `index`: all while that is not read."""
+        timesteps, given = self.timesteps, value() if value.is_read else None
+        if timesteps is None or given is None:
+            return SCALINGS
+        distances = self._distances(float(timesteps[index]), given)
+        return frozenset(scaling for scaling in SCALINGS if distances[scaling] <= _ROUNDED)
+
+    def _located(self, timesteps: Tensor, value: Value, scalings: frozenset[int]) -> list[int]:
         """All steps at which a pipeline might give the model that value."""
         given = value()
         if given is None:
             return []
-        off = [self._distance(timestep, given) for timestep in timesteps.tolist()]
+        off = [self._distance(timestep, given, scalings) for timestep in timesteps.tolist()]
         exact = [index for index, distance in enumerate(off) if distance <= _EXACT]
         return exact or [index for index, distance in enumerate(off) if distance <= min(_ROUNDED, *off)]
 
-    def _gives(self, timestep: Tensor, value: Value) -> bool:
+    def _gives(self, timestep: Tensor, value: Value, scalings: frozenset[int]) -> bool:
         given = value()
-        return given is None or self._distance(float(timestep), given) <= _ROUNDED
+        return given is None or self._distance(float(timestep), given, scalings) <= _ROUNDED
 
-    def _distance(self, timestep: float, given: float) -> float:
+    def _distance(self, timestep: float, given: float, scalings: frozenset[int]) -> float:
         """Between a value given to the model and the nearest that pipelines give it at `timestep`."""
+        distances = self._distances(timestep, given)
+        return min(distances[scaling] for scaling in scalings)
+
+    def _distances(self, timestep: float, given: float) -> tuple[float, float, float]:
+        """As it is; as a share of the longest; that share from the other end. In shares of the value or the longest."""
         config = getattr(self.scheduler, "config", None) or {}
-        longest = float(config.get("num_train_timesteps") or 1000)
-        share = timestep / longest
-        # as it is; as a share of the longest; that share from the other end
-        return min(abs(given / longest - share), abs(given - share), abs(given - (1 - share)))
+        share = timestep / float(config.get("num_train_timesteps") or 1000)
+        return _apart(given, timestep), _apart(given, share), abs(given - (1 - share))
+
+
+def _apart(value: float, other: float) -> float:
+    """Distance of two values relative to the larger one."""
+    return abs(value - other) / (max(abs(value), abs(other)) or 1.0)
 
 
 @dataclass(frozen=True)

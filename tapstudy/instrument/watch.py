@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tapstudy.instrument.driver import Driver, Value
+from tapstudy.instrument.driver import SCALINGS, Driver, Value
 
 
 class StepWatch:
@@ -30,7 +30,7 @@ class StepWatch:
         self.tick = 0
         self._scheduler: Callable[[], Any] = lambda: None
         self._timesteps: Tensor | None = None
-        self._offered: Tensor | None = None
+        self._offered: tuple[Tensor | None, int | None] = (None, None)
         self.forget()
 
     def forget(self) -> None:
@@ -40,16 +40,22 @@ class StepWatch:
         self._first: float | None = None
         self._last: float | None = None
         self._direction = 0.0
+        self._scalings = SCALINGS  # of the timesteps in this run
 
     def look(self, driver: Driver, value: Value) -> bool:
         """Take in a call; whether a run begins with it."""
-        index = driver.index(value, after=self.index or 0)
-        offered, self._offered = self._offered, driver.timesteps
+        if driver.timesteps is self._timesteps:
+            index = driver.index(value, after=self.index or 0, scalings=self._scalings)
+        else:
+            index = driver.index(value)
+        (offered, at), self._offered = self._offered, (driver.timesteps, driver.step_index)
         if not driver.certain and index is not None:
-            # a scheduler that had no part in the run does not come in halfway, nor does one join us halfway
-            by_value = not self._blank and self.index is None
+            # a scheduler that had no part in the run does not come in halfway, nor does one join us halfway, or wait
+            # where it is when the next run begins
+            by_value = not self._blank and self.index is None and driver.timesteps is offered
             late = bool(driver.step_index) and driver.timesteps is not self._timesteps
-            if late or (by_value and self._offered is offered and not self._restarted(value())):
+            waits = at is not None and driver.step_index == at
+            if late or (by_value and (waits or not self._restarted(value()))):
                 index = None
         # what was taken for steps were contexts, of a run that must begin anew
         misread = self.repeated and self._moved(index, value)
@@ -60,7 +66,10 @@ class StepWatch:
         if began or self._moved(index, value):
             self.tick += 1
             self.counted |= not began and index is not None
-        self.index = index if index is not None else self.index
+        if index is not None:
+            self.index = index
+            # one that fits none is of a pipeline whose word counts, whatever it makes of its timesteps
+            self._scalings = (self._scalings & driver.scalings(index, value)) or self._scalings
         if index is None or value.is_read:
             self._note(value())
         self._blank = False

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import tapstudy
@@ -205,9 +205,7 @@ plan = st.lists(
     st.tuples(
         st.sampled_from([(0,), (1,), (0, 1), (1, 0), (2, 0, 1)]),  # windows
         st.sampled_from([5, 7]),  # steps
-        # Cut short after so many. Known gap, left out: a run of 5 cut after 4 leaves its scheduler at a timestep that
-        # may equal, in another scaling, the first of the next bare loop, which is then taken for the same run.
-        st.sampled_from([None, None, 1, 2, 3]),
+        st.sampled_from([None, None, 1, 2, 3, 4]),  # cut short after so many
         st.sampled_from(["bare", "stepped"]),  # a scheduler counts
     ),
     min_size=2,
@@ -217,7 +215,10 @@ plan = st.lists(
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(plan)
-@pytest.mark.parametrize("name", ["SD3", "Lumina2"])
+# a scheduler left at its last step waits at the timestep that bare loops begin with
+@example([((0,), 5, 4, "stepped"), ((0,), 5, None, "bare"), ((0,), 5, None, "bare")])
+@example([((0,), 5, None, "stepped"), ((0,), 5, None, "stepped")])
+@pytest.mark.parametrize("name", ["SD3", "Lumina2", "Wan", "Flux"])
 def test_runs_in_any_sequence_are_as_alone(name, runs):
     """Windows, lengths, interruptions, with and without a scheduler: as on fresh handles, to the last bit."""
     tiny = make(name)
@@ -230,7 +231,8 @@ def test_runs_in_any_sequence_are_as_alone(name, runs):
         for step, t in enumerate(scheduler.timesteps[:stop]):
             for number in numbers:
                 arguments = inputs(tiny, step, number_of_steps, number)
-                arguments[tiny.timestep] = (1 - t / 1000 if tiny.end > tiny.start else t).expand(2)
+                share = 1 - t / 1000 if tiny.end > tiny.start else t / 1000
+                arguments[tiny.timestep] = (share if max(tiny.start, tiny.end) <= 1 else t).expand(2)
                 outputs.append(tiny(**arguments))
             scheduler.step(torch.zeros(1), t, torch.zeros(1))
         return outputs
