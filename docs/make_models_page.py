@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import tapstudy  # noqa: E402
-from tapstudy.bench.real_sizes import REAL_SIZES, RealSizeCosts, real_size_costs  # noqa: E402
+from tapstudy.bench.speed.real_sizes import REAL_SIZES, RealSizeCosts, real_size_costs  # noqa: E402
 from tapstudy.instrument.adapters import ADAPTERS, find_adapter  # noqa: E402
 from tests.instrument.tiny_models import VARIANTS, make  # noqa: E402
 from tests.pipelines.tiny import FACTORIES  # noqa: E402
@@ -41,8 +41,8 @@ How to read it:
   modulation are computed as at a full step. Otherwise a skip step makes the patches by one matrix product instead of a
   convolution, which rounds in another way.)
 * **Real size**: computed on torch's meta device, so without weights, for one sample. Configurations are the
-  defaults of the diffusers classes with a few changes (`tapstudy/bench/real_sizes.py`), not read from released files;
-  what vouches for them is the number of parameters, in units of 1e9: {parameters}.
+  defaults of the diffusers classes with a few changes (`tapstudy/bench/speed/real_sizes.py`), not read from released
+  files; what vouches for them is the number of parameters, in units of 1e9: {parameters}.
   Pipelines that do not pad the prompt (Qwen-Image, Z-Image) are counted with 128 text tokens.
 * **FLOPs**: a multiply-add is two FLOPs; matrix products, convolutions and attention count, element-wise work does not.
   A **skip step** is TAP's with the default 15 predictors on three anchors, as a share of a full pass. It includes what

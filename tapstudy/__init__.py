@@ -1,7 +1,7 @@
 """tapstudy: study and run TAP, the Token-Adaptive Predictor, on diffusion transformers."""
 
-from tapstudy.bench.choose_sigma import SigmaChoice, choose_sigma
-from tapstudy.bench.time_roughness import time_roughness
+from tapstudy.bench.clock.choose_sigma import SigmaChoice, choose_sigma
+from tapstudy.bench.clock.time_roughness import time_roughness
 from tapstudy.instrument.adapters import Adapter, register_adapter
 from tapstudy.instrument.check import Report, check
 from tapstudy.instrument.handle import Handle, Summary, apply_policy, apply_tap, tap

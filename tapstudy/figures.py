@@ -34,7 +34,7 @@ from tapstudy.analysis.summaries import summarise
 from tapstudy.analysis.token_classes import by_class, shares_by_class
 from tapstudy.analysis.variance_shares import variance_shares
 from tapstudy.analysis.verdict_table import verdict_table
-from tapstudy.bench.speed_table import quartiles
+from tapstudy.bench.speed.table import quartiles
 from tapstudy.plots.ablation_errors import plot_ablation_errors
 from tapstudy.plots.choice_entropy import plot_choice_entropy
 from tapstudy.plots.choice_maps import plot_choice_maps

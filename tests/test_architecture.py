@@ -14,11 +14,11 @@ ALLOWED = {
     "policies": {"core", "predictors"},
     "instrument": {"core", "predictors", "policies"},
     "recording": {"core", "policies", "instrument", "netcdf"},
-    "analysis": {"core", "predictors", "policies", "netcdf"},
+    "analysis": {"core", "predictors", "policies", "netcdf", "tables"},
     "plots": set(),
     "explorer": {"analysis", "plots"},
     "models": {"plots", "instrument"},
-    "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis", "netcdf"},
+    "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis", "netcdf", "tables"},
     "commands": None,
 }
 FORBIDDEN = {
@@ -48,6 +48,11 @@ def test_arrows(package):
             assert parts[0] not in FORBIDDEN.get(package, set()), f"{path}: {name}"
             if parts[0] == "tapstudy" and len(parts) > 1 and ALLOWED[package] is not None:
                 assert parts[1] in {package} | ALLOWED[package], f"{path}: {name}"
+
+
+def test_no_folder_is_flat():
+    folders = {path.parent for path in (ROOT / "bench").rglob("*.py")}
+    assert not [str(folder) for folder in folders if len(list(folder.glob("*.py"))) > 13], "12 files and __init__.py"
 
 
 def test_no_file_grows_beyond_one_reading():

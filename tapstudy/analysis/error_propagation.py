@@ -39,9 +39,9 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
     Norms are over the values of a token's patch. "So far" means up to and including the step.
 
     Args:
-        runs: what `bench.solver_runs` returns: `state` (policy, sample, node, token, latent_channel), `velocity_used`
-            and `velocity_exact` (policy, sample, step, token, latent_channel), `is_full` (policy, sample, step),
-            coordinate `node_sigma` (node); one policy is "reference". `velocity_forced` is optional.
+        runs: what `bench.claims.solver_runs` returns: `state` (policy, sample, node, token, latent_channel),
+            `velocity_used` and `velocity_exact` (policy, sample, step, token, latent_channel), `is_full` (policy,
+            sample, step), coordinate `node_sigma` (node); one policy is "reference". `velocity_forced` is optional.
 
     Returns:
         Per (policy, sample, step, token), the reference left out:

@@ -79,7 +79,7 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
 
 
 def at_fewest_passes(found: xr.Dataset) -> xr.Dataset:
-    """Of what `bench.frontier` found, the rows with values at the fewest passes, best mean PSNR first.
+    """Of what `bench.frontier.comparison` found, the rows with values at the fewest passes, best mean PSNR first.
 
     Returns:
         `psnr_interval` (cell, bound), `time_ratio` (cell), wall time of the reference over that of the row, and the

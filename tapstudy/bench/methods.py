@@ -1,24 +1,57 @@
-"""The methods a sweep can run, and which settings make a difference to each."""
+"""The table of methods: how each is made, which settings it reads, and what it is called in figures."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from tapstudy.policies.base import Policy
+from tapstudy.bench.engine import Setting
+from tapstudy.bench.fit import calibrated
+from tapstudy.bench.fit.held_out import SCHEDULES, USUAL
+from tapstudy.bench.fit.slot import Slot
+from tapstudy.policies.base import Policy, RunInfo
+from tapstudy.policies.blended import BlendedPolicy
 from tapstudy.policies.config import DECISIVE, TAPConfig
+from tapstudy.policies.drift import DriftPolicy
+from tapstudy.policies.first_window import FirstWindowPolicy
 from tapstudy.policies.fixed import FixedPolicy
+from tapstudy.policies.nonlinear import NonlinearPolicy, NonlinearTAPPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
+from tapstudy.policies.ridge import RidgePolicy
+from tapstudy.policies.several_depths import SeveralDepthsPolicy
 from tapstudy.policies.shuffled import ShuffledPolicy
+from tapstudy.policies.single import SinglePolicy
+from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.predictors.adams_bashforth import AdamsBashforth
+from tapstudy.predictors.chebyshev import Chebyshev
+from tapstudy.predictors.dmd import DynamicModes
+from tapstudy.predictors.family import Family
+from tapstudy.predictors.foca import FoCa
+from tapstudy.predictors.frequency import FrequencySplit
+from tapstudy.predictors.hermite import HermiteFamily
+from tapstudy.predictors.least_squares import LeastSquares
+from tapstudy.predictors.nonlinear import NonlinearPredictor
+from tapstudy.predictors.pade import Pade
+from tapstudy.predictors.taylor import TaylorFamily
+from tapstudy.predictors.token_least_squares import TokenLeastSquares
+from tapstudy.predictors.union import Union
 
+Kind = Literal["control", "fixed", "cache", "tap", "beyond", "peer"]
+OWN = "own"  # a schedule that the method brings along
+SEARCHED = "searched"  # a schedule found for one method, see `HeldOut.searched_mask`
+FURTHER = (USUAL, "start-dense", "window-fitted-hidden")
+
+# settings of TAPConfig that methods read
 SCHEDULE = ("interval", "warmup_steps", "cooldown_steps", "full_steps")
 GRANULARITY = ("granularity", "region_size")
 PROBE = ("distance", "probe_depth", "probe_dtype")
+FAMILY = ("orders", "shifts", "differences", "basis", "clip")
+CACHE = tuple(name for name in DECISIVE if name not in (*GRANULARITY, *PROBE, *FAMILY))  # schedule, history, residual
 
 
 def _all_but(*names: str) -> tuple[str, ...]:
@@ -27,37 +60,182 @@ def _all_but(*names: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Method:
-    """What a cell can run.
+    """A row of the table.
 
     Attributes:
-        policy: makes its policy from a configuration and a seed; None is plain sampling.
+        name: unique.
+        kind: "control"; "fixed" (one predictor for all tokens); "cache" (published, with rules of their own); "tap";
+            "beyond" (the paper); "peer" (other people's code).
+        policy: made from a configuration and a seed; None: plain sampling, or a method that must be fitted.
         reads: settings of TAPConfig that make a difference to it; the others count as not set.
         implied: settings that its name stands for.
         draws: whether the seed makes a difference.
+        alone: samples of a batch mix, so every image is sampled by itself.
+        fit: its setting on a schedule, from held-out images; None: that of `policy`.
+        schedules: what the comparison runs it on; none: it takes no part there.
+        title: in figures and tables, if not its name.
     """
 
-    policy: Callable[[TAPConfig, int], Policy] | None
-    reads: tuple[str, ...]
-    implied: Mapping[str, Any]
+    name: str
+    kind: Kind
+    policy: Callable[[TAPConfig, int], Policy] | None = None
+    reads: tuple[str, ...] = ()
+    implied: Mapping[str, Any] = field(default_factory=dict)
     draws: bool = False
+    alone: bool = False
+    fit: Callable[[Slot], Setting] | None = None
+    schedules: tuple[str, ...] = ()
+    title: str = ""
+
+    def config(self, config: TAPConfig) -> TAPConfig:
+        """With the settings that the method does not read at their defaults, and with those that it implies."""
+        return TAPConfig(**{**{name: getattr(config, name) for name in self.reads}, **self.implied})
+
+    def setting(self, config: TAPConfig, *, steps: int, seed: int = 0) -> Setting:
+        """How it samples with a configuration.
+
+        Args:
+            config: as `config` gives it.
+            steps: of the images.
+            seed: of methods that draw at random.
+
+        Raises:
+            ValueError: it has to be fitted on held-out images first.
+        """
+        if self.policy is not None:
+            return Setting.of(self.policy(config, seed), alone=self.alone or None)
+        if self.fit is not None:
+            raise ValueError(f"{self.name} is fitted on held-out images: run it with `tapstudy bench frontier`")
+        return Setting.plain(len(schedule_of(config, steps)) if self.reads else steps)
+
+    def on(self, slot: Slot) -> Setting:
+        """How the comparison runs it."""
+        if self.fit is not None:
+            return self.fit(slot)
+        if self.policy is None:
+            return Setting.plain(slot.passes)
+        return self.setting(replace(slot.config, **self.implied), steps=slot.held_out.plan.steps)
 
 
-METHODS = {
-    "reference": Method(None, (), {}),
+def schedule_of(config: TAPConfig, steps: int) -> tuple[int, ...]:
+    """The full steps of a run of so many."""
+    policy = FixedPolicy(0, config=config)
+    policy.begin(RunInfo(steps))
+    return tuple(step for step in range(steps) if policy.wants_full(step))
+
+
+def fixed(order: int, shift: float = 0, *, name: str = "", **more: Any) -> Method:
+    """One predictor of TAP's family for all tokens; `more` for the table."""
+    return Method(
+        name or f"fixed{order}-{shift:g}",
+        "fixed",
+        lambda config, _: FixedPolicy(order, shift, config=config),
+        _all_but(*GRANULARITY, *PROBE, "orders", "shifts"),
+        {"orders": (order,), "shifts": (shift,)},
+        **more,
+    )
+
+
+def _on_output(name: str, residual: str) -> Method:
+    """Order 1 of another residual."""
+    plain = fixed(1)
+    return Method(
+        name, "fixed", plain.policy, tuple(setting for setting in plain.reads if setting != "residual"),
+        {**plain.implied, "residual": residual}, schedules=(USUAL,),
+    )  # fmt: skip
+
+
+def _single(name: str, family: Family) -> Method:
+    """One predictor of another family."""
+    return Method(name, "fixed", lambda config, _: SinglePolicy(family, config), CACHE, schedules=(USUAL,))
+
+
+def _nonlinear(name: str, predictor: NonlinearPredictor) -> Method:
+    return Method(name, "fixed", lambda config, _: NonlinearPolicy(predictor, config), CACHE, schedules=(USUAL,))
+
+
+def _tap(name: str, *schedules: str, alone: bool = False, granularity: str | None = None, title: str = "") -> Method:
+    if granularity is None:
+        return Method(name, "tap", lambda config, _: TAPPolicy(config), _all_but(), schedules=schedules, title=title)
+    reads = _all_but(*(GRANULARITY if granularity != "region" else GRANULARITY[:1]))
+    implied = {"granularity": granularity}
+    return Method(
+        name, "tap", lambda config, _: TAPPolicy(config), reads, implied, alone=alone, schedules=schedules, title=title
+    )
+
+
+def _beyond(name: str, policy: Callable[[TAPConfig], Policy], *schedules: str) -> Method:
+    return Method(name, "beyond", lambda config, _: policy(config), _all_but(), schedules=schedules)
+
+
+def _with(name: str, family: Family) -> Method:
+    """TAP that chooses among another family, too."""
+    return _beyond(f"tap+{name}", lambda config: TAPPolicy(config, family=Union(TaylorFamily(), family)))
+
+
+def _fitted(name: str, kind: Kind, fit: Callable[[Slot], Setting], *schedules: str) -> Method:
+    return Method(name, kind, fit=fit, schedules=schedules)
+
+
+ROWS = (
+    Method("reference", "control"),
     # plain sampling with as many steps as the schedule has full ones
-    "fewer": Method(None, SCHEDULE, {"orders": (0,)}),
-    "tap": Method(lambda config, _: TAPPolicy(config), _all_but(), {}),
-    "step": Method(lambda config, _: TAPPolicy(config), _all_but(*GRANULARITY), {"granularity": "step"}),
-    "shuffled": Method(lambda config, seed: ShuffledPolicy(config, seed=seed), _all_but(), {}, draws=True),
-    "random": Method(
-        lambda config, seed: RandomPolicy(config, seed=seed), _all_but(*GRANULARITY, *PROBE), {}, draws=True
-    ),
-    "oracle": Method(lambda config, _: OraclePolicy(config), _all_but(*PROBE), {}),
-    "oracle-latent": Method(
-        lambda config, _: OraclePolicy(config), _all_but(*PROBE, "residual"), {"residual": "latent"}
-    ),
-}
+    Method("fewer", "control", None, SCHEDULE, {"orders": (0,)}, schedules=(OWN,), title="fewer steps"),
+    fixed(0, name="order0", schedules=(USUAL,), title="FORA (order 0)"),
+    fixed(1, name="order1", schedules=(*SCHEDULES, SEARCHED), title="Taylor order 1"),
+    fixed(2, name="order2", schedules=(USUAL,), title="Taylor order 2"),
+    _fitted("best-fixed", "fixed", calibrated.best_fixed, *SCHEDULES),
+    _on_output("order1-tail", "tail"),
+    _on_output("order1-output", "output"),
+    Method("newton2", "fixed", lambda config, _: FixedPolicy(2, config=config),
+           _all_but(*GRANULARITY, *PROBE, "orders", "shifts", "differences", "basis"),
+           {"orders": (2,), "shifts": (0,), "differences": "divided", "basis": "newton"}, schedules=(USUAL,)),
+    _single("hermite", HermiteFamily()),
+    _single("adams-bashforth", AdamsBashforth()),
+    _single("foca", FoCa()),
+    _single("chebyshev", Chebyshev()),
+    _fitted("learned", "fixed", calibrated.learned, USUAL),
+    _nonlinear("dmd", DynamicModes()),
+    _nonlinear("token-least-squares", TokenLeastSquares()),
+    _nonlinear("freqca", FrequencySplit()),
+    _nonlinear("pade", Pade()),
+    *(_fitted(name, "cache", fit, OWN) for name, fit in calibrated.CACHES.items()),
+    _fitted("channel-groups", "cache", calibrated.channel_groups, USUAL),
+    _tap("tap", *SCHEDULES, SEARCHED, title="TAP"),
+    _tap("region", USUAL, granularity="region"),
+    _tap("step", *SCHEDULES, SEARCHED, granularity="step"),
+    _tap("global", USUAL, granularity="global", alone=True),
+    _fitted("margin", "beyond", calibrated.margin, *FURTHER),
+    _beyond("smoothed", SmoothedPolicy, *FURTHER),
+    _beyond("blended", BlendedPolicy, *FURTHER),
+    _beyond("ridge", RidgePolicy, *FURTHER),
+    _fitted("adaptive-tap", "beyond", calibrated.adaptive_tap, OWN),
+    _beyond("drift", DriftPolicy, *FURTHER),
+    _beyond("two-depths", SeveralDepthsPolicy, *FURTHER),
+    _beyond("first-window", lambda config: FirstWindowPolicy(1, config=config)),
+    _with("least-squares", LeastSquares()),
+    _with("hermite", HermiteFamily(orders=(1, 2))),
+    _with("chebyshev", Chebyshev()),
+    _beyond("tap+dmd", lambda config: NonlinearTAPPolicy((DynamicModes(),), config)),
+    _fitted("step-table", "beyond", calibrated.step_table, USUAL),
+    _fitted("fitted", "beyond", calibrated.fitted, *SCHEDULES),
+    Method("oracle", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE), schedules=(USUAL,)),
+    Method("oracle-latent", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE, "residual"),
+           {"residual": "latent"}),
+    Method("random", "control", lambda config, seed: RandomPolicy(config, seed=seed), _all_but(*GRANULARITY, *PROBE),
+           draws=True, schedules=(USUAL,)),
+    Method("shuffled", "control", lambda config, seed: ShuffledPolicy(config, seed=seed), _all_but(), draws=True,
+           schedules=(USUAL,)),
+    *(_fitted(name, "peer", fit, OWN) for name, fit in calibrated.THIRD_PARTY.items()),
+)  # fmt: skip
+METHODS = {method.name: method for method in ROWS}
 FIXED = re.compile(r"fixed(\d+)(?:-(\d+(?:\.\d+)?))?")
+# run at every number of passes; the others at the fewest only, unless all is asked for
+CORE = frozenset({
+    "fewer", "order0", "order1", "order2", "best-fixed", "hermite", "learned", "diffusers-taylor", "teacache",
+    "first-block", "magcache", "dicache", "cg-taylor", "zeus", "ertacache", "tap", "step", "adaptive-tap", "fitted",
+    "peer-dbcache", "peer-dbcache-taylor",
+})  # fmt: skip
 
 
 def find_method(name: str) -> Method:
@@ -69,14 +247,21 @@ def find_method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     if isinstance(name, str) and (found := FIXED.fullmatch(name)):
-        order, shift = int(found[1]), float(found[2] or 0)
-        return Method(
-            lambda config, _: FixedPolicy(order, shift, config=config),
-            _all_but(*GRANULARITY, *PROBE, "orders", "shifts"),
-            {"orders": (order,), "shifts": (shift,)},
-        )
+        return fixed(int(found[1]), float(found[2] or 0), name=name)
     near = difflib.get_close_matches(str(name), [*METHODS, "fixed0", "fixed1", "fixed2"], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(
         f"no method {name!r}; {hint}There are {', '.join(METHODS)}, and fixed<order> and fixed<order>-<shift>"
     )
+
+
+def compared_methods(names: Sequence[str] = ()) -> list[Method]:
+    """Those that the comparison runs, in the order of the table; all if there are no names.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = [method for method in ROWS if method.schedules]
+    if unknown := [name for name in names if name not in {method.name for method in known}]:
+        raise ValueError(f"no method {', '.join(unknown)}: there are {', '.join(method.name for method in known)}")
+    return [method for method in known if not names or method.name in names]

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from tapstudy.commands.checks import labelled, out_folder, seeds_of_noise
+from tapstudy.commands.checks import listed, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import numbers
+from tapstudy.commands.parse import LABELS, numbers
+from tapstudy.tables import Table
 
 AXIS = """NAME=VALUE,VALUE,...; again for every axis. NAME is method, model, steps, guidance, policy_seed or a field of
 TAPConfig; lists are joined by +, as in orders=0+1+2,0+1. Methods: reference, fewer, fixed<order>, fixed<order>-<shift>,
@@ -24,7 +25,7 @@ def ablate(
         "mnist-dit"
     ),
     seeds: Annotated[str, typer.Option(help="seeds separated by commas; every label is sampled with each")] = "0",
-    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    labels: Annotated[str, typer.Option(help=LABELS)] = "",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
     scheduler: Annotated[str | None, typer.Option(help="dask scheduler whose workers run it: tcp://HOST:PORT")] = None,
@@ -34,15 +35,12 @@ def ablate(
     Example: tapstudy ablate --axis method=tap,fixed1 --axis interval=4,6,8 --axis probe_depth=0,1 --seeds 0,1
     """
     with user_errors():
-        from rich.console import Console
-        from rich.table import Table
-
         from tapstudy.analysis.stats import mean_interval
-        from tapstudy.bench.axes import parse_axes
-        from tapstudy.bench.cells import product_of
-        from tapstudy.bench.measure import UNTRAINED
-        from tapstudy.bench.sweep import sweep
-        from tapstudy.bench.sweep_table import table_rows
+        from tapstudy.bench.image_set import UNTRAINED
+        from tapstudy.bench.sweep.axes import parse_axes
+        from tapstudy.bench.sweep.cells import product_of
+        from tapstudy.bench.sweep.run import sweep
+        from tapstudy.bench.sweep.table import table_rows
 
         out = out_folder(out, "--out")
         axes = parse_axes(axis or ["method=tap"])
@@ -51,31 +49,28 @@ def ablate(
             "steps": steps,
             "guidance": guidance,
             "seeds": seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds"),
-            "labels": numbers(labels, int, "--labels"),
+            "labels": listed(model.removesuffix(UNTRAINED), labels)[1],
         }
         cells = product_of(axes, **common)
         for name in dict.fromkeys(cell.model.removesuffix(UNTRAINED) for cell in cells):
-            labelled(name, cells[0].labels)
+            listed(name, labels)
         with warnings.catch_warnings():
             # failures are in the table
-            warnings.filterwarnings("ignore", message=r"\d+ of \d+ parts of the sweep failed", category=RuntimeWarning)
+            warnings.filterwarnings("ignore", message=r"\d+ runs of the sweep failed", category=RuntimeWarning)
             dataset = sweep(cells, out, scheduler=scheduler)
         shown = ["method", *(name for name in axes if name != "method")]
-        title = {"model": model, "steps": f"{steps} steps", "guidance": f"guidance {guidance:g}"}
-        common_to_all = [text for name, text in title.items() if name not in axes]
-        table = Table(title=", ".join([*common_to_all, f"{dataset.sizes['sample']} images"]))
-        for name in shown:
-            table.add_column(name)
-        for name in ("full passes", "FLOPs ratio", "PSNR to reference [95 %], dB", "SSIM", "label accuracy"):
-            table.add_column(name, justify="right")
+        usual = {"model": model, "steps": f"{steps} steps", "guidance": f"guidance {guidance:g}"}
+        common_to_all = [text for name, text in usual.items() if name not in axes]
+        names = ("full passes", "FLOPs ratio", "PSNR to reference [95 %], dB", "SSIM", "label accuracy")
+        rows = table_rows(dataset, shown, mean_interval)
         failed: dict[str, list[str]] = {}  # why -> settings
-        for row in table_rows(dataset, shown, mean_interval):
-            table.add_row(*row[: len(shown)], *(["failed"] if len(row) == len(shown) + 1 else row[len(shown) :]))
+        for row in rows:
             if len(row) == len(shown) + 1:
-                failed.setdefault(row[-1], []).append(", ".join(row[: len(shown)]))
-        console = Console()
-        Console(width=max(console.width, 120)).print(table)
-        console.print(
+                failed.setdefault(row.pop(), []).append(", ".join(row))
+                row += ["failed", *[""] * (len(names) - 1)]
+        title = ", ".join([*common_to_all, f"{dataset.sizes['sample']} images"])
+        Table([*shown, *names], rows, title, left=len(shown)).show()
+        typer.echo(
             "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix "
             f"products and convolutions. All values: {out / 'sweep.nc'}"
         )

@@ -13,6 +13,7 @@ import typer
 
 from tapstudy.commands.checks import out_file
 from tapstudy.commands.errors import user_errors
+from tapstudy.tables import Table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -65,9 +66,6 @@ def analyze(
     output at the same paths.
     """
     with user_errors():
-        from rich.console import Console
-        from rich.table import Table
-
         from tapstudy import open_recording
         from tapstudy.analysis.cluster import scheduler as dask_scheduler
         from tapstudy.analysis.result import contents, open_result, summary_rows
@@ -79,15 +77,11 @@ def analyze(
         with dask_scheduler(scheduler):
             found = _run(chosen, open_recording(recording), changes)
             write_netcdf(found, out)
-        wide = Console(width=max(Console().width, 120))
         with dask_scheduler(), open_result(out) as written:
             if chosen.summary is not None:
-                table = Table(title=f"{analysis} of {recording}")
-                for name in ("variable", "what", "mean [95 % over images]", "units"):
-                    table.add_column(name)
-                for row in summary_rows(getattr(import_module(chosen.module), chosen.summary)(written).compute()):
-                    table.add_row(*row)
-                wide.print(table)
+                columns = ("variable", "what", "mean [95 % over images]", "units")
+                rows = summary_rows(getattr(import_module(chosen.module), chosen.summary)(written).compute())
+                Table(columns, rows, f"{analysis} of {recording}", left=4).show()
             typer.echo(f"wrote {out}: {contents(written)}")
             if "rescoring" in written.attrs:
                 told = json.loads(written.attrs["rescoring"])
@@ -134,7 +128,7 @@ def _run(chosen: Analysis, recording: xr.Dataset, changes: dict[str, Any]) -> xr
 
 
 def _changes(settings: list[str]) -> dict[str, Any]:
-    from tapstudy.bench.axes import parse_axes
+    from tapstudy.bench.sweep.axes import parse_axes
 
     chosen = parse_axes(settings, option="--set")
     several = [name for name, values in chosen.items() if len(values) > 1]

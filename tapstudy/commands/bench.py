@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tapstudy.commands.checks import at_least, labelled, out_file, out_folder, seeds_of_noise
+from tapstudy.commands.checks import at_least, labelled, listed, out_file, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import find_dtype, numbers
+from tapstudy.commands.parse import LABELS, find_dtype, numbers
+from tapstudy.tables import Table
 
 NETCDF, MARKDOWN = (".nc",), (".md",)
 
@@ -46,9 +46,9 @@ def speed(
     """
     with user_errors():
         from tapstudy.analysis.study import load_table, save_table
-        from tapstudy.bench import speed_table
-        from tapstudy.bench.speed import speed as run
-        from tapstudy.bench.speed_methods import Plan
+        from tapstudy.bench.speed import table as speed_table
+        from tapstudy.bench.speed.methods import Plan
+        from tapstudy.bench.speed.run import speed as run
 
         out = out and out_file(out, "--out", NETCDF)
         at_least(1, repeats=repeats, **({} if batch_size is None else {"batch_size": batch_size}))
@@ -71,9 +71,9 @@ def speed(
             typer.echo(speed_table.page(found))
         else:
             for name in found["model"].values.tolist():
-                columns, rows = speed_table.LOOP_COLUMNS, speed_table.loop_rows(found, name)
-                _print_table(speed_table.title(found, name), columns, rows)
-                _print_table("", speed_table.STEP_COLUMNS, speed_table.step_rows(found, name))
+                loops, title = speed_table.loop_rows(found, name), speed_table.title(found, name)
+                Table(speed_table.LOOP_COLUMNS, loops, title).show()
+                Table(speed_table.STEP_COLUMNS, speed_table.step_rows(found, name)).show()
         if out is not None and table is None:
             typer.echo(f"wrote {out}")
 
@@ -94,9 +94,9 @@ def memory(
     """Memory of the history and of the buffers for scoring, measured and by formula; and that of peers."""
     with user_errors():
         from tapstudy.analysis.study import save_table
-        from tapstudy.bench import speed_table
-        from tapstudy.bench.memory import memory as run
-        from tapstudy.bench.speed_methods import Plan
+        from tapstudy.bench.speed import table as speed_table
+        from tapstudy.bench.speed.memory import memory as run
+        from tapstudy.bench.speed.methods import Plan
 
         out = out and out_file(out, "--out", NETCDF)
         at_least(1, **({} if batch_size is None else {"batch_size": batch_size}))
@@ -104,39 +104,21 @@ def memory(
         names = [name for name in model.split(",") if name]
         plan = Plan(steps=steps, interval=interval)
         found = run(names, plan, history_dtypes=dtypes, batch_size=batch_size, device=device)
-        columns, rows = speed_table.MEMORY_COLUMNS, speed_table.memory_rows(found)
+        rows, title = speed_table.memory_rows(found), "memory beside the model, MB = 1e6 bytes"
+        told = Table(speed_table.MEMORY_COLUMNS, rows, title)
         if markdown:
-            typer.echo(speed_table.markdown(columns, rows))
+            typer.echo(told.markdown())
         else:
-            _print_table("memory beside the model, MB = 1e6 bytes", columns, rows)
+            told.show()
         if out is not None:
             typer.echo(f"wrote {save_table(found, out.parent, out.stem)}")
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """On a terminal; a row that is too short says why."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    found = Table(title=escape(title), title_justify="left")
-    for i, name in enumerate(columns):
-        found.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        found.add_row(*map(escape, row[: len(columns)] if len(row) == len(columns) else [row[0], "does not run"]))
-    console = Console()
-    console = Console(width=max(console.width, 120))
-    console.print(found)
-    for row in rows:
-        if len(row) < len(columns):
-            console.print(f"{row[0]}: {row[-1]}", markup=False)
 
 
 @app.command("errors")
 def errors(
     out: Annotated[Path, typer.Option(help="netCDF file to write")] = Path("data/study/errors.nc"),
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
-    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    labels: Annotated[str, typer.Option(help=LABELS)] = "",
     seed: Annotated[int, typer.Option(help="of the noise")] = 11,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
@@ -150,22 +132,20 @@ def errors(
         from tapstudy.analysis.error_propagation import error_propagation
         from tapstudy.analysis.error_steps import per_step
         from tapstudy.analysis.study import save_table
-        from tapstudy.bench.solver_runs import solver_runs
+        from tapstudy.bench.claims.solver_runs import solver_runs
+        from tapstudy.bench.image_set import ImageSet
         from tapstudy.policies.fixed import FixedPolicy
         from tapstudy.policies.oracle import OraclePolicy
         from tapstudy.policies.tap import TAPPolicy
 
         out = out_file(out, "--out", NETCDF)
         at_least(1, steps=steps)
-        config, chosen = TAPConfig(interval=interval), numbers(labels, int, "--labels")
-        pipe = labelled(model, chosen)
-        noise = seeds_of_noise([1000 * seed + label for label in chosen], "1000 times --seed plus the label")
+        config = TAPConfig(interval=interval)
+        pipe, chosen = listed(model, labels)
+        images = ImageSet.of(model, seeds=(seed,), labels=chosen, steps=steps)
+        seeds_of_noise(images.noise_seeds, "1000 times --seed plus the label")
         policies = {"order1": FixedPolicy(1, config=config), "tap": TAPPolicy(config), "oracle": OraclePolicy(config)}
-        calls = [
-            {"class_labels": [label], "seed": [each], "num_inference_steps": steps}
-            for label, each in zip(chosen, noise, strict=True)
-        ]
-        runs = solver_runs(pipe, policies, calls)
+        runs = solver_runs(pipe, policies, images, batch_size=1)
         table = per_step(error_propagation(runs)).assign_attrs(model=model, interval=interval)
         typer.echo(f"wrote {save_table(table, out.parent, out.stem)}")
 
@@ -179,7 +159,7 @@ def record(
 ) -> None:
     """What recording adds to the time of sampling."""
     with user_errors():
-        from tapstudy.bench.recording_overhead import recording_overhead
+        from tapstudy.bench.speed.recording_overhead import recording_overhead
 
         pipe = labelled(model)
         labels = [i % 10 for i in range(batch_size)]
@@ -221,7 +201,7 @@ def frontier(
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "11,12",
     held_out: Annotated[str, typer.Option(help="seeds on which everything is fitted and chosen")] = "21",
-    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    labels: Annotated[str, typer.Option(help=LABELS)] = "",
     passes: Annotated[str, typer.Option(help="numbers of full passes, each that of an S(N, 3)")] = "14,10,8",
     methods: Annotated[str, typer.Option(help="methods separated by commas; all by default")] = "",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
@@ -241,13 +221,10 @@ def frontier(
         import shlex
         import sys
 
-        from rich.console import Console
-        from rich.table import Table
-
-        from tapstudy.bench.frontier import frontier as run
-        from tapstudy.bench.frontier_page import frontier_page
-        from tapstudy.bench.frontier_plan import FrontierPlan
-        from tapstudy.bench.frontier_table import COLUMNS, tables
+        from tapstudy.bench.frontier.comparison import frontier as run
+        from tapstudy.bench.frontier.page import frontier_page
+        from tapstudy.bench.frontier.plan import FrontierPlan
+        from tapstudy.bench.frontier.table import COLUMNS, tables
         from tapstudy.models.make import Machine
         from tapstudy.netcdf import write_netcdf
 
@@ -259,37 +236,26 @@ def frontier(
             model=model,
             seeds=seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds"),
             held_out=seeds_of_noise(numbers(held_out, int, "--held-out"), "--held-out"),
-            labels=numbers(labels, int, "--labels"),
+            labels=listed(model, labels)[1],
             passes=numbers(passes, int, "--passes"),
             steps=steps,
             guidance=guidance,
             tuning=tuning,
         )
         named = [name for name in methods.split(",") if name]
-        labelled(model, plan.labels)
         found = run(plan, work, methods=named, thorough=thorough, repeats=repeats)
         write_netcdf(found, out)
         if page is not None:
             command = shlex.join(["tapstudy", *sys.argv[1:]])
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(frontier_page(found, command=command, machine=str(Machine("cpu"))))
-        console = Console()
-        console = Console(width=max(console.width, 200))
         for count, rows in tables(found).items():
-            table = Table(title=f"{model}, {count} full passes of {steps} steps, {found.sizes['sample']} images")
-            for name in COLUMNS:
-                table.add_column(name, justify="left" if name in COLUMNS[:2] else "right")
-            for row in rows:
-                table.add_row(*(row if len(row) == len(COLUMNS) else [*row[:2], "does not run"]))
-            console.print(table)
-            for row in rows:
-                if len(row) < len(COLUMNS):
-                    console.print(f"{row[0]}: {row[-1]}", markup=False)
-        console.print(
+            title = f"{model}, {count} full passes of {steps} steps, {found.sizes['sample']} images"
+            Table(COLUMNS, rows, title, left=2).show(width=200)
+        typer.echo(
             "PSNR and SSIM on images in [0, 1]; intervals by bootstrap over images, differences paired. FLOPs: "
             f"multiply-add = 2. Time: one image, median of {repeats}, this machine. * schedule chosen on held-out "
-            f"images. Distance: {found['distance'].attrs['long_name']}. All values: {out}",
-            markup=False,
+            f"images. Distance: {found['distance'].attrs['long_name']}. All values: {out}"
         )
 
 
@@ -300,7 +266,7 @@ def rescoring(
 ) -> None:
     """How fast recorded features are rescored, with 15 and with 150 candidates."""
     with user_errors():
-        from tapstudy.bench.rescoring import rescoring_speed
+        from tapstudy.bench.speed.rescoring import rescoring_speed
 
         found = rescoring_speed(samples=samples, repeats=repeats)
         for output in found["output"].values.tolist():

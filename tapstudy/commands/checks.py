@@ -99,7 +99,19 @@ def labelled(model: str, labels: Sequence[int] = (), option: str = "--labels") -
     return pipe
 
 
-def asked_of(model: str, asked: Sequence[str], option: str) -> tuple[LabelPipeline | TextPipeline, list[Any]]:
+def listed(model: str, text: str, option: str = "--labels") -> tuple[LabelPipeline | TextPipeline, tuple[Any, ...]]:
+    """The model with the labels between commas, or the prompts between semicolons, of an option's text.
+
+    Without any, its first ten. Raises as `asked_of` does.
+    """
+    asked = [part.strip() for part in text.split(";") if part.strip()]
+    pipe, found = asked_of(model, asked, option, examples=10)
+    return pipe, tuple(found)
+
+
+def asked_of(
+    model: str, asked: Sequence[str], option: str, *, examples: int = 4
+) -> tuple[LabelPipeline | TextPipeline, list[Any]]:
     """The model with the labels (separated by commas) or the prompts that it is asked for, or its examples.
 
     Says on stderr which words a model has never seen. Raises as `embedded` and `labelled` do.
@@ -109,7 +121,7 @@ def asked_of(model: str, asked: Sequence[str], option: str) -> tuple[LabelPipeli
 
     pipe = embedded(model)
     if not asked:
-        return pipe, list(conditions(pipe, 10 if isinstance(pipe, LabelPipeline) else 4))
+        return pipe, list(conditions(pipe, 10 if isinstance(pipe, LabelPipeline) else examples))
     if isinstance(pipe, LabelPipeline):
         labels = list(numbers(",".join(asked), int, option))
         return labelled(model, labels, option), labels

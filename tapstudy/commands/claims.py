@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tapstudy.commands.checks import at_least, labelled, out_file, out_folder, seeds_of_noise
+from tapstudy.commands.checks import at_least, listed, out_file, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import numbers
+from tapstudy.commands.parse import LABELS, numbers
 
 if TYPE_CHECKING:
-    from tapstudy.bench.claim_runs import Plan
+    from tapstudy.bench.claims.runs import Plan
 
 QUICK = "a quick run, from which nothing follows"
 PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "scipy")
@@ -30,7 +31,7 @@ def claims(
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "11,12",
     held_out: Annotated[str, typer.Option(help="seeds that fixed predictors and masks are chosen on")] = "21,22",
-    labels: Annotated[str, typer.Option(help="labels separated by commas")] = "0,1,2,3,4,5,6,7,8,9",
+    labels: Annotated[str, typer.Option(help=LABELS)] = "",
     images: Annotated[int | None, typer.Option(min=2, help="images per seed, one for each of the first labels")] = None,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     quick: Annotated[bool, typer.Option(help="two images and 20 steps: shows that it works, decides nothing")] = False,
@@ -45,8 +46,9 @@ def claims(
         from tapstudy.analysis.claims.finding import judge
         from tapstudy.analysis.claims.report import claims_page
         from tapstudy.analysis.study import save_study
-        from tapstudy.bench.claim_runs import Plan
-        from tapstudy.bench.evidence import collect
+        from tapstudy.bench.claims.evidence import collect
+        from tapstudy.bench.claims.runs import Plan
+        from tapstudy.instrument.adapters import find_adapter
 
         work = out_folder(work, "--work")
         out = out_file(out or (work / "quick.md" if quick else Path("docs/claims.md")), "--out", (".md",))
@@ -58,11 +60,12 @@ def claims(
             seeds_of_noise(numbers(text, int, option), option)
             for text, option in ((seeds, "--seeds"), (held_out, "--held-out"))
         )
-        named = numbers(labels, int, "--labels")
+        pipe, named = listed(model, labels)
         if images is not None and images > len(named):
             raise ValueError(f"--images {images} is more than the {len(named)} labels: name more --labels or --seeds")
-        pipe = labelled(model, named)
-        blocks = pipe.transformer.config.num_layers
+        adapter = find_adapter(pipe.transformer)
+        assert adapter is not None
+        blocks = len(adapter.modules(pipe.transformer)[0])
         plan = Plan(
             model=model,
             seeds=test,
@@ -80,7 +83,7 @@ def claims(
         if study is not None:
             save_study(evidence, study)
         findings = judge(all_claims(evidence))
-        page = claims_page(findings, evidence, _header(plan, quick, pipe.config.guidance_stop))
+        page = claims_page(findings, evidence, _header(plan, quick, pipe.config.get("guidance_stop", 0.0)))
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page)
         for finding in findings:
@@ -114,5 +117,7 @@ def _keep_published(page: Path, study: Path | None) -> None:
         raise ValueError(f"--quick would replace the tables in {study}: name another folder with --study")
 
 
-def _join(numbers_: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers_))
+def _join(values: Iterable[object]) -> str:
+    """Numbers between commas, prompts between semicolons."""
+    found = list(map(str, values))
+    return (";" if any(" " in one for one in found) else ",").join(found)

@@ -40,7 +40,7 @@ def info(
 def _about_class(name: str) -> None:
     import diffusers
 
-    from tapstudy.bench.real_sizes import real_size_costs
+    from tapstudy.bench.speed.real_sizes import real_size_costs
     from tapstudy.instrument.adapters import ADAPTERS
 
     typer.echo(f"{name}\n{_row(ADAPTERS[name], getattr(diffusers, name))}")
@@ -51,7 +51,7 @@ def _about_model(folder: Path, name: str) -> Any:
     import torch
 
     from tapstudy import check
-    from tapstudy.bench.example_inputs import example_inputs
+    from tapstudy.bench.speed.example_inputs import example_inputs
     from tapstudy.instrument.handle import find_transformers
 
     model = _load(folder, name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+LABELS = "labels between commas, or prompts between semicolons; the first ten by default"
+
 
 def numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
     """Finite numbers separated by commas; raises ValueError naming the option."""

@@ -10,6 +10,7 @@ import typer
 from tapstudy.commands.checks import asked_of, at_least, out_file, seeds_of_noise, usual_guidance
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import numbers
+from tapstudy.tables import Table
 
 
 def roughness(
@@ -59,32 +60,22 @@ def roughness(
 
 
 def _tell(found: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     low_pass = found.attrs["smooth_time"]
     under = f", low-pass of sigma {low_pass:g}" if low_pass else ""
-    table = Table(title=f"the clock, {found.sizes['sample']} images{under}")
-    table.add_column("steps")
-    for name in found["quantity"].values:
-        table.add_column(f"clock, {name}", justify="right")
-    for order in found["order"].values:
-        table.add_column(f"error, order {order}", justify="right")
-    for name in ("suggested order", "suggested sigma"):
-        table.add_column(name, justify="right")
+    columns = ["steps", *(f"clock, {name}" for name in found["quantity"].values)]
+    columns += [*(f"error, order {order}" for order in found["order"].values), "suggested order", "suggested sigma"]
+    rows = []
     for steps in found["steps"].values:
         one = found.sel(steps=steps)
-        errors = one["forecast_error"].mean("sample").values
-        table.add_row(
+        rows.append([
             str(steps),
             *(_percent(one["clock_share"].sel(quantity=name).values) for name in found["quantity"].values),
-            *(f"{error:.3f}" for error in errors),
+            *(f"{error:.3f}" for error in one["forecast_error"].mean("sample").values),
             str(int(one["suggested_order"])),
             f"{float(one['suggested_sigma']):g}",
-        )
-    console = Console()
-    Console(width=max(console.width, 140)).print(table)
-    console.print(
+        ])  # fmt: skip
+    Table(columns, rows, f"the clock, {found.sizes['sample']} images{under}").show(width=140)
+    typer.echo(
         f"Cost: {found.attrs['full_passes']} full passes. Clock: what trembles when only the timestep "
         "moves, of a step's second difference; mean [95 % over images]. "
         f"Errors: of Taylor forecasts of the residual, S({found.attrs['interval']}, 3), along the exact trajectory."

@@ -64,7 +64,7 @@ def sample(
 
         from tapstudy import TAPConfig, apply_policy
         from tapstudy import smooth_time as smooth
-        from tapstudy.bench.speed_subjects import find_device
+        from tapstudy.bench.speed.subjects import find_device
 
         out = out_file(out, "--out", IMAGES)
         at_least(0, fixed_shift=fixed_shift, **({} if guidance is None else {"guidance": guidance}))

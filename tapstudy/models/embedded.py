@@ -18,12 +18,13 @@ from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.recipes import MODELS
 from tapstudy.models.text_pipeline import TextPipeline
 
+EmbeddedPipeline = LabelPipeline | TextPipeline
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
 
 # what the pipelines of embedded models are made of
-KINDS: dict[type[LabelPipeline] | type[TextPipeline], dict[str, Any]] = {
+KINDS: dict[type[EmbeddedPipeline], dict[str, Any]] = {
     LabelPipeline: {"transformer": DiTTransformer2DModel, "scheduler": FlowMatchEulerDiscreteScheduler},
     TextPipeline: {
         "transformer": FluxTransformer2DModel,
@@ -52,12 +53,17 @@ PROMPTS = (
 )
 
 
-def conditions(pipe: LabelPipeline | TextPipeline, count: int) -> list[int] | list[str]:
+def conditions(pipe: EmbeddedPipeline, count: int) -> list[int] | list[str]:
     """`count` labels or prompts for an embedded pipeline's first argument, going round what it knows."""
     if isinstance(pipe, TextPipeline):
         return [PROMPTS[i % len(PROMPTS)] for i in range(count)]
     labels = pipe.transformer.config.num_embeds_ada_norm
     return [i % labels for i in range(count)]
+
+
+def condition_key(pipe: EmbeddedPipeline) -> str:
+    """The name of an embedded pipeline's first argument."""
+    return "prompt" if isinstance(pipe, TextPipeline) else "class_labels"
 
 
 def data_folder() -> Path:
@@ -69,7 +75,7 @@ def data_folder() -> Path:
     return source if (source / "models").is_dir() else package / "_data"
 
 
-def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipeline | TextPipeline:
+def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPipeline:
     """An embedded model, ready to sample, from disk alone.
 
     Args:
@@ -85,7 +91,7 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> LabelPipel
     >>> pipe([3, 1, 4], guidance_scale=2.0).images[0].show()  # doctest: +SKIP
     >>> tapstudy.load("emoji-flux")("red apple on a teal background").images[0].show()  # doctest: +SKIP
     """
-    folder = _folder(model)
+    folder = model_folder(model)
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} is not a complete model: model_index.json is missing")
     index = json.loads((folder / "model_index.json").read_text())
@@ -140,9 +146,7 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / file for file in files]
 
 
-def load_classifier(
-    model: str | Path | LabelPipeline | TextPipeline = "mnist-dit", *, folder: Path | None = None
-) -> Classifier:
+def load_classifier(model: str | Path | EmbeddedPipeline = "mnist-dit", *, folder: Path | None = None) -> Classifier:
     """The judge of label accuracy of a model's data set.
 
     Args:
@@ -161,7 +165,7 @@ def load_classifier(
     return Classifier.load(folder)
 
 
-def data_set_of(model: str | Path | LabelPipeline | TextPipeline) -> str:
+def data_set_of(model: str | Path | EmbeddedPipeline) -> str:
     """Name of the data set whose images have the shape of the model's.
 
     Raises FileNotFoundError when there is no such model, ValueError when there is no such data set.
@@ -173,7 +177,7 @@ def data_set_of(model: str | Path | LabelPipeline | TextPipeline) -> str:
     elif isinstance(model, str) and model in MODELS:
         return MODELS[model].data_set
     else:
-        config = json.loads((_folder(model) / "transformer" / "config.json").read_text())
+        config = json.loads((model_folder(model) / "transformer" / "config.json").read_text())
     if "joint_attention_dim" in config:
         return "emoji"
     bands, size = config["in_channels"], config["sample_size"]
@@ -186,7 +190,7 @@ def data_set_of(model: str | Path | LabelPipeline | TextPipeline) -> str:
     )
 
 
-def untrained_like(pipe: LabelPipeline | TextPipeline, *, seed: int = 0) -> LabelPipeline | TextPipeline:
+def untrained_like(pipe: EmbeddedPipeline, *, seed: int = 0) -> EmbeddedPipeline:
     """The same model with random weights: the control for what training contributes. The text encoder stays.
 
     Every weight is drawn anew from a normal distribution of variance 1 / fan-in (1 for the embedding of the labels, and
@@ -209,13 +213,14 @@ def untrained_like(pipe: LabelPipeline | TextPipeline, *, seed: int = 0) -> Labe
     return with_transformer(pipe, model)
 
 
-def with_transformer(pipe: LabelPipeline | TextPipeline, transformer: Any) -> LabelPipeline | TextPipeline:
+def with_transformer(pipe: EmbeddedPipeline, transformer: Any) -> EmbeddedPipeline:
     """A pipeline that samples as `pipe` does, with another transformer."""
     settings = {name: value for name, value in pipe.config.items() if name in SETTINGS}
     return type(pipe)(**{**pipe.components, "transformer": transformer}, **settings)
 
 
-def _folder(model: str | Path) -> Path:
+def model_folder(model: str | Path) -> Path:
+    """Where an embedded model is, or the folder itself. Raises FileNotFoundError when there is none."""
     embedded = data_folder() / "models"
     if isinstance(model, str) and (embedded / model).is_dir():
         return embedded / model

@@ -100,17 +100,18 @@ class LabelPipeline(PixelPipeline):
 
     @torch.no_grad()
     def guided_velocity(
-        self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor, *, guidance_scale: float
+        self, x: torch.Tensor, timestep: torch.Tensor, labels: Sequence[int] | torch.Tensor, *, guidance_scale: float
     ) -> torch.Tensor:
         """The velocity that one sampling step uses, of the shape of `x`.
 
         Args:
             x: states (batch, channels, height, width).
             timestep: of all states, a scalar tensor.
-            labels: (batch,), on the device of `x`.
+            labels: (batch,).
             guidance_scale: above 1 both branches run as one batch, labelled first, at all noise levels.
         """
         guided = guidance_scale > 1
+        labels = torch.as_tensor(labels, device=x.device)
         null_label = self.transformer.config.num_embeds_ada_norm
         model_input = torch.cat([x, x]) if guided else x
         velocity = self.transformer(

@@ -181,16 +181,8 @@ class TextPipeline(PixelPipeline):
         }
         x = self.prepare_latents(len(branches["cond"][0]), generator, latents)  # (B, 3, size, size)
 
-        frame, longest = self.config.image_size // self.patch_size, self.scheduler.config.num_train_timesteps
-
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            time, found = (t / longest).to(x.dtype).expand(len(x)), {}
-            for name, (words, pooled) in branches.items():
-                with self.transformer.cache_context(name):
-                    found[name] = predict_velocity(self.transformer, x, time, words, pooled, frame=frame)
-            if not guided:
-                return found["cond"]
-            return found["uncond"] + guidance_scale * (found["cond"] - found["uncond"])
+            return self._velocity(x, t, branches, guidance_scale)
 
         return self.sample(
             x,
@@ -200,6 +192,35 @@ class TextPipeline(PixelPipeline):
             return_dict=return_dict,
             callback=callback_on_step_end,
         )
+
+    @torch.no_grad()
+    def guided_velocity(self, x: Tensor, timestep: Tensor, prompts: Sequence[str], *, guidance_scale: float) -> Tensor:
+        """The velocity that one sampling step uses, of the shape of `x`.
+
+        Args:
+            x: states (batch, 3, size, size).
+            timestep: of all states, a scalar tensor.
+            prompts: one per state.
+            guidance_scale: above 1 away from the empty text.
+        """
+        branches = {"cond": self._embeddings("prompt", prompts, None, None)}
+        if guidance_scale > 1:
+            branches["uncond"] = self._embeddings("negative_prompt", "", None, None, count=len(x))
+        return self._velocity(x, timestep, branches, guidance_scale)
+
+    def guidance_at(self, timesteps: Tensor, guidance_scale: float) -> Tensor:
+        """The scale in force at timesteps, of their shape: the same at all of them."""
+        return torch.full_like(timesteps, guidance_scale, dtype=torch.float32)
+
+    def _velocity(self, x: Tensor, t: Tensor, branches: dict[str, tuple[Tensor, Tensor]], scale: float) -> Tensor:
+        frame, longest = self.config.image_size // self.patch_size, self.scheduler.config.num_train_timesteps
+        time, found = (t / longest).to(x.dtype).expand(len(x)), {}
+        for name, (words, pooled) in branches.items():
+            with self.transformer.cache_context(name):
+                found[name] = predict_velocity(self.transformer, x, time, words, pooled, frame=frame)
+        if "uncond" not in found:
+            return found["cond"]
+        return found["uncond"] + scale * (found["cond"] - found["uncond"])
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str | Sequence[str]) -> tuple[Tensor, Tensor]:

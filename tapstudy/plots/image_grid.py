@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -16,7 +18,7 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None) -> Fi
         samples: how many columns; all when None.
     """
     count = min(samples or comparison.sizes["sample"], comparison.sizes["sample"])
-    runs = comparison.sizes["run"]
+    runs, digits = comparison.sizes["run"], comparison["label"].dtype.kind == "i"
     with style():
         figure, axes = subplots(
             runs, count, figsize=(2.0 + 0.42 * count, 0.44 * runs + 0.3), squeeze=False,
@@ -26,13 +28,19 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None) -> Fi
             run = comparison.isel(run=i)
             for j in range(count):
                 axis = axes[i, j]
-                axis.imshow(run["image"].isel(sample=j), cmap="gray_r", vmin=0, vmax=1)
+                axis.imshow(
+                    run["image"].isel(sample=j).transpose("y", "x", "band").squeeze(), cmap="gray_r", vmin=0, vmax=1
+                )
                 axis.set_xticks([])
                 axis.set_yticks([])
                 for spine in axis.spines.values():
                     spine.set_visible(False)
                 if i == 0:
-                    axis.set_title(f"{int(run['label'].isel(sample=j))}", fontsize=8, pad=2)
+                    axis.set_title(
+                        fill(str(run["label"].isel(sample=j).item()), 9, max_lines=3),
+                        fontsize=8 if digits else 4,
+                        pad=2,
+                    )
             name = str(run["method"].item())
             first = axes[i, 0]
             if i:

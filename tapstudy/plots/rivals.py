@@ -24,9 +24,9 @@ def plot_rivals(table: xr.Dataset, *, steps: int) -> Figure:
     """One row per method and schedule, the best first: PSNR with its 95 % interval over images, and the speed-up.
 
     Args:
-        table: from `bench.frontier`, rows of one number of passes with values, the best first, and the reference:
-            `psnr_interval` (cell, bound) in dB, `time_ratio` (cell), coordinates `method`, `schedule`, `kind`,
-            `passes`; attribute `images`.
+        table: from `bench.frontier.comparison`, rows of one number of passes with values, the best first, and the
+            reference: `psnr_interval` (cell, bound) in dB, `time_ratio` (cell), coordinates `method`, `schedule`,
+            `kind`, `passes`; attribute `images`.
         steps: of the reference.
     """
     place = np.arange(table.sizes["cell"])

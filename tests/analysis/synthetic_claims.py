@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.analysis.claims.evidence import Evidence
-from tapstudy.bench.claim_runs import Plan, claim_cells, claim_policies, ranked_settings
+from tapstudy.bench.claims.runs import Plan, claim_cells, ranked_settings
 
 PLAN = Plan(seeds=(1, 2, 3), labels=tuple(range(10)), held_out=(9,))
 FIXED = dict.fromkeys((2, 3, 4, 6, 8), "fixed1")
@@ -16,7 +16,7 @@ PASSES = {2: 26, 3: 18, 4: 14, 5: 12, 6: 10, 8: 8}
 
 @cache
 def run_names():
-    return [*claim_cells(PLAN, FIXED, MASKS), *claim_policies()]
+    return list(claim_cells(PLAN, FIXED, MASKS))
 
 
 def make_evidence(*, psnr=(), rank=(), top1=(), tokens=(), propagation=(), distance=(), phase=(), noise=0.05, seed=0):

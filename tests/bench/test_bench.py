@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from tapstudy.analysis.stats import mean_interval
-from tapstudy.bench.compare import Request, compare, table_rows
+from tapstudy.bench.compare import compare, table_rows
 from tapstudy.bench.flops import count_flops
 from tapstudy.bench.image_error import psnr, ssim
+from tapstudy.bench.image_set import ImageSet, noise_seed
+from tapstudy.bench.judge import Judge
 from tapstudy.models.classifier import Classifier
 
 
@@ -32,13 +34,34 @@ def test_flops_by_hand():
     assert count_flops(lambda: layer(torch.zeros(7, 3))) == 2 * 7 * 3 * 5
 
 
+def test_an_image_set_goes_through_labels_then_seeds(tiny_pipe):
+    images = ImageSet.of("mnist-dit", seeds=(4, 5), labels=(2, 1), steps=3)
+    assert images.pairs == ((4, 2), (4, 1), (5, 2), (5, 1))
+    assert images.noise_seeds == [4002, 4001, 5002, 5001]
+    assert [part.pairs for part in images.by_seed()] == [images.pairs[:2], images.pairs[2:]]
+    assert [len(batch) for batch in images.batches(3)] == [3, 1]
+    assert images[-1:].labels == [1]
+    assert images.call(tiny_pipe)["class_labels"] == [2, 1, 2, 1]
+    assert noise_seed(4, "a rocket") // 1000 == 4
+    assert noise_seed(4, "a rocket") != noise_seed(4, "a rose")
+
+
+def test_an_image_does_not_depend_on_its_set(tiny_pipe):
+    tiny_pipe.set_progress_bar_config(disable=True)
+    images = ImageSet.of("mnist-dit", seeds=(4, 5), labels=(2, 1), steps=3)
+    whole = images.sample(tiny_pipe)
+    assert whole.shape == (4, 1, 8, 8)
+    torch.testing.assert_close(images[1:3].sample(tiny_pipe), whole[1:3])
+    torch.testing.assert_close(images.sample(tiny_pipe, batch_size=1), whole)
+
+
 @pytest.fixture(scope="module")
 def comparison():
     from tests.conftest import make_tiny_pipe
 
     torch.manual_seed(0)
-    request = Request(labels=(0, 1), seeds=(0, 1), steps=12)
-    return compare(make_tiny_pipe(), Classifier().eval(), request=request, intervals=(3,))
+    images = ImageSet.of("mnist-dit", labels=(0, 1), seeds=(0, 1), steps=12)
+    return compare(make_tiny_pipe(), Judge(Classifier().eval()), images, intervals=(3,))
 
 
 def test_comparison(comparison):
@@ -53,7 +76,7 @@ def test_comparison(comparison):
     assert torch.isinf(torch.tensor(comparison["psnr"].values[0])).all()
     assert (comparison["psnr"].values[1:] > 5).all()
     assert comparison["seed"].values.tolist() == [0, 0, 1, 1]
-    assert comparison["image"].shape == (6, 4, 8, 8)
+    assert comparison["image"].shape == (6, 4, 1, 8, 8)
 
 
 def test_table(comparison):

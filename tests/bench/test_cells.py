@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from tapstudy import TAPConfig
-from tapstudy.bench.axes import parse_axes
-from tapstudy.bench.cells import SETTINGS, Cell, product_of
-from tapstudy.bench.methods import METHODS
+from tapstudy.bench.engine import split
+from tapstudy.bench.methods import METHODS, find_method
+from tapstudy.bench.sweep.axes import parse_axes
+from tapstudy.bench.sweep.cells import SETTINGS, Cell, product_of
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.shuffled import ShuffledPolicy
 
-NAMES = [*METHODS, "fixed0", "fixed2-1", "fixed1-0.5"]
+NAMES = [*(name for name, method in METHODS.items() if method.fit is None), "fixed0", "fixed2-1", "fixed1-0.5"]
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -21,7 +22,8 @@ def test_json_and_back(method):
         full_steps=(0, 1, 2, 9),
     )  # fmt: skip
     cell = Cell(method=method, seeds=(3, 1), labels=(2,), steps=10, guidance=1, config=config)
-    again = Cell.from_dict(json.loads(json.dumps(cell.to_dict())))
+    plain = json.loads(json.dumps(cell.to_dict()))
+    again = Cell(**{**plain, "config": TAPConfig.from_plain(plain["config"])})
     assert again == cell
     assert hash(again) == hash(cell)
     assert again.name == cell.name
@@ -48,17 +50,22 @@ def test_a_name_tells_what_makes_a_difference():
     assert len({Cell(method="reference", config=TAPConfig(interval=n)) for n in (4, 5)}) == 1
 
 
+def policy_of(cell):
+    make = find_method(cell.method).policy
+    return make and make(cell.config, cell.policy_seed)
+
+
 def test_policies():
-    tap = Cell(method="tap", config=TAPConfig(interval=4, probe_depth=2)).policy()
+    tap = policy_of(Cell(method="tap", config=TAPConfig(interval=4, probe_depth=2)))
     assert (tap.config.interval, tap.probe_depth, tap.config.granularity) == (4, 2, "token")
-    assert Cell(method="step").policy().config.granularity == "step"
-    fixed = Cell(method="fixed2-0.5", config=TAPConfig(interval=4)).policy()
+    assert policy_of(Cell(method="step")).config.granularity == "step"
+    fixed = policy_of(Cell(method="fixed2-0.5", config=TAPConfig(interval=4)))
     assert [(label.order, label.shift) for label in fixed.labels] == [(2, 0.5)]
-    assert isinstance(Cell(method="oracle").policy(), OraclePolicy)
-    assert Cell(method="oracle-latent").policy().residual_site == "latent"
-    assert isinstance(shuffled := Cell(method="shuffled", policy_seed=3).policy(), ShuffledPolicy)
+    assert isinstance(policy_of(Cell(method="oracle")), OraclePolicy)
+    assert policy_of(Cell(method="oracle-latent")).residual_site == "latent"
+    assert isinstance(shuffled := policy_of(Cell(method="shuffled", policy_seed=3)), ShuffledPolicy)
     assert shuffled.seed == 3
-    assert Cell(method="fewer").policy() is Cell(method="reference").policy() is None
+    assert policy_of(Cell(method="fewer")) is policy_of(Cell(method="reference")) is None
 
 
 def test_schedule_of_the_paper():
@@ -75,9 +82,15 @@ def test_schedule_of_the_paper():
 def test_parts_share_their_reference():
     cells = product_of({"method": ["tap", "fixed1"], "interval": [4, 6]}, seeds=(0, 1), labels=(1, 2))
     assert len(cells) == 4
-    assert {part.seeds for cell in cells for part in cell.parts} == {(0,), (1,)}
-    references = {part.reference for cell in cells for part in cell.parts}
-    assert references == {Cell(method="reference", seeds=(seed,), labels=(1, 2)) for seed in (0, 1)}
+    assert {cell.reference for cell in cells} == {Cell(method="reference", seeds=(0, 1), labels=(1, 2))}
+    parts = split([(cell.images, cell.reference.setting) for cell in cells])
+    assert [images.seeds for images, _ in parts] == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("method", ["best-fixed", "teacache", "peer-dbcache"])
+def test_methods_that_must_be_fitted_say_where(method):
+    with pytest.raises(ValueError, match=f"{method} is fitted on held-out images: `tapstudy bench frontier` runs it"):
+        Cell(method=method)
 
 
 def test_product_computes_equal_cells_once():

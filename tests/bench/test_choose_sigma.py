@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tapstudy
-from tapstudy.bench.choose_sigma import least_within_one_error
+from tapstudy.bench.clock.choose_sigma import least_within_one_error
 from tapstudy.instrument.smooth_time import smoothed_sigma
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.full import FullPolicy

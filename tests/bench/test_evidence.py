@@ -4,12 +4,10 @@ import torch
 import xarray as xr
 
 from tapstudy.analysis.claims.all_claims import all_claims
-from tapstudy.bench import evidence
-from tapstudy.bench.claim_runs import FIXED, Plan, claim_cells, held_out_cells, ranked_settings
-from tapstudy.bench.measure import measure
-from tapstudy.bench.policy_runs import kept, run_policies
+from tapstudy.bench.claims import evidence
+from tapstudy.bench.claims.runs import FIXED, Plan, claim_cells, held_out_cells, ranked_settings
+from tapstudy.bench.results import Results
 from tapstudy.policies.config import TAPConfig
-from tapstudy.policies.tap import TAPPolicy
 from tests.conftest import make_tiny_pipe
 
 MASK = dict.fromkeys(("even", "start-dense", "best-mask"), (0, 1, 5, 9))
@@ -45,7 +43,7 @@ def test_held_out_images_are_never_test_images():
     plan = Plan()
     chosen = {seed for cell in held_out_cells(plan).values() for seed in cell.seeds}
     tested = {seed for cell in claim_cells(plan, BEST, MASK).values() for seed in cell.seeds}
-    noise = {seed for call in plan.calls(plan.few_seeds) for seed in call["seed"]}
+    noise = {*plan.images(plan.few_seeds).noise_seeds}
     assert not chosen & tested
     assert noise <= {1000 * seed + label for seed in tested for label in plan.labels}
 
@@ -59,6 +57,8 @@ def test_cells_are_what_their_names_say():
     assert cells["tap even"].full_steps == (0, 1, 5, 9)
     assert cells["step N=4"].config.granularity == "step"
     assert cells["oracle-latent N=8"].config.residual == "latent"
+    assert "LeastSquares" in cells["tap N=8 +least-squares"].setting.text
+    assert cells["first-window N=8"].setting.text.startswith("FirstWindowPolicy")
     assert len(cells["oracle N=8"].seeds) == 2 < len(cells["tap N=8"].seeds)
     for name, config in ranked_settings(plan).items():
         assert name not in cells or cells[name].config == config
@@ -67,9 +67,10 @@ def test_cells_are_what_their_names_say():
 
 
 def test_masks_have_equally_many_full_steps(plan, tmp_path):
-    masks = evidence.choose_masks(make_tiny_pipe(), plan, tmp_path, progress=False)
+    results = Results(tmp_path)
+    masks = evidence.choose_masks(make_tiny_pipe(), plan, results, progress=False)
     assert {len(mask) for mask in masks.values()} == {plan.passes} == {4}
-    assert masks == evidence.choose_masks(make_tiny_pipe(), plan, tmp_path, progress=False)
+    assert masks == evidence.choose_masks(make_tiny_pipe(), plan, results, progress=False)
     assert masks["even"] == (0, 3, 6, 9)
 
 
@@ -86,45 +87,10 @@ def test_best_fixed_predictor_has_the_highest_mean(monkeypatch, tmp_path):
     assert evidence.choose_fixed(cells, tmp_path) == best
 
 
-def test_policies_run_as_the_cells_of_a_sweep(plan, tmp_path):
-    """TAP given as a policy makes the images of TAP given as a cell, on the same noise."""
-    exact = measure(plan.cell("reference", plan.seeds))
-    own = measure(plan.cell("tap", plan.seeds))
-    table = run_policies(make_tiny_pipe(), {"tap again": TAPPolicy()}, [exact], folder=tmp_path, progress=False)
-    with xr.open_dataset(tmp_path / "policies" / "tap_again-3.nc") as file:
-        np.testing.assert_array_equal(file["image"], own["image"])
-    error = ((own["image"] - exact["image"]).astype("f8") ** 2).mean(("band", "y", "x"))
-    np.testing.assert_allclose(table["psnr"].sel(cell="tap again"), -10 * np.log10(error), rtol=1e-4)
-    assert table["full_passes"].values.tolist() == [[4, 4]]
-    assert table["seed"].values.tolist() == [3, 3]
-    # a second time from the files: no policy is run
-    again = run_policies(None, {"tap again": None}, [exact], folder=tmp_path, progress=False)
-    xr.testing.assert_identical(table, again)
-
-
-def test_kept_is_made_once(tmp_path):
-    calls = []
-
-    def make():
-        calls.append(1)
-        return xr.Dataset({"x": ("sample", [1.0, 2.0])})
-
-    first, second = (kept(tmp_path / "a" / "b.nc", make) for _ in range(2))
-    assert len(calls) == 1
-    xr.testing.assert_identical(first, second)
-
-
-def test_a_folder_belongs_to_one_plan(plan, tmp_path):
-    evidence._check_plan(plan, tmp_path)
-    evidence._check_plan(plan, tmp_path)
-    with pytest.raises(ValueError, match="results of another plan"):
-        evidence._check_plan(Plan(model=plan.model, depths=(1,)), tmp_path)
-
-
 def test_failed_runs_are_named(plan, tmp_path):
     cells = {"too deep": plan.cell("tap", plan.seeds, probe_depth=9)}
     with (
-        pytest.warns(RuntimeWarning, match="parts of the sweep failed"),
+        pytest.warns(RuntimeWarning, match="runs of the sweep failed"),
         pytest.raises(ValueError, match=r"too deep: .*probe_depth"),
     ):
         evidence._run_cells(cells, tmp_path, scheduler=None, progress=False)

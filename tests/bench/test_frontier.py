@@ -9,17 +9,19 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapstudy.bench import frontier as module
-from tapstudy.bench import frontier_runs
-from tapstudy.bench.frontier import Row, compared, find_methods, frontier, rows_of
-from tapstudy.bench.frontier_distance import distribution_distance, kernel_distance
-from tapstudy.bench.frontier_held_out import SCHEDULES, USUAL, HeldOut
-from tapstudy.bench.frontier_masks import best_window_mask, window_errors
-from tapstudy.bench.frontier_methods import CORE, EVERYWHERE, METHODS, OWN
-from tapstudy.bench.frontier_plan import FrontierPlan, Setting
-from tapstudy.bench.frontier_search import improve_mask
-from tapstudy.bench.frontier_table import COLUMNS, tables
-from tapstudy.bench.frontier_tuning import Tuner, kept_json
+from tapstudy.bench import engine
+from tapstudy.bench.engine import Setting
+from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, HeldOut
+from tapstudy.bench.fit.masks import best_window_mask, window_errors
+from tapstudy.bench.fit.search import improve_mask
+from tapstudy.bench.fit.tuning import Tuner
+from tapstudy.bench.frontier import comparison as module
+from tapstudy.bench.frontier.comparison import EVERYWHERE, Row, compared, frontier, rows_of
+from tapstudy.bench.frontier.distance import distribution_distance, kernel_distance
+from tapstudy.bench.frontier.plan import FrontierPlan
+from tapstudy.bench.frontier.table import COLUMNS, tables
+from tapstudy.bench.methods import CORE, OWN, compared_methods
+from tapstudy.bench.results import Results
 from tapstudy.models.quality import frechet_distance
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
@@ -156,11 +158,6 @@ def test_of_steps_the_nearer_one_and_the_more_expensive_of_equals():
     assert tuner.passes_of(tuner.threshold(10)) == 12
 
 
-def test_kept_json(tmp_path):
-    assert kept_json(tmp_path / "a" / "x.json", lambda: [1, 2]) == [1, 2]
-    assert kept_json(tmp_path / "a" / "x.json", lambda: 1 / 0) == [1, 2]
-
-
 # Plans and rows
 
 
@@ -168,8 +165,9 @@ def test_intervals_of_passes():
     plan = FrontierPlan()
     assert [plan.interval(passes) for passes in (14, 10, 8)] == [4, 6, 8]
     assert plan.usual_mask(8) == (0, 1, 2, 10, 18, 26, 34, 42)
-    assert not set(plan.test_pairs) & set(plan.held_out_pairs)
-    assert plan.tuning_pairs == plan.held_out_pairs[-3:]
+    assert not {*plan.test.seeds} & {*plan.fitted_to.seeds, *plan.tuned_on.seeds}
+    assert (len(plan.test), len(plan.fitted_to), len(plan.tuned_on)) == (20, 7, 3)
+    assert plan.tuned_on.labels == [7, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -188,19 +186,19 @@ def test_plans_that_cannot_be_meant(changes, message):
 
 def test_every_method_is_run():
     plan = FrontierPlan()
-    rows = rows_of(plan, METHODS)
+    rows = rows_of(plan, compared_methods())
     assert len({row.name for row in rows}) == len(rows)
     fewest = {(row.method, row.schedule) for row in rows if row.passes == 8}
-    assert fewest == {(method.name, schedule) for method in METHODS for schedule in method.schedules}
+    assert fewest == {(method.name, schedule) for method in compared_methods() for schedule in method.schedules}
     assert {row.method for row in rows if row.passes == 14} == CORE
     assert {row.schedule for row in rows if row.passes == 14} == {USUAL, OWN, *EVERYWHERE}
-    assert {row.method for row in rows_of(plan, METHODS, thorough=True) if row.passes == 14} == {
-        m.name for m in METHODS
+    assert {row.method for row in rows_of(plan, compared_methods(), thorough=True) if row.passes == 14} == {
+        m.name for m in compared_methods()
     }
     assert Row("tap", "tap", 8, 8, USUAL).name == "tap N=8"
     assert Row("tap", "tap", 8, 8, "even").name == "tap even N=8"
     with pytest.raises(ValueError, match="no method nothing: there are fewer"):
-        find_methods(["tap", "nothing"])
+        compared_methods(["tap", "nothing"])
 
 
 def test_differences_are_paired_and_on_the_same_schedule():
@@ -296,7 +294,7 @@ def test_peers_agree_with_the_policies_of_their_name_or_say_why_not(found):
 
 
 def test_choices_are_made_on_held_out_images(found, plan, work):
-    held = HeldOut(make_tiny_pipe(), plan, work, progress=False)
+    held = HeldOut(make_tiny_pipe(), plan, Results(work), progress=False)
     fixed = found.sel(cell="best-fixed N=4")["setting"].item()
     order, shift = held.best_fixed(TAPConfig(interval=plan.interval(5)), f"{USUAL}-5")
     assert f"orders=({order},), shifts=({shift},)" in fixed
@@ -318,7 +316,7 @@ def test_a_second_call_samples_nothing(found, plan, work, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr(frontier_runs, "sample_pairs", refuse)
+    monkeypatch.setattr(engine.ImageSet, "sample", refuse)
     again = frontier(plan, work, methods=NAMES, repeats=1, progress=False)
     xr.testing.assert_identical(again, found)
 
@@ -340,8 +338,8 @@ def test_what_breaks_in_a_policy_is_not_hidden(plan, tmp_path, monkeypatch):
 
 def test_one_image_at_a_time_if_a_batch_decides_together(plan):
     pipe = make_tiny_pipe()
-    alone = frontier_runs.run_setting(pipe, plan, Setting.of(TAPPolicy(), alone=True), plan.test_pairs)
-    together = frontier_runs.run_setting(pipe, plan, Setting.of(TAPPolicy()), plan.test_pairs)
+    alone = engine.run(pipe, plan.test, Setting.of(TAPPolicy(), alone=True))
+    together = engine.run(pipe, plan.test, Setting.of(TAPPolicy()))
     np.testing.assert_allclose(alone["image"], together["image"], atol=1e-5)
     np.testing.assert_allclose(alone["cache_bytes"], together["cache_bytes"])
     assert Setting.of(FixedPolicy(1)).text != Setting.of(FixedPolicy(2)).text

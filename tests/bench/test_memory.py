@@ -6,7 +6,7 @@ import torch
 from typer.testing import CliRunner
 
 from tapstudy import TAPConfig, apply_policy
-from tapstudy.bench.memory import (
+from tapstudy.bench.speed.memory import (
     Features,
     distinct_predictors,
     held_bytes,
@@ -14,8 +14,8 @@ from tapstudy.bench.memory import (
     memory,
     workspace_bytes,
 )
-from tapstudy.bench.real_sizes import history_bytes as one_sample_bytes
-from tapstudy.bench.speed_methods import MANY_SHIFTS, Plan
+from tapstudy.bench.speed.methods import MANY_SHIFTS, Plan
+from tapstudy.bench.speed.real_sizes import history_bytes as one_sample_bytes
 from tapstudy.cli import app
 from tapstudy.policies.tap import TAPPolicy
 from tests.conftest import make_tiny_pipe

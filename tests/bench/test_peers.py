@@ -13,7 +13,7 @@ import torch
 from diffusers.hooks import FasterCacheConfig
 
 from tapstudy import apply_policy, apply_tap
-from tapstudy.bench import peers
+from tapstudy.bench.speed import third_party as peers
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
 from tapstudy.policies.first_block import FirstBlockPolicy
 from tapstudy.policies.full import FullPolicy

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tapstudy
-from tapstudy.bench.example_inputs import example_inputs
-from tapstudy.bench.real_sizes import REAL_SIZES, RealSizeCosts, history_bytes, real_size_costs
+from tapstudy.bench.speed.example_inputs import example_inputs
+from tapstudy.bench.speed.real_sizes import REAL_SIZES, RealSizeCosts, history_bytes, real_size_costs
 from tapstudy.instrument.adapters import ADAPTERS
 from tests.instrument.tiny_models import VARIANTS, make
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tapstudy.analysis.rescoring import rescore
-from tapstudy.bench.rescoring import FAMILIES, rescoring_speed, synthetic_features
+from tapstudy.bench.speed.rescoring import FAMILIES, rescoring_speed, synthetic_features
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.taylor import TaylorFamily
 

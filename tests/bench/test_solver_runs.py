@@ -6,17 +6,16 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 import tapstudy
 from tapstudy.analysis.error_propagation import compare_regimes, error_propagation, per_image
-from tapstudy.bench.solver_runs import solver_runs
+from tapstudy.bench.claims.solver_runs import solver_runs
+from tapstudy.bench.image_set import ImageSet
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.oracle import OraclePolicy
+from tests.models.emoji import tiny_pipe as tiny_text_pipe
 
 CONFIG = tapstudy.TAPConfig(full_steps=(0, 1, 2, 5))
-CALLS = [
-    {"class_labels": [3, 1], "seed": [7, 8], "num_inference_steps": 7, "guidance_scale": 2.0},
-    {"class_labels": [4], "seed": 9, "num_inference_steps": 7, "guidance_scale": 2.0},
-]
+IMAGES = ImageSet("mnist-dit", ((7, 3), (8, 1), (9, 4)), steps=7)
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +23,14 @@ def runs():
     from tests.conftest import make_tiny_pipe
 
     policies = {"hold": FixedPolicy(0, config=CONFIG), "full": FullPolicy()}
-    return solver_runs(make_tiny_pipe(), policies, CALLS, teacher_forced=True, progress=False)
+    return solver_runs(make_tiny_pipe(), policies, IMAGES, batch_size=2, teacher_forced=True, progress=False)
 
 
 def test_layout(runs):
     assert dict(runs.sizes) == {"policy": 3, "sample": 3, "node": 8, "step": 7, "token": 16, "latent_channel": 4}
     assert runs.policy.values.tolist() == ["reference", "hold", "full"]
     assert runs.label.values.tolist() == ["3", "1", "4"]
-    assert runs.seed.values.tolist() == [7, 8, 9]
+    assert runs.seed.values.tolist() == [7003, 8001, 9004]
     assert runs.is_full.sel(policy="hold", sample=0).values.tolist() == [1, 1, 1, 0, 0, 1, 0]
     assert runs.is_full.sel(policy="reference").all()
     np.testing.assert_allclose(runs.node_sigma[:-1], runs.sigma)
@@ -40,7 +39,7 @@ def test_layout(runs):
 
 
 def test_states_are_those_of_the_pipeline(runs, tiny_pipe):
-    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    generators = [torch.Generator().manual_seed(seed) for seed in (7003, 8001)]
     last = tiny_pipe([3, 1], 7, 2.0, generator=generators, output_type="latent").images  # (2, 1, 8, 8)
     state = runs.state.sel(policy="reference").isel(node=-1, sample=slice(2)).values
     image = np.zeros((2, 8, 8), np.float32)
@@ -81,8 +80,8 @@ def test_trained_model():
     """One image of the embedded model: the oracle's error is the least where both start from the same features."""
     pipe = tapstudy.load("mnist-dit")
     policies = {"hold": FixedPolicy(0, config=CONFIG), "oracle": OraclePolicy(CONFIG)}
-    call = {"class_labels": [3], "seed": [0], "num_inference_steps": 7, "guidance_scale": 1.0}
-    errors = error_propagation(solver_runs(pipe, policies, [call], progress=False))
+    images = ImageSet("mnist-dit", ((0, 3),), steps=7, guidance=1.0)
+    errors = error_propagation(solver_runs(pipe, policies, images, progress=False))
     first = errors.relative_local_error.isel(sample=0, step=3).mean("token")
     assert first.sel(policy="oracle") < first.sel(policy="hold")
     assert float(errors.identity_gap.max()) < 1e-5
@@ -90,26 +89,27 @@ def test_trained_model():
     assert ((coherence > 0) & (coherence <= 1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize(
-    ("calls", "message"),
-    [
-        ([{"class_labels": [1]}], "needs class_labels and seed"),
-        ([{"class_labels": [1], "seed": 0, "latents": None}], "may have"),
-        ([{"class_labels": [1, 2], "seed": [0]}], "2 labels, but 1 seeds"),
-        ([CALLS[0], {**CALLS[1], "num_inference_steps": 3}], r"must agree in steps, got \[7, 3\]"),
-        ([], "no calls"),
-    ],
-)
-def test_bad_calls(tiny_pipe, calls, message):
-    with pytest.raises(ValueError, match=message):
-        solver_runs(tiny_pipe, {}, calls, progress=False)
+def test_states_of_a_model_of_text():
+    """Read off the states or asked of the model, its velocities agree, too; tokens are its patches."""
+    pipe = tiny_text_pipe()
+    images = ImageSet("emoji-flux", ((1, "red apple"), (2, "rocket")), steps=4, guidance=3.0)
+    runs = solver_runs(pipe, {"full": FullPolicy()}, images, progress=False)
+    assert runs.label.values.tolist() == ["red apple", "rocket"]
+    weight = xr.DataArray(-np.diff(runs.node_sigma), dims="step")
+    gap = weight * abs(runs.velocity_used - runs.velocity_exact)
+    assert float(gap.max()) < 1e-5 * float(abs(runs.state).max())
+
+
+def test_no_images(tiny_pipe):
+    with pytest.raises(ValueError, match="no images"):
+        solver_runs(tiny_pipe, {}, IMAGES[:0], progress=False)
 
 
 def test_bad_pipelines(tiny_pipe):
-    with pytest.raises(TypeError, match="needs a LabelPipeline"):
-        solver_runs(tiny_pipe.transformer, {}, CALLS)
+    with pytest.raises(TypeError, match="needs an embedded pipeline"):
+        solver_runs(tiny_pipe.transformer, {}, IMAGES)
     with pytest.raises(ValueError, match="'reference' is taken"):
-        solver_runs(tiny_pipe, {"reference": FullPolicy()}, CALLS)
+        solver_runs(tiny_pipe, {"reference": FullPolicy()}, IMAGES)
     for scheduler in (DDIMScheduler(), FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)):
         with pytest.raises(ValueError, match="needs a deterministic FlowMatchEulerDiscreteScheduler"):
-            solver_runs(LabelPipeline(tiny_pipe.transformer, scheduler), {}, CALLS)
+            solver_runs(LabelPipeline(tiny_pipe.transformer, scheduler), {}, IMAGES)

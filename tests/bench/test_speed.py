@@ -13,13 +13,13 @@ from matplotlib import pyplot as plt
 
 from tapstudy import TAPConfig, apply_policy
 from tapstudy.analysis.study import load_table, save_table
-from tapstudy.bench import speed_table
-from tapstudy.bench.example_inputs import example_inputs
-from tapstudy.bench.real_sizes import RealSize
-from tapstudy.bench.speed import speed, time_subject, with_ratios
-from tapstudy.bench.speed_methods import EXTRA, SPEED_METHODS, Plan, find_methods, mask_of, why_not_compiled
-from tapstudy.bench.speed_steps import PARTS, MarkedTAP, Marks, middle, plain_steps, tap_steps
-from tapstudy.bench.speed_subjects import PRESETS, EulerLoop, Preset, Subject, find_device, make_subject, split_name
+from tapstudy.bench.speed import table as speed_table
+from tapstudy.bench.speed.example_inputs import example_inputs
+from tapstudy.bench.speed.methods import EXTRA, SPEED_METHODS, Plan, find_methods, mask_of, why_not_compiled
+from tapstudy.bench.speed.real_sizes import RealSize
+from tapstudy.bench.speed.run import speed, time_subject, with_ratios
+from tapstudy.bench.speed.steps import PARTS, MarkedTAP, Marks, middle, plain_steps, tap_steps
+from tapstudy.bench.speed.subjects import PRESETS, EulerLoop, Preset, Subject, find_device, make_subject, split_name
 from tapstudy.cli import app
 from tapstudy.plots.speed import plot_speed
 from tapstudy.policies.tap import TAPPolicy
@@ -264,7 +264,7 @@ def test_images_of_a_name(tmp_path):
 
 def test_every_form_of_tap_has_its_steps(monkeypatch):
     """Without a compiler the compiled form is left out, and says why."""
-    monkeypatch.setattr("tapstudy.bench.speed.why_not_compiled", lambda device: "OSError: no compiler")
+    monkeypatch.setattr("tapstudy.bench.speed.run.why_not_compiled", lambda device: "OSError: no compiler")
     pipe = make_tiny_pipe()
     subject = Subject("tiny", "tiny", pipe, lambda steps: pipe([1], steps), CPU, torch.float32, 2)
     found = time_subject(subject, PLAN, methods=["reference", "tap", "tap-compiled", "tap-150"], repeats=1)

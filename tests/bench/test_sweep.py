@@ -11,14 +11,13 @@ import pytest
 import torch
 import xarray as xr
 
-import tapstudy.bench.sweep as module
 from tapstudy import TAPConfig
-from tapstudy.bench.cells import Cell, product_of
-from tapstudy.bench.compare import Request
+from tapstudy.bench import cluster, engine
 from tapstudy.bench.image_error import psnr, ssim
-from tapstudy.bench.measure import measure
-from tapstudy.bench.sweep import read_result, sweep
-from tapstudy.bench.sweep_table import table_rows
+from tapstudy.bench.results import Results
+from tapstudy.bench.sweep.cells import Cell, product_of
+from tapstudy.bench.sweep.run import sweep
+from tapstudy.bench.sweep.table import table_rows
 
 TINY = {"seeds": (0, 1), "labels": (3,), "steps": 6, "guidance": 1.5}
 CONFIG = TAPConfig(interval=2, warmup_steps=2)  # FF.F.F
@@ -44,16 +43,20 @@ def copied(finished, tmp_path):
 
 @pytest.fixture
 def computed(finished, cells, monkeypatch):
-    """The parts that are computed, in order. What the finished sweep holds is taken from there, to save time."""
-    parts = []
-    held = {part: read_result(finished[1] / "cells", part) for cell in cells for part in cell.parts}
+    """The jobs that are run, in order. What the finished sweep holds is taken from there, to save time."""
+    jobs, results = [], Results(finished[1])
+    held = engine.split([(cell.images, cell.setting) for cell in cells])
 
-    def watched(part):
-        parts.append(part)
-        return held[part].copy() if part in held else measure(part)
+    def watched(job):
+        jobs.append(job)
+        return engine.kept(job, results) if job in held else engine.run(engine.pipe_of(job[0].model), *job)
 
-    monkeypatch.setattr(module, "measure", watched)
-    return parts
+    monkeypatch.setattr(engine, "run_job", watched)
+    return jobs
+
+
+def files(folder, kind=""):
+    return sorted((folder / "runs").glob(f"{kind}*.nc"))
 
 
 def by_method(dataset, name):
@@ -74,17 +77,17 @@ def test_values_by_hand(finished):
 
     pipe = load("mnist-dit")
     pipe.set_progress_bar_config(disable=True)
-    request = Request(labels=(3,), seeds=(1,), steps=6, guidance_scale=1.5)
-    reference = request.sample(pipe).clamp(0, 1)
+    images = Cell(method="tap", seeds=(1,), labels=(3,), steps=6, guidance=1.5).images
+    reference = images.sample(pipe).clamp(0, 1)
     with apply_tap(pipe, CONFIG):
-        image = request.sample(pipe).clamp(0, 1)
+        image = images.sample(pipe).clamp(0, 1)
     tap = by_method(dataset, "tap").sel(sample=1)
     assert tap["psnr"].item() == pytest.approx(psnr(image, reference).item(), rel=1e-6)
     assert tap["ssim"].item() == pytest.approx(ssim(image, reference).item(), rel=1e-6)
     assert tap["mask"].item() == "FF.F.F"
     assert tap["full_passes"].item() == 4
     fewer = by_method(dataset, "fewer")
-    plain = request.sample(pipe, steps=4).clamp(0, 1)
+    plain = images.sample(pipe, steps=4).clamp(0, 1)
     assert fewer["psnr"].values[1] == pytest.approx(psnr(plain, reference).item(), rel=1e-6)
     assert fewer["mask"].values.tolist() == ["FFFF", "FFFF"]
     assert fewer["flops_ratio"].values.tolist() == [1.5, 1.5]
@@ -117,49 +120,60 @@ def test_settings_are_coordinates(finished):
 def test_resume_computes_only_what_is_missing(copied, cells, finished, computed):
     same(sweep(cells, copied, progress=False), finished[0])
     assert computed == []
-    stored = sorted((copied / "cells").glob("tap-*.nc"))
+    stored = files(copied, "TAPPolicy")
     stored[0].unlink()
     stored[1].write_bytes(stored[1].read_bytes()[:3000])  # half written
-    flipped = next((copied / "cells").glob("fixed1-*.nc"))
+    flipped = files(copied, "FixedPolicy")[0]
     with xr.open_dataset(flipped) as file:
         other = file.load()
     other["image"][0, 0, 14, 14] += 0.25  # damaged, and readable
     flipped.unlink()
     other.to_netcdf(flipped)
-    (copied / "cells" / "oracle-0.nc.partial").write_bytes(b"a write cut short")
+    (copied / "runs" / "OraclePolicy-0.nc.partial").write_bytes(b"a write cut short")
     same(sweep(cells, copied, progress=False), finished[0])
-    assert sorted(part.method for part in computed) == ["fixed1", "tap", "tap"]
+    assert sorted(setting.text.split("(")[0] for _, setting in computed) == ["FixedPolicy", "TAPPolicy", "TAPPolicy"]
     more = [Cell(**{**vars(cells[3]), "seeds": (0, 1, 2)})]
     computed.clear()
     assert sweep(more, copied, progress=False).sizes["sample"] == 3
-    assert [(part.method, part.seeds) for part in computed] == [("reference", (2,)), ("tap", (2,))]
+    assert [(setting.name.split("-")[0], images.seeds) for images, setting in computed] == [
+        ("plain", [2]), ("TAPPolicy", [2]),
+    ]  # fmt: skip
 
 
 def test_a_kill_loses_nothing(tmp_path, cells, finished, computed, monkeypatch):
-    watched = module.measure
+    watched = engine.run_job
 
-    def killed(part):
+    def killed(job):
         if len(computed) == 5:
             raise KeyboardInterrupt
-        return watched(part)
+        return watched(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "measure", killed)
+        patch.setattr(engine, "run_job", killed)
         with pytest.raises(KeyboardInterrupt):
             sweep(cells, tmp_path, progress=False)
-    assert len(list((tmp_path / "cells").glob("*.nc"))) == 5
+    assert len(files(tmp_path)) == 5
     first = list(computed)
     same(sweep(cells, tmp_path, progress=False), finished[0])
     assert len(computed) == 12
     assert not {*first} & {*computed[5:]}
 
 
+def test_equal_settings_are_run_once(tmp_path, cells, computed):
+    """One predictor under two names, and its reference."""
+    same_again = product_of({"method": ["fixed1", "order1"]}, interval=2, warmup_steps=2, **TINY)
+    found = sweep(same_again, tmp_path, progress=False)
+    assert len(computed) == 4
+    assert found["psnr"].values[0].tolist() == found["psnr"].values[1].tolist()
+
+
 def test_other_weights_count_as_missing(copied, cells, finished, computed, monkeypatch):
-    watched = module.measure
-    monkeypatch.setattr(module, "measure", lambda part: watched(part).assign_attrs(weights="worker's"))
-    monkeypatch.setattr(module, "weights_fingerprint", lambda model: "new")
-    with pytest.warns(RuntimeWarning, match="12 of 12 parts"):
-        found = sweep(cells, copied, progress=False)
+    watched = engine.run_job
+    monkeypatch.setattr(engine, "run_job", lambda job: watched(job).assign_attrs(weights="worker's"))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "weights_fingerprint", lambda model: "new")
+        with pytest.warns(RuntimeWarning, match="12 runs of the sweep failed"):
+            found = sweep(cells, copied, progress=False)
     assert len(computed) == 12
     assert found["psnr"].isnull().all()
     assert "other weights of mnist-dit" in found["error"].values[0]
@@ -169,7 +183,7 @@ def test_a_failing_cell_is_named_and_alone(copied, cells):
     bad = product_of({"probe_depth": [99]}, interval=2, warmup_steps=2, **TINY)
     missing = product_of({"method": ["fixed0"]}, **{**TINY, "model": "nothing"})
     with pytest.warns(
-        RuntimeWarning, match=r"6 of 10 parts .*\n.*nothing.*\n(.*\n)*.*probe_depth=99.* beyond the last"
+        RuntimeWarning, match=r"6 runs of the sweep .*\n.*nothing.*\n(.*\n)*.*probe_depth=99.* beyond the last"
     ):
         found = sweep([*missing, *bad, cells[1]], copied, progress=False)
     assert found["psnr"].isnull().values.tolist() == [[True, True], [True, True], [False, False]]
@@ -205,7 +219,7 @@ def test_nothing_to_do(tmp_path):
 
 
 def test_nobody_at_the_address(tmp_path, cells, monkeypatch):
-    monkeypatch.setattr(module, "dask_scheduler", partial(module.dask_scheduler, timeout=0.5))
+    monkeypatch.setattr(cluster, "dask_scheduler", partial(cluster.dask_scheduler, timeout=0.5))
     with pytest.raises(ConnectionError, match=r"no dask scheduler answers at 'tcp://127.0.0.1:1'.*dask scheduler"):
         sweep(cells, tmp_path, scheduler="tcp://127.0.0.1:1", progress=False)
 
@@ -219,7 +233,7 @@ def test_cluster_with_a_killed_worker(tmp_path, cells, finished):
     victims = []
 
     def kill_one(client):
-        while not any((tmp_path / "cells").glob("*.nc")):
+        while not files(tmp_path):
             time.sleep(0.02)
         for address, keys in client.processing().items():
             if keys and not victims:

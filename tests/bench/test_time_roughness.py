@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tapstudy
-from tapstudy.bench.trajectory_differences import TrajectoryDifferences, powers
+from tapstudy.bench.clock.trajectory_differences import TrajectoryDifferences, powers
 from tapstudy.instrument.passes import QUANTITIES, FullPass
 from tapstudy.instrument.time_features import time_embedders
 from tests.conftest import make_tiny_pipe

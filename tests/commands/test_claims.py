@@ -1,7 +1,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from tapstudy.bench import evidence
+from tapstudy.bench.claims import evidence
 from tapstudy.cli import app
 from tests.analysis.synthetic_claims import make_evidence
 

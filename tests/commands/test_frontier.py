@@ -2,7 +2,7 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from tapstudy.bench.frontier_table import COLUMNS
+from tapstudy.bench.frontier.table import COLUMNS
 from tapstudy.cli import app
 
 run = CliRunner().invoke

@@ -17,7 +17,7 @@ from diffusers.hooks import HookRegistry
 from diffusers.hooks.hooks import HookFunctionReference
 
 import tapstudy
-from tapstudy.bench import peers
+from tapstudy.bench.speed import third_party as peers
 from tapstudy.instrument.adapters import find_adapter
 from tapstudy.instrument.places import StandIn, replaced
 from tests.instrument.replay import Replay

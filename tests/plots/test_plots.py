@@ -8,7 +8,9 @@ import tapstudy
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.analysis.proxy_correlation import proxy_correlation
 from tapstudy.analysis.summaries import summarise
-from tapstudy.bench.compare import Request, compare
+from tapstudy.bench.compare import compare
+from tapstudy.bench.image_set import ImageSet
+from tapstudy.bench.judge import Judge
 from tapstudy.models.classifier import Classifier
 from tapstudy.plots.choice_maps import plot_choice_maps
 from tapstudy.plots.image_grid import plot_image_grid
@@ -60,11 +62,11 @@ def test_proxy_vs_truth(scores):
 
 def test_image_grid():
     torch.manual_seed(0)
-    request = Request(labels=(0, 1), seeds=(0, 1), steps=8)
-    comparison = compare(make_tiny_pipe(), Classifier().eval(), request=request, intervals=(3,))
+    images = ImageSet.of("mnist-dit", labels=(0, 1), seeds=(0, 1), steps=8)
+    comparison = compare(make_tiny_pipe(), Judge(Classifier().eval()), images, intervals=(3,))
     figure = plot_image_grid(comparison)
     assert len(figure.axes) == 6 * 4
-    np.testing.assert_allclose(figure.axes[5].images[0].get_array(), comparison["image"][1, 1])
+    np.testing.assert_allclose(figure.axes[5].images[0].get_array(), comparison["image"][1, 1, 0])
     assert [axis.get_ylabel() for axis in figure.axes[::4]][-1] == "N = 3   TAP"
     assert figure.axes[7].texts[0].get_text() == f"{float(comparison['psnr'][1].mean()):.1f} dB"
 

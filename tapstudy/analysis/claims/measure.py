@@ -130,7 +130,7 @@ def propagation_table(runs: xr.Dataset) -> xr.Dataset:
     """Log ratios of every policy to "order1" of what makes up its final deviation, (policy, sample).
 
     Args:
-        runs: from `bench.solver_runs`, with the policy "order1".
+        runs: from `bench.claims.solver_runs`, with the policy "order1".
     """
     return against(per_image(error_propagation(runs)), "order1").compute()
 

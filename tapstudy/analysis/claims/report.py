@@ -12,6 +12,7 @@ import xarray as xr
 from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.analysis.claims.finding import ALPHA, MARGIN, Finding, Part
 from tapstudy.analysis.stats import mean_interval
+from tapstudy.tables import Table
 
 CONTROLS = {
     "fewer": "fewer plain steps",
@@ -48,22 +49,22 @@ def claims_page(findings: Sequence[Finding], evidence: Evidence, header: Mapping
     lines = ["# What holds of TAP on this model", "", *(f"* {name}: {value}" for name, value in header.items())]
     lines += ["", INTRODUCTION, "", "## Verdicts", ""]
     lines += [f"{counts['holds']} hold, {counts['fails']} fail, {counts['undecided']} are undecided.", ""]
-    lines += _table(
+    lines.append(Table(
         ["", "claim", "decided by", "threshold", "value [95 %]", "p (Holm)", "verdict"],
         [
             [f.claim.name, f.claim.statement, f.decisive.name, _bound(f.decisive), _value(f.decisive),
              _p(f.adjusted), f"**{f.verdict}**"]
             for f in findings
         ],
-    )  # fmt: skip
-    lines += ["", "## Controls", "", *controls_table(evidence)]
+    ).markdown())  # fmt: skip
+    lines += ["", "## Controls", "", controls_table(evidence).markdown()]
     lines += ["", "Chosen on held-out seeds: " + "; ".join(f"{k}: `{v}`" for k, v in evidence.chosen.items()) + "."]
     for finding in findings:
         lines += ["", *_section(finding)]
     return "\n".join(lines) + "\n"
 
 
-def controls_table(evidence: Evidence) -> list[str]:
+def controls_table(evidence: Evidence) -> Table:
     """PSNR of every control at every interval it was run at."""
     names = evidence.quality["cell"].values.tolist()
     intervals = sorted(int(name.removeprefix("tap N=")) for name in names if re.fullmatch(r"tap N=\d+", name))
@@ -77,7 +78,7 @@ def controls_table(evidence: Evidence) -> list[str]:
     rows.insert(
         1, ["FLOPs of the reference over those of TAP", *(f"{ratio:.2f}" for ratio in tap["flops_ratio"].values)]
     )
-    return _table(["PSNR, dB", *(f"N = {n}" for n in intervals)], rows)
+    return Table(["PSNR, dB", *(f"N = {n}" for n in intervals)], rows)
 
 
 def _section(finding: Finding) -> list[str]:
@@ -89,7 +90,8 @@ def _section(finding: Finding) -> list[str]:
     shown = [[part.name, "", _value(part), ""] for part in claim.shown]
     lines = [f"## {claim.name}: {finding.verdict}", "", claim.statement, "", f"*Measured*: {claim.measure}", ""]
     images = sorted({len(part.values) for part in claim.parts})
-    lines += _table([f"{' or '.join(map(str, images))} images", "claimed", "value [95 %]", ""], parts + shown)
+    columns = [f"{' or '.join(map(str, images))} images", "claimed", "value [95 %]", ""]
+    lines.append(Table(columns, parts + shown).markdown())
     lines += ["", f"p = {_p(claim.pvalue)}, adjusted {_p(finding.adjusted)}. {claim.remark}".rstrip()]
     return lines
 
@@ -112,8 +114,3 @@ def _value(part: Part) -> str:
 
 def _p(value: float) -> str:
     return f"{value:.2g}" if value >= 0.001 else "< 0.001"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(entry).replace("|", "\\|") for entry in line) + " |" for line in lines]

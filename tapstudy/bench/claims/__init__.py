@@ -1,0 +1,1 @@
+"""The runs that decide what is claimed of TAP."""

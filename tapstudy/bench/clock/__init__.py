@@ -1,0 +1,1 @@
+"""How rough a model is in time, and the low-pass that quiets it."""

@@ -1,0 +1,51 @@
+"""Jobs of the engine on the workers of a dask scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import xarray as xr
+
+from tapstudy.analysis.cluster import scheduler as dask_scheduler
+from tapstudy.bench.engine import Job, run_job
+
+
+def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, xr.Dataset | BaseException]]:
+    """Run jobs on all workers; this process gets the results as they come.
+
+    The work of a worker that dies is done again by another; a job that kills `distributed.scheduler.allowed-failures`
+    (3) workers and one more has failed.
+
+    Raises:
+        ConnectionError: no scheduler or no workers there, or it went away.
+    """
+    with dask_scheduler(address) as client:
+        from distributed import as_completed
+
+        assert client is not None
+        futures = {client.submit(run_on_worker, job, pure=False): job for job in jobs}
+        for future in as_completed(futures):
+            if future.status == "cancelled":
+                raise ConnectionError(
+                    f"the dask scheduler at {address} went away; what is finished is kept, and the same command goes on"
+                )
+            job, error = futures.pop(future), future.exception()
+            yield job, error or future.result()
+            future.release()
+
+
+def run_on_worker(job: Job) -> xr.Dataset:
+    """`run_job`, as a task for a worker of `dask.distributed`.
+
+    A worker process loads a model once and runs one job at a time, with as many torch threads as dask gave the worker.
+    So one thread to a worker is best: `dask worker ADDRESS --nworkers 8 --nthreads 1`.
+    """
+    from distributed import get_worker
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(get_worker().state.nthreads)
+    try:
+        return run_job(job)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,274 @@
+"""Runs settings over sets of images: what they make, and what it costs. It knows no method by name."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, is_dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from tapstudy.bench.flops import count_flops
+from tapstudy.bench.image_set import BATCH, ImageSet, pipe_of, weights_fingerprint
+from tapstudy.bench.results import Results, short_hash
+from tapstudy.core.schedule import mask_text
+from tapstudy.instrument.handle import apply_policy
+from tapstudy.models.embedded import EmbeddedPipeline
+from tapstudy.policies.base import Policy
+
+Told = tuple[str, float]  # the mask of the last call, and the bytes its history took (NaN: not told)
+_one_at_a_time = threading.RLock()  # a process has one copy of a model, and a policy sits on the model
+Attach = Callable[[EmbeddedPipeline], AbstractContextManager[Callable[[], Told]]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to sample.
+
+    Attributes:
+        attach: puts it on a pipeline for the length of a `with` block, which is given a function that tells mask and
+            history of the last call.
+        text: what it is, in full: equal texts give equal images.
+        steps: of the sampler, if not those of the images.
+        alone: it decides for a batch as a whole, so every image is sampled by itself.
+    """
+
+    attach: Attach = field(compare=False)
+    text: str
+    steps: int | None = None
+    alone: bool = False
+
+    @classmethod
+    def of(cls, policy: Policy, *, alone: bool | None = None) -> Setting:
+        """Of a policy that has seen nothing. `alone` None: if the policy decides by what it sees."""
+
+        @contextmanager
+        def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
+            with apply_policy(pipe, policy) as handle:
+
+                def told() -> Told:
+                    contexts = handle.summary().contexts
+                    return contexts[0].mask, float(sum(context.cache_bytes for context in contexts))
+
+                yield told
+
+        return cls(attach, text_of(policy), alone=policy.decides_by_probe if alone is None else alone)
+
+    @classmethod
+    def plain(cls, steps: int) -> Setting:
+        """Sampling without acceleration."""
+
+        @contextmanager
+        def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
+            yield lambda: (mask_text(range(steps), steps), 0.0)
+
+        return cls(attach, f"plain sampling, {steps} steps", steps=steps)
+
+    @classmethod
+    def third_party(cls, make: Callable[[EmbeddedPipeline], Any], text: str) -> Setting:
+        """Of a cache of `bench.speed.third_party`. How much memory it holds is not told."""
+
+        @contextmanager
+        def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
+            with make(pipe) as cache:
+                yield lambda: (cache.mask, float("nan"))
+
+        return cls(attach, rounded(text), alone=True)
+
+    @property
+    def name(self) -> str:
+        """For files: equal settings have equal names."""
+        kind = re.match(r"[\w-]*", self.text)
+        assert kind is not None
+        return f"{kind[0]}-{short_hash(self.text)}"
+
+
+def text_of(policy: Policy) -> str:
+    """Class and settings of a policy that has seen nothing, in six digits."""
+    plain = {name: _plain(value) for name, value in vars(policy).items()}
+    settings = ", ".join(f"{name}={value}" for name, value in plain.items() if value is not None)
+    return rounded(f"{type(policy).__name__}({settings})")
+
+
+def rounded(text: str) -> str:
+    """With six digits of every number that has a point: fitted ones differ in the last bits from run to run."""
+    return re.sub(r"\d+\.\d+(e[+-]?\d+)?", lambda found: f"{float(found[0]):.6g}", text)
+
+
+def _plain(value: Any) -> str | None:
+    if isinstance(value, torch.Tensor):
+        return repr(value.tolist())
+    if isinstance(value, frozenset | set):
+        return repr(sorted(value))
+    if isinstance(value, bool | int | float | str | tuple | dict) or is_dataclass(value):
+        return repr(value)
+    return None
+
+
+def run(pipe: EmbeddedPipeline, images: ImageSet, setting: Setting) -> xr.Dataset:
+    """Sample a set of images.
+
+    Returns:
+        `image` (sample, band, y, x), clipped to [0, 1], `mask` (F full, . skipped, s skipped with a pass beside),
+        `cache_bytes` and `seconds` (of one image, on this machine, as loaded as it is), (sample), with `seed` and
+        `label` on sample. Attributes `setting` and `weights` (their fingerprint).
+    """
+    made, masks, held, seconds = [], [], [], []
+    with _one_at_a_time, torch.no_grad(), setting.attach(pipe) as told:
+        for batch in images.batches(1 if setting.alone else BATCH):
+            started = perf_counter()
+            made.append(batch.sample(pipe, steps=setting.steps).clamp(0, 1))
+            seconds += [(perf_counter() - started) / len(batch)] * len(batch)
+            mask, cache_bytes = told()
+            masks += [mask] * len(batch)
+            held += [cache_bytes / len(batch)] * len(batch)
+    return xr.Dataset(
+        {
+            "image": (("sample", "band", "y", "x"), torch.cat(made).numpy()),
+            "mask": ("sample", np.array(masks, dtype=object)),
+            "cache_bytes": ("sample", held),
+            "seconds": ("sample", seconds),
+        },
+        coords={"seed": ("sample", images.seeds), "label": ("sample", images.labels)},
+        attrs={"setting": setting.text, "weights": weights_fingerprint(images.model)},
+    )
+
+
+Job = tuple[ImageSet, Setting]
+
+
+def kept(job: Job, results: Results, *, pipe: EmbeddedPipeline | None = None) -> xr.Dataset:
+    """`run`, each job once: equal settings share their images, a file per seed.
+
+    Args:
+        pipe: with the model of the images; loaded when it is needed if None.
+    """
+    images, setting = job
+    parts = [
+        results.dataset(*_file(part, setting), lambda part=part: run(pipe or pipe_of(part.model), part, setting))  # type: ignore[misc]
+        for part in images.by_seed()
+    ]
+    return xr.concat(parts, dim="sample", combine_attrs="override")
+
+
+def run_all(
+    jobs: Sequence[Job], results: Results, *, scheduler: str | None = None, progress: bool = True
+) -> dict[Job, str]:
+    """Make what `kept` will read, a seed at a time; what is there already is not made again.
+
+    A job that fails does not stop the others.
+
+    Args:
+        scheduler: address of a `dask.distributed` scheduler whose workers run the jobs, see `bench.cluster`; None runs
+            them here.
+
+    Returns:
+        Why jobs failed: of one seed each, as in `split`.
+
+    Raises:
+        ConnectionError: no scheduler or no workers there, or it went away; finished results are kept.
+    """
+    parts = split(jobs)
+    failures: dict[Job, str] = {}
+    missing = []
+    for part in parts:
+        try:
+            if results.read(*_file(*part)) is None:
+                missing.append(part)
+        except (OSError, ValueError) as error:  # there is no such model
+            failures[part] = f"{type(error).__name__}: {error}"
+    if scheduler is None:
+        outcomes: Iterator[tuple[Job, xr.Dataset | BaseException]] = _here(missing)
+    else:
+        from tapstudy.bench.cluster import on_cluster
+
+        outcomes = on_cluster(missing, scheduler)
+    done = len(parts) - len(missing)
+    with tqdm(total=len(parts), initial=done, desc="runs", unit="run", disable=not progress) as bar:
+        for part, outcome in outcomes if missing else ():
+            if isinstance(outcome, xr.Dataset) and outcome.attrs["weights"] != weights_fingerprint(part[0].model):
+                outcome = ValueError(f"a worker has other weights of {part[0].model} than this process")
+            if isinstance(outcome, xr.Dataset):
+                results.write(*_file(*part), outcome)
+            else:
+                failures[part] = f"{type(outcome).__name__}: {outcome}"
+                bar.set_postfix(failed=len(failures))
+            bar.update()
+    return failures
+
+
+def split(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs of one seed each, equal ones once."""
+    return list(dict.fromkeys((part, setting) for images, setting in jobs for part in images.by_seed()))
+
+
+def run_job(job: Job) -> xr.Dataset:
+    """`run` with the model of the images."""
+    return run(pipe_of(job[0].model), *job)
+
+
+def _here(jobs: Sequence[Job]) -> Iterator[tuple[Job, xr.Dataset | BaseException]]:
+    for job in jobs:
+        try:
+            yield job, run_job(job)
+        except Exception as error:
+            yield job, error
+
+
+def _file(images: ImageSet, setting: Setting) -> tuple[str, dict[str, Any]]:
+    """Name and key of the result of one seed."""
+    key = {"setting": setting.text, **vars(images), "weights": weights_fingerprint(images.model)}
+    return f"runs/{setting.name}-{short_hash(key)}", key
+
+
+def measure_costs(
+    pipe: EmbeddedPipeline,
+    image: ImageSet,
+    settings: Mapping[str, Setting],
+    *,
+    repeats: int,
+    progress: bool = True,
+) -> xr.Dataset:
+    """FLOPs and wall time of one image.
+
+    Every setting runs once to warm up, when FLOPs are counted, and then the settings alternate, so that a change of
+    the machine's speed reaches all of them.
+
+    Returns:
+        `seconds_each` (cell, repeat), `seconds` (cell), their median, `flops_full` and `flops_skip` (cell), FLOPs of a
+        full and of a skip step (see `bench/flops.py` for the convention).
+    """
+    full = count_flops(lambda: image.sample(pipe, steps=1))
+    times: dict[str, list[float]] = {name: [] for name in settings}
+    skip = {}
+    with tqdm(total=(1 + repeats) * len(settings), desc="costs", unit="run", disable=not progress) as bar:
+        for repeat in range(1 + repeats):
+            for name, setting in settings.items():
+                with torch.no_grad(), setting.attach(pipe) as told:
+                    if repeat == 0:
+                        total = count_flops(lambda s=setting: image.sample(pipe, steps=s.steps))  # type: ignore[misc]
+                        mask, _ = told()
+                        others = len(mask) - mask.count("F")
+                        skip[name] = (total - full * mask.count("F")) / others if others else 0.0
+                    else:
+                        started = perf_counter()
+                        image.sample(pipe, steps=setting.steps)
+                        times[name].append(perf_counter() - started)
+                bar.update()
+    return xr.Dataset(
+        {
+            "seconds_each": (("cell", "repeat"), np.array(list(times.values())).reshape(len(settings), repeats)),
+            "seconds": ("cell", [median(found) if found else np.nan for found in times.values()]),
+            "flops_full": ("cell", [float(full)] * len(settings)),
+            "flops_skip": ("cell", [float(skip[name]) for name in settings]),
+        },
+        coords={"cell": list(settings)},
+    )

@@ -1,0 +1,1 @@
+"""All methods on one model: cost against closeness."""

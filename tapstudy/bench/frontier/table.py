@@ -1,0 +1,62 @@
+"""The frontier as rows of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from tapstudy.bench.frontier.comparison import VARIABLES
+
+COLUMNS = (
+    "method", "schedule", "full passes", "FLOPs ratio", "time ratio", "history MiB", "PSNR [95 %], dB", "SSIM",
+    "label accuracy", "distance", "minus TAP, dB", "minus best fixed, dB",
+)  # fmt: skip
+
+
+def tables(found: xr.Dataset) -> dict[int, list[list[str]]]:
+    """For every number of passes the rows of `COLUMNS`, sorted by PSNR, the best first; an error in place of values.
+
+    A star marks the schedule that is best for its method on held-out images.
+    """
+    reference = found.isel(cell=0)
+    flops, seconds = float(reference["flops"].mean()), float(reference["seconds"].mean())
+    result: dict[int, list[list[str]]] = {}
+    numbers = found["passes"].values
+    for passes in dict.fromkeys(numbers[1:].tolist()):
+        part = found.isel(cell=1 + np.flatnonzero(numbers[1:] == passes))
+        order = np.argsort(-np.nan_to_num(part["psnr_interval"].sel(bound="mean").values, nan=-np.inf), kind="stable")
+        result[passes] = [_row(part.isel(cell=i), flops, seconds) for i in order]
+    return result
+
+
+def _row(cell: xr.Dataset, flops: float, seconds: float) -> list[str]:
+    start = [str(cell["method"].item()), str(cell["schedule"].item()) + (" *" if cell["chosen"].item() else "")]
+    if cell["error"].item():
+        return [*start, str(cell["error"].item())]
+    own = cell[list(VARIABLES)].mean("sample")
+    return [
+        *start,
+        f"{float(own['full_passes']):.3g}",
+        f"{flops / float(own['flops']):.2f}",
+        f"{seconds / float(own['seconds']):.2f}",
+        _number(float(own["cache_bytes"]) / 2**20, 2),
+        _bounds(cell["psnr_interval"].values),
+        f"{float(own['ssim']):.3f}",
+        f"{100 * float(own['correct']):.0f}%",
+        _number(float(cell["distance"]), 4),
+        _bounds(cell["gain_over_tap"].values, sign="+"),
+        _bounds(cell["gain_over_best_fixed"].values, sign="+"),
+    ]
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def _bounds(values: Any, sign: str = "") -> str:
+    if np.isnan(values).any():
+        return "-"
+    mean, low, high = (format(float(value), f"{sign}.2f") for value in values)
+    return f"{mean} [{low}, {high}]"

@@ -1,0 +1,273 @@
+"""Wall time of steps and of whole loops: TAP beside plain sampling and beside other people's caches.
+
+Conventions. A loop is one call of the pipeline, from its noise to its last step, with an empty history at its start.
+The first loop of every method, a short one, is not counted; First-Block Cache, which has no schedule, gets the
+threshold that makes about as many full passes as the others. Then come turns, `repeats` of them. In a turn every method
+runs before plain sampling and, in reverse order, behind it, and its mean counts: a machine that slows down steadily
+does so for all alike. Whatever stands in one ratio was measured in the same turn. Steps are timed in loops of their
+own. On a GPU times of steps are those of its stream, all else is the clock's.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import xarray as xr
+
+import tapstudy
+from tapstudy.bench.fit.tuning import Tuner
+from tapstudy.bench.speed.methods import (
+    REFERENCE,
+    SPEED_METHODS,
+    TAP_VARIANTS,
+    TUNED,
+    Plan,
+    find_methods,
+    mask_of,
+    why_not_compiled,
+)
+from tapstudy.bench.speed.steps import PARTS, Step, middle, plain_steps, tap_steps
+from tapstudy.bench.speed.subjects import Subject, check_name, find_device, make_subject
+
+FULL = ("full", "full, hooked")
+PEER = "peer-"
+
+
+def speed(
+    names: Sequence[str],
+    plan: Plan | None = None,
+    *,
+    methods: Sequence[str] = (),
+    repeats: int = 3,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "auto",
+) -> xr.Dataset:
+    """Time models, one after the other.
+
+    Args:
+        names: presets, embedded models or folders of models, see `speed_subjects`.
+        plan: steps and schedule.
+        methods: of `SPEED_METHODS`; all but `EXTRA` by default, and always the reference.
+        repeats: turns that count.
+        batch_size, dtype: see `make_subject`.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        Dims `model`, `method`, `kind` (of step: `full` without hooks and under TAP, and the skip steps of every form of
+        TAP), `skip` (the latter alone), `part` (of a skip step) and `repeat`. Measured: `loop_seconds`, `full_passes`,
+        `mask`, `step_seconds` and `part_seconds`; and what `with_ratios` adds to them. What does not run on a model,
+        or cannot be compiled, has NaN, and a line in `failure`. Attributes tell the machine and the versions.
+
+    Raises:
+        ValueError: no such model, method or device, no step to skip, or no repeat.
+    """
+    if not names:
+        raise ValueError("speed: name at least one model")
+    if repeats < 1:
+        raise ValueError(f"speed: at least one repeat is needed, got {repeats}")
+    plan, place, chosen = plan or Plan(), find_device(device), find_methods(methods)
+    for name in names:
+        check_name(name)
+    found = []
+    for name in names:
+        subject = make_subject(name, batch_size=batch_size, dtype=dtype, device=place)
+        found.append(time_subject(subject, plan, methods=chosen, repeats=repeats))
+        del subject
+        gc.collect()
+    return xr.concat(
+        found, dim="model", coords="different", compat="equals", join="exact", combine_attrs="no_conflicts"
+    )
+
+
+def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeats: int) -> xr.Dataset:
+    """`speed` of one model; the first of the methods is the reference."""
+    masks, failures = _warm_up(subject, plan, methods)
+    if TUNED in methods and not failures[methods.index(TUNED)]:
+        plan = replace(plan, threshold=_threshold(subject, plan))
+    loops = np.full((len(methods), repeats), np.nan)
+    variants = [name for name in TAP_VARIANTS if name in methods and not failures[methods.index(name)]] or ["tap"]
+    kinds: list[list[float]] = []
+    parts: list[list[list[float]]] = []
+    for turn in range(repeats):
+        gc.collect()
+        seconds: list[list[float]] = [[] for _ in methods]
+        for row in [*reversed(range(len(methods))), *range(1, len(methods))]:  # the reference is the first
+            if not failures[row]:
+                once, masks[row] = _loop(subject, plan, methods[row])
+                seconds[row].append(once)
+        loops[:, turn] = [fmean(times) if times else np.nan for times in seconds]
+        full, skips = _steps(subject, plan, variants)
+        kinds.append([sum(step.values()) for step in (*full, *skips)])
+        parts.append([[skip.get(part, 0.0) for part in PARTS] for skip in skips])
+    passes = [mask.count("F") or np.nan for mask in masks]
+    names = [TAP_VARIANTS[name].kind for name in variants]
+    by_part = np.moveaxis(np.array(parts), 0, -1)
+    table = xr.Dataset(
+        {
+            "loop_seconds": (("method", "repeat"), loops, _about("wall time of a whole loop", "s")),
+            "full_passes": ("method", passes, _about("full passes of the model in a loop")),
+            "mask": ("method", masks, _about("what every step of a loop did: F full, . skipped")),
+            "failure": ("method", failures, _about("why the method does not run on the model")),
+            "step_seconds": (("kind", "repeat"), np.transpose(kinds), _about("wall time of a step", "s")),
+            "part_seconds": (("skip", "part", "repeat"), by_part, _about("wall time within a skip step", "s")),
+        },
+        coords={
+            "method": list(methods),
+            "text": ("method", [SPEED_METHODS[method].text for method in methods], _about("the method")),
+            "kind": [*FULL, *names],
+            "skip": names,
+            "part": list(PARTS),
+            "repeat": range(repeats),
+        },
+    )  # fmt: skip
+    about: dict[str, tuple[Any, dict[str, str]]] = {
+        "label": (subject.label, _about("the model")),
+        "dtype": (str(subject.dtype).removeprefix("torch."), _about("dtype of the weights")),
+        "batch": (subject.batch, _about("samples in one call of the transformer")),
+        "parameters": (subject.parameters, _about("parameters of the transformer")),
+        "threshold": (plan.threshold, _about("threshold of First-Block Cache")),
+    }
+    table = table.expand_dims(model=[Path(subject.name).name])
+    table = table.assign_coords({name: ("model", [value], attrs) for name, (value, attrs) in about.items()})
+    return with_ratios(table.assign_attrs(_machine(subject.device), **_settings(plan)))
+
+
+def with_ratios(table: xr.Dataset) -> xr.Dataset:
+    """Add what follows from the measured times, turn by turn.
+
+    Args:
+        table: `loop_seconds` (model, method, repeat), `full_passes` (model, method), `step_seconds` (model, kind,
+            repeat), `part_seconds` (model, skip, part, repeat), attribute `steps`.
+
+    Returns:
+        Also `latency_ratio`, time of the reference by that of the method; `bound`, steps by full passes, which skip
+        steps that cost nothing would reach; `bound_share`, the former by the latter; `step_share` and `part_share` in
+        percent of a full step without hooks.
+    """
+    loops, steps = table["loop_seconds"], table["step_seconds"]
+    ratio = loops.sel({"method": REFERENCE}, drop=True) / loops
+    bound = table.attrs["steps"] / table["full_passes"]
+    full = steps.sel(kind="full", drop=True)
+    added = {
+        "latency_ratio": (ratio, "time of plain sampling by that of the method", "1"),
+        "bound": (bound, "steps by full passes", "1"),
+        "bound_share": (ratio / bound, "latency ratio by its bound", "1"),
+        "step_share": (100 * steps / full, "wall time of a step, in terms of a full one without hooks", "percent"),
+        "part_share": (100 * table["part_seconds"] / full, "part of a skip step, in terms of a full step", "percent"),
+    }
+    order = ("model", "method", "kind", "skip", "part", "repeat")
+    return table.assign({
+        name: values.transpose(*order, missing_dims="ignore").assign_attrs(long_name=text, units=unit)
+        for name, (values, text, unit) in added.items()
+    })  # fmt: skip
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Short loops of every method, just long enough to skip; empty masks, and why some peers do not run."""
+    short = plan.mask.index(".") + 2
+    failures = []
+    for method in methods:
+        variant = TAP_VARIANTS.get(method)
+        failure = why_not_compiled(subject.device) if variant is not None and variant.compile else ""
+        if failure:
+            failures.append(failure)
+            continue
+        try:
+            with SPEED_METHODS[method].apply(subject.target, plan):
+                subject.loop(min(short, plan.steps))
+        except Exception as error:  # whatever a foreign package stumbles over
+            if not method.startswith(PEER):
+                raise
+            failure = f"{type(error).__name__}: {error}"
+        failures.append(failure)
+    return [""] * len(methods), failures
+
+
+def _threshold(subject: Subject, plan: Plan) -> float:
+    """With which First-Block Cache runs in full about as often as the schedule."""
+
+    def passes(threshold: float) -> float:
+        return _loop(subject, replace(plan, threshold=threshold), TUNED)[1].count("F")
+
+    return Tuner(passes, low=0.01, high=1.0, trials=5, tolerance=1).threshold(len(plan.full))
+
+
+def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:
+    """Seconds of a loop, and its mask."""
+    with SPEED_METHODS[method].apply(subject.target, plan) as applied:
+        synchronize(subject.device)
+        started = time.perf_counter()
+        subject.loop(plan.steps)
+        synchronize(subject.device)
+        seconds = time.perf_counter() - started
+        return seconds, mask_of(applied, plan.steps)
+
+
+def _steps(subject: Subject, plan: Plan, variants: Sequence[str]) -> tuple[tuple[Step, Step], list[Step]]:
+    """A full step without hooks and one under TAP; the skip step of every variant by parts.
+
+    Loops without and with TAP take turns, so that the two kinds of full steps see the same machine.
+    """
+    full, hooked, skips = [], [], []
+    for index, name in enumerate(variants):
+        for plain in (True, False) if index % 2 else (False, True):
+            if plain:
+                full += plain_steps(subject.target, lambda: subject.loop(len(plan.full)), subject.device)
+                continue
+            variant = TAP_VARIANTS[name]
+            found = tap_steps(
+                subject.target, lambda: subject.loop(plan.steps), subject.device,
+                config=variant.config(plan), compile=variant.compile,
+            )  # fmt: skip
+            hooked += found["full"]
+            skips.append(middle(found["skip"]))
+    return (middle(full), middle(hooked)), skips
+
+
+def _about(long_name: str, units: str = "1") -> dict[str, str]:
+    return {"long_name": long_name, "units": units}
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    return {
+        "steps": plan.steps,
+        "interval": plan.interval,
+        "warmup_steps": plan.warmup_steps,
+        "tap_mask": plan.mask,
+    }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "tapstudy": tapstudy.__version__,
+    }
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

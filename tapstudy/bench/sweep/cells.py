@@ -1,0 +1,183 @@
+"""Cells of a sweep: one method with one setting on one set of images, as plain data."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from tapstudy.bench.engine import Setting
+from tapstudy.bench.image_set import ImageSet
+from tapstudy.bench.methods import find_method, schedule_of
+from tapstudy.bench.results import short_hash
+from tapstudy.policies.config import DECISIVE, TAPConfig
+
+_OWN = ("method", "model", "steps", "guidance", "policy_seed")
+_CONFIG = DECISIVE
+SETTINGS = (*_OWN, *_CONFIG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One method with one setting on the images of every seed with every label.
+
+    Settings that make no difference to the method take their defaults, so that two cells that would compute the same
+    are equal.
+
+    Args:
+        method: of `bench.methods`, such as "reference", "fewer" (plain steps, as many as the schedule has full ones),
+            "fixed<order>" or "fixed<order>-<shift>" (one predictor), "tap", "step" (TAP, one choice per step),
+            "shuffled" (TAP by the probes of other tokens), "random", "oracle", "oracle-latent" (with the residual in
+            the model's output).
+        model: embedded model, or folder of a `LabelPipeline`; with "-untrained" behind it: random weights.
+        seeds: of the noise.
+        labels: sampled with every seed; prompts, where the model takes them.
+        steps: T.
+        guidance: scale of classifier-free guidance.
+        policy_seed: of methods that draw at random.
+        config: everything else.
+
+    Raises:
+        TypeError, ValueError: what cannot be meant.
+    """
+
+    method: str
+    model: str = "mnist-dit"
+    seeds: tuple[int, ...] = (0,)
+    labels: tuple[int, ...] = tuple(range(10))
+    steps: int = 50
+    guidance: float = 2.0
+    policy_seed: int = 0
+    config: TAPConfig = field(default_factory=TAPConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"Cell: steps must be an integer of at least 1, got {self.steps!r}")
+        for name in ("seeds", "labels"):
+            object.__setattr__(self, name, _indices(name, getattr(self, name)))
+        object.__setattr__(self, "guidance", float(self.guidance))
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"Cell: guidance must be a finite number of at least 0, got {self.guidance}")
+        kind = find_method(self.method)
+        if kind.policy is None and kind.fit is not None:
+            raise ValueError(f"Cell: {self.method} is fitted on held-out images: `tapstudy bench frontier` runs it")
+        config = kind.config(self.config)
+        config = replace(config, shifts=tuple(map(_plain, config.shifts)))
+        if config.granularity != "region":
+            config = replace(config, region_size=TAPConfig.region_size)
+        if config.full_steps is not None:
+            if max(config.full_steps) >= self.steps:
+                raise ValueError(f"Cell: full_steps must be below the {self.steps} steps, got {config.full_steps}")
+            config = replace(config, interval=TAPConfig.interval, warmup_steps=TAPConfig.warmup_steps)
+        object.__setattr__(self, "config", config)
+        if not kind.draws:
+            object.__setattr__(self, "policy_seed", 0)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Cell:
+        """From loose settings: the fields of a cell and of TAPConfig, those that the method does not read left out.
+
+        Raises:
+            TypeError: an unknown setting, with the nearest known one.
+        """
+        for name in settings:
+            check_setting(name, (*SETTINGS, "seeds", "labels"))
+        reads = find_method(settings["method"]).reads
+        config = TAPConfig(**{name: value for name, value in settings.items() if name in reads})
+        return cls(config=config, **{name: value for name, value in settings.items() if name not in _CONFIG})
+
+    @property
+    def images(self) -> ImageSet:
+        """Every seed with every label."""
+        return ImageSet.of(self.model, seeds=self.seeds, labels=self.labels, steps=self.steps, guidance=self.guidance)
+
+    @property
+    def setting(self) -> Setting:
+        """How they are sampled."""
+        return find_method(self.method).setting(self.config, steps=self.steps, seed=self.policy_seed)
+
+    @property
+    def full_steps(self) -> tuple[int, ...]:
+        """Of the schedule."""
+        return tuple(range(self.steps)) if self.method == "reference" else schedule_of(self.config, self.steps)
+
+    @property
+    def reference(self) -> Cell:
+        """The cell of the same images without acceleration."""
+        return replace(self, method="reference")
+
+    @property
+    def read_settings(self) -> dict[str, Any]:
+        """The settings that make a difference, as plain values."""
+        kind, config = find_method(self.method), self.config
+        names = {*kind.reads, *kind.implied} if kind.policy else {*kind.reads}
+        if config.full_steps is None:
+            names.discard("full_steps")
+        else:
+            names -= {"interval", "warmup_steps"}
+        if config.granularity != "region":
+            names.discard("region_size")
+        own = [name for name in _OWN if name != "policy_seed" or kind.draws]
+        plain = self.to_dict()
+        return {name: plain[name] for name in own} | {n: v for n, v in plain["config"].items() if n in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON could hold it."""
+        return json.loads(json.dumps({**asdict(self), "config": self.config.plain()}))
+
+    @property
+    def name(self) -> str:
+        """Method and a hash of everything: the same for equal cells, on every machine."""
+        return f"{self.method}-{short_hash(self.to_dict())}"
+
+    def __str__(self) -> str:
+        """The settings that are not TAPConfig's defaults."""
+        usual = Cell(method="tap").to_dict()["config"]
+        shown = {name: value for name, value in self.read_settings.items() if value != usual.get(name, self.method)}
+        settings = ", ".join(f"{name}={value}" for name, value in shown.items())
+        return f"{self.method} ({settings}, seeds={list(self.seeds)}, labels={list(self.labels)})"
+
+
+def product_of(axes: Mapping[str, Sequence[Any]], **common: Any) -> list[Cell]:
+    """A cell for every combination of the values of `axes`, equal ones once.
+
+    Args:
+        axes: setting -> values.
+        common: settings that all cells share.
+
+    Raises:
+        TypeError: an unknown setting.
+        ValueError: a value that cannot be meant, or an axis that no method reads.
+    """
+    for name in axes:
+        check_setting(name, SETTINGS)
+    common = {"method": "tap", **common}
+    cells = [Cell.of({**common, **dict(zip(axes, values, strict=True))}) for values in product(*axes.values())]
+    for name in axes:
+        if not any(name in cell.read_settings for cell in cells):
+            methods = ", ".join(dict.fromkeys(cell.method for cell in cells))
+            raise ValueError(f"the axis {name} makes no difference here: {methods} with these settings never reads it")
+    return list(dict.fromkeys(cells))
+
+
+def check_setting(name: str, known: Sequence[str]) -> None:
+    """Raises TypeError, with the nearest one, if there is no such setting."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise TypeError(f"no setting {name!r}; {hint}")
+
+
+def _plain(number: float) -> float:
+    """1 for 1.0: equal settings must look equal."""
+    return int(number) if float(number).is_integer() else number
+
+
+def _indices(name: str, values: Any) -> tuple[int, ...]:
+    found = tuple(values)
+    if not found or len(set(found)) < len(found) or any(type(value) is not int or value < 0 for value in found):
+        raise ValueError(f"Cell: {name} must be different integers of at least 0, and at least one, got {values!r}")
+    return found

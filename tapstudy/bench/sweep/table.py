@@ -1,0 +1,165 @@
+"""The results of a sweep as one dataset, and as rows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from tapstudy.bench.engine import Job, kept
+from tapstudy.bench.flops import StepFlops, step_flops
+from tapstudy.bench.image_error import psnr, ssim
+from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
+from tapstudy.bench.judge import Judge
+from tapstudy.bench.methods import find_method
+from tapstudy.bench.results import Results, short_hash
+from tapstudy.bench.sweep.cells import SETTINGS, Cell
+
+VARIABLES = {
+    "psnr": ("PSNR to the reference (data range 1)", "dB"),
+    "ssim": ("SSIM to the reference (data range 1)", "1"),
+    "correct": ("classified as its label", "1"),
+    "full_passes": ("full passes of the model", "1"),
+    "seconds": ("wall time of one image, on the machine that ran it", "s"),
+    "flops": ("FLOPs of one image (multiply-add = 2, matrix products only)", "1"),
+    "flops_ratio": ("FLOPs of the reference over own", "1"),
+}
+TEXTS = ("method", "model", "orders", "shifts", "distance", "residual", "differences", "basis", "clip",
+         "history_dtype", "probe_dtype", "granularity", "full_steps")  # fmt: skip
+
+
+def tidy(cells: Sequence[Cell], results: Results, failures: Mapping[Job, str] | None = None) -> xr.Dataset:
+    """Put the results of cells together.
+
+    Args:
+        cells: the rows.
+        results: with the images of every cell, and of its reference, that did not fail.
+        failures: why there are none, as `run_all` returns it.
+
+    Returns:
+        Dims `cell` (by name) and `sample` (every seed with every label). Variables as in `VARIABLES`, and `mask` (F
+        full, . skipped, s skipped with a full pass beside), all (cell, sample); NaN, or "", for images that a cell does
+        not have. Coordinates on cell: every setting, NaN or "" where it makes no difference to the method; and
+        `error`. PSNR and SSIM are to the image of the same model, steps, guidance, seed and label without acceleration.
+    """
+    failures = failures or {}
+    pairs = list(dict.fromkeys(pair for cell in cells for pair in cell.images.pairs))
+    column = {pair: i for i, pair in enumerate(pairs)}
+    values = {name: np.full((len(cells), len(pairs)), np.nan) for name in VARIABLES}
+    masks = np.full((len(cells), len(pairs)), "", dtype=object)
+    errors = []
+    read = lru_cache(maxsize=64)(partial(kept, results=results))  # references are read for every cell
+    for i, cell in enumerate(cells):
+        failed = []
+        setting, reference = cell.setting, cell.reference.setting
+        for images in cell.images.by_seed():
+            if (images, setting) in failures or (images, reference) in failures:
+                failed.append(
+                    failures.get((images, setting)) or f"the reference failed: {failures.get((images, reference))}"
+                )
+                continue
+            columns = [column[pair] for pair in images.pairs]
+            own = read((images, setting))
+            for name, found in _measures(cell, own, read((images, reference)), results).items():
+                values[name][i, columns] = found
+            masks[i, columns] = own["mask"].values
+        errors.append("; ".join(dict.fromkeys(failed)))
+    return xr.Dataset(
+        {
+            name: (("cell", "sample"), values[name], {"long_name": long_name, "units": units})
+            for name, (long_name, units) in VARIABLES.items()
+        }
+        | {"mask": (("cell", "sample"), masks, {"long_name": "F full, . skipped, s skipped with a pass beside"})},
+        coords={
+            "cell": [cell.name for cell in cells],
+            **{name: ("cell", _settings(cells, name)) for name in SETTINGS},
+            "error": ("cell", np.array(errors, dtype=object)),
+            "seed": ("sample", [seed for seed, _ in pairs]),
+            "label": ("sample", [label for _, label in pairs]),
+        },
+    )
+
+
+def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Results) -> dict[str, Any]:
+    """A value per image for every variable."""
+    images, target = (torch.from_numpy(found["image"].values) for found in (own, reference))  # (B, band, row, column)
+    flops, whole = _flops(cell, results), _flops(cell.reference, results)
+    each = [float(flops.of(mask)) for mask in own["mask"].values]
+    return {
+        "psnr": psnr(images, target, data_range=1.0),
+        "ssim": ssim(images, target, data_range=1.0),
+        "correct": Judge.of(cell.model).correct(images, own["label"].values.tolist()),
+        "full_passes": [mask.count("F") for mask in own["mask"].values],
+        "seconds": own["seconds"].values,
+        "flops": each,
+        "flops_ratio": [whole.of("F" * cell.steps) / one for one in each],
+    }
+
+
+def _flops(cell: Cell, results: Results) -> StepFlops:
+    """Of a full and a skip step of one image, kept for all schedules."""
+    config = replace(
+        cell.config, full_steps=tuple(range(cell.config.family.num_anchors)), cooldown_steps=0
+    )  # full steps that fill the history
+    method = find_method(cell.method)
+    guided = cell.guidance > 1
+    image = ImageSet.of(cell.model, seeds=(0,), labels=cell.labels[:1], guidance=2.0 if guided else 1.0)
+    key = {
+        "method": cell.method, "config": repr(config), "guided": guided, "weights": weights_fingerprint(cell.model),
+    }  # fmt: skip
+
+    def measure() -> list[int]:
+        policy = method.policy(config, 0) if method.policy else None
+        pipe = pipe_of(cell.model)
+        with torch.no_grad():
+            return list(step_flops(pipe, policy, lambda steps: image.sample(pipe, steps=steps)))
+
+    return StepFlops(*results.value(f"flops/{cell.method}-{short_hash(key)}", key, measure))
+
+
+def _settings(cells: Sequence[Cell], name: str) -> Any:
+    found = [cell.read_settings.get(name, "" if name in TEXTS else np.nan) for cell in cells]
+    if name not in TEXTS:
+        return np.array(found, dtype=np.float64)
+    texts = [",".join(map(str, value)) if isinstance(value, list) else str(value).lower() for value in found]
+    return np.array(texts, dtype=object)
+
+
+def table_rows(
+    dataset: xr.Dataset, settings: Sequence[str], interval_of: Callable[[Any], tuple[float, float, float]]
+) -> list[list[str]]:
+    """One row per cell: the values of `settings`, full passes, FLOPs ratio, PSNR [95 %], SSIM, label accuracy.
+
+    A cell with an error has it in place of the measures.
+    """
+    rows = []
+    for name in dataset["cell"].values:
+        cell = dataset.sel(cell=name)
+        row = [_text(cell[setting].item()) for setting in settings]
+        if cell["error"].item():
+            rows.append([*row, str(cell["error"].item())])
+            continue
+        values = cell["psnr"].dropna("sample").values
+        dB = f"{values.mean():.2f}"
+        if len(values) > 1 and np.isfinite(values).all():
+            dB = "{:.2f} [{:.2f}, {:.2f}]".format(*interval_of(values))
+        row += [
+            f"{float(cell['full_passes'].mean()):g}",
+            f"{float(cell['flops_ratio'].mean()):.2f}",
+            dB,
+            f"{float(cell['ssim'].mean()):.3f}",
+            f"{100 * float(cell['correct'].mean()):.0f}%",
+        ]
+        rows.append(row)
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if np.isnan(value) else f"{value:g}"
+    return str(value) or "-"
