@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import tapstudy
 from tapstudy.commands.ablate import ablate
 from tapstudy.commands.allocator import keep_large_buffers
 from tapstudy.commands.analyze import analyze
@@ -18,12 +21,29 @@ from tapstudy.commands.roughness import roughness
 from tapstudy.commands.sample import sample
 from tapstudy.commands.train import app as train
 
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tapstudy {tapstudy.__version__}")
+        raise typer.Exit
+
+
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Prepare the process for any command."""
+    keep_large_buffers()
+
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
     help="Study and run TAP, the Token-Adaptive Predictor, on diffusion transformers.",
-    callback=keep_large_buffers,
+    callback=start,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command below, too
 )
 app.command("demo")(demo)
 app.command("record")(record)
