@@ -2,6 +2,7 @@
 
 import ast
 import json
+import pkgutil
 import subprocess
 import sys
 from importlib import import_module
@@ -12,7 +13,7 @@ import pytest
 import tapstudy
 
 HEAVY = {"dask", "matplotlib", "netCDF4", "numba", "pandas", "scipy", "torchmetrics", "transformers", "xarray", "zarr"}
-PACKAGES = ["tapstudy"]
+PACKAGES = ["tapstudy", "tapstudy.policies", "tapstudy.predictors"]
 
 
 def loaded(code):
@@ -46,10 +47,19 @@ def test_help_loads_no_torch(options):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_is_found_and_listed(package):
     module = import_module(package)
+    assert module.__all__ == sorted(module._HOMES)
+    for name, home in module._HOMES.items():
+        assert getattr(module, name) is getattr(import_module(f"{package}.{home}"), name)
     assert set(module.__all__) <= set(dir(module))
-    for name in module.__all__:
-        assert getattr(module, name).__module__.startswith("tapstudy."), name
-    assert module.lazy_names.__module__ == "tapstudy.lazy"
+
+
+@pytest.mark.parametrize("package", [tapstudy.policies, tapstudy.predictors])
+def test_every_class_is_public(package):
+    for found in pkgutil.iter_modules(package.__path__):
+        module = import_module(f"{package.__name__}.{found.name}")
+        for name, value in vars(module).items():
+            if isinstance(value, type) and value.__module__ == module.__name__ and not name.startswith("_"):
+                assert name in package.__all__, f"{module.__name__}.{name}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
