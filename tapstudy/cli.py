@@ -19,7 +19,7 @@ from tapstudy.commands.info import info
 from tapstudy.commands.record import record
 from tapstudy.commands.roughness import roughness
 from tapstudy.commands.sample import sample
-from tapstudy.commands.train import app as train
+from tapstudy.commands.train import add_training
 
 
 def _tell_version(wanted: bool) -> None:
@@ -56,7 +56,7 @@ app.command("info")(info)
 app.command("figures")(figures)
 app.command("roughness")(roughness)
 app.add_typer(bench, name="bench")
-app.add_typer(train, name="train")
+add_training(app)
 
 if __name__ == "__main__":
     app()

@@ -248,7 +248,7 @@ def frontier(
         from tapstudy.bench.frontier_page import frontier_page
         from tapstudy.bench.frontier_plan import FrontierPlan
         from tapstudy.bench.frontier_table import COLUMNS, tables
-        from tapstudy.models.make import Machine
+        from tapstudy.models.machine import Machine
         from tapstudy.netcdf import write_netcdf
 
         out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")

@@ -146,7 +146,7 @@ def test_roughness(model, tmp_path):
 
 
 def test_roughness_of_a_text_model(tmp_path):
-    from tests.models.emoji import tiny_pipe
+    from tests.training.emoji import tiny_pipe
 
     tiny_pipe().save_pretrained(tmp_path)
     result = run(app, ["roughness", str(tmp_path), "--steps", "6", "--prompt", "apple", "--prompt", "plum"])
