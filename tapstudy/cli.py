@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import tapstudy
 from tapstudy.commands.ablate import ablate
 from tapstudy.commands.allocator import keep_large_buffers
 from tapstudy.commands.analyze import analyze
@@ -16,14 +19,31 @@ from tapstudy.commands.info import info
 from tapstudy.commands.record import record
 from tapstudy.commands.roughness import roughness
 from tapstudy.commands.sample import sample
-from tapstudy.commands.train import app as train
+from tapstudy.commands.train import add_training
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tapstudy {tapstudy.__version__}")
+        raise typer.Exit
+
+
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Prepare the process for any command."""
+    keep_large_buffers()
+
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
     help="Study and run TAP, the Token-Adaptive Predictor, on diffusion transformers.",
-    callback=keep_large_buffers,
+    callback=start,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command below, too
 )
 app.command("demo")(demo)
 app.command("record")(record)
@@ -36,7 +56,7 @@ app.command("info")(info)
 app.command("figures")(figures)
 app.command("roughness")(roughness)
 app.add_typer(bench, name="bench")
-app.add_typer(train, name="train")
+add_training(app)
 
 if __name__ == "__main__":
     app()

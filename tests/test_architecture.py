@@ -8,6 +8,7 @@ import pytest
 import tapstudy
 
 ROOT = Path(tapstudy.__file__).parent
+TRAINING = ROOT.parent / "tapstudy_training"
 ALLOWED = {
     "core": set(),
     "predictors": {"core"},
@@ -17,7 +18,7 @@ ALLOWED = {
     "analysis": {"core", "predictors", "policies", "netcdf", "tables"},
     "plots": set(),
     "explorer": {"analysis", "plots"},
-    "models": {"plots", "instrument"},
+    "models": set(),
     "bench": {"core", "predictors", "policies", "instrument", "models", "recording", "analysis", "netcdf", "tables"},
     "commands": None,
 }
@@ -47,7 +48,21 @@ def test_arrows(package):
             parts = name.split(".")
             assert parts[0] not in FORBIDDEN.get(package, set()), f"{path}: {name}"
             if parts[0] == "tapstudy" and len(parts) > 1 and ALLOWED[package] is not None:
-                assert parts[1] in {package} | ALLOWED[package], f"{path}: {name}"
+                assert parts[1] in {package, "lazy"} | ALLOWED[package], f"{path}: {name}"
+
+
+def of_training(name):
+    return name.split(".")[0] == TRAINING.name
+
+
+def test_training_stands_beside_the_package():
+    """Whoever accelerates a pipeline needs none of it, and one command alone hands over to it."""
+    users = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if any(map(of_training, imported(path)))]
+    assert users == [Path("commands/train.py")]
+    for path in TRAINING.rglob("*.py"):
+        for name in imported(path):
+            if name.startswith("tapstudy.") and name != "tapstudy.commands.errors":
+                assert name.split(".")[1] in {"models", "instrument", "plots"}, f"{path}: {name}"
 
 
 def test_no_folder_is_flat():
@@ -56,4 +71,5 @@ def test_no_folder_is_flat():
 
 
 def test_no_file_grows_beyond_one_reading():
-    assert not [str(path) for path in ROOT.rglob("*.py") if len(path.read_text().splitlines()) > 400]
+    files = [*ROOT.rglob("*.py"), *TRAINING.rglob("*.py")]
+    assert not [str(path) for path in files if len(path.read_text().splitlines()) > 400]

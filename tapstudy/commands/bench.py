@@ -225,7 +225,7 @@ def frontier(
         from tapstudy.bench.frontier.page import frontier_page
         from tapstudy.bench.frontier.plan import FrontierPlan
         from tapstudy.bench.frontier.table import COLUMNS, tables
-        from tapstudy.models.make import Machine
+        from tapstudy.models.machine import Machine
         from tapstudy.netcdf import write_netcdf
 
         out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")

@@ -14,18 +14,18 @@ def user_errors() -> Iterator[None]:
 
     What a file system, torch or a package says over several lines becomes one; a damaged recording is told of in full.
     """
-    from tapstudy.recording.damage import RecordingError
-
     try:
         yield
     except (typer.Exit, typer.Abort):  # RuntimeErrors, to Python
         raise
-    except RecordingError as error:
-        _fail(str(error), error)
     except (TypeError, ValueError, OSError, OverflowError, RuntimeError, ImportError) as error:
-        _fail(" ".join(str(error).split()) or type(error).__name__, error)
+        typer.secho(f"Error: {_message(error)}", fg="red", err=True)
+        raise typer.Exit(2) from error
 
 
-def _fail(message: str, cause: Exception) -> None:
-    typer.secho(f"Error: {message}", fg="red", err=True)
-    raise typer.Exit(2) from cause
+def _message(error: Exception) -> str:
+    from tapstudy.recording.damage import RecordingError
+
+    if isinstance(error, RecordingError):
+        return str(error)
+    return " ".join(str(error).split()) or type(error).__name__

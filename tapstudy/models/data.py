@@ -22,7 +22,7 @@ from PIL import Image
 class DataSet:
     """A public image set: where the hub has it, under which column, its images' shape, and whose it is.
 
-    A set with captions in place of labels is none of the hub's: `tapstudy.models.captioned.load_emoji` reads it.
+    A set with captions in place of labels is none of the hub's: `tapstudy_training.captioned.load_emoji` reads it.
     """
 
     hub: str

@@ -1,4 +1,4 @@
-"""The models that come with the package: where they are, how they were made, how to load them."""
+"""The models that come with the package: where they are, what they learned, how to load them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from tapstudy.models.classifier import Classifier
 from tapstudy.models.data import DATA_SETS
 from tapstudy.models.pipeline import LabelPipeline
-from tapstudy.models.recipes import MODELS
 from tapstudy.models.text_pipeline import TextPipeline
 
 EmbeddedPipeline = LabelPipeline | TextPipeline
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+
+
+# the embedded models and the data sets that they learned
+EMBEDDED = {"mnist-dit": "mnist", "cifar10-dit": "cifar10", "emoji-flux": "emoji"}
 
 
 # what the pipelines of embedded models are made of
@@ -174,8 +177,8 @@ def data_set_of(model: str | Path | EmbeddedPipeline) -> str:
         return "emoji"
     if isinstance(model, LabelPipeline):
         config = dict(model.transformer.config)
-    elif isinstance(model, str) and model in MODELS:
-        return MODELS[model].data_set
+    elif isinstance(model, str) and model in EMBEDDED:
+        return EMBEDDED[model]
     else:
         config = json.loads((model_folder(model) / "transformer" / "config.json").read_text())
     if "joint_attention_dim" in config:
@@ -226,7 +229,7 @@ def model_folder(model: str | Path) -> Path:
         return embedded / model
     if Path(model).is_dir():
         return Path(model)
-    if str(model) in MODELS:
+    if str(model) in EMBEDDED:
         raise FileNotFoundError(
             f"the weights of {model} are not in {embedded}: make them with `tapstudy train {model}` (docs/training.md)"
         )

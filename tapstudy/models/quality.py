@@ -184,32 +184,3 @@ def measure_quality(
         folder=folder,
     )
     return judge(images, labels, steps=steps, guidance_scale=guidance_scale, guidance_stop=stop), images
-
-
-def against_before(
-    pipe: LabelPipeline,
-    before: LabelPipeline | None,
-    judge: Judge,
-    *,
-    real: ImageSet,
-    count: int,
-    batch_size: int = 50,
-    folder: Path | None = None,
-) -> list[tuple[str, Quality]]:
-    """A model beside what it was trained on from, if anything, with its guidance and with guidance at all noise levels.
-
-    The distance depends on the number of samples, so all have `count` of them, and so have the real images of the last
-    row, as many of every class: what a perfect model would have.
-    """
-    rows = []
-    for stop in dict.fromkeys((pipe.config.guidance_stop, 0.0)):
-        for name, other in (("this model", pipe), ("its initial weights", before)):
-            if other is None:
-                continue
-            alike = LabelPipeline(other.transformer, other.scheduler, guidance_stop=stop)
-            alike.set_progress_bar_config(disable=True)
-            rows.append((name, measure_quality(alike, judge, count=count, batch_size=batch_size, folder=folder)[0]))
-    classes = pipe.transformer.config.num_embeds_ada_norm
-    each = [(real.labels == label).nonzero()[: -(-count // classes), 0] for label in range(classes)]
-    chosen = torch.stack(each, dim=1).flatten()[:count]  # labels going round, as the samples' do
-    return [*rows, ("training images", judge(*real.batch(chosen)))]

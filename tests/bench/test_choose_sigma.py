@@ -10,8 +10,8 @@ from tapstudy.instrument.smooth_time import smoothed_sigma
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.full import FullPolicy
 from tests.conftest import make_tiny_pipe
-from tests.models.emoji import tiny_pipe as tiny_text_pipe
 from tests.pipelines.tiny import FACTORIES
+from tests.training.emoji import tiny_pipe as tiny_text_pipe
 
 CONFIG = tapstudy.TAPConfig(interval=4, warmup_steps=3)
 CALLS = [

@@ -124,7 +124,7 @@ def test_middle_half_by_hand():
 def test_marks_leave_no_gap(monkeypatch):
     """A part lasts until the next one begins, and comes back under its own name."""
     clock = iter([0.0, 1, 3, 7, 8])
-    monkeypatch.setattr("tapstudy.bench.speed_steps.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("tapstudy.bench.speed.steps.time.perf_counter", lambda: next(clock))
     marks = Marks(CPU)
     marks.open()
     for part in ("scoring", "assembly", "scoring", "end"):

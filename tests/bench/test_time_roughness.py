@@ -11,8 +11,8 @@ from tapstudy.bench.clock.trajectory_differences import TrajectoryDifferences, p
 from tapstudy.instrument.passes import QUANTITIES, FullPass
 from tapstudy.instrument.time_features import time_embedders
 from tests.conftest import make_tiny_pipe
-from tests.models.emoji import tiny_pipe as tiny_text_pipe
 from tests.pipelines.tiny import FACTORIES
+from tests.training.emoji import tiny_pipe as tiny_text_pipe
 
 # DPMSolverMultistepScheduler hands torch tensors to numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

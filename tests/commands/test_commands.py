@@ -1,7 +1,9 @@
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
+import tapstudy
 from tapstudy.cli import app
 
 run = CliRunner().invoke
@@ -10,6 +12,26 @@ run = CliRunner().invoke
 def image_size(path):
     with Image.open(path) as image:
         return image.size
+
+
+def test_version():
+    result = run(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"tapstudy {tapstudy.__version__}\n")
+
+
+def every_command(group, path=()):
+    """The words that name each command and each group of commands."""
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from every_command(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(every_command(get_command(app))), ids=" ".join)
+def test_short_help(path):
+    told, long = run(app, [*path, "-h"]), run(app, [*path, "--help"])
+    assert told.exit_code == 0
+    assert "Usage:" in told.output
+    assert told.output == long.output
 
 
 def test_sample_takes_every_option(model, tmp_path):
@@ -42,8 +64,6 @@ def test_sample_smoothed_in_time(model, tmp_path):
 
 def test_sample_covers_the_configuration():
     from dataclasses import fields
-
-    from typer.main import get_command
 
     from tapstudy import TAPConfig
 
@@ -126,7 +146,7 @@ def test_roughness(model, tmp_path):
 
 
 def test_roughness_of_a_text_model(tmp_path):
-    from tests.models.emoji import tiny_pipe
+    from tests.training.emoji import tiny_pipe
 
     tiny_pipe().save_pretrained(tmp_path)
     result = run(app, ["roughness", str(tmp_path), "--steps", "6", "--prompt", "apple", "--prompt", "plum"])

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.cli import app
-from tests.models.emoji import tiny_pipe
+from tests.training.emoji import tiny_pipe
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tapstudy.instrument.time_features import TimeEmbedder, frequencies, time_em
 from tests.conftest import make_tiny_pipe
 from tests.instrument.replay import Replay
 from tests.instrument.tiny_models import VARIANTS, make
-from tests.models.emoji import tiny_pipe as tiny_text_pipe
+from tests.training.emoji import tiny_pipe as tiny_text_pipe
 
 CPU = torch.device("cpu")
 GROUPS = pytest.mark.skipif(

@@ -1,11 +1,13 @@
 import pytest
 import torch
 
-from tapstudy.models.classifier import Classifier, classify, train_classifier
+from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import ImageSet
 from tapstudy.models.pipeline import LabelPipeline
-from tapstudy.models.quality import Judge, against_before, frechet_distance, measure_quality
-from tapstudy.models.recipes import ClassifierRecipe
+from tapstudy.models.quality import Judge, frechet_distance, measure_quality
+from tapstudy_training.classifier import train_classifier
+from tapstudy_training.make import against_before
+from tapstudy_training.recipes import ClassifierRecipe
 
 
 def test_frechet_distance_of_known_gaussians():

@@ -5,7 +5,7 @@ import tapstudy
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.models.embedded import conditions, untrained_like
 from tapstudy.models.text_pipeline import TextPipeline, pack, position_ids, unpack
-from tests.models.emoji import quiet, tiny_pipe
+from tests.training.emoji import quiet, tiny_pipe
 
 PROMPTS = ["apple on a teal background", "dark nurse on a red background"]
 

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from tapstudy.models.captioned import CaptionedImages
-from tapstudy.models.card import Provenance, export, write_card
-from tapstudy.models.classifier import Classifier, classify, train_classifier
+from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import DATA_SETS, ImageSet
+from tapstudy.models.machine import Machine
 from tapstudy.models.pipeline import LabelPipeline
-from tapstudy.models.quality import Judge, Quality, against_before, measure_quality
-from tapstudy.models.recipes import MODELS, ClassifierRecipe, EmbeddedModel
-from tapstudy.models.speed import Speed, known_peak, training_flops
-from tapstudy.models.tasks import Task, loaded_part, task_of
-from tapstudy.models.training import Trained, read_losses, train
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where to compute. `peak` is in FLOP/s (None: the device's, where it is known)."""
-
-    device: str
-    compile: bool = True
-    peak: float | None = None
-
-    def __str__(self) -> str:
-        if torch.device(self.device).type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"{os.cpu_count()} {platform.machine()} cores"
+from tapstudy.models.quality import Judge, Quality, measure_quality
+from tapstudy_training.captioned import CaptionedImages
+from tapstudy_training.card import Provenance, export, write_card
+from tapstudy_training.classifier import train_classifier
+from tapstudy_training.recipes import MODELS, ClassifierRecipe, EmbeddedModel
+from tapstudy_training.speed import Speed, known_peak, training_flops
+from tapstudy_training.tasks import Task, loaded_part, task_of
+from tapstudy_training.training import Trained, read_losses, train
 
 
 def train_model(
@@ -115,6 +100,35 @@ def measure_model(
         loss_log=work / "loss.csv",
     )
     return qualities
+
+
+def against_before(
+    pipe: LabelPipeline,
+    before: LabelPipeline | None,
+    judge: Judge,
+    *,
+    real: ImageSet,
+    count: int,
+    batch_size: int = 50,
+    folder: Path | None = None,
+) -> list[tuple[str, Quality]]:
+    """A model beside what it was trained on from, if anything, with its guidance and with guidance at all noise levels.
+
+    The distance depends on the number of samples, so all have `count` of them, and so have the real images of the last
+    row, as many of every class: what a perfect model would have.
+    """
+    rows = []
+    for stop in dict.fromkeys((pipe.config.guidance_stop, 0.0)):
+        for name, other in (("this model", pipe), ("its initial weights", before)):
+            if other is None:
+                continue
+            alike = LabelPipeline(other.transformer, other.scheduler, guidance_stop=stop)
+            alike.set_progress_bar_config(disable=True)
+            rows.append((name, measure_quality(alike, judge, count=count, batch_size=batch_size, folder=folder)[0]))
+    classes = pipe.transformer.config.num_embeds_ada_norm
+    each = [(real.labels == label).nonzero()[: -(-count // classes), 0] for label in range(classes)]
+    chosen = torch.stack(each, dim=1).flatten()[:count]  # labels going round, as the samples' do
+    return [*rows, ("training images", judge(*real.batch(chosen)))]
 
 
 def make_classifier(

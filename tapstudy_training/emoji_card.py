@@ -8,15 +8,21 @@ from typing import Any
 import torch
 from diffusers.utils import make_image_grid
 
-from tapstudy.models.captioned import BACKGROUNDS, CaptionedImages, renderings
-from tapstudy.models.card import export, write_losses
 from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import DATA_SETS
-from tapstudy.models.emoji_quality import EmojiQuality, judge_pictures, real_pictures, sample_pictures, wanted_pictures
 from tapstudy.models.quality import weights_digest
-from tapstudy.models.recipes import EmbeddedModel
-from tapstudy.models.tasks import TextTask, task_of
-from tapstudy.models.training import Trained
+from tapstudy_training.captioned import BACKGROUNDS, CaptionedImages, renderings
+from tapstudy_training.card import export, write_losses
+from tapstudy_training.emoji_quality import (
+    EmojiQuality,
+    judge_pictures,
+    real_pictures,
+    sample_pictures,
+    wanted_pictures,
+)
+from tapstudy_training.recipes import EmbeddedModel
+from tapstudy_training.tasks import TextTask, task_of
+from tapstudy_training.training import Trained
 
 GUIDANCE = 3.0
 

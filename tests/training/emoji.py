@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tapstudy.models.captioned import PACKAGES, TONES, CaptionedImages, Emoji
-from tapstudy.models.recipes import MODELS
-from tapstudy.models.tasks import TextTask
+from tapstudy_training.captioned import PACKAGES, TONES, CaptionedImages, Emoji
+from tapstudy_training.recipes import MODELS
+from tapstudy_training.tasks import TextTask
 
 FLUX = MODELS["emoji-flux"]
 TINY = replace(

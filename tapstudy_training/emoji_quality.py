@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tapstudy.models.captioned import BACKGROUNDS, CaptionedImages, caption, emoji_classes
 from tapstudy.models.classifier import Classifier
 from tapstudy.models.quality import sample_batches
+from tapstudy_training.captioned import BACKGROUNDS, CaptionedImages, caption, emoji_classes
 
 SEED = 70_000  # of the first sample; no other part of the package draws noise from these
 

@@ -9,7 +9,7 @@ from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
 from tapstudy.models.data import ImageSet
-from tapstudy.models.recipes import Recipe
+from tapstudy_training.recipes import Recipe
 
 
 class Batch(NamedTuple):

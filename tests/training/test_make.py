@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tapstudy
-from tapstudy.commands.train import model_command
-from tapstudy.models import card, quality
+from tapstudy.models import quality
 from tapstudy.models.classifier import classify
 from tapstudy.models.data import load_images
 from tapstudy.models.embedded import INDEX, data_set_of, load_classifier, weight_files
-from tapstudy.models.make import Machine, make_classifier, measure_model, train_model
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.quality import Judge
-from tapstudy.models.recipes import CLASSIFIERS, MODELS
+from tapstudy_training import card
+from tapstudy_training.command import model_command
+from tapstudy_training.make import Machine, make_classifier, measure_model, train_model
+from tapstudy_training.recipes import CLASSIFIERS, MODELS
 from tests.models.test_data import jpeg_set
 
 CIFAR = MODELS["cifar10-dit"]

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from tapstudy.instrument.time_features import time_embedders
-from tapstudy.models.tasks import LabelTask
-from tapstudy.models.time_features import attenuate, fold, unfold
+from tapstudy_training.tasks import LabelTask
+from tapstudy_training.time_features import attenuate, fold, unfold
 from tests.conftest import make_tiny_pipe
 from tests.instrument.tiny_models import make
-from tests.models.emoji import tiny_task
+from tests.training.emoji import tiny_task
 
 
 @pytest.mark.parametrize("kind", ["label", "text"])

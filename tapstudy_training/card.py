@@ -18,7 +18,7 @@ from tapstudy.models.data import DATA_SETS
 from tapstudy.models.embedded import load, with_transformer
 from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
 from tapstudy.models.quality import Quality
-from tapstudy.models.recipes import CLASSIFIERS, EmbeddedModel
+from tapstudy_training.recipes import CLASSIFIERS, EmbeddedModel
 
 # Larger weights are cut into files of this size, which travel and are fetched one by one.
 SHARD_BYTES = 15 * 2**20

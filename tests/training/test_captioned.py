@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from tapstudy.models.captioned import (
+from tapstudy_training.captioned import (
     BACKGROUNDS,
     CaptionedImages,
     Emoji,
@@ -13,8 +13,8 @@ from tapstudy.models.captioned import (
     renderings,
     words_of,
 )
-from tapstudy.models.tasks import word_tokenizer
-from tests.models.emoji import shapes, write_archive, write_packages
+from tapstudy_training.tasks import word_tokenizer
+from tests.training.emoji import shapes, write_archive, write_packages
 
 
 def test_captions_say_what_is_there():

@@ -14,9 +14,9 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tapstudy.models.recipes import Recipe
-from tapstudy.models.tasks import Task
-from tapstudy.models.time_features import attenuate, fold, unfold
+from tapstudy_training.recipes import Recipe
+from tapstudy_training.tasks import Task
+from tapstudy_training.time_features import attenuate, fold, unfold
 
 # what may differ between the calls of one run
 FREE: dict[str, Any] = {

@@ -7,12 +7,12 @@ import torch
 from typer.testing import CliRunner
 
 import tapstudy
-from tapstudy.commands import train as commands
-from tapstudy.models.captioned import BACKGROUNDS, emoji_classes, renderings
-from tapstudy.models.checkpoint import start
 from tapstudy.models.classifier import Classifier
-from tapstudy.models.emoji_card import measure_emoji_model
-from tapstudy.models.emoji_quality import (
+from tapstudy_training import command as commands
+from tapstudy_training.captioned import BACKGROUNDS, emoji_classes, renderings
+from tapstudy_training.checkpoint import start
+from tapstudy_training.emoji_card import measure_emoji_model
+from tapstudy_training.emoji_quality import (
     Wanted,
     backgrounds_of,
     judge_pictures,
@@ -20,10 +20,10 @@ from tapstudy.models.emoji_quality import (
     real_pictures,
     wanted_pictures,
 )
-from tapstudy.models.make import make_classifier
-from tapstudy.models.recipes import CLASSIFIERS
-from tapstudy.models.training import Trained, train
-from tests.models.emoji import TINY, shapes, tiny_pipe, tiny_task, write_archive
+from tapstudy_training.make import make_classifier
+from tapstudy_training.recipes import CLASSIFIERS
+from tapstudy_training.training import Trained, train
+from tests.training.emoji import TINY, shapes, tiny_pipe, tiny_task, write_archive
 
 
 def weights(trained):

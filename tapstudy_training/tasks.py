@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from tapstudy.models.batches import Batch, label_batch
-from tapstudy.models.captioned import CaptionedImages, caption, words_of
 from tapstudy.models.data import ImageSet
 from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
-from tapstudy.models.recipes import EmbeddedModel, Recipe
 from tapstudy.models.text_pipeline import TextPipeline, encode_tokens, predict_velocity
+from tapstudy_training.batches import Batch, label_batch
+from tapstudy_training.captioned import CaptionedImages, caption, words_of
+from tapstudy_training.recipes import EmbeddedModel, Recipe
 
 
 class Task(Protocol):

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from tapstudy.models.checkpoint import TrainState, averaged, resume, save_checkpoint, start
 from tapstudy.models.precision import bf16_products
-from tapstudy.models.recipes import Recipe
-from tapstudy.models.tasks import Task
+from tapstudy_training.checkpoint import TrainState, averaged, resume, save_checkpoint, start
+from tapstudy_training.recipes import Recipe
+from tapstudy_training.tasks import Task
 
 
 @dataclass(frozen=True)

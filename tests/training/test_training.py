@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tapstudy.models import training
-from tapstudy.models.checkpoint import start
 from tapstudy.models.data import ImageSet
-from tapstudy.models.recipes import Recipe
-from tapstudy.models.tasks import LabelTask
-from tapstudy.models.training import train
+from tapstudy_training import training
+from tapstudy_training.checkpoint import start
+from tapstudy_training.recipes import Recipe
+from tapstudy_training.tasks import LabelTask
+from tapstudy_training.training import train
 from tests.conftest import make_tiny_pipe
 
 

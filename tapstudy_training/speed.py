@@ -11,8 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tapstudy.models.recipes import Recipe
-from tapstudy.models.tasks import Task
+from tapstudy_training.recipes import Recipe
+from tapstudy_training.tasks import Task
 
 # Dense bf16, FLOP/s, from the vendor's datasheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}

@@ -5,9 +5,14 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from tapstudy.models.data import DATA_SETS, ImageSet
-from tapstudy.models.recipes import CLASSIFIERS, MODELS
-from tapstudy.models.speed import Speed, known_peak, training_flops
-from tapstudy.models.tasks import LabelTask
+from tapstudy.models.embedded import EMBEDDED
+from tapstudy_training.recipes import CLASSIFIERS, MODELS
+from tapstudy_training.speed import Speed, known_peak, training_flops
+from tapstudy_training.tasks import LabelTask
+
+
+def test_every_embedded_model_has_a_recipe():
+    assert {name: model.data_set for name, model in MODELS.items()} == EMBEDDED
 
 
 @pytest.mark.parametrize("name", MODELS)
