@@ -8,7 +8,7 @@ import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
-from tapstudy.models.data import ImageSet
+from tapstudy.models.data import LabelledImages
 from tapstudy_training.recipes import Recipe
 
 
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device) for tensor in self))
 
 
-def label_batch(images: ImageSet, recipe: Recipe, *, step: int, null_label: int) -> Batch:
+def label_batch(images: LabelledImages, recipe: Recipe, *, step: int, null_label: int) -> Batch:
     """The labelled batch of a step, with labels (B,), drawn from its own seed where the images are."""
     count, device = recipe.batch_size, images.images.device
     generator = torch.Generator(device).manual_seed(recipe.seed * 1_000_003 + step)

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from tapstudy.models.data import ImageSet
+from tapstudy.models.data import LabelledImages
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
@@ -172,7 +172,7 @@ class CaptionedImages:
         return self.pictures(index.to(self.images.device), backgrounds, positions), captions
 
 
-def renderings(images: CaptionedImages, *, each: int, seed: int) -> ImageSet:
+def renderings(images: CaptionedImages, *, each: int, seed: int) -> LabelledImages:
     """Every emoji `each` times on random backgrounds, half as large, with the number of its class: for the judge."""
     classes = emoji_classes(images.emoji)
     generator = torch.Generator().manual_seed(seed)
@@ -182,7 +182,8 @@ def renderings(images: CaptionedImages, *, each: int, seed: int) -> ImageSet:
         small = F.avg_pool2d(images.pictures(index, [names[i] for i in drawn]), 2)
         parts.append(((small + 1) * 127.5).round().to(torch.uint8))
     labels = torch.tensor([classes[one.name, one.tone] for one in images.emoji]).repeat(each)
-    return ImageSet(torch.cat(parts), labels)
+    words = {classes[one.name, one.tone]: one.words for one in images.emoji}
+    return LabelledImages(torch.cat(parts), labels, names=tuple(words[i] for i in range(len(words))))
 
 
 def load_emoji(folder: str | Path) -> CaptionedImages:

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from tapstudy.models.classifier import Classifier
-from tapstudy.models.data import ImageSet
+from tapstudy.models.data import LabelledImages
 from tapstudy_training.batches import randomly_flipped
 from tapstudy_training.recipes import CLASSIFIERS, ClassifierRecipe
 
 
 def train_classifier(
-    train: ImageSet,
+    train: LabelledImages,
     recipe: ClassifierRecipe = CLASSIFIERS["mnist"],
     *,
     seed: int = 0,
@@ -32,6 +32,8 @@ def train_classifier(
         classes=int(train.labels.max()) + 1,
         width=recipe.width,
         architecture=recipe.architecture,
+        size=train.images.shape[-1],
+        names=train.names,
     )
     device = torch.device(device)
     model, train = model.to(device), train.to(device)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tapstudy.models.classifier import Classifier
 from tapstudy.models.quality import sample_batches
@@ -90,7 +89,7 @@ def judge_pictures(
     emoji = [images.emoji[one.index] for one in wanted]
     right = torch.tensor([classes[one.name, one.tone] for one in emoji])
     with torch.inference_mode():
-        order = judge(judged_size(pictures)).argsort(dim=-1, descending=True)[:, :20]  # (n, 20)
+        order = judge(judge.fitting(pictures)).argsort(dim=-1, descending=True)[:, :20]  # (n, 20)
     guesses = [kinds[i] for i in order[:, 0].tolist()]
     toned = [i for i, one in enumerate(emoji) if one.tone]
     return EmojiQuality(
@@ -104,11 +103,6 @@ def judge_pictures(
         tone=_share(torch.tensor([guesses[i][1] == emoji[i].tone for i in toned])) if toned else None,
         nearest=float(nearest_distances(pictures, images, wanted).median()),
     )
-
-
-def judged_size(pictures: Tensor) -> Tensor:
-    """Pictures as the judge takes them: half as large."""
-    return F.avg_pool2d(pictures, 2)
 
 
 def backgrounds_of(pictures: Tensor) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tapstudy.models.classifier import Classifier, classify
-from tapstudy.models.data import DATA_SETS, ImageSet
+from tapstudy.models.data import DATA_SETS, LabelledImages
 from tapstudy.models.machine import Machine
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.quality import Judge, Quality, measure_quality
@@ -22,7 +22,7 @@ from tapstudy_training.training import Trained, read_losses, train
 
 def train_model(
     spec: EmbeddedModel,
-    images: ImageSet | CaptionedImages,
+    images: LabelledImages | CaptionedImages,
     machine: Machine,
     *,
     work: Path,
@@ -56,7 +56,7 @@ def measure_model(
     spec: EmbeddedModel,
     trained: Trained,
     *,
-    images: ImageSet,
+    images: LabelledImages,
     judge: Judge,
     machine: Machine,
     out: Path,
@@ -107,7 +107,7 @@ def against_before(
     before: LabelPipeline | None,
     judge: Judge,
     *,
-    real: ImageSet,
+    real: LabelledImages,
     count: int,
     batch_size: int = 50,
     folder: Path | None = None,
@@ -135,8 +135,8 @@ def make_classifier(
     data_set: str,
     recipe: ClassifierRecipe,
     *,
-    train_images: ImageSet,
-    test: ImageSet,
+    train_images: LabelledImages,
+    test: LabelledImages,
     out: Path,
     seed: int = 0,
     device: str = "cpu",
@@ -157,7 +157,7 @@ def make_classifier(
     return model, accuracy
 
 
-def _described(data_set: str, images: ImageSet) -> str:
+def _described(data_set: str, images: LabelledImages) -> str:
     facts = DATA_SETS[data_set].train
     return f"{facts} ({images.note})" if images.note else facts
 

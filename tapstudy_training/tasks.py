@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from tapstudy.models.data import ImageSet
+from tapstudy.models.data import LabelledImages
 from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
 from tapstudy.models.text_pipeline import TextPipeline, encode_tokens, predict_velocity
 from tapstudy_training.batches import Batch, label_batch
@@ -68,7 +68,7 @@ class LabelTask:
     """
 
     config: Mapping[str, Any]
-    images: ImageSet
+    images: LabelledImages
     guidance_stop: float = 0.0
     columns: int = 4
 

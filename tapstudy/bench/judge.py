@@ -31,9 +31,11 @@ class Judge:
 
     def features(self, images: Tensor) -> Tensor:
         """What the last layer sees, (batch, feature)."""
-        return classify(self.classifier, 2 * images - 1)[1]
+        return classify(self.classifier, self.classifier.fitting(2 * images - 1))[1]
 
     def correct(self, images: Tensor, labels: Sequence[Condition]) -> Tensor:
-        """Whether an image is taken for what it should be, 1 or 0, (batch,)."""
-        found = classify(self.classifier, 2 * images - 1)[0]
-        return (found == torch.tensor(labels)).double()
+        """Whether an image is taken for what it should be, 1 or 0, (batch,); NaN where a prompt names no class."""
+        found = classify(self.classifier, self.classifier.fitting(2 * images - 1))[0]
+        classes = [self.classifier.class_of(label) if isinstance(label, str) else label for label in labels]
+        wanted = torch.tensor([torch.nan if one is None else one for one in classes], dtype=torch.float64)  # (batch,)
+        return torch.where(wanted.isnan(), wanted, (found == wanted).double())

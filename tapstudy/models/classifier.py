@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Classifier(nn.Module):
@@ -18,11 +21,25 @@ class Classifier(nn.Module):
     Args:
         architecture: "plain", two convolutions a stage; "residual", eight convolutions, of which two pairs are
             residual (after the nine-layer net of D. Page, How to train your ResNet, 2018, with a narrower last stage).
+        size: pixels along a side of the images that it learnt; 0: not told.
+        names: what the classes stand for in a prompt; none: the labels are the classes.
     """
 
-    def __init__(self, *, bands: int = 1, classes: int = 10, width: int = 32, architecture: str = "plain") -> None:
+    def __init__(
+        self,
+        *,
+        bands: int = 1,
+        classes: int = 10,
+        width: int = 32,
+        architecture: str = "plain",
+        size: int = 0,
+        names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.config = {"bands": bands, "classes": classes, "width": width, "architecture": architecture}
+        self.config: dict[str, Any] = {
+            "bands": bands, "classes": classes, "width": width, "architecture": architecture, "size": size,
+            "names": list(names),
+        }  # fmt: skip
         self.stages = nn.Sequential(*_STAGES[architecture](bands, width))
         self.head = nn.Linear(4 * width, classes)
 
@@ -31,6 +48,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))  # (B, classes)
+
+    def fitting(self, images: Tensor) -> Tensor:
+        """Images as large as those that it learnt; larger ones, by a whole factor, are averaged."""
+        factor = images.shape[-1] // (self.config["size"] or images.shape[-1])
+        return functional.avg_pool2d(images, factor) if factor > 1 else images
+
+    def class_of(self, prompt: str) -> int | None:
+        """The class that a prompt begins with the name of, the longest of several; None: it names none."""
+        known = [i for i, name in enumerate(self.config["names"]) if f"{prompt} ".startswith(f"{name} ")]
+        return max(known, key=lambda i: len(self.config["names"][i]), default=None)
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)

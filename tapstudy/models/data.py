@@ -71,25 +71,28 @@ DATA_SETS = {
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class LabelledImages:
     """Images in [-1, 1] with integer labels.
 
-    `images`: uint8 tensor (n, bands, height, width); `labels`: int64 tensor (n,); `note`: what to know of the copy.
+    `images`: uint8 tensor (n, bands, height, width); `labels`: int64 tensor (n,); `note`: what to know of the copy;
+    `names`: what the labels stand for, if they are no classes of digits or the like.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     note: str = ""
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(
-                f"ImageSet: images must be uint8 (n, bands, height, width), got {self.images.dtype} "
+                f"LabelledImages: images must be uint8 (n, bands, height, width), got {self.images.dtype} "
                 f"{tuple(self.images.shape)}"
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"ImageSet: one label per image, got {tuple(self.labels.shape)} labels for {len(self.images)} images"
+                f"LabelledImages: one label per image, got {tuple(self.labels.shape)} labels for "
+                f"{len(self.images)} images"
             )
 
     def __len__(self) -> int:
@@ -99,12 +102,12 @@ class ImageSet:
         """Float32 images scaled to [-1, 1], and their labels."""
         return self.images[index].float() / 127.5 - 1, self.labels[index]
 
-    def to(self, device: torch.device | str) -> ImageSet:
+    def to(self, device: torch.device | str) -> LabelledImages:
         """The set in the memory of `device`."""
-        return ImageSet(self.images.to(device), self.labels.to(device), self.note)
+        return LabelledImages(self.images.to(device), self.labels.to(device), self.note, self.names)
 
 
-def load_images(name: str, split: str, folder: str | Path | None = None) -> ImageSet:
+def load_images(name: str, split: str, folder: str | Path | None = None) -> LabelledImages:
     """The `train` or `test` split of image set `name`.
 
     With `folder`, reads `{folder}/{name}_{split}.npz` with arrays `images` (n, h, w[, bands]) uint8 and `labels`
@@ -153,17 +156,17 @@ def _decoded(path: Path, jpeg: np.ndarray[Any, Any], offsets: np.ndarray[Any, An
     return np.stack(images)
 
 
-def _image_set(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], note: str = "") -> ImageSet:
+def _image_set(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], note: str = "") -> LabelledImages:
     if images.ndim == 3:
         images = images[..., None]  # (n, h, w, 1)
-    return ImageSet(
+    return LabelledImages(
         torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
         torch.from_numpy(labels.astype(np.int64)),
         note,
     )
 
 
-def _from_hub(name: str, split: str, repository: str | None = None) -> ImageSet:
+def _from_hub(name: str, split: str, repository: str | None = None) -> LabelledImages:
     """`repository` overrides the hub's name; a local folder of parquet files works too."""
     try:
         import datasets

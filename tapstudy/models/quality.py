@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from tapstudy.models.classifier import Classifier, classify
-from tapstudy.models.data import ImageSet
+from tapstudy.models.data import LabelledImages
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.precision import bf16_products
 
@@ -134,7 +134,7 @@ def weights_digest(model: nn.Module) -> str:
 class Judge:
     """A classifier and what it makes of the test images, to hold samples against."""
 
-    def __init__(self, classifier: Classifier, test: ImageSet) -> None:
+    def __init__(self, classifier: Classifier, test: LabelledImages) -> None:
         self.classifier = classifier
         images, labels = test.batch(torch.arange(len(test)))
         found, self.features = classify(classifier, images)

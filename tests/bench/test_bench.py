@@ -55,6 +55,22 @@ def test_an_image_does_not_depend_on_its_set(tiny_pipe):
     torch.testing.assert_close(images.sample(tiny_pipe, batch_size=1), whole)
 
 
+def test_a_prompt_is_judged_by_the_longest_name_it_begins_with():
+    model = Classifier(bands=3, classes=3, width=4, size=8, names=("red apple", "red", "rocket")).eval()
+    assert [model.class_of(text) for text in ("red apple on teal", "red on teal", "rockets", "rocket")] == [
+        0, 1, None, 2,
+    ]  # fmt: skip
+    model.head.weight.data.zero_()
+    model.head.bias.data = torch.tensor([0.0, 1.0, 0.0])
+    judge, images = Judge(model), torch.rand(3, 3, 16, 16)
+    found = judge.correct(images, ["red apple", "red on teal", "a boat"])
+    assert found[:2].tolist() == [0, 1]
+    assert found[2].isnan()
+    assert judge.features(images).shape == (3, 16)
+    assert model.fitting(images).shape == (3, 3, 8, 8)
+    assert Judge(Classifier().eval()).classifier.fitting(images) is images
+
+
 @pytest.fixture(scope="module")
 def comparison():
     from tests.conftest import make_tiny_pipe

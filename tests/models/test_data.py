@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tapstudy.models.data import ImageSet, _from_hub, load_images
+from tapstudy.models.data import LabelledImages, _from_hub, load_images
 
 
 def save(folder, **arrays):
@@ -30,7 +30,7 @@ def test_missing_and_damaged_folders(tmp_path):
     with pytest.raises(ValueError, match="images must be uint8"):
         load_images("mnist", "test", tmp_path)
     with pytest.raises(ValueError, match="one label per image"):
-        ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+        LabelledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
 
 
 def test_hub_loader_on_a_local_repository(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tapstudy.models.classifier import Classifier, classify
-from tapstudy.models.data import ImageSet
+from tapstudy.models.data import LabelledImages
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.quality import Judge, frechet_distance, measure_quality
 from tapstudy_training.classifier import train_classifier
@@ -29,7 +29,7 @@ def judged():
     """A classifier trained on two flat grey levels."""
     labels = torch.arange(256) % 2
     noise = torch.randint(0, 40, (256, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    images = ImageSet((noise + 200 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+    images = LabelledImages((noise + 200 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
     return train_classifier(images, ClassifierRecipe(epochs=20, batch_size=32)), images
 
 
@@ -72,7 +72,7 @@ def test_a_model_is_held_against_what_it_was(judged, tiny_pipe):
     pipe = LabelPipeline(tiny_pipe.transformer, tiny_pipe.scheduler, guidance_stop=0.5)
     pipe.set_progress_bar_config(disable=True)
     pixels = torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    real = ImageSet(pixels, torch.arange(400) % 10)
+    real = LabelledImages(pixels, torch.arange(400) % 10)
     rows = against_before(pipe, pipe, Judge(*judged), real=real, count=200)
     assert [(name, row.guidance_stop) for name, row in rows] == [
         ("this model", 0.5), ("its initial weights", 0.5), ("this model", 0.0), ("its initial weights", 0.0),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tapstudy.models.classifier import Classifier, classify
-from tapstudy.models.data import ImageSet
+from tapstudy.models.data import LabelledImages
 from tapstudy_training import batches, classifier
 from tapstudy_training.classifier import train_classifier
 from tapstudy_training.recipes import CLASSIFIERS
@@ -18,7 +18,7 @@ def stripes():
     labels = torch.arange(64) % 2
     columns = 200 * (torch.arange(16) // 2 % 2).expand(16, 16)
     images = torch.where(labels.view(-1, 1, 1) == 0, columns, columns.T).unsqueeze(1).expand(-1, 3, -1, -1)
-    return ImageSet((images + torch.randint(0, 40, (64, 3, 16, 16), generator=generator)).to(torch.uint8), labels)
+    return LabelledImages((images + torch.randint(0, 40, (64, 3, 16, 16), generator=generator)).to(torch.uint8), labels)
 
 
 SMALL = replace(CLASSIFIERS["cifar10"], width=8, epochs=8, batch_size=16, learning_rate=0.1)

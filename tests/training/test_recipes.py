@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
-from tapstudy.models.data import DATA_SETS, ImageSet
+from tapstudy.models.data import DATA_SETS, LabelledImages
 from tapstudy.models.embedded import EMBEDDED
 from tapstudy_training.recipes import CLASSIFIERS, MODELS
 from tapstudy_training.speed import Speed, known_peak, training_flops
@@ -55,7 +55,7 @@ def test_flops_of_training_by_hand(name):
     no_gradient = tokens * inside * w + (config["num_layers"] + 1) * 256 * w
     attention_again = 0.5 * 2 * tokens * tokens * w  # a fused backward pass computes the scores anew
     exact = 3 * (config["num_layers"] * products + ends) - no_gradient
-    bare = ImageSet(
+    bare = LabelledImages(
         torch.zeros(1, bands, config["sample_size"], config["sample_size"], dtype=torch.uint8), torch.zeros(1).long()
     )
     found = training_flops(LabelTask(config, bare), MODELS[name].recipe) / 2

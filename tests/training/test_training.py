@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tapstudy.models.data import ImageSet
+from tapstudy.models.data import LabelledImages
 from tapstudy_training import training
 from tapstudy_training.checkpoint import start
 from tapstudy_training.recipes import Recipe
@@ -23,7 +23,7 @@ def config():
 def images():
     """Ten classes, each one flat grey level."""
     labels = torch.arange(40) % 10
-    return ImageSet((labels * 25).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone(), labels)
+    return LabelledImages((labels * 25).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone(), labels)
 
 
 def read_log(path):
@@ -151,7 +151,7 @@ def test_throughput_leaves_out_the_first_steps():
 def test_flips_are_fixed_by_step_and_seed(config):
     """Half of the images are mirrored, the same ones whenever a step is drawn, others with another seed."""
     ramp = torch.arange(8, dtype=torch.uint8).expand(64, 3, 8, 8).clone()
-    images = ImageSet(ramp, torch.zeros(64, dtype=torch.int64))
+    images = LabelledImages(ramp, torch.zeros(64, dtype=torch.int64))
     recipe = Recipe(total_steps=20, batch_size=32, flip=True)
 
     def mirrored(recipe, first_step):
