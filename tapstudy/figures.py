@@ -55,20 +55,20 @@ from tapstudy.plots.speed import plot_speed
 from tapstudy.plots.style import save
 from tapstudy.recording.store import open_recording
 
-_CLAIMS = "tapstudy claims --study data/study"
-# table -> the command that makes it
+# table -> the command that makes it, of a model whose tables are in `{study}`
+_CLAIMS = "tapstudy claims{model} --study {study}"
 COMMANDS = {
     "quality": _CLAIMS,
     "ranking": _CLAIMS,
     "tokens": _CLAIMS,
     "propagation": _CLAIMS,
-    "fixed": "tapstudy ablate --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,fixed2-1,"
-    "fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc data/study/fixed.nc",
-    "frontier": "tapstudy bench frontier --out data/study/frontier.nc --page docs/frontier.md",
-    "errors": "tapstudy bench errors --out data/study/errors.nc",
+    "fixed": "tapstudy ablate{model} --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,"
+    "fixed2-1,fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc {study}/fixed.nc",
+    "frontier": "tapstudy bench frontier{model} --out {study}/frontier.nc",
+    "errors": "tapstudy bench errors{model} --out {study}/errors.nc",
     "speed": "tapstudy bench speed --model mnist-dit,mnist-dit@32,flux-200m,flux-500m --out data/study/speed.nc",
 }
-MODEL = "mnist-dit"
+MODEL = "mnist-dit"  # whose recordings and tables are not in a folder of its own
 
 # group -> what to call a run -> its name
 ABLATIONS = {
@@ -104,15 +104,22 @@ class MissingData(FileNotFoundError):
     """A recording or table that a figure needs is not there; the message says which command makes it."""
 
 
+def recordings_of(model: str, data: Path = Path("data")) -> Path:
+    """The folder with the recordings of a model that come with the package, or are made in their place."""
+    return data / "recordings" / ("" if model == MODEL else model)
+
+
 @dataclass(frozen=True)
 class Sources:
     """Where the figures find their data.
 
     Args:
         data: folder with `recordings`, `study` and `published`.
+        model: what was recorded and studied; others than `MODEL` have folders of their own in the first two.
     """
 
     data: Path = Path("data")
+    model: str = MODEL
 
     @cached_property
     def scores(self) -> xr.Dataset:
@@ -131,9 +138,9 @@ class Sources:
             MissingData: there is none.
         """
         try:
-            return load_table(self.data / "study", name)
+            return load_table(self._study, name)
         except FileNotFoundError as error:
-            raise MissingData(f"{error}: make it with `{COMMANDS[name]}`") from None
+            raise self._missing(error, name) from None
 
     @cached_property
     def study(self) -> dict[str, Any]:
@@ -143,15 +150,29 @@ class Sources:
             MissingData: one is not there.
         """
         try:
-            return load_study(self.data / "study")
+            return load_study(self._study)
         except FileNotFoundError as error:
-            raise MissingData(f"{error}: make it with `{COMMANDS['quality']}`") from None
+            raise self._missing(error, "quality") from None
 
     def _recording(self, name: str) -> xr.Dataset:
-        path = self.data / "recordings" / f"{name}.zarr"
+        path = recordings_of(self.model, self.data) / f"{name}.zarr"
         if not path.is_dir():
-            raise MissingData(f"no recording {path}: make it with `tapstudy record {path.parent} --bundled`")
+            raise MissingData(
+                f"no recording {path}: make it with `tapstudy record {path.parent} --bundled{self._option}`"
+            )
         return open_recording(path)
+
+    @property
+    def _study(self) -> Path:
+        return self.data / "study" / ("" if self.model == MODEL else self.model)
+
+    @property
+    def _option(self) -> str:
+        return "" if self.model == MODEL else f" --model {self.model}"
+
+    def _missing(self, error: Exception, table: str) -> MissingData:
+        command = COMMANDS[table].format(model=self._option, study=self._study)
+        return MissingData(f"{error}: make it with `{command}`")
 
 
 def draw_all(

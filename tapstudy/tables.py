@@ -39,7 +39,7 @@ class Table:
         left = 1 if self.left is None else self.left
         found = RichTable(title=escape(self.title), title_justify="left")
         for i, name in enumerate(self.columns):
-            found.add_column(name, justify="right" if i >= left else "left", no_wrap=i < left)
+            found.add_column(name, justify="right" if i >= left else "left")
         for i, row in enumerate(self.rows):
             cells = row if len(row) == len(self) else [*row[: min(left, len(row) - 1)], "does not run"]
             found.add_row(*map(escape, cells), end_section=bool(self.breaks) and i % self.breaks == 0)

@@ -13,13 +13,14 @@ from tapstudy.commands.errors import user_errors
 
 def figures(
     names: Annotated[list[str] | None, typer.Argument(help="which; all by default, --list says what there is")] = None,
-    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("figures"),
+    out: Annotated[Path | None, typer.Option(help="folder to write to; figures, of another --model one in it")] = None,
     data: Annotated[Path, typer.Option(help="folder with recordings, study and published")] = Path("data"),
+    model: Annotated[str, typer.Option(help="whose recordings and tables")] = "mnist-dit",
     show: Annotated[bool, typer.Option("--list", help="list the figures and stop")] = False,
 ) -> None:
     """Make the figures as PNG and SVG. The same data gives the same bytes; a figure without its data is left out."""
     with user_errors():
-        from tapstudy.figures import FIGURES, MissingData, Sources, draw_all
+        from tapstudy.figures import FIGURES, MODEL, MissingData, Sources, draw_all
 
         if show:
             for name, make in FIGURES.items():
@@ -27,7 +28,8 @@ def figures(
             return
         if not data.is_dir():
             raise FileNotFoundError(f"no folder {data}: say where the data is with --data")
-        for name, found in draw_all(Sources(data), out_folder(out, "--out"), names=names or ()):
+        folder = out_folder(out or Path("figures") / ("" if model == MODEL else model), "--out")
+        for name, found in draw_all(Sources(data, model), folder, names=names or ()):
             if isinstance(found, MissingData):
                 typer.echo(f"{name} left out: {found}")
             else:

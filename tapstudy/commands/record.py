@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import asked_of, negative_prompt, usual_guidance
+from tapstudy.commands.checks import asked_of, embedded, negative_prompt, usual_guidance
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import numbers
 
@@ -122,22 +122,35 @@ def calls_for(
 
 
 def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> None:
-    """The recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run."""
+    """The recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run.
+
+    Of models of text, whose features are larger, fewer samples, and features of one guidance branch: 10 MB.
+    """
     from tapstudy import TAPConfig
+    from tapstudy.models.embedded import conditions
     from tapstudy.policies.tap import TAPPolicy
 
-    config = TAPConfig(interval=8)
-    some, two = calls_for((0, 1, 2, 3, 5, 6, 8, 9), (0,), steps, 2.0, 8), calls_for((2, 5), (0,), steps, 2.0, 2)
-    scores = ("proxy_loss", "true_error", "choice", "latent", "image")
-    _record(folder / "scores.zarr", model=model, calls=some, fields=scores, config=config, dtype="float16")
-    features = ("probe", "residual", "image")
-    one = calls_for((2,), (0,), steps, 2.0, 1)
-    _record(folder / "features.zarr", model=model, calls=one, fields=features, config=config, dtype="float16")
-    _record(folder / "closed_loop.zarr", model=model, calls=two, policy=TAPPolicy(config), dtype="float16")
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    config, pipe = TAPConfig(interval=8), embedded(model)
+    known, guidance = conditions(pipe, 10), usual_guidance(pipe)
+    text = isinstance(known[0], str)
+    some, two, one = ((0, 1, 2), (0,), (0,)) if text else ((0, 1, 2, 3, 5, 6, 8, 9), (2, 5), (2,))
+
+    def calls(chosen: Sequence[int], scale: float = guidance) -> list[dict[str, Any]]:
+        return calls_for([known[i] for i in chosen], (0,), steps, scale, len(chosen))
+
+    features: dict[str, Any] = {
+        "calls": calls(one, 1.0 if text else guidance),
+        "fields": ("probe", "residual", "image"),
+    }
+    scores: dict[str, Any] = {"calls": calls(some), "fields": ("proxy_loss", "true_error", "choice", "latent", "image")}
+    closed_loop: dict[str, Any] = {"calls": calls(two), "policy": TAPPolicy(config)}
+    exact = {"scores": {**scores, "config": config}, "features": {**features, "config": config}}
+    for name, arguments in {**exact, "closed_loop": closed_loop}.items():
+        _record(folder / f"{name}.zarr", model=model, pipe=pipe, dtype="float16", **arguments)
+    size, most = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), 10e6 if text else 25e6
     typer.echo(f"{folder}: {size / 1e6:.1f} MB")
-    if size > 25e6:
-        raise ValueError(f"the bundled recordings in {folder} have {size / 1e6:.1f} MB, more than 25")
+    if size > most:
+        raise ValueError(f"the bundled recordings in {folder} have {size / 1e6:.1f} MB, more than {most / 1e6:.0f}")
 
 
 def _lasting_name(model: str) -> str:

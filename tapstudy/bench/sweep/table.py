@@ -103,9 +103,9 @@ def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Resul
 
 def _flops(cell: Cell, results: Results) -> StepFlops:
     """Of a full and a skip step of one image, kept for all schedules."""
-    config = replace(
-        cell.config, full_steps=tuple(range(cell.config.family.num_anchors)), cooldown_steps=0
-    )  # full steps that fill the history
+    config = replace(  # full steps that fill the history, and then none
+        cell.config, full_steps=None, warmup_steps=cell.config.family.num_anchors, interval=1000, cooldown_steps=0
+    )
     method = find_method(cell.method)
     guided = cell.guidance > 1
     image = ImageSet.of(cell.model, seeds=(0,), labels=cell.labels[:1], guidance=2.0 if guided else 1.0)
