@@ -20,7 +20,8 @@ def figures(
 ) -> None:
     """Make the figures as PNG and SVG. The same data gives the same bytes; a figure without its data is left out."""
     with user_errors():
-        from tapstudy.figures import FIGURES, MODEL, MissingData, Sources, draw_all
+        from tapstudy.figures import FIGURES, draw_all
+        from tapstudy.sources import MissingData, Sources, folder_of
 
         if show:
             for name, make in FIGURES.items():
@@ -28,7 +29,7 @@ def figures(
             return
         if not data.is_dir():
             raise FileNotFoundError(f"no folder {data}: say where the data is with --data")
-        folder = out_folder(out or Path("figures") / ("" if model == MODEL else model), "--out")
+        folder = out_folder(out or folder_of(model, "figures"), "--out")
         for name, found in draw_all(Sources(data, model), folder, names=names or ()):
             if isinstance(found, MissingData):
                 typer.echo(f"{name} left out: {found}")

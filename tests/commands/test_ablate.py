@@ -14,7 +14,7 @@ def test_product_table_and_resume(tmp_path):
     arguments += [*FEW, "--out", str(out)]
     first = run(app, arguments)
     assert first.exit_code == 0, first.output
-    files = sorted((out / "cells").glob("*.nc"))
+    files = sorted((out / "runs").glob("*.nc"))
     assert len(files) == 2 * (1 + 4)  # per seed: the reference and four settings
     times = [path.stat().st_mtime_ns for path in files]
     again = run(app, arguments)

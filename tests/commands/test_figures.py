@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import tapstudy
 from tapstudy.analysis.study import load_table, save_table
 from tapstudy.cli import app
-from tapstudy.figures import FIGURES, MissingData, Sources, draw_all, show
+from tapstudy.figures import FIGURES, draw_all, show
+from tapstudy.sources import MissingData, Sources
 from tests.analysis.test_run_tables import ranking
 from tests.conftest import make_tiny_pipe
 from tests.test_architecture import ROOT
@@ -94,6 +95,16 @@ def test_figures_without_tables_say_which_command_makes_them(data, tmp_path):
     assert {name for name, what in found.items() if isinstance(what, MissingData)} == TABLES
     assert "make it with `tapstudy bench speed --model mnist-dit," in str(found["speed"])
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_other_models_have_folders_of_their_own(data, tmp_path):
+    shutil.copytree(data / "recordings", tmp_path / "data" / "recordings" / "mine")
+    sources = Sources(tmp_path / "data", "mine")
+    assert show("choice_shares", sources, tmp_path) is not None
+    assert (tmp_path / "mine" / "choice_shares.png").is_file()
+    assert "tapstudy claims --model mine --study" in str(dict(draw_all(sources, tmp_path, names=["controls"])))
+    told = run(app, ["figures", "choice_shares", "--data", str(tmp_path / "data"), "--model", "other"])
+    assert "other --bundled --model other" in told.output.replace("\n", "")
 
 
 def test_without_recordings(tmp_path):

@@ -1,0 +1,103 @@
+"""Where figures find their recordings and tables, and which command makes what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from tapstudy.analysis.study import load_study, load_table
+from tapstudy.recording.store import open_recording
+
+# table -> the command that makes it, of a model whose tables are in `{study}`
+_CLAIMS = "tapstudy claims{model} --study {study}"
+COMMANDS = {
+    "quality": _CLAIMS,
+    "ranking": _CLAIMS,
+    "tokens": _CLAIMS,
+    "propagation": _CLAIMS,
+    "fixed": "tapstudy ablate{model} --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,"
+    "fixed2-1,fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc {study}/fixed.nc",
+    "frontier": "tapstudy bench frontier{model} --out {study}/frontier.nc",
+    "errors": "tapstudy bench errors{model} --out {study}/errors.nc",
+    "speed": "tapstudy bench speed --model mnist-dit,mnist-dit@32,flux-200m,flux-500m --out data/study/speed.nc",
+}
+MODEL = "mnist-dit"  # whose recordings and tables are not in a folder of its own
+
+
+class MissingData(FileNotFoundError):
+    """A recording or table that a figure needs is not there; the message says which command makes it."""
+
+
+def folder_of(model: str, parent: str | Path) -> Path:
+    """Where what belongs to a model is, below the parent that all share."""
+    return Path(parent) / ("" if model == MODEL else model)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the figures find their data.
+
+    Args:
+        data: folder with `recordings`, `study` and `published`.
+        model: what was recorded and studied; others than `MODEL` have folders of their own in the first two.
+    """
+
+    data: Path = Path("data")
+    model: str = MODEL
+
+    @cached_property
+    def scores(self) -> xr.Dataset:
+        """Scores of all predictors along exact trajectories, in memory."""
+        return self._recording("scores").load()
+
+    @cached_property
+    def features(self) -> xr.Dataset:
+        """Probes and residuals of every step, lazily."""
+        return self._recording("features")
+
+    def table(self, name: str) -> xr.Dataset:
+        """A table of the study.
+
+        Raises:
+            MissingData: there is none.
+        """
+        try:
+            return load_table(self._study, name)
+        except FileNotFoundError as error:
+            raise self._missing(error, name) from None
+
+    @cached_property
+    def study(self) -> dict[str, Any]:
+        """All tables that claims are judged by.
+
+        Raises:
+            MissingData: one is not there.
+        """
+        try:
+            return load_study(self._study)
+        except FileNotFoundError as error:
+            raise self._missing(error, "quality") from None
+
+    def _recording(self, name: str) -> xr.Dataset:
+        path = folder_of(self.model, self.data / "recordings") / f"{name}.zarr"
+        if not path.is_dir():
+            raise MissingData(
+                f"no recording {path}: make it with `tapstudy record {path.parent} --bundled{self._option}`"
+            )
+        return open_recording(path)
+
+    @property
+    def _study(self) -> Path:
+        return folder_of(self.model, self.data / "study")
+
+    @property
+    def _option(self) -> str:
+        return "" if self.model == MODEL else f" --model {self.model}"
+
+    def _missing(self, error: Exception, table: str) -> MissingData:
+        command = COMMANDS[table].format(model=self._option, study=self._study)
+        return MissingData(f"{error}: make it with `{command}`")
