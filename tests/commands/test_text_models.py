@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 from typer.testing import CliRunner
 
 import tapstudy
+from tapstudy.bench.compare import compare
+from tapstudy.bench.image_set import ImageSet, pipe_of
+from tapstudy.bench.judge import Judge
 from tapstudy.cli import app
+from tapstudy.plots.image_grid import plot_image_grid
 from tests.training.emoji import tiny_pipe
 
 
@@ -79,3 +84,46 @@ def test_labels_and_prompts_do_not_mix(model, tmp_path):
         done = run("record", tmp_path / "run.zarr", *arguments)
         assert done.exit_code == 2
         assert not (tmp_path / "run.zarr").exists()
+
+
+PROMPTS = "apple on a teal background;red apple noto on a red background"
+
+
+def test_ablates_prompts(model, tmp_path):
+    few = ("--steps", 6, "--axis", "method=tap,fixed1", "--axis", "interval=2", "--axis", "warmup_steps=2")
+    done = run("ablate", "--model", model, "--labels", PROMPTS, *few, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    with xr.open_dataset(tmp_path / "sweep.nc") as found:
+        assert found["label"].values.tolist() == PROMPTS.split(";")
+        assert np.isfinite(found["psnr"]).all()
+        assert found["correct"].isnull().values[0].tolist() == [True, False], "a plain apple is no emoji"
+
+
+def test_follows_errors_of_prompts(model, tmp_path):
+    few = ("--steps", 6, "--interval", 2, "--labels", PROMPTS)
+    done = run("bench", "errors", "--model", model, *few, "--out", tmp_path / "errors.nc")
+    assert done.exit_code == 0, done.output
+    with xr.open_dataset(tmp_path / "errors.nc") as found:
+        assert found.sizes["sample"] == 2
+
+
+def test_compares_methods_on_prompts(model, tmp_path):
+    methods = "fewer,region,teacache,peer-first-block"
+    few = ("--seeds", 3, "--held-out", 4, "--steps", 12, "--passes", 5, "--tuning", 1, "--repeats", 1)
+    where = ("--work", tmp_path / "work", "--out", tmp_path / "out.nc", "--page", tmp_path / "page.md")
+    done = run("bench", "frontier", "--model", model, "--labels", PROMPTS, "--methods", methods, *few, *where)
+    assert done.exit_code == 0, done.output
+    with xr.open_dataset(tmp_path / "out.nc") as found:
+        kept = found.sel(cell=(found["error"] == "").values)
+        assert np.isfinite(kept["psnr"].values[1:]).all()
+        assert {"region N=4", "fewer N=4"} <= set(kept["cell"].values)
+    assert "red apple noto on a red background" in (tmp_path / "page.md").read_text()
+
+
+def test_samples_methods_side_by_side(model):
+    images = ImageSet.of(model, seeds=(0,), labels=PROMPTS.split(";"), steps=12)
+    found = compare(pipe_of(model), Judge.of(model), images, intervals=(3,))
+    assert found["image"].dims == ("run", "sample", "band", "y", "x")
+    figure = plot_image_grid(found)
+    assert figure.axes[0].images[0].get_array().shape == (32, 32, 3)
+    assert "apple on" in figure.axes[0].get_title()

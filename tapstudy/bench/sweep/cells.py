@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from tapstudy.bench.engine import Setting
-from tapstudy.bench.image_set import ImageSet
+from tapstudy.bench.image_set import Condition, ImageSet
 from tapstudy.bench.methods import find_method, schedule_of
 from tapstudy.bench.results import short_hash
 from tapstudy.policies.config import DECISIVE, TAPConfig
@@ -47,7 +47,7 @@ class Cell:
     method: str
     model: str = "mnist-dit"
     seeds: tuple[int, ...] = (0,)
-    labels: tuple[int, ...] = tuple(range(10))
+    labels: tuple[Condition, ...] = tuple(range(10))
     steps: int = 50
     guidance: float = 2.0
     policy_seed: int = 0
@@ -56,8 +56,9 @@ class Cell:
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"Cell: steps must be an integer of at least 1, got {self.steps!r}")
-        for name in ("seeds", "labels"):
-            object.__setattr__(self, name, _indices(name, getattr(self, name)))
+        object.__setattr__(self, "seeds", _indices("seeds", self.seeds))
+        prompts = all(isinstance(label, str) for label in self.labels) and len({*self.labels}) == len(self.labels) > 0
+        object.__setattr__(self, "labels", tuple(self.labels) if prompts else _indices("labels", self.labels))
         object.__setattr__(self, "guidance", float(self.guidance))
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"Cell: guidance must be a finite number of at least 0, got {self.guidance}")
