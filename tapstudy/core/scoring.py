@@ -1,7 +1,7 @@
 """TAP at a skip step: score all predictors on the probe, choose one for every token, apply it to the residuals.
 
-All predictors of a family are linear in the same J anchors, so inner products are enough to score them: the cost is O(J)
-passes over the channels, whatever the number of predictors. With F the actual features, A_0 the newest anchor,
+All predictors of a family are linear in the same J anchors, so inner products are enough to score them: the cost is
+O(J) passes over the channels, whatever the number of predictors. With F the actual features, A_0 the newest anchor,
 d_j = A_j - A_0 and g = A_0 - F, weights w of sum S predict
 
     F + e = S F + sum_(j>0) w_j d_j + S g.
@@ -30,7 +30,7 @@ CHUNK_BYTES = 6 << 20
 
 
 class History(Protocol):
-    """Holds the residuals of J anchors, (batch, token, channel) each, which may be on their way while probes are scored."""
+    """Holds the residuals of J anchors, (batch, token, channel) each. They may still travel while probes are scored."""
 
     @property
     def residuals(self) -> Sequence[Tensor]: ...
@@ -100,7 +100,7 @@ def score(
 
 
 def anchor_products(anchors: Sequence[Tensor]) -> Tensor:
-    """Multiply d_1, .., d_(J-1) with each other: (J - 1, J - 1, T), T = batch * token. They last as long as the anchors."""
+    """Multiply d_1, .., d_(J-1) with each other: (J - 1, J - 1, T), T = batch * token. Good for these anchors only."""
 
     def differ(vectors: Vectors) -> tuple[Vectors, Vectors]:  # A_1, .., A_0
         for vector in vectors[:-1]:
@@ -157,7 +157,7 @@ def scores_from_products(
     scaled = products / norm  # in units of |F| = 1
     along = scaled[..., 1 : count + 1, :]  # of d_1, .., g, (..., J, T)
     first, second = pairs_of(count, products.device)
-    across = scaled[..., count + 1 :, :] - along[..., first, :] * along[..., second, :]
+    across = scaled[..., count + 1 :, :] - along.index_select(-2, first) * along.index_select(-2, second)
     square = (quadratic_form(error) @ across).clamp_(min=0).to(dtype)  # s^2
     ahead = torch.cat([along[..., :-1, :], 1 + along[..., -1:, :]], dim=-2)  # of d_1, .., A_0, which may be small
     u = error.to(dtype) @ ahead.to(dtype)
@@ -307,11 +307,11 @@ def _inner_products(features: Sequence[Tensor], differ: Callable[[Vectors], tupl
     for vectors in _chunks(features):
         left, right = (torch.as_tensor(part).transpose(0, 1) for part in differ(vectors))  # (chunk, .., D)
         found.append(torch.bmm(left, right.mT))
-    return torch.cat(found).permute(1, 2, 0)
+    return torch.cat(found).permute(1, 2, 0).contiguous()  # what follows takes the tokens of a product together
 
 
 def _chunks(features: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield n features, (..., channel) each, of some tokens after the other, in float64, (n, chunk, D), in one buffer."""
+    """Yield n features, (..., channel) each, of some tokens after others: (n, chunk, D) in float64, in one buffer."""
     rows = [feature.flatten(0, -2) for feature in features]
     (tokens, width), wide = rows[0].shape, wide_dtype(rows[0].device)
     size = max(1, CHUNK_BYTES // (len(rows) * width * wide.itemsize))

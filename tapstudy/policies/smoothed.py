@@ -42,7 +42,9 @@ class SmoothedPolicy(AnchoredPolicy):
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
         found = self.candidates(step)
-        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=self.config.distance)  # distinct ones
+        losses = predictor_losses(
+            self.anchors.probes, probe, found.weights, distance=self.config.distance
+        )  # distinct ones
         inverse = found.inverse.to(losses.device)
         chosen = self.select(self._add(losses[..., inverse]))  # (B, N), labels
         return self.apply(found, inverse[chosen], losses)
