@@ -123,7 +123,7 @@ def test_features_without_direction(distance):
     rows = torch.tensor([[1.0, 0, 0], [0, 0, 0], [-2.0, 0, 0]], dtype=torch.float64).expand(3, -1, -1)
     scores = scores_of(values, 3)
     found = fused_selection(scores, scores, ErrorForms.of(rows), distance=distance)
-    losses = [scores.losses(rows, kind, name=kind) for kind in (distance, "l2")]
+    losses = [scores.losses(rows, kind) for kind in (distance, "l2")]
     expected = Selection.of(*losses, least(losses[0])[1], rows=2)
     for name in ("chosen_proxy", "choice", "chosen_error", "best_error", "best"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), equal_nan=True)
