@@ -160,8 +160,8 @@ def scores_from_products(
     across = scaled[..., count + 1 :, :] - along.index_select(-2, first) * along.index_select(-2, second)
     square = (quadratic_form(error) @ across).clamp_(min=0).to(dtype)  # s^2
     ahead = torch.cat([along[..., :-1, :], 1 + along[..., -1:, :]], dim=-2)  # of d_1, .., A_0, which may be small
-    u = error.to(dtype) @ ahead.to(dtype)
-    scores = (u.abs() * u).neg_().div_(square)
+    away = -error.to(dtype) @ ahead.to(dtype)  # -u
+    scores = away.abs().mul_(away).div_(square)
     return scores.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)  # no direction leaves 0 / 0
 
 
