@@ -11,8 +11,7 @@ from torch import Tensor
 from tapstudy.analysis.features import Grid
 from tapstudy.analysis.teacher_forced import Array, Trajectories, Windows, one_torch_thread, windows_of
 from tapstudy.analysis.window_scores import WindowScores
-from tapstudy.core.losses import Distance, Workspace
-from tapstudy.core.scoring import select
+from tapstudy.core.scoring import Distance, select
 from tapstudy.core.weights import distinct_rows
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, candidates
@@ -60,7 +59,7 @@ class JointScores:
         leading = features[0].shape[:-3]
         with one_torch_thread(), torch.inference_mode():
             at = {name: Trajectories(array, self.held) for name, array in zip(self.names, features, strict=True)}
-            count, workspace = at[self.names[0]].count, Workspace()
+            count = at[self.names[0]].count
             metrics = {name: torch.zeros(count, len(self.jobs), dtype=torch.float64) for name in METRICS}
             fixed = torch.full((count, len(self.jobs), self.predictors), torch.nan, dtype=torch.float64)
             for index, job in enumerate(self.jobs):
@@ -70,7 +69,7 @@ class JointScores:
                 num_anchors = max(job.config.family.num_anchors for job in jobs.values())
                 for windows in windows_of(self.wanted, full, num_anchors, size=at[self.names[0]].windows_at_once):
                     scores = {
-                        (name, dtype): WindowScores(at[name], windows, workspace, history_dtype=dtype)
+                        (name, dtype): WindowScores(at[name], windows, history_dtype=dtype)
                         for job in jobs.values()
                         for name, dtype in ((job.probe, job.config.probe_dtype), (job.site, job.config.history_dtype))
                     }
@@ -96,7 +95,7 @@ class JointScores:
             """(all, T)"""
             asked = name, dtype, distance
             if asked not in losses:
-                losses[asked] = scores[name, dtype].losses(weights[None], distance, start=step, name=str(asked))[0]
+                losses[asked] = scores[name, dtype].losses(weights[None], distance, start=step)[0]
             return losses[asked]
 
         for index, job in jobs.items():

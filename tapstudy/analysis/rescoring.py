@@ -41,7 +41,6 @@ from tapstudy.analysis.teacher_forced import (
     windows_of,
 )
 from tapstudy.analysis.window_scores import WindowScores
-from tapstudy.core.losses import Workspace
 from tapstudy.core.scoring import least, select
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Family, candidates
@@ -170,7 +169,7 @@ class _Kernel:
     def __call__(self, probe: Array, residual: Array) -> tuple[Array, ...]:
         """Objects (held, token, channel), (...) twice -> the outputs, (..., wanted, ...)."""
         with one_torch_thread(), torch.inference_mode():
-            h, r, workspace = Trajectories(probe, self.held), Trajectories(residual, self.held), Workspace()
+            h, r = Trajectories(probe, self.held), Trajectories(residual, self.held)
             sizes = {"step": len(self.wanted), "token": h.values[0].shape[1], "predictor": len(self.family.labels)}
             results = {
                 name: torch.full((h.count, *(sizes[dim] for dim in dims)), fill, dtype=getattr(torch, dtype))
@@ -178,8 +177,8 @@ class _Kernel:
             }
             for windows in windows_of(self.wanted, self.full, self.family.num_anchors, size=h.windows_at_once):
                 found = self._candidates(windows)
-                proxies = WindowScores(h, windows, workspace, history_dtype=self.config.probe_dtype)
-                errors = WindowScores(r, windows, workspace, history_dtype=self.config.history_dtype)
+                proxies = WindowScores(h, windows, history_dtype=self.config.probe_dtype)
+                errors = WindowScores(r, windows, history_dtype=self.config.history_dtype)
                 for start, scores in self._scores(found, proxies, errors):
                     for name, values in scores.items():
                         values = values.unflatten(1, (h.count, -1))  # (S, B, W, ...)
@@ -209,8 +208,8 @@ class _Kernel:
         count = max(1, AT_ONCE // (found.weights.shape[1] * proxies.tokens))
         for start in range(0, len(found.weights), count):
             some = found[start : start + count]
-            proxy = proxies.losses(some.weights, config.distance, start=start, name="proxy")  # (S, P, T)
-            error = errors.losses(some.weights, "l2", start=start, name="error")
+            proxy = proxies.losses(some.weights, config.distance, start=start)  # (S, P, T)
+            error = errors.losses(some.weights, "l2", start=start)
             choice = self._choose(proxy, rows)
             if self.outputs is SELECTED:
                 yield start, _selected(some, Selection.of(proxy, error, choice, rows=rows), rows)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.analysis.window_scores import WindowScores, compiled_loops
-from tapstudy.core.losses import Distance, pairs_of
-from tapstudy.core.scoring import least
+from tapstudy.core.scoring import Distance, least, quadratic_form
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class ErrorForms:
         """Of predictors, (S, P, J), float64."""
         sums = weights.sum(dim=-1, keepdim=True)
         error = torch.cat([weights[..., 1:], sums], dim=-1)
-        beside = _form(error)
+        beside = quadratic_form(error)
         # what rounding leaves of 1 - 1 is no part of an error
         one = ((sums - 1).abs() <= 1e-15 * weights.abs().sum(dim=-1, keepdim=True)).all()
-        return cls(error.float(), beside, beside if one else _form(torch.cat([sums - 1, error], dim=-1)))
+        return cls(error.float(), beside, beside if one else quadratic_form(torch.cat([sums - 1, error], dim=-1)))
 
 
 def fused_selection(
@@ -94,10 +93,3 @@ def fused_selection(
     proxy, choice, chosen_error, best_error, best = map(torch.from_numpy, found)
     means = (torch.from_numpy(total) / tokens for total in (sum_proxy, sum_error))
     return Selection(proxy, choice.long(), chosen_error, best_error, best.long(), *means)
-
-
-def _form(coefficients: Tensor) -> Tensor:
-    """Weights of the products of M vectors in |sum_m c_m v_m|^2: (..., M) -> (..., K)."""
-    first, second = pairs_of(coefficients.shape[-1])
-    share = torch.where(first == second, 1.0, 2.0).to(coefficients)
-    return share * coefficients[..., first] * coefficients[..., second]

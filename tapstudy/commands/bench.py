@@ -91,7 +91,7 @@ def memory(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
     out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
 ) -> None:
-    """Memory of the history and of the buffers for scoring, measured and by formula; and that of peers."""
+    """Memory of the history, measured and by formula; and that of peers."""
     with user_errors():
         from tapstudy.analysis.study import save_table
         from tapstudy.bench.speed import table as speed_table

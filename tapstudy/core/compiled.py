@@ -1,7 +1,7 @@
-"""Scoring, choice and assembly of a skip step as one compiled graph.
+"""`tap_step` through `torch.compile`.
 
-On accelerators this is a few launches in place of some tens, and no intermediate features go to memory. The first
-calls compile, which takes seconds; later ones do not, whatever the weights: these are inputs of the graph.
+On accelerators this is a few launches in place of some tens, and no intermediate features go to memory. The first call
+compiles, which takes seconds; later ones do not, whatever the weights: these are inputs of the graph.
 """
 
 from __future__ import annotations
@@ -9,65 +9,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from tapstudy.core.losses import Distance, Forms, forms_of, remoteness_from_products
-from tapstudy.core.products import AnchorWorkspace, join_products, much_smaller
-from tapstudy.core.scoring import Granularity, assemble, choose
-
-Step = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
+from tapstudy.core.scoring import Distance, Granularity, History, tap_step
 
 
-def whole_step(
-    probes: Sequence[Tensor],
-    probe: Tensor,
-    residuals: Sequence[Tensor],
-    *,
-    weights: Tensor,
-    forms: Forms,
-    known: Tensor | None = None,
-    distance: Distance = "cosine",
-    granularity: Granularity = "token",
-) -> Step:
-    """What a skip step predicts, chooses and chooses by, in operations that make one graph.
+class _Read(NamedTuple):
+    """A history that has been read."""
 
-    Args:
-        probes: those of J anchors, (batch, token, channel) each.
-        probe: the actual one.
-        residuals: those of the anchors.
-        weights: (predictor, J), float64, on their device.
-        forms: of the weights.
-        known: products of the anchors, as an `AnchorWorkspace` knows them; computed here if None.
-        distance: not l1.
-        granularity: not region.
-
-    Returns:
-        Residual (batch, token, channel); choice (batch, token); remoteness (batch, token, predictor), float32; all
-        products, (K, batch * token), None with `known`; and whether the choice is to be trusted: with `known`, it is
-        not where an actual probe is much smaller than before.
-    """
-    wide = forms.across.dtype
-    # by way of float32, since processors are slow to go from half precision to float64 at once
-    single = torch.promote_types(probe.dtype, torch.float32)
-    actual, newest, *others = (feature.flatten(0, -2).to(single).to(wide) for feature in (probe, *probes))  # (T, D)
-    vectors = [other - newest for other in others]
-    trusted = torch.ones((), dtype=torch.bool, device=probe.device)
-    if known is None:
-        vectors = [actual, *vectors, newest - actual]
-        pairs = [(i, j) for i in range(len(vectors)) for j in range(i, len(vectors))]
-        products = torch.stack([(vectors[i] * vectors[j]).sum(dim=-1) for i, j in pairs])  # (K, T)
-    else:
-        g = newest - actual
-        products = join_products(known, [(g * vector).sum(dim=-1) for vector in (newest, *vectors, g)])
-        trusted = ~much_smaller(products, known)
-    remoteness = remoteness_from_products(products, forms)  # (P, T)
-    remoteness = remoteness.T.unflatten(0, probe.shape[:-1])  # (B, N, P)
-    choice = choose(remoteness, distance=distance, granularity=granularity)
-    residual = assemble(residuals, weights, choice)
-    return residual, choice, remoteness, products if known is None else None, trusted
+    residuals: Sequence[Tensor]
 
 
 def _options() -> dict[str, Any]:
@@ -77,10 +30,10 @@ def _options() -> dict[str, Any]:
 
 
 class CompiledStep:
-    """`whole_step` through `torch.compile`, shared by the copies of a policy.
+    """A compiled `tap_step`, shared by the copies of a policy; the plain one, with a warning, where that fails.
 
     Raises:
-        ValueError: distance l1 or granularity region, which make no such graph.
+        ValueError: distance l1 or granularity region, which make no graph.
     """
 
     def __init__(self, *, distance: Distance = "cosine", granularity: Granularity = "token") -> None:
@@ -89,40 +42,24 @@ class CompiledStep:
                 "compile=True works with distance cosine or l2 and granularity token, step or global, got "
                 f"{distance!r} and {granularity!r}: leave compile out"
             )
-        self.distance, self.granularity = distance, granularity
-        self._compiled: Any = torch.compile(whole_step, dynamic=True, fullgraph=True, options=_options())
+        self._compiled: Any = torch.compile(tap_step, dynamic=True, fullgraph=True, options=_options())
         self._lock = Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def __call__(
-        self,
-        probes: Sequence[Tensor],
-        probe: Tensor,
-        residuals: Sequence[Tensor],
-        *,
-        weights: Tensor,
-        workspace: AnchorWorkspace,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """As `whole_step`; None where it cannot be compiled, with one warning, or the choice is not to be trusted."""
-        if self._compiled is None:
-            return None
-        forms = forms_of(weights, distance=self.distance, device=probe.device)
-        known = workspace.known
-        try:
-            with self._lock:
-                residual, choice, remoteness, products, trusted = self._compiled(
-                    list(probes), probe, list(residuals), weights=weights.to(probe.device), forms=forms, known=known,
-                    distance=self.distance, granularity=self.granularity,
-                )  # fmt: skip
-        except Exception as error:  # what fails depends on the machine: no compiler, no Triton, an unknown device
-            self._compiled = None
-            first = str(error).strip().split("\n")[0]
-            warnings.warn(f"compile=True failed ({first}), going on without it", RuntimeWarning, stacklevel=2)
-            return None
-        if known is None:
-            workspace.learn(products, probe)
-        elif not trusted:  # nothing is known on accelerators: nobody waits for one
-            return None
-        return residual, choice, remoteness
+        self, probes: Sequence[Tensor], probe: Tensor, history: History, weights: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `tap_step`."""
+        if self._compiled is not None:
+            read, weights = _Read(history.residuals), weights.to(probe.device)
+            try:
+                with self._lock:
+                    found: tuple[Tensor, Tensor, Tensor] = self._compiled(probes, probe, read, weights, **options)
+                    return found
+            except Exception as error:  # depends on the machine: no compiler, no Triton, an unknown device
+                self._compiled = None
+                first = str(error).strip().split("\n")[0]
+                warnings.warn(f"compile=True failed ({first}), going on without it", RuntimeWarning, stacklevel=2)
+        return tap_step(probes, probe, history, weights, **options)

@@ -1,115 +1,215 @@
-"""How far every predictor is from the actual features, which one each token takes, and what it then predicts.
+"""TAP at a skip step: score all predictors on the probe, choose one for every token, apply it to the residuals.
 
-All predictors of a family are linear in the same J anchors. So their losses follow from the products of
-[F, F_1 - F_0, .., F_0 - F] with each other, with F the actual features and F_j the anchors: the cost is O(J^2) passes
-over the channels, not O(P). Differences, and accumulation in float64, keep cosine distances near 1e-7 apart.
+All predictors of a family are linear in the same J anchors, so inner products are enough to score them: the cost is
+O(J) passes over the channels, whatever the number of predictors. With F the actual features, A_0 the newest anchor,
+d_j = A_j - A_0 and g = A_0 - F, weights w of sum S predict
+
+    F + e = S F + sum_(j>0) w_j d_j + S g.
+
+In units of |F| = 1 let u = <F + e, F> be the length of the prediction along F, and s its length at right angles to F.
+Then 1 - cos = 1 - u / sqrt(u^2 + s^2). The score -u|u| / s^2, minus the squared cotangent of the angle, orders
+predictors as 1 - cos does and keeps its relative precision for any angle. Where features hardly differ, s^2 (or |e|^2)
+is a small sum of large terms, so products of differences are taken in float64; what follows may be float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from tapstudy.core.losses import Distance as Distance
-from tapstudy.core.losses import (
-    Workspace,
-    forms_of,
-    losses_from_products,
-    losses_of,
-    remoteness_from_products,
-    wide_dtype,
-)
-from tapstudy.core.products import AnchorWorkspace, Parts, all_products, differences
-
+Distance = Literal["cosine", "l2", "l1"]
 Granularity = Literal["token", "region", "step", "global"]
+Grid = tuple[int, int, int]
+Vectors = Sequence[Tensor] | Tensor
+
+# Tokens are scored in chunks whose vectors in float64 take at most so much memory, which stays in a processor's cache.
+CHUNK_BYTES = 6 << 20
+
+
+class History(Protocol):
+    """Holds the residuals of J anchors, (batch, token, channel) each. They may still travel while probes are scored."""
+
+    @property
+    def residuals(self) -> Sequence[Tensor]: ...
+
+
+def tap_step(
+    probes: Sequence[Tensor],
+    probe: Tensor,
+    history: History,
+    weights: Tensor,
+    *,
+    known: Tensor | None = None,
+    distance: Distance = "cosine",
+    granularity: Granularity = "token",
+    grid: Grid | None = None,
+    region_size: int = 4,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predict the residual at a skip step.
+
+    Args:
+        probes: those of J anchors, newest first, (batch, token, channel) each.
+        probe: the actual one.
+        history: of the same anchors.
+        weights: (predictor, J).
+        known, distance: as for `score`.
+        granularity, grid, region_size: as for `select`.
+
+    Returns:
+        Residual (batch, token, channel), choice (batch, token), ranking scores (batch, token, predictor).
+    """
+    scores = score(probes, probe, weights, distance=distance, known=known)
+    choice = choose(scores, distance=distance, granularity=granularity, grid=grid, region_size=region_size)
+    return assemble(history.residuals, weights, choice), choice, scores
+
+
+def score(
+    anchors: Sequence[Tensor],
+    actual: Tensor,
+    weights: Tensor,
+    *,
+    distance: Distance = "cosine",
+    known: Tensor | None = None,
+) -> Tensor:
+    """Rank predictors: the ranking score orders them as their losses do, which `losses_of` makes of it.
+
+    Args:
+        anchors: J tensors (batch, token, channel), newest first.
+        actual: the features to predict, (batch, token, channel).
+        weights: one row per predictor, (predictor, J).
+        distance: as for `predictor_losses`.
+        known: `anchor_products` of the anchors; computed here if None.
+
+    Returns:
+        (batch, token, predictor), float32 (float64 for features in float64); in memory the tokens of a predictor are
+        next to each other. Cosine: minus the squared cotangent of the angle between prediction and features, with the
+        sign of the cotangent: -inf for a perfect prediction, 0 for a right angle or no direction. l2: the squared
+        loss. l1: the loss.
+    """
+    dtype = torch.promote_types(actual.dtype, torch.float32)
+    weights = weights.to(actual.device, wide_dtype(actual.device))
+    if distance == "l1":
+        scores = _absolute_losses(anchors, actual, weights)  # (P, T)
+    else:
+        products = step_products(anchors, actual, anchor_products(anchors) if known is None else known)  # (K, T)
+        scores = scores_from_products(products, weights, distance=distance, dtype=dtype)
+    return scores.to(dtype).T.unflatten(0, actual.shape[:-1])
+
+
+def anchor_products(anchors: Sequence[Tensor]) -> Tensor:
+    """Multiply d_1, .., d_(J-1) with each other: (J - 1, J - 1, T), T = batch * token. Good for these anchors only."""
+
+    def differ(vectors: Vectors) -> tuple[Vectors, Vectors]:  # A_1, .., A_0
+        for vector in vectors[:-1]:
+            vector.sub_(vectors[-1])
+        return vectors[:-1], vectors[:-1]
+
+    return _inner_products([*anchors[1:], anchors[0]], differ)
+
+
+def step_products(anchors: Sequence[Tensor], actual: Tensor, known: Tensor) -> Tensor:
+    """Multiply all pairs of [F, d_1, .., d_(J-1), g], in the order of `pairs_of`.
+
+    Args:
+        known: `anchor_products`. New are those of F and g, which are taken with the anchors as they are.
+
+    Returns:
+        (K, T), K = (J + 1) (J + 2) / 2, in float64 where the device has it.
+    """
+
+    def differ(vectors: Vectors) -> tuple[Vectors, Vectors]:  # A_1, .., F, A_0
+        vectors[-1].sub_(vectors[-2])
+        return vectors[-2:], vectors
+
+    along, across = _inner_products([*anchors[1:], actual, anchors[0]], differ)  # of F and of g, (J + 1, T) each
+    along_newest, across_newest = along[-2:].sum(dim=0), across[-2:].sum(dim=0)  # A_0 = F + g
+    rows = [along[-2:-1], along[:-2] - along_newest, along[-1:]]  # of F with F, d_j and g
+    across = torch.cat([across[:-2] - across_newest, across[-1:]])  # of g with d_j and g
+    for j, others in enumerate(known):
+        rows += [others[j:], across[j : j + 1]]
+    return torch.cat([*rows, across[-1:]])
+
+
+def scores_from_products(
+    products: Tensor, weights: Tensor, *, distance: Distance = "cosine", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Rank predictors from `step_products`.
+
+    Args:
+        products: (..., K, T).
+        weights: (..., predictor, J), of the same dtype.
+        distance: not l1.
+        dtype: of the result.
+
+    Returns:
+        (..., predictor, T), see `score`.
+    """
+    sums = weights.sum(dim=-1, keepdim=True)  # (..., P, 1)
+    error = torch.cat([weights[..., 1:], sums], dim=-1)  # of d_1, .., g, (..., P, J)
+    norm = products[..., :1, :]
+    if distance == "l2":
+        form = quadratic_form(torch.cat([sums - 1, error], dim=-1))
+        return (form @ (products / torch.where(norm > 0, norm, 1))).clamp_(min=0).to(dtype)
+    count = weights.shape[-1]
+    scaled = products / norm  # in units of |F| = 1
+    along = scaled[..., 1 : count + 1, :]  # of d_1, .., g, (..., J, T)
+    first, second = pairs_of(count, products.device)
+    across = scaled[..., count + 1 :, :] - along.index_select(-2, first) * along.index_select(-2, second)
+    square = (quadratic_form(error) @ across).clamp_(min=0).to(dtype)  # s^2
+    ahead = torch.cat([along[..., :-1, :], 1 + along[..., -1:, :]], dim=-2)  # of d_1, .., A_0, which may be small
+    away = -error.to(dtype) @ ahead.to(dtype)  # -u
+    scores = away.abs().mul_(away).div_(square)
+    return scores.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)  # no direction leaves 0 / 0
+
+
+def losses_of(scores: Tensor, *, distance: Distance = "cosine") -> Tensor:
+    """Turn ranking scores into losses, of their shape and dtype."""
+    if distance == "l1":
+        return scores
+    if distance == "l2":
+        return scores.sqrt()
+    size = scores.abs()
+    cosine = size.reciprocal().add_(1).rsqrt_()  # without its sign
+    return torch.where(scores > 0, 1 + cosine, 1 / ((1 + size) * (1 + cosine)))
 
 
 def predictor_losses(
-    anchors: Sequence[Tensor],
-    actual: Tensor,
-    weights: Tensor,
-    *,
-    distance: Distance = "cosine",
-    workspace: Workspace | None = None,
+    anchors: Sequence[Tensor], actual: Tensor, weights: Tensor, *, distance: Distance = "cosine"
 ) -> Tensor:
-    """Distance between every prediction and the actual features, per token, over channels.
+    """Measure the distance between every prediction and the actual features, per token, over channels.
 
     Args:
-        anchors: J tensors (batch, token, channel).
-        actual: the features to predict, (batch, token, channel).
-        weights: one row per predictor, (predictor, J).
+        anchors, actual, weights: as for `score`.
         distance: `cosine`: 1 - cos; `l2`: |prediction - actual| / |actual|; `l1`: the same in the 1-norm. A token
             whose actual features are zero gets the absolute norm, and cosine distance 1.
-        workspace: for calls that come again and again; an `AnchorWorkspace` if with the same anchors.
 
     Returns:
-        (batch, token, predictor), float32 (float64 for features in float64), to about 1e-6 relative; in memory the
-        tokens of a predictor are next to each other.
+        (batch, token, predictor), as `score`, to about 1e-6 relative.
     """
-    products, losses, workspace = _products(anchors, actual, weights, distance, workspace)
-    if products is not None:
-        weights = weights.to(products)
-        losses_from_products(products, weights, distance=distance, out=losses, workspace=workspace)
-    return losses.T.view(*actual.shape[:-1], len(weights))
+    return losses_of(score(anchors, actual, weights, distance=distance), distance=distance)
 
 
-def predictor_remoteness(
-    anchors: Sequence[Tensor],
-    actual: Tensor,
-    weights: Tensor,
+def choose(
+    scores: Tensor,
     *,
     distance: Distance = "cosine",
-    workspace: Workspace | None = None,
+    granularity: Granularity = "token",
+    grid: Grid | None = None,
+    region_size: int = 4,
 ) -> Tensor:
-    """What orders predictors as `predictor_losses` does, sooner: `losses_of` makes these of it.
-
-    Arguments and shape as for `predictor_losses`, but the weights must never be changed in place. With l1 it is the
-    loss.
-    """
-    products, remoteness, workspace = _products(anchors, actual, weights, distance, workspace)
-    if products is not None:
-        forms = forms_of(weights, distance=distance, device=products.device)
-        remoteness_from_products(products, forms, out=remoteness, workspace=workspace)
-    return remoteness.T.view(*actual.shape[:-1], len(weights))
-
-
-def _products(
-    anchors: Sequence[Tensor], actual: Tensor, weights: Tensor, distance: Distance, workspace: Workspace | None
-) -> tuple[Tensor | None, Tensor, Workspace]:
-    """All products, (K, T), and room for scores, (P, T), T = B * N. With l1 none, and the losses."""
-    workspace = workspace or Workspace()
-    wide = wide_dtype(actual.device)
-    rows = [tensor.flatten(0, -2) for tensor in (actual, *anchors[1:], anchors[0])]  # (T, D) each
-    scores = actual.new_empty(len(weights), len(rows[0]), dtype=torch.promote_types(actual.dtype, torch.float32))
-    if distance == "l1":
-        _absolute_losses(differences(rows, wide, workspace), weights.to(actual.device, wide), scores)
-        return None, scores, workspace
-    kept = workspace if isinstance(workspace, AnchorWorkspace) else None
-    products = all_products(rows, wide, workspace) if kept is None else kept.products(rows, wide)
-    return products, scores, workspace
-
-
-def _absolute_losses(parts: Parts, weights: Tensor, losses: Tensor) -> None:
-    sums = weights.sum(dim=1, keepdim=True)  # (P, 1)
-    error = torch.cat([sums - 1, weights[:, 1:], sums], dim=1)  # (P, J + 1)
-    for part, basis in parts:
-        norm = basis[0].abs().sum(dim=-1)  # (chunk,)
-        for p, coefficients in enumerate(error):
-            distances = torch.tensordot(coefficients, basis, dims=1).abs_().sum(dim=-1)  # (chunk,)
-            losses[p, part] = distances / torch.where(norm > 0, norm, 1)
+    """Choose by ranking scores, (batch, token, predictor), as `select` does by losses."""
+    if granularity != "token":  # tokens that choose together have a mean loss
+        scores = losses_of(scores, distance=distance)
+    return select(scores, granularity=granularity, grid=grid, region_size=region_size)
 
 
 def select(
-    losses: Tensor,
-    *,
-    granularity: Granularity = "token",
-    grid: tuple[int, int, int] | None = None,
-    region_size: int = 4,
+    losses: Tensor, *, granularity: Granularity = "token", grid: Grid | None = None, region_size: int = 4
 ) -> Tensor:
-    """The predictor with the least loss, the first one on a tie.
+    """Choose the predictor with the least loss, the first one on a tie.
 
     Args:
         losses: (batch, token, predictor).
@@ -131,23 +231,27 @@ def select(
     return least(losses.movedim(-1, -2))[1]  # several times faster than argmin where tokens are next to each other
 
 
-def choose(
-    remoteness: Tensor,
-    *,
-    distance: Distance = "cosine",
-    granularity: Granularity = "token",
-    grid: tuple[int, int, int] | None = None,
-    region_size: int = 4,
-) -> Tensor:
-    """`select` by what `predictor_remoteness` gave, (batch, token, predictor)."""
-    if granularity == "token":
-        return select(remoteness)
-    losses = losses_of(remoteness, distance=distance)  # tokens that choose together have a mean loss
-    return select(losses, granularity=granularity, grid=grid, region_size=region_size)
+def assemble(anchors: Sequence[Tensor], weights: Tensor, choice: Tensor) -> Tensor:
+    """Apply to every token the predictor it chose.
+
+    Args:
+        anchors: J tensors (batch, token, channel).
+        weights: (predictor, J).
+        choice: (batch, token), rows of `weights`.
+
+    Returns:
+        (batch, token, channel), float32 or better.
+    """
+    dtype = torch.promote_types(anchors[0].dtype, torch.float32)
+    rows = weights.to(choice.device, dtype)[choice]  # (B, N, J)
+    result = anchors[0] * rows[..., :1]  # (B, N, D)
+    for j, anchor in enumerate(anchors[1:], start=1):
+        result.addcmul_(anchor.to(dtype), rows[..., j : j + 1])
+    return result
 
 
 def least(losses: Tensor) -> tuple[Tensor, Tensor]:
-    """The least loss and its predictor, the first one on a tie: (..., predictor, token) -> (..., token) twice.
+    """Find the least loss and its predictor, the first one on a tie: (..., predictor, token) -> (..., token) twice.
 
     Many predictors are searched in two stages, since the least of many is found fast, but where it is slowly.
     """
@@ -167,7 +271,76 @@ def least(losses: Tensor) -> tuple[Tensor, Tensor]:
     return found, index
 
 
-def _region_means(losses: Tensor, grid: tuple[int, int, int] | None, size: int) -> Tensor:
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """What inner products are summed in: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def pairs_of(count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Pair `count` vectors as (0, 0), (0, 1), .., (1, 1), ..: first and second of each pair, (K,)."""
+    first, second = torch.triu_indices(count, count, device=device)
+    return first, second
+
+
+def quadratic_form(coefficients: Tensor) -> Tensor:
+    """Weigh the products of M vectors so that their sum is |sum_m c_m v_m|^2: (..., M) -> (..., K)."""
+    first, second = pairs_of(coefficients.shape[-1], coefficients.device)
+    return torch.where(first == second, 1, 2) * coefficients[..., first] * coefficients[..., second]
+
+
+def _inner_products(features: Sequence[Tensor], differ: Callable[[Vectors], tuple[Vectors, Vectors]]) -> Tensor:
+    """Multiply vectors token by token.
+
+    Args:
+        features: n tensors (..., channel).
+        differ: takes these in float64, n of (chunk, D), may change them in place, and gives L and R vectors.
+
+    Returns:
+        Products of every left vector with every right one, (L, R, T).
+    """
+    if torch.compiler.is_compiling():  # makes one loop of it, without vectors in memory
+        # by way of float32, since processors are slow to go from half precision to float64 at once
+        single, wide = torch.promote_types(features[0].dtype, torch.float32), wide_dtype(features[0].device)
+        left, right = differ([feature.flatten(0, -2).to(single).to(wide, copy=True) for feature in features])
+        return torch.stack([torch.stack([(one * other).sum(dim=-1) for other in right]) for one in left])
+    found = []
+    for vectors in _chunks(features):
+        left, right = (torch.as_tensor(part).transpose(0, 1) for part in differ(vectors))  # (chunk, .., D)
+        found.append(torch.bmm(left, right.mT))
+    return torch.cat(found).permute(1, 2, 0).contiguous()  # what follows takes the tokens of a product together
+
+
+def _chunks(features: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield n features, (..., channel) each, of some tokens after others: (n, chunk, D) in float64, in one buffer."""
+    rows = [feature.flatten(0, -2) for feature in features]
+    (tokens, width), wide = rows[0].shape, wide_dtype(rows[0].device)
+    size = max(1, CHUNK_BYTES // (len(rows) * width * wide.itemsize))
+    if rows[0].device.type != "cpu":
+        size *= 64  # accelerators want few, large launches
+    buffer = rows[0].new_empty(len(rows), min(size, tokens), width, dtype=wide)
+    for start in range(0, tokens, size):
+        vectors = buffer[:, : tokens - start]
+        for vector, row in zip(vectors, rows, strict=True):
+            vector.copy_(row[start : start + size])
+        yield vectors
+
+
+def _absolute_losses(anchors: Sequence[Tensor], actual: Tensor, weights: Tensor) -> Tensor:
+    """Compute l1 losses, (predictor, T)."""
+    sums = weights.sum(dim=1, keepdim=True)  # (P, 1)
+    error = torch.cat([weights[:, 1:], sums - 1, sums], dim=1)  # of d_1, .., F and g, (P, J + 1)
+    found = []
+    for vectors in _chunks([*anchors[1:], actual, anchors[0]]):
+        for vector in vectors[:-2]:
+            vector.sub_(vectors[-1])
+        vectors[-1].sub_(vectors[-2])
+        norm = vectors[-2].abs().sum(dim=-1)  # (chunk,)
+        sizes = [torch.tensordot(row, vectors, dims=1).abs_().sum(dim=-1) for row in error]  # (chunk,) each
+        found.append(torch.stack(sizes) / torch.where(norm > 0, norm, 1))
+    return torch.cat(found, dim=1)
+
+
+def _region_means(losses: Tensor, grid: Grid | None, size: int) -> Tensor:
     batch, tokens, predictors = losses.shape
     if grid is None or grid[0] * grid[1] * grid[2] != tokens:
         raise ValueError(f"regions need the token grid: got grid {grid} for {tokens} tokens")
@@ -181,22 +354,3 @@ def _region_means(losses: Tensor, grid: tuple[int, int, int] | None, size: int) 
     sums = losses.new_zeros(batch, count, predictors).index_add_(1, region, losses)
     sizes = torch.bincount(region, minlength=count).clamp(min=1)
     return (sums / sizes[:, None])[:, region]  # (batch, token, predictor)
-
-
-def assemble(anchors: Sequence[Tensor], weights: Tensor, choice: Tensor) -> Tensor:
-    """Apply to every token the predictor it chose.
-
-    Args:
-        anchors: J tensors (batch, token, channel).
-        weights: (predictor, J).
-        choice: (batch, token), rows of `weights`.
-
-    Returns:
-        (batch, token, channel), float32 or better.
-    """
-    dtype = torch.promote_types(anchors[0].dtype, torch.float32)
-    rows = weights.to(choice.device, dtype)[choice]  # (B, N, J)
-    result = anchors[0] * rows[..., :1]  # (B, N, D)
-    for j, anchor in enumerate(anchors[1:], start=1):
-        result.addcmul_(anchor.to(dtype), rows[..., j : j + 1])
-    return result

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from tapstudy.core.products import AnchorWorkspace
 from tapstudy.core.schedule import is_full_step
-from tapstudy.core.scoring import assemble, predictor_losses
+from tapstudy.core.scoring import anchor_products, assemble, predictor_losses, select
 from tapstudy.policies.base import Losses, Policy, Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, Family, candidates, check_family
@@ -32,7 +33,7 @@ class AnchoredPolicy(Policy):
         self.residual_site = self.config.residual
         self.probe_depth = self.config.probe_depth
         self.anchors = self.config.anchors(self.family.num_anchors)
-        self.workspace = AnchorWorkspace()
+        self._known: Tensor | None = None
         self.run = RunInfo()
 
     def begin(self, run: RunInfo) -> None:
@@ -43,7 +44,7 @@ class AnchoredPolicy(Policy):
             )
         self.run = run
         self.anchors.clear()
-        self.workspace.anchors_changed()
+        self._known = None
 
     def wants_full(self, step: int) -> bool:
         config = self.config
@@ -55,10 +56,21 @@ class AnchoredPolicy(Policy):
 
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         self.anchors.push(step, probe if self.needs_probe else None, residual)
-        self.workspace.anchors_changed()
+        self._known = None
 
     def candidates(self, step: int) -> Candidates:
         return candidates(self.family, self.anchors.steps, step)
+
+    def known_products(self, probes: Sequence[Tensor]) -> Tensor | None:
+        """`anchor_products` of the anchors' probes, found once after every full step; None where none are needed."""
+        if self._known is None and self.config.distance != "l1":
+            self._known = anchor_products(probes)
+        return self._known
+
+    def select(self, losses: Tensor) -> Tensor:
+        """Choose by losses, (batch, token, any), together with other tokens if the configuration says so."""
+        config = self.config
+        return select(losses, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size)
 
     def apply(self, found: Candidates, choice: Tensor, losses: Losses | None = None) -> Prediction:
         """The prediction that `choice`, (batch, token) into the distinct candidates, makes for the residual."""

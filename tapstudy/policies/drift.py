@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tapstudy.core.scoring import assemble, predictor_losses, select
+from tapstudy.core.scoring import assemble, predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
@@ -45,14 +45,11 @@ class DriftPolicy(AnchoredPolicy):
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
-        config, found = self.config, self.candidates(step)
+        found = self.candidates(step)
         # E + e_p = prediction - (h - E)
         wanted = probe if self.total is None else probe - self.total  # (B, N, D)
         losses = predictor_losses(self.anchors.probes, wanted, found.weights, distance="l2")  # (B, N, P)
-        choice = select(
-            losses, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size
-        )  # (B, N)
-        return self.apply(found, choice, losses)
+        return self.apply(found, self.select(losses), losses)
 
     def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
         assert probe is not None

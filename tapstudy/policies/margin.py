@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses, select
+from tapstudy.core.scoring import predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -46,14 +46,12 @@ class MarginPolicy(AnchoredPolicy):
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
-        config, found = self.config, self.candidates(step)
-        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=config.distance)  # (B, N, P)
+        found = self.candidates(step)
+        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=self.config.distance)  # (B, N, P)
         default = int(found.inverse[self.default])
         # the first of equal losses is chosen, so the default comes first
         order = [default, *(p for p in range(losses.shape[-1]) if p != default)]
         handicapped = losses[..., order]  # a copy
         handicapped[..., 0] *= self.factor
-        choice = select(
-            handicapped, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size
-        )  # (B, N), in `order`
+        choice = self.select(handicapped)  # (B, N), in `order`
         return self.apply(found, torch.tensor(order, device=choice.device)[choice], losses)

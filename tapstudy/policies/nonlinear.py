@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import Distance, predictor_losses, select
+from tapstudy.core.scoring import Distance, predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -93,12 +93,7 @@ class NonlinearTAPPolicy(AnchoredPolicy):
             loss_of(forecast_by(self, predictor, anchors.probes, step=step), probe, config.distance)
             for predictor in self.nonlinear
         ]  # (B, N, 1) each
-        choice = select(
-            torch.cat([linear, *others], dim=-1),
-            granularity=config.granularity,
-            grid=self.run.grid,
-            region_size=config.region_size,
-        )  # (B, N)
+        choice = self.select(torch.cat([linear, *others], dim=-1))  # (B, N)
         prediction = self.apply(found, choice.clamp(max=count - 1), linear)
         residual, labels, losses = prediction.residual, prediction.choice, prediction.proxy_loss
         assert labels is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tapstudy.core.scoring import Distance, predictor_losses, select
+from tapstudy.core.scoring import Distance, predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -27,9 +27,6 @@ class OraclePolicy(AnchoredPolicy):
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert truth is not None
-        config, found = self.config, self.candidates(step)
+        found = self.candidates(step)
         errors = predictor_losses(self.anchors.residuals, truth, found.weights, distance=self.distance)  # (B, N, P)
-        choice = select(
-            errors, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size
-        )  # (B, N)
-        return self.apply(found, choice, errors)
+        return self.apply(found, self.select(errors), errors)

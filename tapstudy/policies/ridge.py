@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tapstudy.core.losses import wide_dtype
-from tapstudy.core.scoring import assemble
+from tapstudy.core.scoring import assemble, wide_dtype
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses, select
+from tapstudy.core.scoring import predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction, ProbeKind
 from tapstudy.policies.config import TAPConfig
@@ -42,14 +42,10 @@ class SeveralDepthsPolicy(AnchoredPolicy):
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
-        config, found = self.config, self.candidates(step)
-        losses = predictor_losses(self.anchors.probes, _parts(probe), found.weights, distance=config.distance).sum(
-            dim=0
-        )  # (2, B, N, P) -> (B, N, P)
-        choice = select(
-            losses, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size
-        )  # (B, N)
-        return self.apply(found, choice, losses)
+        found, parts = self.candidates(step), _parts(probe)
+        losses = predictor_losses(self.anchors.probes, parts, found.weights, distance=self.config.distance)
+        losses = losses.sum(dim=0)  # (2, B, N, P) -> (B, N, P)
+        return self.apply(found, self.select(losses), losses)
 
 
 def _parts(probe: Tensor) -> Tensor:

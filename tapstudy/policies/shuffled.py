@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses, select
+from tapstudy.core.scoring import predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -26,15 +26,9 @@ class ShuffledPolicy(AnchoredPolicy):
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
-        config, anchors = self.config, self.anchors
         found = self.candidates(step)  # weights (P, J)
-        losses = predictor_losses(anchors.probes, probe, found.weights, distance=config.distance)  # (B, N, P)
+        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=self.config.distance)  # (B, N, P)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         order = torch.rand(losses.shape[:2], generator=generator).argsort(dim=1).to(losses.device)  # (B, N)
-        choice = select(
-            losses.gather(1, order[..., None].expand_as(losses)),
-            granularity=config.granularity,
-            grid=self.run.grid,
-            region_size=config.region_size,
-        )  # (B, N)
+        choice = self.select(losses.gather(1, order[..., None].expand_as(losses)))  # (B, N)
         return self.apply(found, choice, losses)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses, select
+from tapstudy.core.scoring import predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
@@ -41,15 +41,12 @@ class SmoothedPolicy(AnchoredPolicy):
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
-        config, found = self.config, self.candidates(step)
-        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=config.distance)  # distinct ones
+        found = self.candidates(step)
+        losses = predictor_losses(
+            self.anchors.probes, probe, found.weights, distance=self.config.distance
+        )  # distinct ones
         inverse = found.inverse.to(losses.device)
-        chosen = select(
-            self._add(losses[..., inverse]),
-            granularity=config.granularity,
-            grid=self.run.grid,
-            region_size=config.region_size,
-        )  # (B, N), labels
+        chosen = self.select(self._add(losses[..., inverse]))  # (B, N), labels
         return self.apply(found, inverse[chosen], losses)
 
     def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:

@@ -7,8 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from tapstudy.core.compiled import CompiledStep
-from tapstudy.core.losses import losses_of
-from tapstudy.core.scoring import choose, predictor_remoteness
+from tapstudy.core.scoring import losses_of, tap_step
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -19,8 +18,8 @@ class TAPPolicy(AnchoredPolicy):
     """At a skip step every token takes the predictor that forecasts its probe best.
 
     Cost of a skip step beside the model's own embedding, first modulation and tail: per token O(J D) for inner products
-    with J anchors on a processor, which keeps those among the anchors, O(J^2 D) on an accelerator; O(J^2) per
-    candidate; O(J D) to assemble. Memory: J probes and J residuals per context.
+    with J anchors (O(J^2 D) for those among the anchors, once after every full step); O(J^2) per candidate; O(J D) to
+    assemble. Memory: J probes and J residuals per context.
 
     Args:
         config, family: as for `AnchoredPolicy`.
@@ -39,23 +38,16 @@ class TAPPolicy(AnchoredPolicy):
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
-        config, anchors, distance = self.config, self.anchors, self.config.distance
-        found = self.candidates(step)  # weights (P, J)
-        if self.compiled is not None:
-            made = self.compiled(
-                anchors.probes, probe, anchors.residuals, weights=found.weights, workspace=self.workspace
-            )
-            if made is not None:
-                residual, choice, remoteness = made
-                return self.labelled(found, residual, choice, losses=partial(losses_of, remoteness, distance=distance))
-        remoteness = predictor_remoteness(
-            anchors.probes, probe, found.weights, distance=distance, workspace=self.workspace
-        )  # (B, N, P)
-        choice = choose(
-            remoteness,
-            distance=distance,
+        config, found, probes = self.config, self.candidates(step), self.anchors.probes
+        residual, choice, scores = (self.compiled or tap_step)(
+            probes,
+            probe,
+            self.anchors,
+            found.weights,
+            known=self.known_products(probes),
+            distance=config.distance,
             granularity=config.granularity,
             grid=self.run.grid,
             region_size=config.region_size,
-        )  # (B, N)
-        return self.apply(found, choice, partial(losses_of, remoteness, distance=distance))
+        )
+        return self.labelled(found, residual, choice, losses=partial(losses_of, scores, distance=config.distance))

@@ -14,7 +14,6 @@ from tapstudy.analysis.rescoring import rescore
 from tapstudy.analysis.selection import ErrorForms, Selection, fused_selection
 from tapstudy.analysis.teacher_forced import Trajectories, Windows
 from tapstudy.analysis.window_scores import WindowScores, compiled_loops
-from tapstudy.core.losses import Workspace
 from tapstudy.core.scoring import least
 from tapstudy.policies.config import TAPConfig
 from tests.analysis.trajectories import make_features
@@ -33,7 +32,7 @@ def without_numba(monkeypatch):
 def scores_of(values, count, **options):
     """Of features (sample, step, token, channel), with so many anchors."""
     windows = Windows(STEPS, tuple(anchors[:count] for anchors in ANCHORS))
-    return WindowScores(Trajectories(values, range(values.shape[1])), windows, Workspace(), **options)
+    return WindowScores(Trajectories(values, range(values.shape[1])), windows, **options)
 
 
 def reference(probe, residual, weights, distance):
@@ -41,8 +40,8 @@ def reference(probe, residual, weights, distance):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window_scores, "compiled_loops", lambda: None)
         return (
-            probe.losses(weights, distance, dtype=torch.float64, name="proxy"),
-            residual.losses(weights, "l2", dtype=torch.float64, name="error"),
+            probe.losses(weights, distance, dtype=torch.float64),
+            residual.losses(weights, "l2", dtype=torch.float64),
         )
 
 
@@ -97,7 +96,7 @@ def test_equal_to_float64_losses(seed, kind, closeness, scale):
 
 def scores_of_same(scores):
     """Without what is already found."""
-    return WindowScores(scores.trajectories, scores.windows, Workspace(), history_dtype=scores.history_dtype)
+    return WindowScores(scores.trajectories, scores.windows, history_dtype=scores.history_dtype)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -124,7 +123,7 @@ def test_features_without_direction(distance):
     rows = torch.tensor([[1.0, 0, 0], [0, 0, 0], [-2.0, 0, 0]], dtype=torch.float64).expand(3, -1, -1)
     scores = scores_of(values, 3)
     found = fused_selection(scores, scores, ErrorForms.of(rows), distance=distance)
-    losses = [scores.losses(rows, kind, name=kind) for kind in (distance, "l2")]
+    losses = [scores.losses(rows, kind) for kind in (distance, "l2")]
     expected = Selection.of(*losses, least(losses[0])[1], rows=2)
     for name in ("chosen_proxy", "choice", "chosen_error", "best_error", "best"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), equal_nan=True)

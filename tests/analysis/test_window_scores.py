@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tapstudy.analysis import window_scores
 from tapstudy.analysis.teacher_forced import Trajectories, windows_of
 from tapstudy.analysis.window_scores import WindowScores
-from tapstudy.core.losses import Workspace
 from tapstudy.predictors.family import candidates
 from tapstudy.predictors.taylor import TaylorFamily
 
@@ -47,9 +46,9 @@ def naive(values, windows, step, weights, distance):
 
 def scores_of(values, distance, weights_of):
     """Found and naive losses, (predictor, token rows) each, at every skip step."""
-    trajectories, workspace = Trajectories(values, range(values.shape[1])), Workspace()
+    trajectories = Trajectories(values, range(values.shape[1]))
     for windows in windows_of(range(values.shape[1]), FULL, 3, size=2):
-        scores = WindowScores(trajectories, windows, workspace)
+        scores = WindowScores(trajectories, windows)
         for step, position in enumerate(windows.steps[0]):
             weights = weights_of(windows.anchors[0], position)
             found = scores.losses(weights[None], distance, start=step)[0]
@@ -97,7 +96,7 @@ def test_zero_features_have_no_direction():
     rows = torch.tensor([[1.0, 0, 0], [0, 0, 0]], dtype=torch.float64)
     windows = next(one for one in windows_of(range(18), FULL, 3, size=1) if 5 in one.steps[0])
     step = windows.steps[0].index(5)
-    scores = WindowScores(Trajectories(values, range(18)), windows, Workspace())
+    scores = WindowScores(Trajectories(values, range(18)), windows)
     assert scores.losses(rows[None], "cosine", start=step)[0].tolist() == [[1, 0], [1, 1]]
     assert scores.losses(rows[None], "l2", start=step)[0].tolist() == [[2, 0], [0, 1]]  # the absolute norm
 
@@ -111,9 +110,7 @@ def test_rounded_anchors_count_as_stored():
         weights = taylor(windows.anchors[0], windows.steps[0][0])[None]
         for distance in ("cosine", "l2", "l1"):
             found, expected = (
-                WindowScores(Trajectories(one, range(18)), windows, Workspace(), history_dtype=dtype).losses(
-                    weights, distance
-                )
+                WindowScores(Trajectories(one, range(18)), windows, history_dtype=dtype).losses(weights, distance)
                 for one, dtype in ((values, torch.float16), (rounded, None))
             )
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)

@@ -8,13 +8,11 @@ from typer.testing import CliRunner
 from tapstudy import TAPConfig, apply_policy
 from tapstudy.bench.speed.memory import (
     Features,
-    distinct_predictors,
     held_bytes,
     history_bytes,
     memory,
-    workspace_bytes,
 )
-from tapstudy.bench.speed.methods import MANY_SHIFTS, Plan
+from tapstudy.bench.speed.methods import Plan
 from tapstudy.bench.speed.real_sizes import history_bytes as one_sample_bytes
 from tapstudy.cli import app
 from tapstudy.policies.tap import TAPPolicy
@@ -45,14 +43,6 @@ def test_latent_residuals_by_hand():
     assert history_bytes(shape, anchors=3, history_dtype=torch.float32) == 3 * 4096 * (3072 * 2 + 64 * 4)
 
 
-def test_distinct_predictors_by_hand():
-    """Order 0, and orders 1 and 2 at five horizons: 11, where no horizon is 0."""
-    assert distinct_predictors(TAPConfig(), Plan(steps=50, interval=8)) == 11
-    assert distinct_predictors(TAPConfig(orders=(0,)), Plan(steps=50, interval=8)) == 1
-    # a straight line has another value at each of 50 horizons
-    assert distinct_predictors(TAPConfig(orders=(1,), shifts=MANY_SHIFTS), Plan(steps=50, interval=8)) == 50
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("steps", "interval", "warmup"), [(12, 8, 3), (3, 3, 1), (4, 4, 2)])
 @pytest.mark.parametrize("residual", ["hidden", "latent"])
@@ -62,16 +52,12 @@ def test_a_model_that_runs(tiny_pipe, sample, dtype, steps, interval, warmup, re
     config = TAPConfig(interval=interval, warmup_steps=warmup, history_dtype=dtype, residual=residual)
     with apply_policy(tiny_pipe, TAPPolicy(config)) as handle:
         sizes = []
-        handle.listen(
-            lambda event: sizes.append((held_bytes(event.policy.anchors), held_bytes(event.policy.workspace)))
-        )
+        handle.listen(lambda event: sizes.append(held_bytes(event.policy.anchors)))
         sample(steps=steps)
     shape = Features(4, 16, 32, 32 if residual == "hidden" else 4, torch.float32)
     anchors = min(3, len(plan.full))
     formula = history_bytes(shape, anchors=anchors, history_dtype=dtype)
-    assert sizes[-1][0] == handle.summary().contexts[0].cache_bytes == formula
-    distinct = distinct_predictors(config, plan)
-    assert sizes[-1][1] == workspace_bytes(shape, anchors=anchors, distinct=distinct)
+    assert sizes[-1] == handle.summary().contexts[0].cache_bytes == formula
 
 
 def test_calls_of_several_contexts():
@@ -115,7 +101,6 @@ def test_table(model):
     assert tap["history"].equals(tap["history_formula"].rename("history"))
     assert tap["history"].sel(model="flux-dev").values.tolist() == [226_492_416, 150_994_944]
     tiny = found.sel(model="tiny")
-    assert tiny["workspace"].values[:2].tolist() == tiny["workspace_formula"].values[:2].tolist()
     # MagCache keeps one residual of two samples, 16 tokens and 32 channels in float32, at least
     assert tiny["history"].sel({"method": "peer-magcache"}) >= 2 * 16 * 32 * 4
     # one that finds nothing to act on in this class

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapstudy.core.losses import losses_of
-from tapstudy.core.scoring import assemble, choose, least, predictor_losses, predictor_remoteness, select
+from tapstudy.core.scoring import assemble, choose, least, losses_of, predictor_losses, score, select
 from tapstudy.core.weights import extrapolation_row
 
 
@@ -123,9 +122,9 @@ def test_choices_obey_the_rule_on_hard_inputs(seed, distance, kind, reproduces):
     losses = predictor_losses(anchors, actual, weights, distance=distance)
     truth = extended(anchors, actual, weights, distance)
     np.testing.assert_allclose(losses.double().numpy(), truth.astype(float), rtol=2e-6, atol=1e-30)
-    remoteness = predictor_remoteness(anchors, actual, weights, distance=distance)
-    np.testing.assert_allclose(losses_of(remoteness, distance=distance), truth.astype(float), rtol=2e-6, atol=1e-30)
-    for choice in (select(losses), choose(remoteness, distance=distance)):
+    scores = score(anchors, actual, weights, distance=distance)
+    np.testing.assert_allclose(losses_of(scores, distance=distance), truth.astype(float), rtol=2e-6, atol=1e-30)
+    for choice in (select(losses), choose(scores, distance=distance)):
         taken = np.take_along_axis(truth, choice.numpy()[..., None], axis=-1)[..., 0]
         assert (taken <= truth.min(axis=-1) * (1 + 1e-6)).all()
 
@@ -153,11 +152,11 @@ def test_predictions_of_any_size_and_direction():
     half = 0.5**0.5  # cosine of (3, 4, 5) and (3, 4, 0)
     expected = pytest.approx([2, 0, 0, 1 + half, 1 - half, 1 - half, 1], rel=1e-6, abs=1e-30)
     assert predictor_losses([actual, beside], actual, weights)[0, 0].tolist() == expected
-    remoteness = predictor_remoteness([actual, beside], actual, weights)
-    assert losses_of(remoteness)[0, 0].tolist() == expected
+    scores = score([actual, beside], actual, weights)
+    assert losses_of(scores)[0, 0].tolist() == expected
     # -cot|cot| of 180, 0, 0, 135, 45, 45 degrees and of none
     infinite = torch.inf
-    assert remoteness[0, 0].tolist() == pytest.approx([infinite, -infinite, -infinite, 1, -1, -1, 0], rel=1e-6)
+    assert scores[0, 0].tolist() == pytest.approx([infinite, -infinite, -infinite, 1, -1, -1, 0], rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [5, 32, 40, 41])
@@ -181,14 +180,14 @@ def test_not_a_number_is_never_chosen():
 
 @pytest.mark.parametrize("distance", ["cosine", "l2", "l1"])
 @pytest.mark.parametrize("granularity", ["token", "region", "step", "global"])
-def test_choosing_by_remoteness_is_choosing_by_loss(distance, granularity):
+def test_choosing_by_score_is_choosing_by_loss(distance, granularity):
     generator = torch.Generator().manual_seed(3)
     actual, *anchors = (torch.randn(2, 12, 5, generator=generator) for _ in range(4))
     actual[0, 5] = 0  # the first predictor, whatever the distance
-    remoteness = predictor_remoteness(anchors, actual, taylor_rows(), distance=distance)
+    scores = score(anchors, actual, taylor_rows(), distance=distance)
     losses = predictor_losses(anchors, actual, taylor_rows(), distance=distance)
     options = {"granularity": granularity, "grid": (1, 3, 4), "region_size": 2}
-    assert torch.equal(choose(remoteness, distance=distance, **options), select(losses, **options))
+    assert torch.equal(choose(scores, distance=distance, **options), select(losses, **options))
 
 
 def test_granularities_by_hand():

@@ -16,17 +16,13 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from tapstudy.analysis.teacher_forced import anchors_at
 from tapstudy.bench.speed.methods import SPEED_METHODS, Plan
 from tapstudy.bench.speed.subjects import PRESETS, Subject, check_name, find_device, make_subject, split_name
-from tapstudy.core.products import chunk_size
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
-from tapstudy.predictors.family import candidates
 
-SCORE_BYTES = 16  # per token and candidate that scoring keeps: one number in float64, two in float32
 PEERS = ("peer-first-block", "peer-taylorseer-lite", "peer-taylorseer", "peer-magcache", "peer-dbcache")
 
 
@@ -51,32 +47,6 @@ def history_bytes(shape: Features, *, anchors: int, history_dtype: torch.dtype, 
     """J x contexts x batch x tokens x (probe width x probe bytes + residual width x residual bytes)."""
     token = shape.probe_width * shape.probe_dtype.itemsize + shape.residual_width * history_dtype.itemsize
     return anchors * contexts * shape.batch * shape.tokens * token
-
-
-def workspace_bytes(shape: Features, *, anchors: int, distinct: int) -> int:
-    """Buffers for scoring by cosine or l2, kept between the steps on a CPU, per context; elsewhere none are kept.
-
-    A chunk of tokens and inner products in float64, and what becomes the scores.
-
-    Args:
-        distinct: most predictors that differ at one step.
-    """
-    size, tokens, rows = torch.float64.itemsize, shape.batch * shape.tokens, anchors + 1
-    chunk = rows * min(tokens, chunk_size(rows, shape.probe_width)) * shape.probe_width
-    parts = anchors * rows // 2 + rows  # products of the anchors, kept until there are others, and new
-    products = rows * (rows + 1) // 2
-    kept = chunk + tokens * (rows**2 + parts + products)
-    return size * kept + SCORE_BYTES * distinct * tokens
-
-
-def distinct_predictors(config: TAPConfig, plan: Plan) -> int:
-    """Most predictors of the family that differ, over the skip steps of a plan."""
-    full, family = plan.full, config.family
-    most = 0
-    for step in set(range(plan.steps)) - set(full):
-        anchors = anchors_at(step, full, family.num_anchors)
-        most = max(most, len(candidates(family, anchors, step).first))
-    return most
 
 
 def held_bytes(*owners: Any) -> int:
@@ -117,9 +87,9 @@ def memory(
     Presets do not run on a CPU: the policy is shown features of their shape that have no values, in bfloat16.
 
     Returns:
-        Dims `model`, `method`. `history` (anchors), `history_formula`, `workspace` (buffers for scoring),
-        `workspace_formula` and `peak` (growth of the device's peak over plain sampling, NaN on a CPU), in bytes. Peers
-        have `history`, all that their state holds, or NaN where they do not run.
+        Dims `model`, `method`. `history` (anchors), `history_formula` and `peak` (growth of the device's peak over
+        plain sampling, NaN on a CPU), in bytes. Peers have `history`, all that their state holds, or NaN where they do
+        not run.
 
     Raises:
         ValueError: no such model or device.
@@ -164,7 +134,7 @@ def _shown(name: str, batch: int, config: TAPConfig, plan: Plan) -> dict[str, fl
 
 def _run(subject: Subject, config: TAPConfig, plan: Plan) -> dict[str, float]:
     """A policy along a loop."""
-    states: dict[str, tuple[int, int]] = {}
+    states: dict[str, int] = {}
     shapes: dict[str, Features] = {}
 
     def keep(event: Any) -> None:
@@ -172,21 +142,16 @@ def _run(subject: Subject, config: TAPConfig, plan: Plan) -> dict[str, float]:
             probe, residual = event.probe, event.residual
             batch, tokens, width = probe.shape
             shapes[event.context] = Features(batch, tokens, width, residual.shape[-1], probe.dtype)
-        states[event.context] = held_bytes(event.policy.anchors), held_bytes(event.policy.workspace)
+        states[event.context] = held_bytes(event.policy.anchors)
 
     with apply_policy(subject.target, TAPPolicy(config)) as handle:
         handle.listen(keep)
         peak = _peak(subject, lambda: subject.loop(plan.steps))
-    anchors, distinct = _anchors(config, plan), distinct_predictors(config, plan)
-    on_cpu = subject.device.type == "cpu"
+    anchors = _anchors(config, plan)
     return {
-        "history": sum(history for history, _ in states.values()),
+        "history": sum(states.values()),
         "history_formula": sum(
             history_bytes(shape, anchors=anchors, history_dtype=config.history_dtype) for shape in shapes.values()
-        ),
-        "workspace": sum(workspace for _, workspace in states.values()),
-        "workspace_formula": sum(
-            workspace_bytes(shape, anchors=anchors, distinct=distinct) if on_cpu else 0 for shape in shapes.values()
         ),
         "peak": peak,
     }
@@ -225,8 +190,6 @@ def _peak(subject: Subject, run: Any) -> float:
 NAMES = {
     "history": "what the history holds, measured",
     "history_formula": "what the history holds, by formula",
-    "workspace": "buffers for scoring, measured",
-    "workspace_formula": "buffers for scoring, by formula",
     "peak": "growth of the device's peak memory",
 }
 

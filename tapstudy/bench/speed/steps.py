@@ -12,13 +12,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from tapstudy.core.anchors import Anchors
 from tapstudy.instrument.adapters import find_adapter
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.instrument.places import Method, Place
-from tapstudy.policies.base import Losses, Prediction
+from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
-from tapstudy.predictors.family import Candidates
 
 PARTS = {
     "embedding": "what the model computes before its first block",
@@ -88,6 +88,8 @@ class MarkedTAP(TAPPolicy):
     def __init__(self, config: TAPConfig, marks: Marks, **options: Any) -> None:
         super().__init__(config, **options)
         self.marks = marks
+        if self.compiled is None:
+            self.anchors = MarkedAnchors(self.anchors.capacity, config, marks)
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         self.marks.begin("scoring")
@@ -95,11 +97,18 @@ class MarkedTAP(TAPPolicy):
         self.marks.begin("rest")
         return prediction
 
-    def apply(self, found: Candidates, choice: Tensor, losses: Losses | None = None) -> Prediction:
+
+class MarkedAnchors(Anchors):
+    """A history that marks where its residuals are read, which assembly begins with."""
+
+    def __init__(self, capacity: int, config: TAPConfig, marks: Marks) -> None:
+        super().__init__(capacity, config.history_dtype, probe_dtype=config.probe_dtype, device=config.history_device)
+        self.marks = marks
+
+    @property
+    def residuals(self) -> list[Tensor]:
         self.marks.begin("assembly")
-        prediction = super().apply(found, choice, losses)
-        self.marks.begin("scoring")
-        return prediction
+        return super().residuals
 
 
 def plain_steps(target: Any, run: Callable[[], object], device: torch.device) -> list[Step]:

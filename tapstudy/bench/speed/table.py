@@ -9,7 +9,7 @@ from tapstudy.tables import Table
 QUARTILES = (0.25, 0.5, 0.75)
 LOOP_COLUMNS = ("method", "seconds a loop", "full passes", "latency ratio", "bound", "share of the bound")
 STEP_COLUMNS = ("step", "ms", "% of a full step", "share of the bound, by steps")
-MEMORY_COLUMNS = ("model", "method", "history, MB", "by formula", "buffers, MB", "by formula", "growth of the peak, MB")
+MEMORY_COLUMNS = ("model", "method", "history, MB", "by formula", "growth of the peak, MB")
 
 
 def quartiles(table: xr.Dataset) -> xr.Dataset:
