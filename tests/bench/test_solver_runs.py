@@ -12,7 +12,7 @@ from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.oracle import OraclePolicy
-from tests.models.emoji import tiny_pipe as tiny_text_pipe
+from tests.training.emoji import tiny_pipe as tiny_text_pipe
 
 CONFIG = tapstudy.TAPConfig(full_steps=(0, 1, 2, 5))
 IMAGES = ImageSet("mnist-dit", ((7, 3), (8, 1), (9, 4)), steps=7)
