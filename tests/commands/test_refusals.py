@@ -174,7 +174,7 @@ def test_guidance(place, command, value):
         ("sample --history-dtype float12", "--history-dtype must be one of"),
         ("sample --history-device tpu", "no device 'tpu'"),
         ("sample --history-device cuda", "sees no GPU"),
-        ("ablate --labels -1", "labels must be different integers of at least 0"),
+        ("ablate --labels -1", "class_labels must be integers in 0..9, got [-1]"),
         ("ablate --labels 10", "--labels: class_labels must be integers in 0..9, got [10]"),
         ("ablate --seeds 18446744073709551616", "--seeds must be at least 0 and below 2**64"),
         ("claims --steps 0", "--steps must be a finite number of at least 1, got 0"),
