@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import xarray as xr
-from diffusers import DiTTransformer2DModel
 
 from tapstudy.analysis.claims.all_claims import all_claims
 from tapstudy.bench.claims import evidence
 from tapstudy.bench.claims.runs import FIXED, Plan, claim_cells, held_out_cells, ranked_settings
 from tapstudy.bench.results import Results
+from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.policies.config import TAPConfig
 from tests.conftest import make_tiny_pipe
 
@@ -114,7 +114,7 @@ def test_everything_the_claims_need_is_collected(plan, tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("run again")
 
-    monkeypatch.setattr(DiTTransformer2DModel, "forward", never)
+    monkeypatch.setattr(LabelPipeline, "sample", never)
     again = evidence.collect(plan, tmp_path, progress=False)
     for name in ("quality", "ranking", "tokens", "propagation"):
         xr.testing.assert_identical(getattr(found, name), getattr(again, name))
