@@ -85,9 +85,10 @@ class Sources:
     def _recording(self, name: str) -> xr.Dataset:
         path = folder_of(self.model, self.data / "recordings") / f"{name}.zarr"
         if not path.is_dir():
-            raise MissingData(
-                f"no recording {path}: make it with `tapstudy record {path.parent} --bundled{self._option}`"
-            )
+            how = f"{path.parent} --bundled"
+            if name == "features" and self.model != MODEL:
+                how = f"{path} --fields probe,residual,image --dtype float16"
+            raise MissingData(f"no recording {path}: make it with `tapstudy record {how}{self._option}`")
         return open_recording(path)
 
     @property

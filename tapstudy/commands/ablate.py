@@ -15,8 +15,8 @@ from tapstudy.tables import Table
 
 AXIS = """NAME=VALUE,VALUE,...; again for every axis. NAME is method, model, steps, guidance, policy_seed or a field of
 TAPConfig; lists are joined by +, as in orders=0+1+2,0+1. Methods: fixed<order>, fixed<order>-<shift> and
-those of bench/methods.py that need no fitting: reference, fewer, order0, order1, hermite, dmd, tap, region, step, drift,
-two-depths, tap+hermite, oracle, random, shuffled and more"""
+those of bench/methods.py that need no fitting: reference, fewer, order0, order1, hermite, dmd, tap, region, step,
+drift, two-depths, tap+hermite, oracle, random, shuffled and more"""
 
 
 def ablate(

@@ -124,7 +124,7 @@ def calls_for(
 def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> None:
     """The recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run.
 
-    Of models of text, whose features are larger, fewer samples, and features of one guidance branch: 10 MB.
+    Of models of text, whose features alone would take more, two scored samples and a closed-loop run: 10 MB.
     """
     from tapstudy import TAPConfig
     from tapstudy.models.embedded import conditions
@@ -133,20 +133,16 @@ def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> 
     config, pipe = TAPConfig(interval=8), embedded(model)
     known, guidance = conditions(pipe, 10), usual_guidance(pipe)
     text = isinstance(known[0], str)
-    some, two, one = ((0, 1, 2), (0,), (0,)) if text else ((0, 1, 2, 3, 5, 6, 8, 9), (2, 5), (2,))
+    some, two, one = ((0, 1), (0,), ()) if text else ((0, 1, 2, 3, 5, 6, 8, 9), (2, 5), (2,))
 
-    def calls(chosen: Sequence[int], scale: float = guidance) -> list[dict[str, Any]]:
-        return calls_for([known[i] for i in chosen], (0,), steps, scale, len(chosen))
+    def make(name: str, chosen: Sequence[int], **arguments: Any) -> None:
+        calls = calls_for([known[i] for i in chosen], (0,), steps, guidance, len(chosen))
+        _record(folder / f"{name}.zarr", model=model, pipe=pipe, calls=calls, dtype="float16", **arguments)
 
-    features: dict[str, Any] = {
-        "calls": calls(one, 1.0 if text else guidance),
-        "fields": ("probe", "residual", "image"),
-    }
-    scores: dict[str, Any] = {"calls": calls(some), "fields": ("proxy_loss", "true_error", "choice", "latent", "image")}
-    closed_loop: dict[str, Any] = {"calls": calls(two), "policy": TAPPolicy(config)}
-    exact = {"scores": {**scores, "config": config}, "features": {**features, "config": config}}
-    for name, arguments in {**exact, "closed_loop": closed_loop}.items():
-        _record(folder / f"{name}.zarr", model=model, pipe=pipe, dtype="float16", **arguments)
+    make("scores", some, config=config, fields=("proxy_loss", "true_error", "choice", "latent", "image"))
+    if one:
+        make("features", one, config=config, fields=("probe", "residual", "image"))
+    make("closed_loop", two, policy=TAPPolicy(config))
     size, most = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), 10e6 if text else 25e6
     typer.echo(f"{folder}: {size / 1e6:.1f} MB")
     if size > most:
