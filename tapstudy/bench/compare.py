@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from tapstudy.bench.engine import Setting, run
-from tapstudy.bench.flops import step_flops
+from tapstudy.bench.engine import run
+from tapstudy.bench.frontier.plan import WARMUP
 from tapstudy.bench.image_error import psnr
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.bench.judge import Judge
@@ -20,7 +19,6 @@ from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.config import TAPConfig
 
 METHODS = ("fewer", "order0", "order1", "order2", "tap")
-WARMUP = 3
 
 
 def compare(
@@ -50,14 +48,10 @@ def compare(
     runs, flops = [], []
     for name, interval in tqdm(plan, desc="methods", unit="run"):
         method = find_method(name)
-        config = replace(TAPConfig(interval=interval, warmup_steps=WARMUP), **method.implied)
-        setting = Setting.plain(images.steps) if interval == 1 else method.setting(config, steps=images.steps)
-        found = run(pipe, images, setting)
-        policy = method.policy(replace(config, full_steps=(0, 1, 2)), 0) if method.policy else None
-        with torch.no_grad():
-            each = step_flops(pipe, policy, lambda steps: images[:1].sample(pipe, steps=steps))
+        config = method.config(TAPConfig(interval=interval, warmup_steps=WARMUP))
+        found = run(pipe, images, method.setting(config, steps=images.steps))
         runs.append(found)
-        flops.append(float(each.of(found["mask"].values[0])))
+        flops.append(float(method.flops(pipe, images[:1], config).of(found["mask"].values[0])))
     made = [torch.from_numpy(found["image"].values) for found in runs]  # (B, band, row, column) each
     masks = [str(found["mask"].values[0]) for found in runs]
     dataset = xr.Dataset(

@@ -8,10 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
+
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit import calibrated
 from tapstudy.bench.fit.held_out import SCHEDULES, USUAL
 from tapstudy.bench.fit.slot import Slot
+from tapstudy.bench.flops import StepFlops, step_flops
+from tapstudy.bench.image_set import ImageSet
+from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy, RunInfo
 from tapstudy.policies.blended import BlendedPolicy
 from tapstudy.policies.config import DECISIVE, TAPConfig
@@ -107,6 +112,15 @@ class Method:
         if self.fit is not None:
             raise ValueError(f"{self.name} is fitted on held-out images: run it with `tapstudy bench frontier`")
         return Setting.plain(len(schedule_of(config, steps)) if self.reads else steps)
+
+    def flops(self, pipe: EmbeddedPipeline, image: ImageSet, config: TAPConfig) -> StepFlops:
+        """Count what a full and a skip step of one image cost; the same for all schedules."""
+        filled = replace(  # full steps that fill the history, and then none
+            config, full_steps=None, warmup_steps=config.family.num_anchors, interval=1000, cooldown_steps=0
+        )
+        policy = self.policy(filled, 0) if self.policy else None
+        with torch.no_grad():
+            return step_flops(pipe, policy, lambda steps: image.sample(pipe, steps=steps))
 
     def on(self, slot: Slot) -> Setting:
         """How the comparison runs it."""

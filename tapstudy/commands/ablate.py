@@ -53,7 +53,7 @@ def ablate(
             "labels": listed(model.removesuffix(UNTRAINED), labels)[1],
         }
         cells = product_of(axes, **common)
-        for name in dict.fromkeys(cell.model.removesuffix(UNTRAINED) for cell in cells):
+        for name in {cell.model.removesuffix(UNTRAINED) for cell in cells} - {model.removesuffix(UNTRAINED)}:
             listed(name, labels)
         with warnings.catch_warnings():
             # failures are in the table

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from tapstudy.bench.engine import Job, kept
-from tapstudy.bench.flops import StepFlops, step_flops
+from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_error import psnr, ssim
 from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
@@ -103,21 +103,15 @@ def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Resul
 
 def _flops(cell: Cell, results: Results) -> StepFlops:
     """Of a full and a skip step of one image, kept for all schedules."""
-    config = replace(  # full steps that fill the history, and then none
-        cell.config, full_steps=None, warmup_steps=cell.config.family.num_anchors, interval=1000, cooldown_steps=0
-    )
-    method = find_method(cell.method)
     guided = cell.guidance > 1
     image = ImageSet.of(cell.model, seeds=(0,), labels=cell.labels[:1], guidance=2.0 if guided else 1.0)
+    config = replace(cell.config, full_steps=None, interval=1, warmup_steps=1, cooldown_steps=0)
     key = {
         "method": cell.method, "config": repr(config), "guided": guided, "weights": weights_fingerprint(cell.model),
     }  # fmt: skip
 
     def measure() -> list[int]:
-        policy = method.policy(config, 0) if method.policy else None
-        pipe = pipe_of(cell.model)
-        with torch.no_grad():
-            return list(step_flops(pipe, policy, lambda steps: image.sample(pipe, steps=steps)))
+        return list(find_method(cell.method).flops(pipe_of(cell.model), image, cell.config))
 
     return StepFlops(*results.value(f"flops/{cell.method}-{short_hash(key)}", key, measure))
 
