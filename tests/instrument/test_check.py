@@ -115,9 +115,17 @@ HOOK_MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("mutate", HOOK_MUTATIONS)
-def test_finds_broken_hooks(monkeypatch, mutate, name):
+EACH = list(HOOK_MUTATIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "mutate"),
+    [
+        *((name, EACH[number % len(EACH)]) for number, name in enumerate(CLASSES) if name != "Flux2"),
+        *(("Flux2", one) for one in EACH),
+    ],
+)
+def test_finds_broken_hooks(monkeypatch, name, mutate):
     tiny = make(name)
     mutate(monkeypatch)
     report = tapstudy.check(tiny.model, tiny.inputs)
@@ -138,18 +146,10 @@ def test_finds_a_changed_full_step(monkeypatch):
 
 
 ROW_MUTATIONS = {
-    ("SD3", "streams", (0,)): "image stream",
     ("SD3", "streams", (None,)): "image stream",
-    ("Flux", "streams", (0, 1)): "image stream",
-    ("Flux", "streams", (1, 0)): "image stream",
     ("Flux2", "streams", (0, None)): "image stream",
-    ("Flux2", "streams", (1, 1)): "image stream",
-    ("QwenImage", "streams", (0,)): "image stream",
-    ("HunyuanVideo", "streams", (1, 0)): "image stream",
-    ("CogVideoX", "streams", (1,)): "image stream",
     ("Wan", "streams", (0,)): "image stream",
     ("Wan", "attention", "attn2"): "should not have run",
-    ("PixArt", "attention", "attn2"): "should not have run",
     ("Lumina2", "image_start", (None,)): "is off by",
     ("ZImage", "image_start", (lambda arguments: 1,)): "is off by",
     ("Wan", "grid", lambda model, arguments: (1, 2, 3)): "is off by",

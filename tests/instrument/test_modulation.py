@@ -55,8 +55,10 @@ def test_the_parts_that_nobody_reads_are_not_computed(monkeypatch, name):
     assert relative_error(output, expected) < 1e-6
 
 
-@pytest.mark.parametrize("case", ["deeper probe", "undecided", "gradients", "shadow"])
-@pytest.mark.parametrize("name", ["DiT", "Flux2", "Wan"])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [("Flux2", "deeper probe"), ("Wan", "undecided"), ("DiT", "gradients"), ("Wan", "gradients"), ("DiT", "shadow")],
+)
 def test_all_parts_are_computed_where_somebody_may_read_them(monkeypatch, name, case):
     policy = {
         "deeper probe": Replay(probe_depth=1),
@@ -76,7 +78,7 @@ def test_all_parts_are_computed_where_somebody_may_read_them(monkeypatch, name, 
     assert not calls
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["SD3.5", "PixArt-1024", "Wan2.2"])
 def test_check_finds_a_row_that_computes_too_little(monkeypatch, name):
     tiny = make(name)
     path, read, parts = ADAPTERS[key(tiny)].modulation
@@ -90,7 +92,6 @@ def test_check_finds_a_row_that_computes_too_little(monkeypatch, name):
     [
         ("Flux", "norm_out.linear", 2, "true residual, is off by nan"),
         ("DiT", "proj_out_1", 2, "true residual, is off by nan"),
-        ("CogVideoX", "norm_out.linear", 2, "true residual, is off by nan"),
         ("Wan", "condition_embedder.time_embedder.linear_2", 2, "probe of the skip step is off by nan"),
     ],
 )
@@ -114,7 +115,7 @@ def test_every_class_that_convolves_its_latent_names_that():
     assert named == {"CogVideoX", "DiT", "HunyuanVideo", "PixArt", "SD3", "Sana", "Wan"}
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if ADAPTERS[key(make(name))].patches])
+@pytest.mark.parametrize("name", ["CogVideoX", "CogVideoX1.5", "DiT", "HunyuanVideo", "Sana", "Wan2.2"])
 def test_patches_of_skip_steps_are_a_product_and_lie_in_order(monkeypatch, name):
     made, convolved = [], []
 

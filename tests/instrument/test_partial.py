@@ -40,8 +40,7 @@ def test_patches_are_those_of_the_convolution(kernel, grid, batch, channels, bia
         torch.testing.assert_close(patches(module, x), module(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kernel", [1, 2])
+@pytest.mark.parametrize(("dtype", "kernel"), [(torch.float32, 2), (torch.bfloat16, 2), (torch.float16, 1)])
 def test_patches_differ_by_rounding_only(dtype, kernel):
     """As close to the truth as the convolution is: the bias is added before the product is rounded."""
     torch.manual_seed(0)
@@ -88,9 +87,8 @@ def subclassed_weight(module):
     return module
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
+def test_other_layers_make_their_patches_themselves():
+    for module in (
         nn.Conv2d(4, 6, 2, stride=1),
         nn.Conv2d(4, 6, 2, stride=4),
         nn.Conv2d(4, 6, 2, stride=2, padding=1),
@@ -108,11 +106,8 @@ def subclassed_weight(module):
         wrapped(nn.Conv2d(4, 6, 2, stride=2)),
         no_parameter(nn.Conv2d(4, 6, 2, stride=2)),
         subclassed_weight(nn.Conv2d(4, 6, 2, stride=2)),
-    ],
-    ids=str,
-)
-def test_other_layers_make_their_patches_themselves(module):
-    assert patches(module, torch.ones(1, 4, 8, 8)) is None
+    ):
+        assert patches(module, torch.ones(1, 4, 8, 8)) is None, module
 
 
 def test_a_short_format_of_float32_on_an_accelerator_is_not_mixed_with_products():
@@ -141,9 +136,8 @@ def test_leading_parts_are_those_of_the_layer(parts, read, width, batch, bias):
         assert found[..., read * width :].isnan().all()
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
+def test_other_layers_run_themselves():
+    for module in (
         nn.Linear(4, 10),  # not six parts
         nn.Identity(),
         nn.Bilinear(4, 4, 6),
@@ -154,11 +148,8 @@ def test_leading_parts_are_those_of_the_layer(parts, read, width, batch, bias):
         wrapped(nn.Linear(4, 12)),
         no_parameter(nn.Linear(4, 12)),
         subclassed_weight(nn.Linear(4, 12)),
-    ],
-    ids=str,
-)
-def test_other_layers_run_themselves(module):
-    assert leading(module, torch.ones(1, 4)) is None
+    ):
+        assert leading(module, torch.ones(1, 4)) is None, module
 
 
 def test_autocast_is_that_of_the_layer():
