@@ -69,6 +69,8 @@ def _unknown_arguments(model: nn.Module, adapter: Adapter, inputs: Inputs) -> It
             yield f"{what} {name!r}: forward has no such argument, only {', '.join(sorted(known))}"
         elif inputs.get(name) is None:
             yield f"{what} {name!r}: check was given no such input"
+    if adapter.timestep != "timestep" and "timestep" in known:
+        yield f"timestep {adapter.timestep!r}: forward has an argument 'timestep'"
     timestep = inputs.get(adapter.timestep)
     if timestep is not None and not (isinstance(timestep, float | int) or _is_tensor(timestep, most=2)):
         yield f"timestep {adapter.timestep!r}: neither a number nor one per sample or token"

@@ -58,7 +58,7 @@ def probe_that_stops_too_late(monkeypatch):
         call = self.instrument.call
         call.attention_input = args[0] if args else kwargs["hidden_states"]
         output = inner(*args, **kwargs)
-        if call.skips:
+        if call.stops:
             raise hooks.StopForward
         return output
 
@@ -70,7 +70,7 @@ def blocks_that_run_anyway(monkeypatch):
         call = self.instrument.call
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
-        if self.place == 0 and call.skips:
+        if self.place == 0 and call.stops:
             try:
                 inner(*args, **kwargs)
             except hooks.StopForward:
