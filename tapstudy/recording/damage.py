@@ -1,4 +1,4 @@
-"""Is a recording whole? Every chunk ends with the CRC-32C of what comes before, and the root lists every array."""
+"""Find damage: every chunk ends with the CRC-32C of what comes before, and the root lists every array."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CHECKSUM_BYTES = 4
 
 
 class RecordingError(RuntimeError):
-    """A recording that cannot be made, read, or gone on with."""
+    """Tell that a recording cannot be made, read, or resumed."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is missing or changed; `sample` is None for what belongs to no sample."""
+    """Name a file that is missing or changed; `sample` is None for what belongs to no sample."""
 
     variable: str
     sample: int | None
@@ -45,12 +45,13 @@ class Damage:
 
     @property
     def remedy(self) -> str:
+        """What to do about it."""
         again = "record again with the same arguments to mend it, or restore the file"
         return again if self.mendable else "restore the file, or record at another path"
 
 
 class CheckedStore(LocalStore):
-    """Says which chunk is damaged or missing when one is read; zarr's own message names none, or there is none."""
+    """Name the chunk that is damaged or missing when one is read; zarr's own message names none, or there is none."""
 
     async def get(self, key: str, *args: Any, **kwargs: Any) -> Buffer | None:
         return self._checked(key, await super().get(key, *args, **kwargs))
@@ -71,13 +72,13 @@ class CheckedStore(LocalStore):
 
 
 def is_whole(chunk: bytes) -> bool:
-    """Whether a chunk matches the checksum at its end."""
+    """Tell whether a chunk matches the checksum at its end."""
     content, checksum = chunk[:-CHECKSUM_BYTES], chunk[-CHECKSUM_BYTES:]
     return len(checksum) == CHECKSUM_BYTES and google_crc32c.value(content) == int.from_bytes(checksum, "little")
 
 
 def recording_path(path: str | Path) -> Path:
-    """Absolute, so that it means the same after a change of folder, and with `~` as the home folder.
+    """Make a path absolute, so that it means the same after a change of folder, with `~` as the home folder.
 
     Raises RecordingError where there is no such home.
     """
@@ -88,7 +89,7 @@ def recording_path(path: str | Path) -> Path:
 
 
 def read_root(path: Path) -> dict[str, Any]:
-    """The metadata of a Zarr group, from its own file.
+    """Read the metadata of a Zarr group, from its own file.
 
     Raises RecordingError, naming the file that is missing or not whole.
     """
@@ -106,13 +107,13 @@ def read_root(path: Path) -> dict[str, Any]:
 
 
 def listed_arrays(root: dict[str, Any]) -> dict[str, Any] | None:
-    """Metadata of every array by name, from that of the group; None before the recording was laid out."""
+    """Take the metadata of every array by name from that of the group; None before the recording was laid out."""
     listed = root.get("consolidated_metadata")
     return None if listed is None else {name: one for name, one in listed["metadata"].items() if "shape" in one}
 
 
 def find_damage(path: Path, samples: Sequence[int] | NDArray[np.intp], *, checksums: bool) -> list[Damage]:
-    """Files that are missing, of arrays, coordinates, flags and the given samples; with `checksums`, also changed ones.
+    """Find missing files, of arrays, coordinates, flags and the given samples; with `checksums`, also changed ones.
 
     Raises RecordingError if the root itself cannot be read.
     """
@@ -123,7 +124,9 @@ def find_damage(path: Path, samples: Sequence[int] | NDArray[np.intp], *, checks
         if reason is not None:
             found.append(Damage(name, None, f"{name}/{ROOT}", reason))
         per_sample = name in (*VARIABLES, FINISHED) and (listed.get("dimension_names") or [])[:1] == ["sample"]
-        for index in np.ndindex(*_chunk_counts(listed)):
+        chunks = listed["chunk_grid"]["configuration"]["chunk_shape"]
+        counts = (-(-size // chunk) for size, chunk in zip(listed["shape"], chunks, strict=True))
+        for index in np.ndindex(*counts):
             sample = index[0] if per_sample else None
             if sample is not None and sample not in wanted and name != FINISHED:
                 continue
@@ -136,7 +139,7 @@ def find_damage(path: Path, samples: Sequence[int] | NDArray[np.intp], *, checks
 
 
 def _metadata_damage(file: Path, listed: dict[str, Any]) -> str | None:
-    """What is wrong with the metadata file of an array, beside what the root lists."""
+    """Tell what is wrong with the metadata file of an array, beside what the root lists."""
     try:
         held = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -144,11 +147,3 @@ def _metadata_damage(file: Path, listed: dict[str, Any]) -> str | None:
     except (OSError, ValueError):
         return "cannot be read"
     return None if held == listed else "differs from what the root lists"
-
-
-def _chunk_shape(listed: dict[str, Any]) -> list[int]:
-    return list(listed["chunk_grid"]["configuration"]["chunk_shape"])
-
-
-def _chunk_counts(listed: dict[str, Any]) -> list[int]:
-    return [-(-size // chunk) for size, chunk in zip(listed["shape"], _chunk_shape(listed), strict=True)]

@@ -1,8 +1,7 @@
-"""A recording, or a part of one, written again: as a recording, or a small one as one netCDF file."""
+"""Write a recording, or a part of one, again: as a recording, or a small one as one netCDF file."""
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.netcdf import write_netcdf
-from tapstudy.recording.claim import claim
 from tapstudy.recording.damage import FINISHED, RecordingError, recording_path
-from tapstudy.recording.store import codecs, excerpt_chunks, open_recording
+from tapstudy.recording.lock import lock
+from tapstudy.recording.schema import chunk_shape
+from tapstudy.recording.store import codecs, open_recording
 
 
 def to_zarr(recording: str | Path | xr.Dataset, out: str | Path) -> Path:
     """Write whatever was selected of a recording as a recording: chunks per sample, with checksums.
 
-    `open_recording` reads it back. It cannot be gone on with.
+    `open_recording` reads it back. It cannot be resumed.
 
     Args:
         recording: folder of a recording, or a dataset: select what you need first. It is read a chunk at a time.
@@ -38,11 +38,8 @@ def to_zarr(recording: str | Path | xr.Dataset, out: str | Path) -> Path:
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecordingError(f"there is something at {out} already: choose another path")
-    handle = claim(out)
-    try:
+    with lock(out):
         _write(dataset.drop_encoding(), out)
-    finally:
-        os.close(handle)
     return out
 
 
@@ -52,10 +49,11 @@ def _write(dataset: xr.Dataset, out: Path) -> None:
     stored = dataset.assign({FINISHED: (("sample",) if flags.ndim else (), flags, attrs)})
     encoding: dict[Any, dict[str, Any]] = {}
     for name, variable in stored.variables.items():
-        chunks = excerpt_chunks(variable) if name in stored.data_vars else variable.shape
-        encoding[name] = {"chunks": chunks, "compressors": codecs()}
+        chunks = variable.shape
         if name in stored.data_vars:
+            chunks = chunk_shape({str(dim): size for dim, size in variable.sizes.items()}, variable.dtype)
             stored[name] = variable.chunk(dict(zip(variable.dims, chunks, strict=True)))
+        encoding[name] = {"chunks": chunks, "compressors": codecs()}
     with warnings.catch_warnings():
         # Zarr v3 has no consolidated metadata in its specification
         warnings.filterwarnings("ignore", message="Consolidated metadata")

@@ -1,8 +1,9 @@
-"""Make again what a recording was made with, from its configuration."""
+"""Rebuild what a recording was made with, from its configuration."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,19 @@ from tapstudy.recording.store import read_attributes
 
 
 def read_configuration(path: str | Path) -> dict[str, Any]:
-    """What `record` was called with; raises RecordingError where there is no recording."""
+    """Read what `record` was called with; raises RecordingError where there is no recording."""
     return json.loads(read_attributes(path)["configuration"])
 
 
 def recorder_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `record` that go on with a recording of this configuration, but for pipe and path.
+    """Make the keyword arguments of `record` that resume a recording of this configuration, but for pipe and path.
 
     Raises RecordingError if it holds what only Python code can make again.
     """
     if configuration["reduce"]:
         raise RecordingError(
-            f"the recording reduces its features by {configuration['reduce']}: go on with it from Python, with the "
-            "same call of tapstudy.record"
+            f"the recording reduces its features by {configuration['reduce']}: resume it from Python, with the same "
+            "call of tapstudy.record"
         )
     arguments = {name: configuration[name] for name in ("calls", "fields", "depths", "dtype", "transformer", "model")}
     policy = rebuild_policy(configuration["policy"])
@@ -39,19 +40,18 @@ def recorder_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def rebuild_policy(description: dict[str, Any]) -> AnchoredPolicy:
-    """Undo `record.describe` for the policies that come with the package and the family of their configuration."""
+    """Rebuild a policy from what `record.describe` wrote of it, if it and its family come with the package."""
     config = TAPConfig.from_plain(description["config"])
-    match description["class"]:
-        case "TAPPolicy":
-            policy: AnchoredPolicy = TAPPolicy(config)
-        case "FixedPolicy":
-            policy = FixedPolicy(config.orders[0], config.shifts[0], config=config)
-        case "OraclePolicy":
-            policy = OraclePolicy(config, distance=description["settings"]["distance"])
-        case "RandomPolicy":
-            policy = RandomPolicy(config, seed=description["settings"]["seed"])
-        case other:
-            raise RecordingError(f"the recording was made under {other}: go on with it from Python")
+    name = description["class"]
+    makers: dict[str, Callable[..., AnchoredPolicy]] = {
+        "TAPPolicy": TAPPolicy,
+        "FixedPolicy": lambda config: FixedPolicy(config.orders[0], config.shifts[0], config=config),
+        "OraclePolicy": OraclePolicy,
+        "RandomPolicy": RandomPolicy,
+    }
+    if name not in makers:
+        raise RecordingError(f"the recording was made under {name}: resume it from Python")
+    policy = makers[name](config, **description["settings"])
     if repr(policy.family) != description["family"]:
-        raise RecordingError(f"the recording has a family of its own, {description['family']}: go on from Python")
+        raise RecordingError(f"the recording has a family of its own, {description['family']}: resume it from Python")
     return policy

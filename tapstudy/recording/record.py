@@ -15,6 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import apply_policy, find_transformers
 from tapstudy.instrument.smooth_time import smoothed_sigma
 from tapstudy.policies.anchored import AnchoredPolicy
@@ -23,9 +24,10 @@ from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.recording.damage import RecordingError, recording_path
-from tapstudy.recording.recorder import Recorder, Reduce
 from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields
+from tapstudy.recording.scorer import Reduce, Scorer
 from tapstudy.recording.store import open_recording
+from tapstudy.recording.writer import Writer
 
 PROGRESS = "{l_bar}{bar}| {n:.1f}/{total_fmt} samples [{elapsed}<{remaining}{postfix}]"
 PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "zarr")
@@ -55,7 +57,7 @@ def record(
 
     A `smooth_time` in force is noted in the configuration.
 
-    A recording that was cut short keeps its finished samples; the same call goes on with it.
+    A recording that was cut short keeps its finished samples; the same call resumes it.
 
     Args:
         pipe: a pipeline with a supported transformer.
@@ -82,27 +84,18 @@ def record(
     Raises:
         RecordingError: another recording at `path`, no room, values that are not finite, another process recording, or
             steps that the model ran unseen.
-        ValueError, TypeError: arguments that cannot be meant.
+        ValueError, TypeError: invalid arguments.
 
     Cost: per step one transfer of what is stored. Memory: one chunk (8 MiB) per variable, context and
     sample of a batch.
     """
     path = recording_path(path)
-    wanted = check_fields(tuple(fields))
+    wanted, depths = check_fields(tuple(fields)), tuple(dict.fromkeys(depths))
     if dtype not in FEATURE_DTYPES:
         raise ValueError(f"dtype must be one of {FEATURE_DTYPES}, got {dtype!r}")
-    if policy is not None and config is not None:
-        raise ValueError("pass config (teacher-forced) or policy (closed-loop), not both")
-    if policy is not None and "latent_residual" in wanted:
-        raise ValueError("latent_residual is only recorded teacher-forced: leave out the policy or the field")
-    depths = tuple(dict.fromkeys(depths))
-    judge = policy if policy is not None else TAPPolicy(config)
-    if not isinstance(judge, AnchoredPolicy):
-        raise TypeError(f"record needs a policy with anchors and a family (an AnchoredPolicy), got {judge!r}")
-    _check_judge(judge, wanted, depths, teacher_forced=policy is None)
+    judge = _judge(config, policy, wanted, depths)
     groups = [samples_of(index, call) for index, call in enumerate(calls)]
-    samples = sum(map(len, groups))
-    if not samples:
+    if not any(groups):
         raise ValueError("there are no calls to record")
     configuration: dict[str, Any] = {
         "model": model or type(pipe).__name__,
@@ -117,69 +110,61 @@ def record(
     }
     if sigma := smoothed_sigma(pipe):
         configuration["smooth_time"] = sigma
-    recorder = Recorder(
+    scorer = Scorer(judge, teacher_forced=policy is None, fields=wanted, depths=depths, reduce=dict(reduce or {}))
+    writer = Writer(
         path,
-        judge,
-        teacher_forced=policy is None,
-        samples=samples,
-        shared_steps=len(find_transformers(pipe)) > 1,
         fields=wanted,
-        depths=depths,
         dtype=dtype,
-        reduce=dict(reduce or {}),
-        coords={
-            name: ("sample", values, {"long_name": long_name, "units": "1"})
-            for name, values, long_name in (
-                ("seed", _whole_numbers([sample.seed for group in groups for sample in group]), "seed of the noise"),
-                ("draw", [sample.draw for group in groups for sample in group], "position in what the seed draws"),
-                ("draws", [sample.draws for group in groups for sample in group], "samples that share the draws"),
-                ("label", [sample.label for group in groups for sample in group], "label or prompt"),
-            )
-        },
+        coords=_coordinates(
+            [sample for group in groups for sample in group], judge, depths if "probe" in wanted else None
+        ),
         attrs={
             "title": "token trajectories of a diffusion transformer",
             "Conventions": "CF-1.11",
             "configuration": _to_json(configuration),
             "versions": _to_json({name: version(name) for name in PACKAGES}),
         },
+        shared_steps=len(find_transformers(pipe)) > 1,
         force=force,
         say=tqdm.write if progress else lambda _: None,
     )
+
+    def listen(event: StepEvent) -> None:
+        writer.put(event.step, scorer(event, len(writer.batch)), grid=event.grid, span=event.span)
+
     observer = policy or FullPolicy(residual=judge.residual_site, probe_depth=judge.probe_depth, needs_probe=True)
     try:
-        recorder.open()
         with (
+            writer.open(),
             apply_policy(pipe, observer, shadow=policy is not None) as handle,
-            tqdm(total=samples, desc="record", bar_format=PROGRESS, disable=not progress) as bar,
+            tqdm(total=sum(map(len, groups)), desc="record", bar_format=PROGRESS, disable=not progress) as bar,
         ):
-            watched = depths if "probe" in wanted else ()
             handle.record(
-                recorder,
-                depths=watched,
+                listen,
+                depths=depths if "probe" in wanted else (),
                 latent=bool({"latent", "latent_residual"} & {*wanted}),
                 transformer=transformer,
             )
-            handle.listen(lambda _: bar.update(max(0.0, recorder.reached - bar.n)))
+            handle.listen(lambda _: bar.update(max(0.0, writer.reached - bar.n)))
             first = 0
             for call, group in zip(calls, groups, strict=True):
                 batch = range(first, first + len(group))
-                first += len(group)
-                if not recorder.is_done(batch):
-                    recorder.begin(batch)
-                    recorder.end(_images(pipe(**pipeline_arguments(call))))
+                first = batch.stop
+                if not writer.is_done(batch):
+                    scorer.begin()
+                    writer.begin(batch)
+                    writer.end(_images(pipe(**pipeline_arguments(call))))
                 bar.update(first - bar.n)
-                bar.set_postfix_str(recorder.size_text())
+                bar.set_postfix_str(writer.size_text())
     except OSError as error:
         raise RecordingError(
-            f"writing to {path} failed ({error}); finished samples are kept: make room and record again to go on"
+            f"writing to {path} failed ({error}); finished samples are kept: make room and record again to resume"
         ) from error
-    finally:
-        recorder.close()
     return open_recording(path)
 
 
 def describe(policy: AnchoredPolicy) -> dict[str, Any]:
-    """Class and settings of a policy, as JSON could hold them."""
+    """Write down class and settings of a policy, as JSON could hold them."""
     settings = {name: getattr(policy, name) for name in ("seed", "distance") if hasattr(policy, name)}
     return {
         "class": type(policy).__name__,
@@ -198,23 +183,47 @@ def _to_json(configuration: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _check_judge(
-    judge: AnchoredPolicy, fields: tuple[str, ...], depths: tuple[int, ...], *, teacher_forced: bool
-) -> None:
-    """Whether the policy can tell what is asked for."""
-    name = type(judge).__name__
+def _judge(
+    config: TAPConfig | None, policy: Policy | None, fields: tuple[str, ...], depths: tuple[int, ...]
+) -> AnchoredPolicy:
+    """Choose the policy whose predictors are scored, and check that it can tell what is asked for."""
+    if policy is not None and config is not None:
+        raise ValueError("pass config (teacher-forced) or policy (closed-loop), not both")
+    if policy is not None and "latent_residual" in fields:
+        raise ValueError("latent_residual is only recorded teacher-forced: leave out the policy or the field")
+    judge = policy if policy is not None else TAPPolicy(config)
+    if not isinstance(judge, AnchoredPolicy):
+        raise TypeError(f"record needs a policy with anchors and a family (an AnchoredPolicy), got {judge!r}")
     if judge.residual_site == "latent" and "latent_residual" in fields:
         raise ValueError("with residual='latent' the field residual is the latent one: leave latent_residual out")
-    if teacher_forced or judge.needs_probe:
-        return
-    if "proxy_loss" in fields:
-        raise ValueError(f"{name} computes no proxy loss: leave proxy_loss out of the fields")
-    if "probe" in fields and judge.probe_depth in depths:
-        raise ValueError(f"{name} takes no probe of block {judge.probe_depth}: leave probe out, or that depth")
+    if policy is not None and not judge.needs_probe:
+        name = type(judge).__name__
+        if "proxy_loss" in fields:
+            raise ValueError(f"{name} computes no proxy loss: leave proxy_loss out of the fields")
+        if "probe" in fields and judge.probe_depth in depths:
+            raise ValueError(f"{name} takes no probe of block {judge.probe_depth}: leave probe out, or that depth")
+    return judge
+
+
+def _coordinates(
+    samples: Sequence[Sample], judge: AnchoredPolicy, depths: Sequence[int] | None
+) -> dict[str, Sequence[Any] | NDArray[Any] | None]:
+    """Collect the coordinates that are known before anything has run; None where there is none of the name."""
+    families = [label.family for label in judge.labels]
+    return {
+        "seed": _whole_numbers([sample.seed for sample in samples]),
+        "draw": [sample.draw for sample in samples],
+        "draws": [sample.draws for sample in samples],
+        "label": [sample.label for sample in samples],
+        "order": [label.order for label in judge.labels],
+        "shift": [float(label.shift) for label in judge.labels],
+        "family": families if any(families) else None,  # of a union: orders and shifts do not tell its members apart
+        "depth": depths,
+    }
 
 
 class Sample(NamedTuple):
-    """What tells a sample from others. Those that agree in the first three have the same noise.
+    """Tell a sample from others. Those that agree in the first three have the same noise.
 
     A list of seeds gives every sample a generator of its own. One seed for several samples is one generator, which
     draws for all of them at once: their noise differs, and depends on how many there are.
@@ -227,7 +236,10 @@ class Sample(NamedTuple):
 
 
 def samples_of(index: int, call: Mapping[str, Any]) -> list[Sample]:
-    """Every sample of a call."""
+    """List the samples of a call.
+
+    Raises ValueError if its seeds are not one integer, or one for every sample, that torch takes.
+    """
     named = next((call[name] for name in ("class_labels", "prompt") if call.get(name) is not None), "")
     labels = list(named) if isinstance(named, list | tuple) else [named]
     copies = call.get("num_images_per_prompt", call.get("num_videos_per_prompt", 1))
@@ -246,7 +258,7 @@ def samples_of(index: int, call: Mapping[str, Any]) -> list[Sample]:
 
 
 def _whole_numbers(values: Sequence[int]) -> NDArray[np.integer]:
-    """As 64-bit integers, exactly: unsigned only where they must be.
+    """Convert to 64-bit integers, exactly: unsigned only where they must be.
 
     Raises ValueError if there are both negative ones and ones from 2**63.
     """
@@ -261,18 +273,16 @@ def _whole_numbers(values: Sequence[int]) -> NDArray[np.integer]:
 
 
 def pipeline_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's arguments: the seed becomes generators, the result an array."""
+    """Make the pipeline's arguments of a call: the seed becomes generators, the result an array."""
     arguments = {name: copy.deepcopy(value) for name, value in call.items() if name != "seed"}
     seed = call["seed"]
-    if isinstance(seed, list | tuple):
-        arguments["generator"] = [torch.Generator().manual_seed(one) for one in seed]
-    else:
-        arguments["generator"] = torch.Generator().manual_seed(seed)
-    return {"output_type": "np", **arguments}
+    many = isinstance(seed, list | tuple)
+    generators = [torch.Generator().manual_seed(one) for one in (seed if many else [seed])]
+    return {"output_type": "np", **arguments, "generator": generators if many else generators[0]}
 
 
 def _images(output: Any) -> Any:
-    """Images (batch, y, x, band) or videos (batch, frame, y, x, band), or None for what is neither."""
+    """Take images (batch, y, x, band) or videos (batch, frame, y, x, band), or None for what is neither."""
     found = next((getattr(output, name) for name in ("images", "frames") if hasattr(output, name)), None)
     found = np.asarray(found) if isinstance(found, np.ndarray | list) else None
     return found if found is not None and found.dtype.kind == "f" and found.ndim in (4, 5) else None

@@ -1,4 +1,4 @@
-"""Fewer numbers per token: functions (batch, token, channel) -> (batch, token, fewer) for `record(reduce=...)`.
+"""Reduce features to fewer numbers per token, (batch, token, channel) -> (batch, token, fewer): `record(reduce=...)`.
 
 Their repr is part of a recording's configuration, so it tells all that determines them.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Norms:
-    """The Euclidean norm of every token, (batch, token, 1)."""
+    """Take the Euclidean norm of every token, (batch, token, 1)."""
 
     def __call__(self, features: Tensor) -> Tensor:
         return features.float().norm(dim=-1, keepdim=True)  # (B, N, 1)
@@ -22,7 +22,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class RandomProjection:
-    """Projection onto `size` random directions, scaled so that squared distances keep their mean.
+    """Project onto `size` random directions, scaled so that squared distances keep their mean.
 
     Source: Johnson and Lindenstrauss, 1984. The matrix is drawn on the CPU from `seed`, the same on every machine.
     """
@@ -42,7 +42,7 @@ class RandomProjection:
 
 @dataclass(frozen=True, eq=False)
 class PrincipalComponents:
-    """Coordinates along fixed orthonormal directions around a mean; `fit` finds those of largest variance.
+    """Take coordinates along fixed orthonormal directions around a mean; `fit` finds those of largest variance.
 
     Attributes:
         mean: (channel,).
@@ -56,7 +56,7 @@ class PrincipalComponents:
 
     @classmethod
     def fit(cls, features: Tensor, size: int) -> PrincipalComponents:
-        """Of features (..., channel): every leading index is one observation.
+        """Find the directions of features (..., channel), where every leading index is one observation.
 
         Raises ValueError if there are fewer channels or observations than components.
         """

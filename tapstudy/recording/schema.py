@@ -1,9 +1,10 @@
-"""What a recording holds: variables, dimensions, units. One table; everything else reads it."""
+"""List what a recording holds: variables and coordinates, all of unit 1. Everything else reads these tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,12 @@ SCHEMA_VERSION = 1
 
 # float features may be kept in half precision; everything else has one dtype
 FEATURE_DTYPES = ("float32", "float16")
+CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a recording.
+    """Describe one variable of a recording.
 
     Attributes:
         dims: after `sample`, which comes first always.
@@ -26,7 +28,6 @@ class Variable:
     dims: tuple[str, ...]
     dtype: str
     long_name: str
-    units: str = "1"
     fill: float = float("nan")
 
 
@@ -47,6 +48,25 @@ VARIABLES: dict[str, Variable] = {
     "video": Variable(("time", "y", "x", "band"), "float32", "final video"),
 }
 
+# name -> dimension, long name; in the order in which they are written
+COORDINATES: dict[str, tuple[str, str]] = {
+    "seed": ("sample", "seed of the noise"),
+    "draw": ("sample", "position in what the seed draws"),
+    "draws": ("sample", "samples that share the draws"),
+    "label": ("sample", "label or prompt"),
+    "context": ("context", "guidance branch"),
+    "step": ("step", "sampling step, noise first"),
+    "row": ("token", "row of the token"),
+    "col": ("token", "column of the token"),
+    "order": ("predictor", "order m"),
+    "shift": ("predictor", "shift s of the horizon k - s"),
+    "frame": ("token", "frame of the token"),
+    "family": ("predictor", "family of the predictor"),
+    "depth": ("depth", "block whose modulated input it is"),
+    "timestep": ("step", "timestep given to the model"),
+    "sigma": ("step", "noise level"),
+}
+
 # what `fields` may name; the small ones are always written
 ALWAYS = ("is_full", "distance")
 SCORES = ("proxy_loss", "true_error", "choice")
@@ -56,7 +76,7 @@ DEFAULT_FIELDS = (*SCORES, "image")
 
 @dataclass(frozen=True)
 class Layout:
-    """The arrays of one recording: variables with their sizes and dtypes.
+    """Describe the arrays of one recording: variables with their sizes and dtypes.
 
     Attributes:
         sizes: length of every dimension, `sample` included.
@@ -73,21 +93,34 @@ class Layout:
         return np.dtype(self.feature_dtype if kind == "feature" else kind)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one sample, without the sample dimension."""
+        """Give the shape of one sample, without the sample dimension."""
         return tuple(self.sizes[dim] for dim in VARIABLES[name].dims)
 
+    def chunks(self, name: str) -> tuple[int, ...]:
+        """Give the shape of a chunk, with the sample dimension."""
+        return chunk_shape({dim: self.sizes[dim] for dim in ("sample", *VARIABLES[name].dims)}, self.dtype(name))
+
     def sample_bytes(self) -> int:
-        """Of one sample, before compression."""
+        """Count the bytes of one sample, before compression."""
         return sum(int(np.prod(self.shape(name))) * self.dtype(name).itemsize for name in self.fields)
 
 
+def chunk_shape(sizes: Mapping[str, int], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    """Cut into one sample and context, and as many steps as fit `CHUNK_BYTES`; leave everything else whole."""
+    chunk = {dim: 1 if dim in ("sample", "context", "step") else size for dim, size in sizes.items()}
+    if "step" in sizes:
+        per_step = int(np.prod(list(chunk.values()))) * dtype.itemsize
+        chunk["step"] = max(1, min(sizes["step"], CHUNK_BYTES // per_step))
+    return tuple(chunk.values())
+
+
 def asked_fields(fields: tuple[str, ...]) -> list[str]:
-    """Those of the fields that a user names, without what comes by itself."""
+    """Keep the fields that a user names, without those that come by themselves."""
     return [name for name in fields if name not in (*ALWAYS, "is_distinct", "video")]
 
 
 def check_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
-    """The fields in the order of the table, with those that are always there.
+    """Order the fields as the table does, and add those that are always there.
 
     Raises ValueError naming unknown fields.
     """

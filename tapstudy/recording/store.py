@@ -1,4 +1,4 @@
-"""A recording on disk: a Zarr v3 group that any xarray user can open.
+"""Store recordings on disk: each is a Zarr v3 group that any xarray user can open.
 
 Every chunk belongs to one sample and carries a checksum; a sample counts only once its `finished` flag is written,
 which happens last. So a killed recording keeps every finished sample, and damage is reported when it is read.
@@ -31,60 +31,49 @@ from tapstudy.recording.damage import (
     read_root,
     recording_path,
 )
-from tapstudy.recording.schema import SCHEMA_VERSION, VARIABLES, Layout
-
-# name -> dimension, values, attributes
-Coords = Mapping[str, tuple[str, Any, dict[str, str]]]
-
-CHUNK_BYTES = 8 << 20
+from tapstudy.recording.schema import COORDINATES, SCHEMA_VERSION, VARIABLES, Layout
 
 
 class Store:
-    """One recording, open for writing. The folder must be held (`claim`)."""
+    """Write one recording. The folder must be locked."""
 
     def __init__(self, path: Path, group: zarr.Group, layout: Layout) -> None:
         self.path, self.group, self.layout = path, group, layout
 
     @classmethod
-    def create(cls, path: Path, layout: Layout, *, coords: Coords, attrs: dict[str, Any]) -> Store:
+    def create(cls, path: Path, layout: Layout, *, coords: Mapping[str, Any], attrs: dict[str, Any]) -> Store:
         """Lay out an empty recording in an empty folder.
 
         Args:
-            coords: name -> (dimension, values, attributes).
+            coords: values by name, of `schema.COORDINATES`.
             attrs: of the dataset; `configuration` must be there, as one JSON string.
         """
         group = zarr.create_group(path, zarr_format=3, attributes={"schema_version": SCHEMA_VERSION, **attrs})
         store = cls(path, group, layout)
         for name in layout.fields:
             _create_variable(group, name, layout)
-        finished = group.create_array(
-            FINISHED, data=np.zeros(layout.sizes["sample"], dtype="int8"), chunks=(1,), compressors=codecs(),
-            dimension_names=("sample",), config={"write_empty_chunks": True},
-        )  # fmt: skip
-        finished.attrs.update(long_name="this sample is complete", units="1")
-        for name, (dim, values, attributes) in coords.items():
-            array = group.create_array(
-                name, data=_storable(values), dimension_names=(dim,), compressors=codecs(),
-                config={"write_empty_chunks": True},
-            )  # fmt: skip
-            array.attrs.update({"units": "1", **attributes})
+        flags = np.zeros(layout.sizes["sample"], dtype="int8")
+        _create_array(group, FINISHED, ("sample",), "this sample is complete", data=flags, chunks=(1,))
+        for name, values in coords.items():
+            dim, long_name = COORDINATES[name]
+            array = np.asarray(values)
+            array = array.astype(np.dtypes.StringDType()) if array.dtype.kind in "UO" else array
+            _create_array(group, name, (dim,), long_name, data=array)
         group.attrs["coordinates"] = " ".join(coords)
         store._consolidate()  # comes last: without it the store counts as not laid out
         return store
 
     @classmethod
     def resume(cls, path: Path) -> Store | None:
-        """Open an existing recording to go on with it; None if it was cut short before it was laid out.
+        """Open a recording to write the rest of it; None if it was cut short before it was laid out.
 
         Raises RecordingError if it cannot be read, or is not one that `record` wrote.
         """
-        arrays = listed_arrays(read_root(path))
+        arrays = _recorded_arrays(path)
         if arrays is None:
-            _check_empty(path)
             return None
-        _check_flags(path, arrays)
         if "excerpt" in arrays[FINISHED]["attributes"]:
-            raise RecordingError(f"{path} is a part of a recording, which cannot be gone on with: choose another path")
+            raise RecordingError(f"{path} is a part of a recording, which cannot be resumed: choose another path")
         shared = [found for found in find_damage(path, [], checksums=True) if not found.mendable]
         if shared:
             raise RecordingError(f"{path} is damaged beyond mending: {shared[0]}; {shared[0].remedy}")
@@ -92,10 +81,10 @@ class Store:
             group = zarr.open_group(path, mode="r+", use_consolidated=False)
             return cls(path, group, _read_layout(group))
         except (OSError, ValueError, KeyError) as error:
-            raise RecordingError(f"{path} cannot be gone on with ({type(error).__name__}: {error})") from error
+            raise RecordingError(f"{path} cannot be resumed ({type(error).__name__}: {error})") from error
 
     def tell_versions(self, versions: Mapping[str, str]) -> str | None:
-        """Note that the recording is gone on with under these package versions; says which of them are new."""
+        """Note that the recording is resumed under these package versions, and return those that are new, as a text."""
         root = read_root(self.path)
         held: dict[str, str] = json.loads(root["attributes"]["versions"])
         new = {name: one for name, one in versions.items() if held.get(name, one).split(", then ")[-1] != one}
@@ -110,6 +99,7 @@ class Store:
         return ", ".join(f"{name} {both[name]}" for name in new)
 
     def values(self, coordinate: str) -> NDArray[Any] | None:
+        """Read a coordinate; None if there is none of the name."""
         return np.asarray(self._array(coordinate)[:]) if coordinate in self.group else None
 
     def add(self, name: str, sizes: Mapping[str, int]) -> None:
@@ -134,7 +124,7 @@ class Store:
 
     @property
     def finished(self) -> NDArray[np.bool_]:
-        """(sample,); raises RecordingError naming a flag that is missing or damaged."""
+        """Which samples are finished, (sample,); raises RecordingError naming a flag that is missing or damaged."""
         return np.asarray(self._flags[:]).astype(bool)
 
     @cached_property
@@ -142,22 +132,20 @@ class Store:
         return zarr.open_array(CheckedStore(self.path, read_only=True), path=FINISHED, mode="r")
 
     def steps_told(self) -> set[int] | None:
-        """The steps of the first finished sample that hold something; None if there is no finished sample."""
+        """Find the steps of the first finished sample that hold something; None if there is no finished sample."""
         finished = np.flatnonzero(self.finished)
         if not len(finished):
             return None
         is_full = self._array("is_full")[finished[0]]  # (context, step), -1 where nothing was told
         return set(np.flatnonzero((is_full >= 0).any(axis=0)).tolist())
 
-    def begin(self, sample: int) -> SampleWriter:
-        return SampleWriter(self, sample)
-
     def finish(self, sample: int, *, finished: bool = True) -> None:
+        """Set the flag of a sample."""
         self._array(FINISHED)[sample] = int(finished)
 
 
 class SampleWriter:
-    """Collects one sample and writes it chunk by chunk, so that at most one chunk per variable and context waits."""
+    """Write one sample chunk by chunk, so that at most one chunk per variable and context is in memory."""
 
     def __init__(self, store: Store, sample: int) -> None:
         self.store, self.sample = store, sample
@@ -166,7 +154,7 @@ class SampleWriter:
         self._written: set[tuple[str, int, int]] = set()
 
     def put(self, name: str, context: int, step: int, values: NDArray[Any]) -> None:
-        """One step of one context. Steps of a context must come in order.
+        """Take one step of one context. Steps of a context must come in order.
 
         Raises:
             RecordingError: not finite, or not of the size that was laid out.
@@ -178,36 +166,30 @@ class SampleWriter:
             )
         self.steps[context].add(step)
         stored = self._checked(name, values, layout.shape(name)[2:], f"step {step}, context {context}")
-        length = step_chunk(name, layout)
-        chunk, offset = divmod(step, length)
-        key = (name, context, chunk)
-        if key not in self._waiting:
-            for waiting in [k for k in self._waiting if k[:2] == (name, context)]:
-                self._flush(waiting)
-            self._waiting[key] = self._empty(key)
-        self._waiting[key][offset] = stored
+        chunk, offset = divmod(step, layout.chunks(name)[2])
+        self._chunk((name, context, chunk))[offset] = stored
 
     def put_whole(self, name: str, values: NDArray[Any]) -> None:
-        """A variable without steps."""
+        """Write a variable without steps."""
         stored = self._checked(name, values, self.store.layout.shape(name), "the end")
         self.store._array(name)[self.sample] = stored
 
     def finish(self) -> None:
-        for key in list(self._waiting):
-            self._flush(key)
-        # what no step told (no skip step, a context that ends early) is written as missing: every chunk must be there
+        """Write what is left, and the flag of the sample last."""
         layout = self.store.layout
         for name in layout.fields:
             if "step" in VARIABLES[name].dims:
-                count = -(-layout.sizes["step"] // step_chunk(name, layout))
+                count = -(-layout.sizes["step"] // layout.chunks(name)[2])
+                # what no step told (no skip step, a context that ends early) is missing values: every chunk is there
                 for context, chunk in np.ndindex(layout.sizes["context"], count):
                     if (name, context, chunk) not in self._written:
-                        self._waiting[name, context, chunk] = self._empty((name, context, chunk))
-                        self._flush((name, context, chunk))
+                        self._chunk((name, context, chunk))
+        for key in list(self._waiting):
+            self._flush(key)
         self.store.finish(self.sample)
 
     def _checked(self, name: str, values: NDArray[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
-        """The values as they go to disk."""
+        """Convert values to what goes to disk."""
         where = f"sample {self.sample}, {where}"
         if values.shape != shape:
             raise RecordingError(
@@ -229,29 +211,27 @@ class SampleWriter:
             )
         return stored
 
-    def _empty(self, key: tuple[str, int, int]) -> NDArray[Any]:
-        name, _, chunk = key
-        layout = self.store.layout
-        length = step_chunk(name, layout)
-        count = min(length, layout.sizes["step"] - chunk * length)
-        return np.full((count, *layout.shape(name)[2:]), VARIABLES[name].fill, dtype=layout.dtype(name))
+    def _chunk(self, key: tuple[str, int, int]) -> NDArray[Any]:
+        """Get a chunk to fill; the one before it of the same variable and context goes to disk."""
+        if key not in self._waiting:
+            for before in [waiting for waiting in self._waiting if waiting[:2] == key[:2]]:
+                self._flush(before)
+            (name, _, chunk), layout = key, self.store.layout
+            length = layout.chunks(name)[2]
+            count = min(length, layout.sizes["step"] - chunk * length)
+            self._waiting[key] = np.full((count, *layout.shape(name)[2:]), VARIABLES[name].fill, layout.dtype(name))
+        return self._waiting[key]
 
     def _flush(self, key: tuple[str, int, int]) -> None:
         name, context, chunk = key
         values = self._waiting.pop(key)
-        start = chunk * step_chunk(name, self.store.layout)
+        start = chunk * self.store.layout.chunks(name)[2]
         self.store._array(name)[self.sample, context, start : start + len(values)] = values
         self._written.add(key)
 
 
-def step_chunk(name: str, layout: Layout) -> int:
-    """Steps per chunk: as many as fit `CHUNK_BYTES`."""
-    per_step = int(np.prod(layout.shape(name)[2:])) * layout.dtype(name).itemsize
-    return max(1, min(layout.sizes["step"], CHUNK_BYTES // per_step))
-
-
 def open_recording(path: str | Path, *, verify: bool = True) -> xr.Dataset:
-    """A recording as a lazy dataset, finished samples only. Checksums are verified as the data is read.
+    """Open a recording as a lazy dataset, finished samples only. Checksums are verified as the data is read.
 
     Coordinates are in memory. Nothing of how it is stored sticks to the dataset, so that whatever is selected of it
     can be written again.
@@ -265,13 +245,9 @@ def open_recording(path: str | Path, *, verify: bool = True) -> xr.Dataset:
             or missing data is read, it names the file.
     """
     path = recording_path(path)
-    root = read_root(path)
-    check_version(path, root.get("attributes", {}))
-    arrays = listed_arrays(root)
-    if arrays is None:
-        _check_empty(path)
+    read_attributes(path)
+    if _recorded_arrays(path) is None:
         raise RecordingError(f"{path} was cut short before its first sample: record again")
-    _check_flags(path, arrays)
     try:
         dataset = xr.open_zarr(CheckedStore(path, read_only=True), consolidated=True)
         dataset = dataset.assign_coords({name: _native(values) for name, values in dataset.coords.items()})
@@ -290,14 +266,9 @@ def open_recording(path: str | Path, *, verify: bool = True) -> xr.Dataset:
 
 
 def read_attributes(path: str | Path) -> dict[str, Any]:
-    """Of the dataset; raises RecordingError for what is no recording, or one of a newer schema."""
+    """Read the attributes of a recording; raises RecordingError for anything else, or one of a newer schema."""
     path = recording_path(path)
     attrs: dict[str, Any] = read_root(path).get("attributes", {})
-    check_version(path, attrs)
-    return attrs
-
-
-def check_version(path: Path, attrs: Mapping[str, Any]) -> None:
     version = attrs.get("schema_version")
     if not isinstance(version, int):
         raise RecordingError(f"{path} is not a tapstudy recording: it has no schema_version")
@@ -305,66 +276,52 @@ def check_version(path: Path, attrs: Mapping[str, Any]) -> None:
         raise RecordingError(
             f"{path} has schema version {version}, this tapstudy reads up to {SCHEMA_VERSION}: update tapstudy"
         )
+    return attrs
 
 
 def _native(values: xr.DataArray) -> xr.DataArray:
-    """In memory, numbers in the byte order that numpy calls native: netCDF stumbles over the same one by name."""
+    """Load, with numbers in the byte order that numpy calls native: netCDF stumbles over the same one by name."""
     loaded = values.load()
     if loaded.dtype.kind not in "iuf":
         return loaded
     return loaded.copy(data=loaded.values.astype(loaded.dtype.newbyteorder("=")))
 
 
-def _check_empty(path: Path) -> None:
-    """Raises RecordingError if there is data, although the root lists no arrays."""
-    if any((path / name / "c").exists() for name in VARIABLES):
+def _recorded_arrays(path: Path) -> dict[str, Any] | None:
+    """Metadata of every array by name; None before the recording was laid out.
+
+    Raises RecordingError if there is data that the root does not list, or nothing tells which samples are finished.
+    """
+    arrays = listed_arrays(read_root(path))
+    if arrays is None and any((path / name / "c").exists() for name in VARIABLES):
         raise RecordingError(
             f"{path} holds data, but {path / ROOT} lists no arrays (it has lost its consolidated metadata): "
             "zarr.consolidate_metadata makes it anew"
         )
-
-
-def _check_flags(path: Path, arrays: Mapping[str, Any]) -> None:
-    if FINISHED not in arrays:
+    if arrays is not None and FINISHED not in arrays:
         raise RecordingError(
             f"{path} does not tell which of its samples are finished, as a copy written by xarray itself: open it with "
             "xarray.open_zarr, or copy with tapstudy.recording.export.to_zarr"
         )
-
-
-def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
-    variable = VARIABLES[name]
-    shape = layout.shape(name)
-    chunks = (1, 1, step_chunk(name, layout), *shape[2:]) if "step" in variable.dims else (1, *shape)
-    array = group.create_array(
-        name,
-        shape=(layout.sizes["sample"], *shape),
-        chunks=chunks,
-        dtype=layout.dtype(name),
-        compressors=codecs(),
-        fill_value=variable.fill,
-        dimension_names=("sample", *variable.dims),
-        config={"write_empty_chunks": True},
-    )
-    array.attrs.update(long_name=variable.long_name, units=variable.units)
-
-
-def excerpt_chunks(variable: xr.Variable) -> tuple[int, ...]:
-    """One sample and context, and of the steps as many as fit `CHUNK_BYTES`; everything else whole."""
-    sizes = {dim: 1 if dim in ("sample", "context") else size for dim, size in variable.sizes.items()}
-    if "step" in sizes:
-        per_step = int(np.prod(list(sizes.values()))) // sizes["step"] * variable.dtype.itemsize
-        sizes["step"] = max(1, min(sizes["step"], CHUNK_BYTES // per_step))
-    return tuple(sizes.values())
+    return arrays
 
 
 def codecs() -> list[Any]:
+    """Compress, and end every chunk with its checksum."""
     return [ZstdCodec(level=3), Crc32cCodec()]
 
 
-def _storable(values: Any) -> NDArray[Any]:
-    array = np.asarray(values)
-    return array.astype(np.dtypes.StringDType()) if array.dtype.kind in "UO" else array
+def _create_array(group: zarr.Group, name: str, dims: tuple[str, ...], long_name: str, **settings: Any) -> None:
+    array = group.create_array(
+        name, dimension_names=dims, compressors=codecs(), config={"write_empty_chunks": True}, **settings
+    )
+    array.attrs.update(long_name=long_name, units="1")
+
+
+def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
+    variable, shape = VARIABLES[name], (layout.sizes["sample"], *layout.shape(name))
+    settings = {"shape": shape, "chunks": layout.chunks(name), "dtype": layout.dtype(name), "fill_value": variable.fill}
+    _create_array(group, name, ("sample", *variable.dims), variable.long_name, **settings)
 
 
 def _read_layout(group: zarr.Group) -> Layout:

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import tapstudy
-from tapstudy.recording import store
+from tapstudy.recording import schema
 from tapstudy.recording.export import to_netcdf, to_zarr
 from tests.conftest import make_tiny_pipe
 from tests.recording.runs import CONFIG, calls_of
@@ -37,7 +37,7 @@ def run(request, tmp_path_factory):
     calls = calls_of([(3, 2**63 + 1), (1, 2**64 - 1)], [(4, 7)])
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "a chunk per sample":
-            patch.setattr(store, "CHUNK_BYTES", 2000)
+            patch.setattr(schema, "CHUNK_BYTES", 2000)
         tapstudy.record(make_tiny_pipe(), calls, path, fields=FIELDS, config=CONFIG, progress=False)
         yield path
 
@@ -102,7 +102,7 @@ def test_copies_in_memory_and_netcdf(run, tmp_path):
 def test_an_excerpt_is_no_recording_to_go_on_with(run, tmp_path):
     out = to_zarr(tapstudy.open_recording(run).isel(sample=[1]), tmp_path / "copy.zarr")
     calls = calls_of([(3, 2**63 + 1), (1, 2**64 - 1)], [(4, 7)])
-    with pytest.raises(tapstudy.RecordingError, match="a part of a recording, which cannot be gone on with"):
+    with pytest.raises(tapstudy.RecordingError, match="a part of a recording, which cannot be resumed"):
         tapstudy.record(make_tiny_pipe(), calls, out, fields=FIELDS, config=CONFIG, progress=False)
     assert tapstudy.open_recording(out)["seed"].values.tolist() == [2**64 - 1]
 

@@ -252,7 +252,7 @@ def test_opens_without_tapstudy(recorded):
      ([-1, 2**63 - 1], "int64"), ([-(2**63), 2**53 + 1], "int64"), ([2**64 - 1, 2**64 - 2], "uint64")],
 )  # fmt: skip
 def test_seeds_are_exact(tiny_pipe, tmp_path, seeds, dtype):
-    """Written, opened, selected and gone on with."""
+    """Written, opened, selected and resumed."""
     calls = calls_of(*([(1, seed)] for seed in seeds))
 
     def stop(_module, _args):

@@ -260,7 +260,7 @@ def test_gone_on_with_under_other_versions(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         record_until(2)  # the same versions: nothing to say
     pretend("2.1.0")
-    with pytest.warns(UserWarning, match=r"gone on with under other versions: torch 2\.1\.0, then"):
+    with pytest.warns(UserWarning, match=r"resumed under other versions: torch 2\.1\.0, then"):
         run = record(tmp_path, calls=three)
     told = json.loads(run.attrs["versions"])
     assert told["torch"] == f"2.1.0, then {torch.__version__}"

@@ -1,23 +1,26 @@
-"""One recorder per folder."""
+"""Lock a folder: one writer per recording."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tapstudy.recording.damage import ROOT, RecordingError
 
 
-def claim(path: Path) -> int:
-    """Make the folder of a recording, and hold it for this process until the returned descriptor is closed.
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Make the folder of a recording and lock it for this process; a new folder that stays empty is removed again.
 
-    The system lets go when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
 
     Raises:
         RecordingError: the folder cannot be written, holds something else, or another process records into it.
     """
+    made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         # a writer killed in its first moments leaves files that were never put in place
@@ -28,19 +31,19 @@ def claim(path: Path) -> int:
     except OSError as error:
         raise RecordingError(f"cannot write a recording at {path}: {error}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        _lock(handle, path)
+        yield
+    finally:
         os.close(handle)
-        if not isinstance(error, BlockingIOError):
-            raise RecordingError(f"cannot lock {path}: {error}") from error
+        if made:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise RecordingError(f"another process is recording into {path}: wait for it, or choose another path") from None
-    return handle
-
-
-def clear(path: Path) -> None:
-    """Empty a claimed folder."""
-    for entry in path.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    except OSError as error:
+        raise RecordingError(f"cannot lock {path}: {error}") from error

@@ -1,0 +1,285 @@
+"""Write the arrays of a recording, one batch of samples after the other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tapstudy.instrument.driver import Span
+from tapstudy.recording.damage import ROOT, Damage, RecordingError, find_damage
+from tapstudy.recording.lock import lock
+from tapstudy.recording.schema import COORDINATES, FEATURES, VARIABLES, Layout
+from tapstudy.recording.scorer import Array
+from tapstudy.recording.store import SampleWriter, Store, read_attributes
+
+
+class Writer:
+    """Lay out a recording or resume it, and keep its finished samples.
+
+    The size of the arrays is known once every context has made its first step, so the store is laid out when the
+    second step begins; until then the first step waits in memory.
+
+    Args:
+        path: of the store.
+        fields: of `schema.VARIABLES`.
+        dtype: of scores and features on disk.
+        coords: values of those in `schema.COORDINATES` that are known before anything has run, `seed` among them.
+        attrs: of the dataset.
+        shared_steps: other transformers run the steps that this one leaves out.
+        force: write even if the disk might not hold it.
+        say: shows a line to the user.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fields: tuple[str, ...],
+        dtype: str,
+        coords: Mapping[str, Any],
+        attrs: dict[str, Any],
+        shared_steps: bool,
+        force: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.path, self.fields, self.dtype, self.coords, self.attrs = path, fields, dtype, coords, attrs
+        self.shared_steps, self.force, self.say = shared_steps, force, say
+        self.store: Store | None = None
+        self.batch: Sequence[int] = ()
+        self._samples: list[SampleWriter] = []
+        self._waiting: list[tuple[str, Mapping[str, Array]]] = []
+        self._contexts: dict[str, int] = {}
+        self._grid = (1, 1, 1)
+        self._span: Span | None = None
+
+    # The recording
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Lock the folder, and resume the recording there, if any.
+
+        Raises RecordingError if it was made with another configuration, or is damaged beyond mending.
+        """
+        with lock(self.path):
+            if (self.path / ROOT).is_file():
+                self._resume()
+            yield
+
+    def _resume(self) -> None:
+        held, asked = (json.loads(attrs["configuration"]) for attrs in (read_attributes(self.path), self.attrs))
+        differing = "; ".join(
+            f"{key}: {_short(held.get(key))} there, {_short(asked.get(key))} asked"
+            for key in sorted(held.keys() | asked.keys())
+            if held.get(key) != asked.get(key)
+        )
+        if differing:
+            raise RecordingError(
+                f"{self.path} holds a recording of another configuration ({differing}); choose another path"
+            )
+        store = Store.resume(self.path)
+        if store is not None:
+            self._mend(store)
+        if store is None or not store.finished.any():
+            for entry in self.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            return
+        if not store.finished.all() and (new := store.tell_versions(json.loads(self.attrs["versions"]))) is not None:
+            warnings.warn(f"{self.path} is resumed under other versions: {new}", stacklevel=5)
+        self.store = store
+        names = store.values("context")
+        self._contexts = {} if names is None else {str(name): index for index, name in enumerate(names)}
+
+    def _mend(self, store: Store) -> None:
+        """Count damaged samples as not finished; flags first, as they tell which samples there are."""
+        damage: list[Damage] = []
+        for flags in (True, False):
+            samples = [] if flags else np.flatnonzero(store.finished).tolist()
+            for found in find_damage(store.path, samples, checksums=True):
+                assert found.sample is not None  # `Store.resume` refuses the rest
+                store.finish(found.sample, finished=False)
+                damage.append(found)
+        if damage:
+            self.say(f"{self.path} is damaged ({damage[0]}); {len({d.sample for d in damage})} samples are made again")
+
+    def is_done(self, samples: Sequence[int]) -> bool:
+        """Tell whether all of these samples are finished."""
+        return self.store is not None and bool(self.store.finished[list(samples)].all())
+
+    @property
+    def reached(self) -> float:
+        """Samples that are done, with the share of those in progress."""
+        if not self._samples or self.store is None:
+            return 0.0
+        steps = set().union(*self._samples[0].steps.values())
+        return self.batch[0] + len(self.batch) * len(steps) / self.store.layout.sizes["step"]
+
+    def size_text(self) -> str:
+        """Tell the size of what is finished."""
+        if self.store is None:
+            return ""
+        return f"{self.store.layout.sample_bytes() * int(self.store.finished.sum()) / 2**20:.1f} MiB before compression"
+
+    # A batch of samples
+
+    def begin(self, samples: Sequence[int]) -> None:
+        """Begin a batch of samples."""
+        self.batch = samples
+        self._waiting.clear()
+        self._samples = [SampleWriter(self.store, sample) for sample in samples] if self.store else []
+
+    def put(
+        self, step: int, values: Mapping[str, Mapping[str, Array]], *, grid: tuple[int, int, int], span: Span | None
+    ) -> None:
+        """Write a step of the batch.
+
+        Args:
+            values: context -> field -> (sample, ...).
+            grid: frames, rows and columns of the tokens.
+            span: the steps that the transformer sees in the run, None if no scheduler tells.
+
+        Raises:
+            RecordingError: a context or timesteps that the samples before have not, no room, or values that are not
+                finite or of another size.
+            ValueError: features that share a dimension but not its size.
+        """
+        for context in values:
+            if context not in self._contexts and self.store is not None:
+                raise RecordingError(
+                    f"context {context!r} appeared after the recording was laid out for {list(self._contexts)}; record "
+                    "with arguments that keep one guidance from the first step to the last"
+                )
+            self._contexts.setdefault(context, len(self._contexts))
+        if step > 0:
+            self._lay_out()
+        else:
+            self._grid, self._span = grid, span
+            held = None if self.store is None else self.store.values("timestep")
+            ours = _along(span, "timesteps")
+            if held is not None and ours is not None and not np.array_equal(held, ours):
+                raise RecordingError(
+                    f"sample {self.batch[0]} is sampled at {len(ours)} other timesteps than the samples before it "
+                    f"(there were {len(held)}); all calls of a recording must agree in steps, scheduler and size"
+                )
+        for context, fields in values.items():
+            self._put(context, step, fields)
+
+    def _put(self, context: str, step: int, fields: Mapping[str, Array]) -> None:
+        if self.store is None:
+            self._waiting.append((context, fields))
+        for row, sample in enumerate(self._samples):
+            for name, values in fields.items():
+                sample.put(name, self._contexts[context], step, values[row])
+
+    def end(self, images: Array | None) -> None:
+        """Finish the samples of the batch, with images (batch, y, x, band) or videos (batch, frame, y, x, band).
+
+        Raises:
+            RecordingError: no step at all, or steps or contexts that nobody saw: they would be stored as missing.
+            ValueError: no images, or not one for every sample.
+        """
+        store = self._lay_out()
+        self._check_steps(store)
+        if "image" in self.fields:
+            if images is None:
+                raise ValueError(
+                    "the pipeline returned no images to store: leave image out of the fields, or output_type out of "
+                    "the calls"
+                )
+            if len(images) != len(self.batch):
+                raise ValueError(f"the call made {len(images)} images, but was counted as {len(self.batch)} samples")
+            name = "image" if images.ndim == 4 else "video"
+            store.add(name, dict(zip(VARIABLES[name].dims, images.shape[1:], strict=True)))
+            for sample, image in zip(self._samples, images, strict=True):
+                sample.put_whole(name, image)
+        for sample in self._samples:
+            sample.finish()
+        self._samples = []
+
+    def _check_steps(self, store: Store) -> None:
+        told = self._samples[0].steps
+        seen: set[int] = set().union(*told.values())
+        # other transformers may run steps too: the samples before tell which are those of this one
+        expected = store.steps_told() if self.shared_steps and seen else set(range(store.layout.sizes["step"]))
+        if expected is not None and seen != expected:
+            raise RecordingError(
+                f"sample {self.batch[0]}: {len(seen)} of its {len(expected)} steps were seen, the others passed the "
+                "recorder by: was the transformer's forward replaced, or the pipeline's transformer, after the "
+                "recording began (offloading, compiling, another cache)? Finished samples are kept"
+            )
+        if absent := [name for name, index in self._contexts.items() if index not in told]:
+            raise RecordingError(
+                f"sample {self.batch[0]}: no step of context {absent[0]!r}, which the samples before it have; record "
+                "with arguments that keep one guidance for all samples. Finished samples are kept"
+            )
+
+    # Laying out
+
+    def _lay_out(self) -> Store:
+        """Lay the recording out, unless it is."""
+        if self.store is not None:
+            return self.store
+        if not self._waiting:
+            raise RecordingError("the pipeline made no step of the transformer: nothing to record")
+        if self._span is None:
+            raise RecordingError("the pipeline's scheduler does not tell its timesteps: cannot lay out the recording")
+        coords = self._all_coords(len(self._span.timesteps))
+        sizes = {COORDINATES[name][0]: len(values) for name, values in coords.items()}
+        first = {name: values for _, fields in self._waiting for name, values in fields.items()}
+        for name in filter(first.__contains__, FEATURES):
+            dim, count = VARIABLES[name].dims[-1], first[name].shape[-1]
+            if sizes.setdefault(dim, count) != count:
+                raise ValueError(f"{name} has {count} channels, another feature {sizes[dim]}: reduce both")
+        layout = Layout(sizes, tuple(name for name in self.fields if "step" in VARIABLES[name].dims), self.dtype)
+        self._check_room(layout)
+        self.store = Store.create(self.path, layout, coords=coords, attrs=self.attrs)
+        self._samples = [SampleWriter(self.store, sample) for sample in self.batch]
+        for context, fields in self._waiting:
+            self._put(context, 0, fields)
+        self._waiting.clear()
+        return self.store
+
+    def _all_coords(self, num_steps: int) -> dict[str, Any]:
+        frames, rows, columns = self._grid
+        token = np.arange(frames * rows * columns)
+        found = {
+            **self.coords,
+            "context": list(self._contexts),
+            "step": np.arange(num_steps),
+            "row": token // columns % rows,
+            "col": token % columns,
+            "frame": token // (columns * rows) if frames > 1 else None,
+            "timestep": _along(self._span, "timesteps"),
+            "sigma": _along(self._span, "sigmas"),
+        }
+        return {name: found[name] for name in COORDINATES if found.get(name) is not None}
+
+    def _check_room(self, layout: Layout) -> None:
+        samples = layout.sizes["sample"]
+        needed = layout.sample_bytes() * samples
+        free = shutil.disk_usage(self.path).free
+        self.say(
+            f"recording {samples} samples: at most {needed / 1e9:.3f} GB before compression, {free / 1e9:.1f} GB free"
+        )
+        if needed > free and not self.force:
+            raise RecordingError(
+                f"the recording may need {needed / 1e9:.1f} GB, but {self.path} has {free / 1e9:.1f} GB free: store "
+                "fewer fields, use dtype='float16' or reduce=, or force=True to try all the same"
+            )
+
+
+def _along(span: Span | None, attribute: str) -> Array | None:
+    """Timesteps or sigmas of the steps that the transformer sees in the run."""
+    values = getattr(span, attribute, None)
+    return None if values is None else values.double().cpu().numpy()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
