@@ -77,9 +77,10 @@ def statistics_summary(found: xr.Dataset) -> xr.Dataset:
 
 
 def of_the_choice(values: xr.DataArray, choice: xr.DataArray) -> xr.DataArray:
-    """Values (..., predictor) of the chosen predictor, (...); NaN where there is no choice (-1)."""
+    """Take the value (..., predictor) or (predictor) of the chosen predictor, (...); NaN without a choice (-1)."""
 
     def pick(values: NDArray[np.floating], index: NDArray[np.integer]) -> NDArray[np.floating]:
+        values = np.broadcast_to(values, (*index.shape, values.shape[-1]))
         picked = np.take_along_axis(values, np.maximum(index, 0)[..., None].astype(np.intp), axis=-1)[..., 0]
         return np.where(index >= 0, picked, np.nan).astype(values.dtype)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.signal import detrend, get_window
 from scipy.stats import rankdata
 
+from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.require import require
 from tapstudy.analysis.result import means, shares
 
@@ -172,13 +173,10 @@ def chosen_order(recording: xr.Dataset) -> xr.DataArray:
         recording: with `choice` (..., step, token) and the coordinate `order` (predictor).
     """
     require(recording, "chosen_order", choice=("step", "token"), order=("predictor",))
-    orders = recording["order"].values.astype(np.float32)
-    return xr.apply_ufunc(
-        lambda choice: np.where(choice >= 0, orders[np.maximum(choice, 0)], np.nan).astype(np.float32),
-        recording["choice"],
-        dask="parallelized",
-        output_dtypes=[np.float32],
-    ).assign_attrs(long_name="order of the chosen predictor", units="1")
+    order = of_the_choice(recording["order"].astype(np.float32), recording["choice"]).reset_coords(drop=True)
+    return order.assign_coords(recording["choice"].coords).assign_attrs(
+        long_name="order of the chosen predictor", units="1"
+    )
 
 
 def relation(dynamics: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
