@@ -18,7 +18,7 @@ Starts = NDArray[np.integer]
 CLASSES = ("background", "edge", "interior")
 
 
-def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> xr.Dataset:
+def image_content(recording: xr.Dataset) -> xr.Dataset:
     """Content of the pixels behind every token, lazily.
 
     Gray values are the mean over bands. Per token, means over its patch of pixels (and frames of a video):
@@ -33,7 +33,6 @@ def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> x
     Args:
         recording: with `image` (sample, y, x, band) or `video` (sample, time, y, x, band) in [0, 1], and `row`, `col`
             (and `frame`) on token.
-        bright_foreground: False where the background is the brighter part.
 
     Returns:
         Dims (..., token), every leading dimension of the image kept. `token_class` has the CF attributes
@@ -61,7 +60,7 @@ def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> x
 
     def content(image: Array) -> tuple[NDArray[Any], ...]:
         film = image.astype(np.float64).mean(axis=-1)  # (time, y, x), or (y, x)
-        found = _content(film.reshape(-1, *film.shape[-2:]), starts, bright=bright_foreground)
+        found = _content(film.reshape(-1, *film.shape[-2:]), starts)
         return tuple(values[place] for values in found)  # (token,) each
 
     texts = {
@@ -111,7 +110,7 @@ def _starts(axis: str, size: int, count: int) -> Starts:
     raise ValueError(f"image_content: {size} pixels along {axis} do not divide into {count} tokens")
 
 
-def _content(film: Array, starts: tuple[Starts, ...], *, bright: bool) -> tuple[NDArray[Any], ...]:
+def _content(film: Array, starts: tuple[Starts, ...]) -> tuple[NDArray[Any], ...]:
     """Film (time, y, x) -> five arrays (frame, row, col)."""
     patch = film.shape[-1] // len(starts[-1])
     window = (1, *(max(3, patch),) * 2)
@@ -123,9 +122,7 @@ def _content(film: Array, starts: tuple[Starts, ...], *, bright: bool) -> tuple[
     brightness, slope, texture = (
         _pool(values, starts) for values in (film, gradient, np.sqrt(np.maximum(variance, 0)))
     )
-    cut = otsu_threshold(brightness)
-    foreground = brightness > cut if bright else brightness <= cut
-    foreground &= np.ptp(brightness) > 0
+    foreground = brightness > otsu_threshold(brightness)
     edge = slope > otsu_threshold(slope)
     token_class = np.where(edge, CLASSES.index("edge"), np.where(foreground, CLASSES.index("interior"), 0))
     return brightness.astype("f4"), slope.astype("f4"), texture.astype("f4"), foreground, token_class.astype("i1")

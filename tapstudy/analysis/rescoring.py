@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.features import (
-    Site,
     at_steps,
     grid_for,
     in_blocks,
@@ -65,8 +64,6 @@ def rescore(
     config: Asked = None,
     *,
     family: Family | None = None,
-    depth: int | None = None,
-    site: Site | None = None,
     selected_only: bool = False,
 ) -> xr.Dataset:
     """Score a family along recorded trajectories, teacher-forced, as a recording under `config` would have.
@@ -81,8 +78,6 @@ def rescore(
         config: schedule, family, distance, granularity, probe depth and residual site; or a mapping of fields of
             `TAPConfig` to change in the recording's own configuration. None is that one as it is, schedule and all.
         family: any other family of linear predictors.
-        depth: block of the probe; `config.probe_depth` if None.
-        site: variable that holds the residual; by default the one that holds `config.residual`.
         selected_only: small outputs: no losses of every token and predictor, but the choice, what it costs, the best
             there is, and the means of every predictor over tokens.
 
@@ -104,8 +99,8 @@ def rescore(
     config = settled.config
     family = family or config.family
     num_steps = is_trajectory(recording, "rescore")
-    probe = in_blocks(probe_at(recording, config.probe_depth if depth is None else depth, "rescore"))
-    residual = in_blocks(residual_at(recording, site or site_of(recording, config, "rescore"), "rescore"))
+    probe = in_blocks(probe_at(recording, config.probe_depth, "rescore"))
+    residual = in_blocks(residual_at(recording, site_of(recording, config, "rescore"), "rescore"))
     full = full_steps_of(config, num_steps)
     outputs = SELECTED if selected_only else SCORES
     job = Job(config, family, full, grid_for(recording, config, "rescore"))

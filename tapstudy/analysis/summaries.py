@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from tapstudy.analysis.require import require
-from tapstudy.analysis.stats import mean_interval
+from tapstudy.analysis.stats import BOUNDS, mean_interval
 
 
 def image_means(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
@@ -50,14 +50,7 @@ def image_means(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
     return result.rename(group=dim)
 
 
-def summarise(
-    per_token: xr.Dataset,
-    by: str | xr.DataArray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> xr.Dataset:
+def summarise(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
     """Mean of every variable in every group, with an interval over images.
 
     The mean is that of `image_means`, so every image that has values in a group counts the same.
@@ -83,7 +76,7 @@ def summarise(
         kept = row[~np.isnan(row)]
         if len(kept) < 2:
             return np.array([kept.mean() if len(kept) else np.nan, np.nan, np.nan])
-        return np.array(mean_interval(kept, confidence=confidence, resamples=resamples, seed=seed))
+        return np.array(mean_interval(kept))
 
     found = xr.apply_ufunc(
         interval,
@@ -96,7 +89,7 @@ def summarise(
     return found.assign(
         num_values=counts.sum("sample").assign_attrs(counts.attrs),
         num_images=(counts > 0).sum("sample").assign_attrs(long_name="images with values in the group", units="1"),
-    ).assign_coords(bound=["mean", "low", "high"], **{dim: means[dim]})
+    ).assign_coords(bound=BOUNDS, **{dim: means[dim]})
 
 
 def _labels(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.DataArray:

@@ -190,4 +190,4 @@ def test_what_cannot_be_rescored():
     with pytest.raises(ValueError, match="'residual'"):
         rescore(data.drop_vars("residual"))
     with pytest.raises(ValueError, match="does not tell its depths"):
-        rescore(make_features(), depth=1)
+        rescore(make_features(), {"probe_depth": 1})
