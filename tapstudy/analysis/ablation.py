@@ -24,6 +24,7 @@ from tapstudy.analysis.features import (
     step_runs,
 )
 from tapstudy.analysis.own_settings import Asked, Settled, settle
+from tapstudy.analysis.result import lazily
 from tapstudy.analysis.teacher_forced import (
     Array,
     Features,
@@ -142,14 +143,7 @@ def best_fixed_elsewhere(fixed: xr.DataArray, seed: xr.DataArray | None = None) 
         best = np.where(np.isnan(errors), np.inf, sums).argmin(axis=-1)  # (..., sample)
         return np.take_along_axis(errors, best[..., None], axis=-1)[..., 0]
 
-    return xr.apply_ufunc(
-        pick,
-        fixed.chunk({"sample": -1}) if fixed.chunks is not None else fixed,
-        input_core_dims=[["sample", "predictor"]],
-        output_core_dims=[["sample"]],
-        dask="parallelized",
-        output_dtypes=[fixed.dtype],
-    )
+    return lazily(pick, fixed, core=("sample predictor",), out=("sample",), dtypes=(fixed.dtype,))
 
 
 def _add_up(

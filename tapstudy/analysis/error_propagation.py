@@ -26,9 +26,13 @@ import xarray as xr
 
 from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import described
 
 REFERENCE = "reference"
 CHANNEL = "latent_channel"
+ENDS = ("path_length", "net_error", "net_propagated", "deviation")
+NORMS = ("local_error", "contribution", *ENDS)
+QUOTIENTS = ("coherence", "amplification", "feedback_cosine")
 
 Member = tuple[int, float] | Literal["choice", "oracle"]
 
@@ -122,9 +126,8 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
         ),
         "is_full": (other["is_full"], "the model ran in full (1) or was skipped (0)"),
     }
-    return xr.Dataset({
-        name: values.assign_attrs(long_name=text, units="1") for name, (values, text) in found.items()
-    }).transpose("policy", ..., "step", "token")  # fmt: skip
+    table = described({name: (values, text, "1") for name, (values, text) in found.items()})
+    return table.transpose("policy", ..., "step", "token")
 
 
 def per_image(errors: xr.Dataset) -> xr.Dataset:
@@ -139,26 +142,14 @@ def per_image(errors: xr.Dataset) -> xr.Dataset:
     Args:
         errors: from `error_propagation`.
     """
-    require(errors, "per_image", path_length=("step", "token"), net_error=("step", "token"), is_full=("step",))
-    end: dict[str, xr.DataArray] = {
-        name: _root((errors[name].isel(step=-1, drop=True) ** 2).mean("token"))
-        for name in ("path_length", "net_error", "net_propagated", "deviation")
-    }
-    end["coherence"] = _ratio(end["net_error"], end["path_length"])
-    end["amplification"] = _ratio(end["deviation"], end["net_error"])
-    feedback = errors["feedback"].isel(step=-1, drop=True).mean("token")
-    end["feedback_cosine"] = _ratio(feedback, end["net_error"] * end["net_propagated"])
+    end = per_step(errors).isel(step=-1, drop=True)
+    found = {name: (end[name], end[name].attrs["long_name"], "1") for name in (*ENDS, *QUOTIENTS)}
     skipped = errors["is_full"] == 0
     for name in ("relative_local_error", "along_velocity", "successive_cosine", "bias"):
         values = errors[name].where(skipped)
-        end[name] = values.mean([dim for dim in ("step", "token") if dim in values.dims])
-    return xr.Dataset({
-        name: values.assign_attrs(
-            long_name=errors[name].attrs["long_name"] if name in errors else "cosine of contributions and feedback",
-            units="1",
-        )
-        for name, values in end.items()
-    })  # fmt: skip
+        mean = values.mean([dim for dim in ("step", "token") if dim in values.dims])
+        found[name] = (mean, errors[name].attrs["long_name"], "1")
+    return described(found)
 
 
 def against(table: xr.Dataset, baseline: str) -> xr.Dataset:
@@ -225,3 +216,34 @@ def _root(values: xr.DataArray) -> xr.DataArray:
 
 def _ratio(above: xr.DataArray, below: xr.DataArray) -> xr.DataArray:
     return above / below.where(below > 0)
+
+
+def per_step(errors: xr.Dataset) -> xr.Dataset:
+    """Root mean squares over tokens, (policy, sample, step), small enough to keep.
+
+    Args:
+        errors: from `error_propagation`.
+
+    Returns:
+        `local_error`, `contribution`, `path_length`, `net_error`, `net_propagated` and `deviation`; of these, as in
+        `per_image`, `coherence` (net error over path length) and `amplification` (deviation over net error), NaN before
+        the first skip step; `feedback_cosine`, the cosine over tokens and channels between the summed contributions
+        and what the model made of the deviations so far: negative where the model corrects; `is_full`.
+    """
+    dims = ("policy", "step", "token")
+    require(errors, "per_step", feedback=dims, is_full=("policy", "step"), **dict.fromkeys(NORMS, dims))
+    found = {name: ((errors[name] ** 2).mean("token") ** 0.5).assign_attrs(errors[name].attrs) for name in NORMS}
+    begun = (errors["is_full"] == 0).cumsum("step") > 0
+    cosine = _ratio(errors["feedback"].mean("token"), found["net_error"] * found["net_propagated"])
+    found |= {
+        "coherence": _ratio(found["net_error"], found["path_length"]).where(begun).assign_attrs(
+            long_name="net error over path length", units="1"
+        ),
+        "amplification": _ratio(found["deviation"], found["net_error"]).where(begun).assign_attrs(
+            long_name="deviation over net error", units="1"
+        ),
+        "feedback_cosine": cosine.where(begun).assign_attrs(
+            long_name="cosine of contributions and feedback", units="1"
+        ),
+    }  # fmt: skip
+    return xr.Dataset({**found, "is_full": errors["is_full"]}).transpose("policy", ..., "step")

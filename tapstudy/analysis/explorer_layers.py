@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import described, lazily
 
 Array = NDArray[np.floating]
 
@@ -43,10 +44,7 @@ def explorer_layers(recording: xr.Dataset) -> xr.Dataset:
     choice, errors = recording["choice"], recording["true_error"]
 
     def along(function: Any, values: xr.DataArray, dim: str, dtype: Any) -> xr.DataArray:
-        return xr.apply_ufunc(
-            lambda array: function(array).astype(dtype), values, input_core_dims=[[dim]], dask="parallelized",
-            output_dtypes=[dtype],
-        )  # fmt: skip
+        return lazily(lambda array: function(array).astype(dtype), values, core=(dim,), dtypes=(dtype,))
 
     def chosen(name: str) -> xr.DataArray:
         return of_the_choice(recording[name].astype(np.float32), choice)
@@ -67,10 +65,8 @@ def explorer_layers(recording: xr.Dataset) -> xr.Dataset:
         probe = recording["probe"].isel(depth=0, drop=True).astype(np.float32)
         norm = along(lambda array: np.linalg.norm(array, axis=-1), probe, "channel", np.float32)
         found["probe_norm"] = (norm, "norm of the probe", "1")
-    layers = xr.Dataset({
-        name: values.reset_coords(drop=True).assign_attrs(long_name=text, units=units)
-        for name, (values, text, units) in found.items()
-    })  # fmt: skip
+    bare = {name: (values.reset_coords(drop=True), text, unit) for name, (values, text, unit) in found.items()}
+    layers = described(bare)
     kept = {name: coord for name, coord in recording.coords.items() if set(coord.dims) <= set(layers.dims)}
     return layers.assign_coords(kept)
 

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.require import require
-from tapstudy.analysis.result import means, shares
+from tapstudy.analysis.result import described, lazily, means, shares
 
 Array = NDArray[np.floating]
 HIGHEST_ORDER = 3
@@ -64,19 +64,15 @@ def token_dynamics(recording: xr.Dataset, *, variable: str = "residual") -> xr.D
             f"{HIGHEST_ORDER + 1}), got {recording.sizes['step']}"
         )
     features = recording[variable].chunk({"step": -1, channel: -1})
-    found = xr.apply_ufunc(
-        _dynamics,
-        features,
-        input_core_dims=[["step", channel]],
-        output_core_dims=[["step"]] * len(_PER_STEP) + [[]],
-        dask="parallelized",
-        output_dtypes=[np.float32] * (len(_PER_STEP) + 1),
-    )
+    found = lazily(
+        _dynamics, features, core=(f"step {channel}",), out=(*["step"] * len(_PER_STEP), ""),
+        dtypes=[np.float32] * (len(_PER_STEP) + 1),
+    )  # fmt: skip
     order = [dim for dim in features.dims if dim != channel]
     units = {**_PER_STEP, "high_frequency_share": (f"share of temporal energy above {CUT} cycles per step", "1")}
-    return xr.Dataset({
-        name: values.transpose(*[dim for dim in order if dim in values.dims]).assign_attrs(long_name=text, units=unit)
-        for values, (name, (text, unit)) in zip(found, units.items(), strict=True)
+    return described({
+        name: (values.transpose(*[dim for dim in order if dim in values.dims]), *about)
+        for values, (name, about) in zip(found, units.items(), strict=True)
     })  # fmt: skip
 
 
@@ -172,15 +168,10 @@ def relation(dynamics: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
         if "token" not in values.dims:
             raise ValueError(f"relation: {name} has no dimension 'token': it has {tuple(map(str, values.dims))}")
     names = [str(values.attrs.get("long_name", values.name)) for values in (dynamics, other)]
-    return xr.apply_ufunc(
-        _spearman,
-        dynamics.chunk({"token": -1}),
-        other.chunk({"token": -1}),
-        input_core_dims=[["token"], ["token"]],
-        join="exact",
-        dask="parallelized",
-        output_dtypes=[np.float64],
-    ).assign_attrs(long_name=f"rank correlation across tokens: {names[0]}, {names[1]}", units="1")
+    both = dynamics.chunk({"token": -1}), other.chunk({"token": -1})
+    return lazily(_spearman, *both, core=("token", "token"), join="exact").assign_attrs(
+        long_name=f"rank correlation across tokens: {names[0]}, {names[1]}", units="1"
+    )
 
 
 def _spearman(a: Array, b: Array) -> Array:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import sobel, uniform_filter
 
 from tapstudy.analysis.require import require
-from tapstudy.analysis.result import means, shares
+from tapstudy.analysis.result import described, lazily, means, shares
 
 Array = NDArray[np.floating]
 Starts = NDArray[np.integer]
@@ -71,19 +71,13 @@ def image_content(recording: xr.Dataset) -> xr.Dataset:
         "token_class": "content class",
     }
     types = [np.float32, np.float32, np.float32, np.bool_, np.int8]
-    found = xr.apply_ufunc(
-        content,
-        recording[name].chunk(dict.fromkeys(core, -1)),
-        input_core_dims=[core],
-        output_core_dims=[["token"]] * len(texts),
-        vectorize=True,
-        dask="parallelized",
-        output_dtypes=types,
-        dask_gufunc_kwargs={"output_sizes": {"token": len(row)}},
-    )
+    found = lazily(
+        content, recording[name].chunk(dict.fromkeys(core, -1)), core=(" ".join(core),), out=["token"] * len(texts),
+        dtypes=types, sizes={"token": len(row)}, vectorize=True,
+    )  # fmt: skip
     grid = {dim: recording[dim] for dim in ("row", "col", "frame") if dim in recording.coords}
-    result = xr.Dataset({
-        key: values.assign_attrs(long_name=text, units="1 / pixel" if key == "gradient" else "1")
+    result = described({
+        key: (values, text, "1 / pixel" if key == "gradient" else "1")
         for values, (key, text) in zip(found, texts.items(), strict=True)
     }).assign_coords(grid)  # fmt: skip
     result["token_class"].attrs |= {

@@ -25,7 +25,7 @@ from tapstudy.analysis.features import (
 )
 from tapstudy.analysis.heterogeneity import chosen_order
 from tapstudy.analysis.own_settings import Asked, settle
-from tapstudy.analysis.result import means, shares
+from tapstudy.analysis.result import described, means, shares
 from tapstudy.analysis.teacher_forced import (
     Array,
     Features,
@@ -131,14 +131,11 @@ def rescoring_summary(scores: xr.Dataset) -> xr.Dataset:
     choice = scores["choice"]
     proxy, error = (of_the_choice(scores[name], choice) for name in ("proxy_loss", "true_error"))
     best = scores["true_error"].min("predictor", skipna=False)
-    measured = xr.Dataset({
-        name: values.assign_attrs(long_name=text, units="1")
-        for name, values, text in (
-            ("proxy_loss", proxy, "proxy loss of the choice"),
-            ("true_error", error, "true error of the choice"),
-            ("best_true_error", best, "least true error of any predictor"),
-            ("regret", error - best, "true error of the choice minus the least"),
-        )
+    measured = described({
+        "proxy_loss": (proxy, "proxy loss of the choice", "1"),
+        "true_error": (error, "true error of the choice", "1"),
+        "best_true_error": (best, "least true error of any predictor", "1"),
+        "regret": (error - best, "true error of the choice minus the least", "1"),
     })  # fmt: skip
     orders = {order: f"order {order}" for order in np.unique(scores["order"].values).tolist()}
     order_share = shares(

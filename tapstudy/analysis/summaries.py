@@ -31,23 +31,26 @@ def image_means(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
     labels = _labels(per_token, by)
     dim = str(labels.name or "group")
     groups = _unique(labels)
+    foreign = [dim for dim in labels.dims if dim not in {dim for v in per_token.data_vars.values() for dim in v.dims}]
+    if foreign:
+        raise ValueError(f"labels have the dimensions {foreign}, which the variables lack: {dict(per_token.sizes)}")
+    labels = labels.drop_vars([name for name in labels.coords if name not in labels.dims])
     parts = {}
     for name, values in per_token.data_vars.items():
         require(per_token, "image_means", **{str(name): ("sample",)})
-        total, count = _group_sums(values, labels, groups)
-        parts[f"total {name}"], parts[f"count {name}"] = total, count
-    found = xr.Dataset(parts).compute()  # one pass over the data for all variables
+        values, own = xr.align(values.astype(np.float64), labels, join="exact")
+        inner = [dim for dim in values.dims if dim != "sample"]
+        of_group = [values.where(own == group) for group in groups]
+        parts[f"mean {name}"] = xr.concat([one.mean(inner) for one in of_group], "group")
+        parts[f"count {name}"] = xr.concat([one.count(inner) for one in of_group], "group")
+    found = xr.Dataset(parts).compute().transpose("sample", "group")
     counts = xr.concat(
         [found[f"count {name}"] for name in per_token.data_vars], dim=xr.Variable("measure", list(per_token.data_vars))
     )
     counts = counts.assign_attrs(long_name="values in the group", units="1")
-    means = {
-        name: (found[f"total {name}"] / found[f"count {name}"].where(found[f"count {name}"] > 0)).assign_attrs(v.attrs)
-        for name, v in per_token.data_vars.items()
-    }
-    kept = counts.sum(["measure", "sample"]).values > 0
-    result = xr.Dataset({**means, "num_values": counts}).assign_coords(group=groups).isel(group=kept)
-    return result.rename(group=dim)
+    means = {name: found[f"mean {name}"].assign_attrs(v.attrs) for name, v in per_token.data_vars.items()}
+    result = xr.Dataset({**means, "num_values": counts}).assign_coords(group=groups)
+    return result.isel(group=counts.sum(["measure", "sample"]).values > 0).rename(group=dim)
 
 
 def summarise(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
@@ -103,42 +106,3 @@ def _labels(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.DataArray:
 def _unique(labels: xr.DataArray) -> NDArray[Any]:
     groups = da.unique(labels.data).compute() if labels.chunks else np.unique(labels.values)
     return groups[groups == groups]  # NaN is no group
-
-
-def _group_sums(values: xr.DataArray, labels: xr.DataArray, groups: NDArray[Any]) -> tuple[xr.DataArray, xr.DataArray]:
-    """Sum and number of the values that are not NaN, (sample, group) each."""
-    foreign = [dim for dim in labels.dims if dim not in values.dims]
-    if foreign:
-        raise ValueError(f"labels have the dimensions {foreign}, which {values.name!r} with {values.dims} lacks")
-    labels = labels.drop_vars([name for name in labels.coords if name not in labels.dims])
-    values, labels = xr.align(values, labels, join="exact")
-    if values.chunks and not labels.chunks:
-        labels = labels.chunk({"sample": 1} if "sample" in labels.dims else {})  # broadcast a block at a time
-    inner = [dim for dim in values.dims if dim != "sample"]
-    found: tuple[xr.DataArray, xr.DataArray] = xr.apply_ufunc(
-        _block_sums,
-        values,
-        labels.broadcast_like(values),
-        kwargs={"groups": groups},
-        input_core_dims=[inner, inner],
-        output_core_dims=[["group"], ["group"]],
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True, "output_sizes": {"group": len(groups)}},
-        output_dtypes=[np.float64, np.int64],
-    )
-    return found
-
-
-def _block_sums(
-    values: NDArray[Any], labels: NDArray[Any], *, groups: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(sample, ...), (sample, ...) -> (sample, group) twice."""
-    samples, count = len(values), len(groups)
-    values, labels = values.reshape(samples, -1), labels.reshape(samples, -1)
-    code = np.searchsorted(groups, labels).clip(max=max(count - 1, 0))
-    kept = ~np.isnan(values) & (groups[code] == labels)
-    cell = (code + count * np.arange(samples)[:, None])[kept]
-    cells = samples * count
-    total: NDArray[np.float64] = np.bincount(cell, weights=values[kept], minlength=cells).astype(np.float64)
-    number: NDArray[np.int64] = np.bincount(cell, minlength=cells).astype(np.int64)
-    return total.reshape(samples, count), number.reshape(samples, count)
