@@ -33,7 +33,7 @@ class MissingData(FileNotFoundError):
 
 
 def folder_of(model: str, parent: str | Path) -> Path:
-    """Where what belongs to a model is, below the parent that all share."""
+    """Tell where what belongs to a model is, below the parent that all share."""
     return Path(parent) / ("" if model == MODEL else model)
 
 
@@ -60,7 +60,7 @@ class Sources:
         return self._recording("features")
 
     def table(self, name: str) -> xr.Dataset:
-        """A table of the study.
+        """Return a table of the study.
 
         Raises:
             MissingData: there is none.

@@ -51,5 +51,5 @@ class Table:
                 console.print(f"{row[0]}: {row[-1]}", markup=False)
 
     def __len__(self) -> int:
-        """Number of columns."""
+        """Return the number of columns."""
         return len(self.columns)

@@ -51,7 +51,7 @@ class CompiledStep:
     def __call__(
         self, probes: Sequence[Tensor], probe: Tensor, history: History, weights: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `tap_step`."""
+        """Run `tap_step`, compiled."""
         if self._compiled is not None:
             read, weights = _Read(history.residuals), weights.to(probe.device)
             try:

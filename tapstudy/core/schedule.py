@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 
 def is_full_step(step: int, *, interval: int, warmup_steps: int) -> bool:
-    """Whether `step` (0-based, in sampling order) belongs to S(interval, warmup_steps)."""
+    """Tell whether `step` (0-based, in sampling order) belongs to S(interval, warmup_steps)."""
     return step < warmup_steps or (step - (warmup_steps - 1)) % interval == 0
 
 
@@ -24,5 +24,5 @@ def full_steps(num_steps: int, *, interval: int, warmup_steps: int, cooldown_ste
 
 
 def mask_text(full: Collection[int], num_steps: int) -> str:
-    """A mask one can read: `F` for a full step, `.` for a skip step."""
+    """Return a mask one can read: `F` for a full step, `.` for a skip step."""
     return "".join("F" if step in full else "." for step in range(num_steps))

@@ -275,7 +275,7 @@ def least(losses: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """What inner products are summed in: float64, where the device has it."""
+    """Return what inner products are summed in: float64, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -60,7 +60,7 @@ def extrapolation_row(
     differences: Differences = "recursive",
     basis: Basis = "taylor",
 ) -> Row:
-    """The row of the order-`order` prediction `horizon` steps after the newest anchor.
+    """Return the row of the order-`order` prediction `horizon` steps after the newest anchor.
 
     `taylor`: sum_j D_j horizon^j / j!. `newton`: sum_j D_j / j! * prod_(i<j) (horizon + a_0 - a_i); with divided
     differences this is the polynomial through the anchors.

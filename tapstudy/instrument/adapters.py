@@ -81,7 +81,7 @@ class Adapter:
                 )
 
     def modules(self, model: nn.Module) -> tuple[list[tuple[nn.Module, int]], list[nn.Module]]:
-        """The blocks, in running order, each with the number of its list; and the modules that may be the tail.
+        """Return the blocks, in running order, each with the number of its list; and the modules that may be the tail.
 
         Raises:
             AttributeError: the model has no such submodule.
@@ -93,12 +93,12 @@ class Adapter:
         return blocks, list(tail.children()) if isinstance(tail, nn.ModuleDict | nn.ModuleList) else [tail]
 
     def start(self, block_list: int, arguments: Arguments) -> Start:
-        """Where the image tokens start in the attention input of the blocks in list number `block_list`."""
+        """Tell where the image tokens start in the attention input of the blocks in list number `block_list`."""
         find = self.image_start[block_list]
         return 0 if find is None else find(arguments)
 
     def stream_start(self, block_list: int, arguments: Arguments) -> Start:
-        """Where the image tokens start in the hidden state that enters those blocks: first, if text goes beside it."""
+        """Tell where image tokens start in the hidden state that enters those blocks: first, if text goes beside it."""
         return 0 if self.streams[block_list] is not None else self.start(block_list, arguments)
 
 
@@ -289,7 +289,7 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def find_adapter(model: nn.Module) -> Adapter | None:
-    """The row of the model's class or of the nearest base class that has one."""
+    """Return the row of the model's class or of the nearest base class that has one."""
     return next((ADAPTERS[base.__name__] for base in type(model).__mro__ if base.__name__ in ADAPTERS), None)
 
 

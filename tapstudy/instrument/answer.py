@@ -21,7 +21,7 @@ def observe(call: Call) -> None:
 
 
 def predicted(call: Call, model: nn.Module, *, shape: torch.Size, device: torch.device | None) -> Tensor:
-    """The residual that the policy predicts at a skip step of `model`, fit to take the place of a true one.
+    """Return the residual that the policy predicts at a skip step of `model`, fit to take the place of a true one.
 
     Where gradients are recorded it is a leaf of their graph, and as trainable as what the model would have computed:
     one may call `backward` on whatever follows, and gradients end here.
@@ -49,7 +49,7 @@ def predicted(call: Call, model: nn.Module, *, shape: torch.Size, device: torch.
 
 @contextmanager
 def _naming_what_is_missing(policy: Policy, method: str) -> Iterator[None]:
-    """In place of an error that comes of reading None raise a TypeError that says how a policy asks for more."""
+    """Raise a TypeError that says how a policy asks for more, in place of an error that comes of reading None."""
     try:
         yield
     except (AssertionError, AttributeError, IndexError, TypeError) as error:

@@ -109,7 +109,7 @@ class Call:
         self.state = "full"
 
     def incomplete(self, *sequences: Tensor | None) -> str | None:
-        """Why a full pass that showed these hidden states cannot enter the history, or None."""
+        """Tell why a full pass that showed these hidden states cannot enter the history, or None."""
         if self.run.misfit is not None:
             return self.run.misfit
         if any(sequence is None for sequence in sequences):
@@ -186,7 +186,7 @@ class StepEvent:
 
     @classmethod
     def of(cls, call: Call, adapter: Adapter, *, lists: Mapping[int, int], latent: bool, span: Span | None) -> Self:
-        """The event of a pass that is over.
+        """Return the event of a pass that is over.
 
         Args:
             lists: number of the block list of every depth that a recording asked for.

@@ -13,7 +13,7 @@ _NOISY_NAMES = ("Ancestral", "DDPM", "LCM", "TCD", "SCM", "SDE", "SdeVe", "CMSto
 
 
 def draws_noise(scheduler: Any) -> bool:
-    """Whether the scheduler adds fresh noise at every step, which no predictor can foresee."""
+    """Tell whether the scheduler adds fresh noise at every step, which no predictor can foresee."""
     config = getattr(scheduler, "config", {})
     return (
         any(name in type(scheduler).__name__ for name in _NOISY_NAMES)
@@ -23,7 +23,7 @@ def draws_noise(scheduler: Any) -> bool:
 
 
 def too_short(policy: Policy, run: RunInfo) -> bool:
-    """Whether a run ends before the first step that `policy` would skip in a longer one."""
+    """Tell whether a run ends before the first step that `policy` would skip in a longer one."""
     assert run.num_steps is not None
     begun, longer = policy.fresh(), policy.fresh()  # one that knows no run yet has none that ends
     begun.begin(run)
@@ -48,7 +48,7 @@ class Cautions:
             warnings.warn(message, UserWarning, stacklevel=2)
 
     def about_sampling(self, policy: Policy, scheduler: Any, run: RunInfo) -> None:
-        """At the start of a trajectory."""
+        """Warn at the start of a trajectory."""
         if draws_noise(scheduler):
             self.warn(
                 f"{type(scheduler).__name__} adds fresh noise at every step, which no predictor can foresee: expect "
@@ -70,7 +70,7 @@ class Cautions:
         )
 
     def about_skips(self, runs: Mapping[str, ContextRun]) -> None:
-        """At the end of a trajectory."""
+        """Warn at the end of a trajectory."""
         kinds = {kind for run in runs.values() for kind in run.kinds}
         reasons = {reason for run in runs.values() for reason in run.fail_opens}
         if reasons and kinds == {"full"}:

@@ -124,7 +124,7 @@ class Report:
 
 
 def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) -> Report:
-    """Whether the instrument reads and replaces the right tensors of a transformer.
+    """Tell whether the instrument reads and replaces the right tensors of a transformer.
 
     First the adapter's row itself: modules and arguments that it names must exist and be what it says they are; tokens
     of the latent must be found where grid, channel_dim and image_start say; blocks must return the image stream where
@@ -253,7 +253,7 @@ def _check_site(
 
 
 def _stray(model: nn.Module, adapter: Adapter, depth: int, *, at_full: Trace, at_skip: Trace) -> set[nn.Module]:
-    """Modules that ran though a skip step has no use for them, and those between the blocks and the named tail."""
+    """Find modules that ran though a skip step has no use for them, and those between blocks and tail."""
     blocks, tails = adapter.modules(model)
     probed, behind = blocks[depth][0], [part for block, _ in blocks[depth + 1 :] for part in block.modules()]
     attention = {*probed.get_submodule(adapter.attention).modules()}

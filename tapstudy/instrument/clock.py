@@ -34,7 +34,7 @@ class StepClock:
             self._seconds[note["kind"]].append(time.perf_counter() - started)
 
     def seconds(self) -> dict[str, list[float]]:
-        """Seconds of every step so far, by kind."""
+        """Return seconds of every step so far, by kind."""
         for kind, start, end in self._events:
             end.synchronize()
             self._seconds[kind].append(start.elapsed_time(end) / 1000)

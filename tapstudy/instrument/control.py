@@ -11,7 +11,7 @@ Taking = frozenset[str]
 
 
 def taking_part(arguments: Mapping[str, Any]) -> Taking:
-    """Names of the arguments that bring tensors into a call, without ControlNets' residuals that are zero.
+    """Return the names of the arguments that bring tensors into a call, without ControlNets' residuals that are zero.
 
     Where a ControlNet ends midway, or begins late, its residuals are left out from a step on, or multiplied by 0. What
     the blocks add then jumps, and a history from before the jump tells nothing of the steps behind it. To see a zero
@@ -21,7 +21,7 @@ def taking_part(arguments: Mapping[str, Any]) -> Taking:
 
 
 def _takes_part(value: Any, *, zero: bool) -> bool:
-    """Whether there is a tensor in a tensor, list or mapping of such; with `zero` one of zeros counts as well."""
+    """Tell whether there is a tensor in a tensor, list or mapping of such; with `zero` one of zeros counts as well."""
     if isinstance(value, Tensor):
         return zero or bool(value.any())
     if isinstance(value, Mapping):

@@ -39,7 +39,7 @@ class Value:
 
 
 def timestep_value(timestep: Tensor | float) -> float:
-    """One number for a timestep that may come per sample or per token; 0 on the meta device (else waits for it)."""
+    """Make one number of a timestep, which may come per sample or token; 0 on the meta device, else waits for it."""
     if isinstance(timestep, Tensor):
         return 0.0 if timestep.is_meta else float(timestep.max())
     return float(timestep)
@@ -80,7 +80,7 @@ class Driver:
         return told if isinstance(told, int) and told > 0 else None
 
     def index(self, value: Value, *, after: int = 0, scalings: frozenset[int] = SCALINGS) -> int | None:
-        """The scheduler's step of a call with timestep `value`, None if it does not drive the call or does not tell.
+        """Find the scheduler's step of a call with timestep `value`; None if it does not drive the call, or tell.
 
         Waits for the device unless the call comes from a pipeline whose scheduler counts its steps. Where several
         steps might be meant, it is the next one from `after` on. `scalings` are those that the model may get its
@@ -102,7 +102,7 @@ class Driver:
         return next((index for index in found if index >= after), found[0] if found else None)
 
     def scalings(self, index: int, value: Value) -> frozenset[int]:
-        """The scalings in which a call with timestep `value` is one of step `index`: all while that is not read."""
+        """Find the scalings in which a call with timestep `value` is of step `index`: all while that is not read."""
         timesteps, given = self.timesteps, value() if value.is_read else None
         if timesteps is None or given is None:
             return SCALINGS
@@ -110,7 +110,7 @@ class Driver:
         return frozenset(scaling for scaling in SCALINGS if distances[scaling] <= _ROUNDED)
 
     def _located(self, timesteps: Tensor, value: Value, scalings: frozenset[int]) -> list[int]:
-        """All steps at which a pipeline might give the model that value."""
+        """Return all steps at which a pipeline might give the model that value."""
         given = value()
         if given is None:
             return []
@@ -128,7 +128,7 @@ class Driver:
         return min(distances[scaling] for scaling in scalings)
 
     def _distances(self, timestep: float, given: float) -> tuple[float, float, float]:
-        """As it is; as a share of the longest; that share from the other end. In shares of the value or the longest."""
+        """Compare a value with a timestep as it is, as a share of the longest, and as that share from the other end."""
         config = getattr(self.scheduler, "config", None) or {}
         share = timestep / float(config.get("num_train_timesteps") or 1000)
         return _apart(given, timestep), _apart(given, share), abs(given - (1 - share))
@@ -162,7 +162,7 @@ class Span:
 
 
 def span_of(driver: Driver, model: nn.Module, index: int | None) -> Span | None:
-    """The steps that `model` sees in a run that it enters at step `index` of the driver's scheduler.
+    """Return the steps that `model` sees in a run that it enters at step `index` of the driver's scheduler.
 
     A pipeline whose step is not known begins where the steps that it tells of fit in, or at the first.
     """
@@ -184,7 +184,7 @@ def span_of(driver: Driver, model: nn.Module, index: int | None) -> Span | None:
 
 
 def run_info(span: Span | None, grid: tuple[int, int, int] | None = None) -> RunInfo:
-    """What a policy is told of a run."""
+    """Return what a policy is told of a run."""
     return RunInfo(grid=grid) if span is None else RunInfo(len(span.timesteps), grid, span.first, span.total)
 
 
@@ -206,7 +206,7 @@ def _holds(owner: Any, name: str, model: nn.Module) -> bool:
 
 
 def find_driver(target: Any, value: Value) -> Driver:
-    """What drives the call, with timestep `value`, that is being made.
+    """Return what drives the call, with timestep `value`, that is being made.
 
     Pipelines may share the transformer, each with a scheduler of its own. So the nearest function on the way to the
     transformer tells, that is a method of something with a scheduler, or holds schedulers or pipelines in variables.
@@ -226,7 +226,7 @@ def find_driver(target: Any, value: Value) -> Driver:
 
 
 def _loops() -> Iterator[FrameType]:
-    """The functions that the call comes through, nearest first, without the machinery in between."""
+    """Return the functions that the call comes through, nearest first, without the machinery in between."""
     frame, seen = inspect.currentframe(), 0
     while frame is not None and seen < _DEPTH:
         if not (frame.f_globals.get("__name__") or "").startswith(_BETWEEN):
@@ -236,7 +236,7 @@ def _loops() -> Iterator[FrameType]:
 
 
 def _held(frame: FrameType) -> list[Driver]:
-    """The schedulers that a function holds; only that of the object itself if it is a method of one."""
+    """Return the schedulers that a function holds; only that of the object itself if it is a method of one."""
     code = frame.f_code
     if code.co_argcount and code.co_varnames[0] == "self":
         itself = frame.f_locals.get("self")
@@ -258,7 +258,7 @@ def _is_scheduler(value: Any) -> bool:
 
 
 def _called(frame: FrameType, owner: Any) -> bool:
-    """Whether the owner's `__call__` is on the way from this function up."""
+    """Tell whether the owner's `__call__` is on the way from this function up."""
     up: FrameType | None = frame
     while owner is not None and up is not None:
         if up.f_code.co_name == "__call__" and any(value is owner for value in up.f_locals.values()):

@@ -91,7 +91,7 @@ def _is_tensor(value: Any, *, most: int) -> bool:
 
 
 def _tells_apart(value: Any, latent: Any) -> bool:
-    """Whether a value can be conditioning: one entry per sample, more than a number or else a label."""
+    """Tell whether a value can be conditioning: one entry per sample, more than a number or else a label."""
     if not isinstance(value, Tensor | list | tuple) or (latent is not None and len(value) != len(latent)):
         return False
     return not (isinstance(value, Tensor) and value.ndim < 2 and value.is_floating_point())
@@ -149,7 +149,7 @@ def stray_streams(model: nn.Module, adapter: Adapter, inputs: Inputs) -> list[st
 
 
 def misplaced(model: nn.Module, adapter: Adapter, inputs: Inputs) -> list[str]:
-    """Where tokens are not those that the row says: a token of the latent is changed, and must be the one that changes.
+    """Find tokens that are not where the row says: one is changed in the latent, and must be the one that changes.
 
     Looked at are the input of the first block, the attention input of the first block of every list, and the tail's.
     """
@@ -187,7 +187,7 @@ def _starts(adapter: Adapter, arguments: Inputs) -> dict[str, Any]:
 
 
 def _seen(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict[str, Tensor]:
-    """What enters those places in one call of the model, (batch, sequence, channel) each."""
+    """Return what enters those places in one call of the model, (batch, sequence, channel) each."""
     blocks, tails = adapter.modules(model)
     firsts = {index: block for block, index in reversed(blocks)}
     modules: list[tuple[str, nn.Module]] = [(FIRST, blocks[0][0])]
@@ -263,7 +263,7 @@ def _moved(
 
 
 def _moved_latent(adapter: Adapter, inputs: Inputs, change: Tensor, grid: Grid) -> dict[str, Any]:
-    """The inputs with some patches of the latent changed, (batch, token, patch)."""
+    """Return the inputs with some patches of the latent changed, (batch, token, patch)."""
     given = inputs[adapter.latent]
     form = read_latent(given)
     moved = from_tokens(change, grid, channel_dim=adapter.channel_dim, shape=form.shape) + form

@@ -81,7 +81,7 @@ def tap(target: Any, **settings: Any) -> Iterator[Handle]:
 
 
 def find_transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
-    """Every supported transformer of a pipeline (Wan 2.2 has two) by component name, with its adapter.
+    """Return every supported transformer of a pipeline (Wan 2.2 has two) by component name, with its adapter.
 
     Raises TypeError when there is none.
     """
@@ -120,7 +120,7 @@ class Handle:
         self.remove()
 
     def summary(self) -> Summary:
-        """What happened in the last (or current) run. Remains readable after `remove`.
+        """Return what happened in the last (or current) run. Remains readable after `remove`.
 
         A run that the policy had no part in has no contexts; notes say what it missed, and why.
         """

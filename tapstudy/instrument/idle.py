@@ -21,7 +21,7 @@ from tapstudy.instrument.trajectory import alike, same_value
 
 
 def idle_modules(model: nn.Module, paths: Collection[str]) -> dict[str, nn.Module]:
-    """The modules at these paths by path, of a list every entry; without those that this model has as None.
+    """Return the modules at these paths by path, of a list every entry; without those that this model has as None.
 
     Raises:
         AttributeError: the model has nothing of that name.
@@ -38,7 +38,7 @@ def idle_modules(model: nn.Module, paths: Collection[str]) -> dict[str, nn.Modul
 
 
 def blank(output: Any, fill: float = 0.0) -> Any:
-    """Something of the same structure, shapes, dtypes and devices. Integers and masks stay: code may branch on them."""
+    """Make zeros of the same structure, shapes, dtypes, devices. Integers and masks stay: code may branch on them."""
     if isinstance(output, Tensor):
         if not (output.is_floating_point() or output.is_complex()):
             return output
@@ -89,7 +89,7 @@ def keep_blanks(call: Call) -> None:
 
 
 def describe(arguments: Mapping[str, Any], moving: Collection[str]) -> dict[str, Any]:
-    """What decides the shapes inside a forward pass with these arguments, without holding on to their features.
+    """Return what decides the shapes inside a forward pass with these arguments, without holding on to their features.
 
     Args:
         arguments: of the model's forward.
@@ -111,7 +111,7 @@ def _describe(value: Any, moving: bool) -> Any:
 
 
 def same_description(held: Mapping[str, Any] | None, given: Mapping[str, Any]) -> bool:
-    """Whether two passes have the same shapes inside. Only masks rebuilt from step to step wait for the device."""
+    """Tell whether two passes have the same shapes inside. Only masks rebuilt from step to step wait for the device."""
     if held is None or held.keys() != given.keys():
         return False
     return all(alike(held[name], given[name], _equal) for name in given)

@@ -82,13 +82,13 @@ class Instrument:
         self.reset()
 
     def passed_by(self) -> None:
-        """The first block is about to run outside a call that came to the policy."""
+        """Take note that the first block is about to run outside a call that came to the policy."""
         if not self.presence.complete:
             self._stand_aside()
 
     @hooks.in_python
     def _takes_part(self) -> bool:
-        """Whether the call in progress is the policy's."""
+        """Tell whether the call in progress is the policy's."""
         if self.presence.keep():
             return True
         self._stand_aside()
@@ -142,12 +142,12 @@ class Instrument:
         return self._trajectories.target_timesteps
 
     def end_trajectory(self) -> None:
-        """The pipeline call is over: free the histories, keep the counts for the summary."""
+        """Free the histories, since the pipeline call is over; keep the counts for the summary."""
         with self._turn:
             self._cautions.about_skips(self._trajectories.end().runs)
 
     def _find_run(self, name: str | None, arguments: dict[str, Any], *, bypass: bool = False) -> ContextRun:
-        """The context of this call; starts a new trajectory when it is time."""
+        """Return the context of this call; starts a new trajectory when it is time."""
         timestep = arguments.get(self.adapter.timestep)
         driver, began = self._trajectories.take(Value(timestep))
         trajectory = self._trajectories.latest
@@ -178,7 +178,7 @@ class Instrument:
     def forward(
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The transformer's forward under the policy."""
+        """Run the transformer's forward under the policy."""
         with self._turn:
             if self._takes_part():
                 return self._forward(original, name, args, kwargs)
@@ -216,7 +216,7 @@ class Instrument:
     def _prepare(
         self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[ContextRun, Call | None, torch.device]:
-        """Which context this is, and what happens at this step: None for a pass that the history is not about."""
+        """Tell which context this is, and what happens at this step: None for a pass that the history is not about."""
         arguments = self._signature.bind(self.model, *args, **kwargs).arguments
         reason = self.adapter.bypass(arguments)
         if reason is not None:  # such passes have a context of their own
@@ -291,7 +291,7 @@ class Instrument:
             listener(event)
 
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
-        """Called with the input of the tail, (batch, sequence, channel); returns what the tail shall see."""
+        """Take the input of the tail, (batch, sequence, channel), and return what the tail shall see."""
         if call.state != "skip":
             reason = call.incomplete(call.start, tail)
             if reason is not None:
@@ -345,7 +345,7 @@ class Instrument:
         return unchanged
 
     def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:
-        """A full pass that showed too little to learn from."""
+        """Note a full pass that showed too little to learn from."""
         call.run.taught_nothing = reason
         call.give_up(reason)
         call.attention_input = call.stream = call.latent_tokens = None
@@ -366,6 +366,6 @@ class Instrument:
 
     @hooks.in_python
     def decide(self, call: Call) -> None:
-        """The probe is known: the policy may turn this pass into a full one, which goes on from here."""
+        """Let the policy, which can see the probe now, turn this pass into a full one, which goes on from here."""
         assert call.probe is not None
         call.decide(full=call.run.policy.wants_full_given(call.step, call.probe))

@@ -14,14 +14,14 @@ from tapstudy.instrument.adapters import Adapter, Arguments, Grid
 
 
 def read_latent(latent: Tensor | list[Any]) -> Tensor:
-    """The latent as one tensor; samples in a list are stacked, of a list of images per sample the last counts."""
+    """Read the latent as one tensor; samples in a list are stacked, of a list of images per sample the last counts."""
     if isinstance(latent, Tensor):
         return latent
     return torch.stack([sample[-1] if isinstance(sample, list) else sample for sample in latent])
 
 
 def misfit(model: nn.Module, adapter: Adapter, arguments: Arguments) -> str | None:
-    """Why the tokens that a row counts are not those of a packed latent, or None."""
+    """Tell why the tokens that a row counts are not those of a packed latent, or None."""
     latent = read_latent(arguments[adapter.latent])
     if latent.ndim != 3:
         return None
@@ -50,13 +50,13 @@ class Form:
 
     @classmethod
     def read(cls, output: Any) -> tuple[Tensor, Self]:
-        """The prediction in a transformer's output, and the form of that output."""
+        """Return the prediction in a transformer's output, and the form of that output."""
         sample = output[0] if isinstance(output, tuple) else output.sample
         tensor = read_latent(sample)
         return tensor, cls(type(output), tensor.shape, tensor.dtype, isinstance(sample, list))
 
     def wrap(self, tensor: Tensor, *, return_dict: bool) -> Any:
-        """An output holding `tensor`, as the transformer would return it."""
+        """Return an output holding `tensor`, as the transformer would return it."""
         sample = list(tensor.to(self.dtype)) if self.listed else tensor.to(self.dtype)
         if not return_dict:
             return (sample,)

@@ -63,14 +63,14 @@ class FullPasses:
             self._listener = lambda _: None
 
     def kept(self, one: FullPass) -> FullPass:
-        """A pass whose arguments may be kept: the sampling loop will not write into them."""
+        """Return a pass whose arguments may be kept: the sampling loop will not write into them."""
         args, kwargs = one.arguments
         arguments = tuple(_copy(value) for value in args), {name: _copy(value) for name, value in kwargs.items()}
         return FullPass(one.transformer, one.context, one.timestep, {}, arguments)
 
     @torch.no_grad()
     def again(self, one: FullPass, offset: float) -> dict[str, Tensor]:
-        """The features of a kept pass at a timestep moved by `offset`, in the units the model is told it in.
+        """Return the features of a kept pass at a timestep moved by `offset`, in the units the model is told it in.
 
         Integer and half-precision timesteps are given in single precision.
         """
@@ -88,7 +88,7 @@ class FullPasses:
         self._event = event
 
     def _finished(self, name: str, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Called after every forward of a watched transformer."""
+        """Tell the listener of a finished forward of a watched transformer."""
         self.count += 1
         event, self._event = self._event, None
         if event is None or event.probe is None or event.residual is None:
@@ -122,7 +122,7 @@ def _tell(passes: FullPasses, name: str, model: nn.Module, args: Any, kwargs: An
 
 
 def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a forward by name."""
+    """Return the arguments of a forward by name."""
     bound = dict(inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments)
     del bound["self"]
     return bound

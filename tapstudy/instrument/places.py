@@ -112,13 +112,13 @@ class Place:
 
 
 def own_method(module: nn.Module, name: str) -> Method:
-    """The method that the module's class gives it, or one that does nothing."""
+    """Return the method that the module's class gives it, or one that does nothing."""
     method: Any = getattr(type(module), name, _nothing)
     return functools.partial(_nothing) if method is _nothing else method.__get__(module)
 
 
 def occupied(module: nn.Module) -> bool:
-    """Whether a stand-in takes the place of the module's forward, at any depth."""
+    """Tell whether a stand-in takes the place of the module's forward, at any depth."""
     return any(isinstance(value, StandIn) and value.hook is not None for value in map(_value, _slots(module)))
 
 
@@ -135,7 +135,7 @@ def replaced(module: nn.Module) -> str | None:
 
 
 def _described(method: Any) -> str:
-    """Where a function was written, whatever name it bears."""
+    """Tell where a function was written, whatever name it bears."""
     method = getattr(method, "func", method)
     function = getattr(method, "__func__", method)
     if not inspect.isfunction(function):
@@ -144,7 +144,7 @@ def _described(method: Any) -> str:
 
 
 def _slots(module: nn.Module) -> Iterator[Slot]:
-    """Every place known to keep a method of the module: its attributes, hooks of diffusers, and what these keep."""
+    """Find every place that keeps a method of the module: its attributes, hooks of diffusers, and what these keep."""
     registry = getattr(module, "_diffusers_hook", None)
     starts: list[Slot] = [(module, name) for name, value in vars(module).items() if callable(value)]
     starts += [slot for reference in getattr(registry, "_fn_refs", ()) for slot in _reference_slots(reference)]
@@ -157,7 +157,7 @@ def _slots(module: nn.Module) -> Iterator[Slot]:
 
 
 def _inwards(module: nn.Module, method: Any) -> Iterator[Slot]:
-    """From a method of the module to the one it calls, and so on."""
+    """Walk from a method of the module to the one it calls, and so on."""
     seen: set[tuple[int, str]] = set()
     slot = _below(module, method)
     while slot is not None and (id(slot[0]), slot[1]) not in seen:
@@ -167,7 +167,7 @@ def _inwards(module: nn.Module, method: Any) -> Iterator[Slot]:
 
 
 def _below(module: nn.Module, method: Any) -> Slot | None:
-    """Where a method keeps the one that it calls, if it is a stand-in or what accelerate or diffusers put there."""
+    """Find where a method keeps the one it calls, if it is a stand-in or what accelerate or diffusers put there."""
     if isinstance(method, StandIn):
         return method, "inner"
     function = getattr(method, "func", None) if isinstance(method, functools.partial) else None
@@ -183,7 +183,7 @@ def _below(module: nn.Module, method: Any) -> Slot | None:
 
 
 def _reference_slots(reference: HookFunctionReference) -> list[Slot]:
-    """The one that leads inwards."""
+    """Return the one that leads inwards."""
     return [(reference, "forward" if reference.original_forward is None else "original_forward")]
 
 

@@ -151,7 +151,7 @@ class Presence:
 
 
 def refuse_unless_free(model: nn.Module) -> None:
-    """Raises RuntimeError if the model runs under a policy, under a cache, or with another forward than its own."""
+    """Raise RuntimeError if the model runs under a policy, under a cache, or with another forward than its own."""
     if any(map(occupied, model.modules())):
         raise RuntimeError(
             f"this {type(model).__name__} already runs under a policy: call remove() on its handle first"
@@ -166,7 +166,7 @@ def refuse_unless_free(model: nn.Module) -> None:
 
 
 def refuse_other_caches(model: nn.Module) -> None:
-    """Raises RuntimeError if a diffusers cache is enabled on the model or a part of it."""
+    """Raise RuntimeError if a diffusers cache is enabled on the model or a part of it."""
     for module in model.modules():
         others = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         # offloading and casting hooks keep no state from step to step, caches do

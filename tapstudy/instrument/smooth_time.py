@@ -150,7 +150,7 @@ class _Edit:
 
 
 def _weight(linear: nn.Module) -> Tensor:
-    """The weight where it is kept: on the module or, with accelerate's offloading, in the map its hook loads from."""
+    """Find the weight where it is kept: on the module or, with accelerate's offloading, in the map of its hook."""
     weight = linear.weight
     assert isinstance(weight, Tensor)
     if not weight.is_meta:
@@ -166,13 +166,13 @@ def _weight(linear: nn.Module) -> Tensor:
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
-    """The hooks of accelerate on a module."""
+    """Return the hooks of accelerate on a module."""
     hook = getattr(module, "_hf_hook", None)
     yield from getattr(hook, "hooks", [hook])
 
 
 def _innermost(linear: nn.Module) -> nn.Module:
-    """The layer itself, inside what LoRA may have wrapped around it since."""
+    """Return the layer itself, inside what LoRA may have wrapped around it since."""
     inner = getattr(linear, "base_layer", None)
     return inner if isinstance(inner, nn.Module) else linear
 

@@ -57,7 +57,7 @@ class TimeEmbedder:
 
 
 def time_embedders(model: nn.Module) -> list[TimeEmbedder]:
-    """Where a model embeds the timestep, as often as it does; empty where no sinusoidal features are found."""
+    """Tell where a model embeds the timestep, as often as it does; empty where no sinusoidal features are found."""
     unit = next((_UNITS[base.__name__](model) for base in type(model).__mro__ if base.__name__ in _UNITS), 1.0)
     return list(_walk(model, unit))
 
@@ -83,7 +83,7 @@ def _walk(model: nn.Module, unit: float) -> Iterator[TimeEmbedder]:
 
 
 def frequencies(channels: int, *, shift: float, scale: float) -> Tensor:
-    """What diffusers' `get_timestep_embedding` multiplies the timestep with, (channels // 2,), float64."""
+    """Return what diffusers' `get_timestep_embedding` multiplies the timestep with, (channels // 2,), float64."""
     half = channels // 2
     exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float64) / (half - shift)
     return scale * exponent.exp()

@@ -22,7 +22,7 @@ class ImageTokens:
     start: int | Sequence[int] = 0
 
     def fit(self, sequence: Tensor) -> bool:
-        """Whether a sequence (batch, token, channel) is long enough to hold them."""
+        """Tell whether a sequence (batch, token, channel) is long enough to hold them."""
         if isinstance(self.start, int):
             return 0 <= self.start <= sequence.shape[1] - self.count
         return len(self.start) == len(sequence) and all(
@@ -30,7 +30,7 @@ class ImageTokens:
         )
 
     def take(self, sequence: Tensor) -> Tensor:
-        """The image tokens of a sequence (batch, token, channel); a view where they start at the same place."""
+        """Return the image tokens of a sequence (batch, token, channel); a view where they start at the same place."""
         if isinstance(self.start, int):
             return sequence[:, self.start : self.start + self.count]
         if len(set(self.start)) == 1:

@@ -92,7 +92,7 @@ class Trajectories:
                 self._end(other)
 
     def end(self) -> Trajectory:
-        """The pipeline that this is called from is through: free the histories, keep the counts for the summary."""
+        """Free the histories of the pipeline that this is called from, and keep the counts for the summary."""
         trajectory = self._of(find_driver(self.target, Value(None)))
         self._end(trajectory)
         return trajectory

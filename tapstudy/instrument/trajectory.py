@@ -83,7 +83,7 @@ class ContextRun:
         return len(self.kinds)
 
     def change(self, shape: torch.Size, taking: Taking) -> str | None:
-        """Why the history is of no use to a call with a latent of this shape and these arguments, or None."""
+        """Tell why the history is of no use to a call with a latent of this shape and these arguments, or None."""
         if self.shape is None or (self.shape, self.taking) == (shape, taking):
             return self.restart
         came_or_went = ", ".join(sorted(self.taking ^ taking))
@@ -144,7 +144,7 @@ class Trajectory:
         return self.watch.look(driver, value)
 
     def told(self, run: ContextRun) -> RunInfo:
-        """What the policy of a context that begins now is told; one that joins midway has the steps that are left."""
+        """Say what a policy is told whose context begins now; one that joins midway has the steps that are left."""
         if self.span is None:
             return RunInfo(grid=run.grid)
         index = self.span.first if self.watch.index is None else self.watch.index
@@ -152,7 +152,7 @@ class Trajectory:
         return RunInfo(run.step + left, run.grid, max(0, index - run.step), self.span.total)
 
     def context(self, name: str | None, key: Any, latent: Any, timestep: Tensor | float | None) -> ContextRun:
-        """The context that a call belongs to, made if there is none."""
+        """Return the context that a call belongs to, made if there is none."""
         self._close_step()
         siblings = self._siblings(name, key)
         waiting = [run for run in siblings if run.tick < self.watch.tick]
@@ -173,11 +173,11 @@ class Trajectory:
         return run
 
     def aside(self, name: str) -> ContextRun:
-        """The context of calls that no history is about."""
+        """Return the context of calls that no history is about."""
         return self.runs.setdefault(name, ContextRun(name, name, group=-1))
 
     def _goes_on(self, run: ContextRun, latent: Any, timestep: Tensor | float | None) -> bool:
-        """Whether a second call of `run` in this step, by what is known, is of the next one."""
+        """Tell whether a second call of `run` in this step, by what is known, is of the next one."""
         if self.watch.still and alike(run.latent, latent, _never) and run.version == _version(latent):
             # the very same call. Nobody samples like that, but this is how one tries things out
             self.watch.repeated = True
@@ -187,7 +187,7 @@ class Trajectory:
         return timestep is None or not (timestep is run.timestep or same_value(run.timestep, timestep))
 
     def _siblings(self, name: str | None, key: Any) -> list[ContextRun]:
-        """The contexts with this name, or this conditioning, in the order of their first calls.
+        """Return the contexts with this name, or this conditioning, in the order of their first calls.
 
         Conditioning is held, so that no other tensor can take its address: the same object means the same. If it was
         rebuilt since, it is compared by value.
@@ -230,7 +230,7 @@ class Trajectory:
 
 
 def _choose(waiting: Sequence[ContextRun], siblings: Sequence[ContextRun], latent: Any) -> ContextRun:
-    """Which of the contexts of one group that have not had their call in this step gets it: the first, by order.
+    """Tell which of the contexts of one group that have not had their call in this step gets it: the first, by order.
 
     Of a sampler's latents, each goes on from where it was: one that is clearly nearer to another context's last
     latent belongs to that.
@@ -263,7 +263,7 @@ def distance(latent: Any, other: Any) -> float:
 
 
 def _held(latent: Any) -> Any:
-    """The latent itself, or, so that no graph of gradients is held, what it shares its values with."""
+    """Return the latent itself, or, so that no graph of gradients is held, what it shares its values with."""
     if isinstance(latent, list):
         return [_held(sample) for sample in latent]
     return latent if latent is None or latent.grad_fn is None else latent.detach()
@@ -280,7 +280,7 @@ def _never(held: Any, given: Any) -> bool:
 
 
 def alike(held: Any, given: Any, equal: Callable[[Any, Any], bool]) -> bool:
-    """The same object, or equal ones by `equal`, or lists or mappings of such."""
+    """Tell whether two are the same object, or equal by `equal`, or lists or mappings of such."""
     if isinstance(held, Mapping) and isinstance(given, Mapping):
         return held.keys() == given.keys() and all(alike(held[name], given[name], equal) for name in held)
     if isinstance(held, list | tuple) and isinstance(given, list | tuple):

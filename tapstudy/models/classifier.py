@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         return functional.avg_pool2d(images, factor) if factor > 1 else images
 
     def class_of(self, prompt: str) -> int | None:
-        """The class that a prompt begins with the name of, the longest of several; None: it names none."""
+        """Return the class that a prompt begins with the name of, the longest of several; None: it names none."""
         known = [i for i, name in enumerate(self.config["names"]) if f"{prompt} ".startswith(f"{name} ")]
         return max(known, key=lambda i: len(self.config["names"][i]), default=None)
 

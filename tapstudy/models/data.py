@@ -103,12 +103,12 @@ class LabelledImages:
         return self.images[index].float() / 127.5 - 1, self.labels[index]
 
     def to(self, device: torch.device | str) -> LabelledImages:
-        """The set in the memory of `device`."""
+        """Return the set in the memory of `device`."""
         return LabelledImages(self.images.to(device), self.labels.to(device), self.note, self.names)
 
 
 def load_images(name: str, split: str, folder: str | Path | None = None) -> LabelledImages:
-    """The `train` or `test` split of image set `name`.
+    """Return the `train` or `test` split of image set `name`.
 
     With `folder`, reads `{folder}/{name}_{split}.npz` with arrays `images` (n, h, w[, bands]) uint8 and `labels`
     (n,), or `{folder}/{name}_{split}_jpeg.npz` with `jpeg` (bytes,) uint8, `offsets` (n + 1,) and `labels` (n,), image

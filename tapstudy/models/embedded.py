@@ -65,12 +65,12 @@ def conditions(pipe: EmbeddedPipeline, count: int) -> list[int] | list[str]:
 
 
 def condition_key(pipe: EmbeddedPipeline) -> str:
-    """The name of an embedded pipeline's first argument."""
+    """Return the name of an embedded pipeline's first argument."""
     return "prompt" if isinstance(pipe, TextPipeline) else "class_labels"
 
 
 def data_folder() -> Path:
-    """The folder with the embedded models: `TAPSTUDY_DATA`, the source tree's `data/`, or the installed package's."""
+    """Find the embedded models' folder: `TAPSTUDY_DATA`, the source tree's `data/`, or the installed package's."""
     if "TAPSTUDY_DATA" in os.environ:
         return Path(os.environ["TAPSTUDY_DATA"])
     package = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def data_folder() -> Path:
 
 
 def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPipeline:
-    """An embedded model, ready to sample, from disk alone.
+    """Return an embedded model, ready to sample, from disk alone.
 
     Args:
         model: "mnist-dit", "emoji-flux", "cifar10-dit", or the folder of such a pipeline saved with `save_pretrained`.
@@ -127,7 +127,7 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPi
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights of the model in `folder`: one per module, or the shards that its index lists.
+    """Return the files with the weights of the model in `folder`: one per module, or the shards that its index lists.
 
     Raises:
         FileNotFoundError: one of them is missing.
@@ -150,7 +150,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def load_classifier(model: str | Path | EmbeddedPipeline = "mnist-dit", *, folder: Path | None = None) -> Classifier:
-    """The judge of label accuracy of a model's data set.
+    """Return the judge of label accuracy of a model's data set.
 
     Args:
         model: an embedded model's name, a model's folder or a loaded pipeline. The shape of its images tells the data
@@ -169,7 +169,7 @@ def load_classifier(model: str | Path | EmbeddedPipeline = "mnist-dit", *, folde
 
 
 def data_set_of(model: str | Path | EmbeddedPipeline) -> str:
-    """Name of the data set whose images have the shape of the model's.
+    """Return the name of the data set whose images have the shape of the model's.
 
     Raises FileNotFoundError when there is no such model, ValueError when there is no such data set.
     """
@@ -194,7 +194,7 @@ def data_set_of(model: str | Path | EmbeddedPipeline) -> str:
 
 
 def untrained_like(pipe: EmbeddedPipeline, *, seed: int = 0) -> EmbeddedPipeline:
-    """The same model with random weights: the control for what training contributes. The text encoder stays.
+    """Return the same model with random weights: the control for what training contributes. The text encoder stays.
 
     Every weight is drawn anew from a normal distribution of variance 1 / fan-in (1 for the embedding of the labels, and
     for the scales of norms, which stay 1), and every bias is 0. That keeps the activations of all layers near unit size
@@ -217,13 +217,13 @@ def untrained_like(pipe: EmbeddedPipeline, *, seed: int = 0) -> EmbeddedPipeline
 
 
 def with_transformer(pipe: EmbeddedPipeline, transformer: Any) -> EmbeddedPipeline:
-    """A pipeline that samples as `pipe` does, with another transformer."""
+    """Return a pipeline that samples as `pipe` does, with another transformer."""
     settings = {name: value for name, value in pipe.config.items() if name in SETTINGS}
     return type(pipe)(**{**pipe.components, "transformer": transformer}, **settings)
 
 
 def model_folder(model: str | Path) -> Path:
-    """Where an embedded model is, or the folder itself. Raises FileNotFoundError when there is none."""
+    """Tell where an embedded model is, or the folder itself. Raises FileNotFoundError when there is none."""
     embedded = data_folder() / "models"
     if isinstance(model, str) and (embedded / model).is_dir():
         return embedded / model

@@ -13,7 +13,7 @@ from tapstudy.models.pixel_pipeline import Generators, PixelPipeline, StepCallba
 
 
 def flow_matching_scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler of the embedded models: 1000 training times; a shift above 1 spends more steps on noise."""
+    """Return the scheduler of the embedded models: 1000 training times; a shift above 1 spends more steps on noise."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
 
 
@@ -102,7 +102,7 @@ class LabelPipeline(PixelPipeline):
     def guided_velocity(
         self, x: torch.Tensor, timestep: torch.Tensor, labels: Sequence[int] | torch.Tensor, *, guidance_scale: float
     ) -> torch.Tensor:
-        """The velocity that one sampling step uses, of the shape of `x`.
+        """Return the velocity that one sampling step uses, of the shape of `x`.
 
         Args:
             x: states (batch, channels, height, width).
@@ -127,7 +127,7 @@ class LabelPipeline(PixelPipeline):
         return velocity
 
     def guidance_at(self, timesteps: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-        """The scale in force at timesteps, 1 once the guidance has stopped, of their shape; waits for no device."""
+        """Return the scale in force at timesteps, of their shape: 1 once guidance has stopped. Waits for no device."""
         acts = timesteps > self.config.guidance_stop * self.scheduler.config.num_train_timesteps
         return 1 + (guidance_scale - 1) * acts.to(torch.float64 if timesteps.device.type == "cpu" else torch.float32)
 

@@ -143,7 +143,7 @@ class Judge:
     def __call__(
         self, images: Tensor, labels: Tensor, *, steps: int = 0, guidance_scale: float = 0.0, guidance_stop: float = 0.0
     ) -> Quality:
-        """The measures of images (n, bands, H, W) in [-1, 1], with what is to be noted of how they were made."""
+        """Return the measures of images (n, bands, H, W) in [-1, 1], with what is to be noted of how they were made."""
         found, features = classify(self.classifier, images)
         return Quality(
             len(images),

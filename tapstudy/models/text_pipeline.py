@@ -59,7 +59,7 @@ def predict_velocity(
     *,
     frame: int,
 ) -> Tensor:
-    """The flow velocity of the shape of `images`.
+    """Return the flow velocity of the shape of `images`.
 
     Args:
         images: states (B, C, H, W).
@@ -195,7 +195,7 @@ class TextPipeline(PixelPipeline):
 
     @torch.no_grad()
     def guided_velocity(self, x: Tensor, timestep: Tensor, prompts: Sequence[str], *, guidance_scale: float) -> Tensor:
-        """The velocity that one sampling step uses, of the shape of `x`.
+        """Return the velocity that one sampling step uses, of the shape of `x`.
 
         Args:
             x: states (batch, 3, size, size).
@@ -209,7 +209,7 @@ class TextPipeline(PixelPipeline):
         return self._velocity(x, timestep, branches, guidance_scale)
 
     def guidance_at(self, timesteps: Tensor, guidance_scale: float) -> Tensor:
-        """The scale in force at timesteps, of their shape: the same at all of them."""
+        """Return the scale in force at timesteps, of their shape: the same at all of them."""
         return torch.full_like(timesteps, guidance_scale, dtype=torch.float32)
 
     def _velocity(self, x: Tensor, t: Tensor, branches: dict[str, tuple[Tensor, Tensor]], scale: float) -> Tensor:
@@ -238,7 +238,7 @@ class TextPipeline(PixelPipeline):
         return encode_tokens(self.text_encoder, tokens.input_ids.to(device), tokens.attention_mask.to(device))
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """The words of a prompt that the model has never seen."""
+        """Return the words of a prompt that the model has never seen."""
         return [word for word in prompt.lower().split() if word not in self.tokenizer.get_vocab()]
 
     def _embeddings(
