@@ -24,7 +24,7 @@ class RecordedPolicy(StrEnum):
 
 def record(
     out: Annotated[Path | None, typer.Argument(help="folder of the recording")] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with this recording; nothing else is needed")] = None,
+    resume: Annotated[Path | None, typer.Option(help="resume this recording; nothing else is needed")] = None,
     bundled: Annotated[bool, typer.Option(help="make the small recordings that come with the package in OUT")] = False,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     labels: Annotated[str, typer.Option(help="labels separated by commas; all of them by default")] = "",
@@ -48,7 +48,7 @@ def record(
     ] = 1,
     force: Annotated[bool, typer.Option(help="write even if the disk might not hold it")] = False,
 ) -> None:
-    """Record what every token does; the same command, or --resume, goes on with what was cut short."""
+    """Record what every token does; the same command, or --resume, resumes what was cut short."""
     with user_errors():
         from tapstudy import TAPConfig
         from tapstudy.policies.fixed import FixedPolicy
@@ -158,14 +158,14 @@ def _lasting_name(model: str) -> str:
     return str(folder.absolute()) if folder.is_dir() and not embedded else model
 
 
-def _how_to_go_on(path: Path) -> str:
+def _how_to_resume(path: Path) -> str:
     from tapstudy import RecordingError, open_recording
 
     try:
         kept = open_recording(path, verify=False).sizes["sample"]
     except RecordingError:
         return "no sample was finished yet, begin again with the same command"
-    return f"finished samples are kept ({kept}); go on with: tapstudy record --resume {quote(str(path))}"
+    return f"finished samples are kept ({kept}); resume with: tapstudy record --resume {quote(str(path))}"
 
 
 def _record(path: Path, *, model: str, pipe: Any = None, sigma: float = 0.0, **arguments: Any) -> None:
@@ -179,6 +179,6 @@ def _record(path: Path, *, model: str, pipe: Any = None, sigma: float = 0.0, **a
         with smooth_time(pipe, sigma):
             made = make(pipe, path=path, model=model, **arguments)
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped: {_how_to_go_on(path)}", err=True)
+        typer.echo(f"\nstopped: {_how_to_resume(path)}", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{made.sizes['sample']} samples in {path}")

@@ -41,7 +41,7 @@ def test_record_and_resume(model, tmp_path, monkeypatch, policy):
         patch.setattr(SampleWriter, "finish", killed)
         stopped = run(app, arguments)
     assert stopped.exit_code == 130
-    assert f"stopped: finished samples are kept (2); go on with: tapstudy record --resume {out}" in stopped.output
+    assert f"stopped: finished samples are kept (2); resume with: tapstudy record --resume {out}" in stopped.output
     assert "2 of 4 finished" in describe_run(out)
     result = run(app, ["record", "--resume", str(out)])
     assert result.exit_code == 0, result.output
