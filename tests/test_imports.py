@@ -13,7 +13,7 @@ import pytest
 import tapstudy
 
 HEAVY = {"dask", "matplotlib", "netCDF4", "pandas", "scipy", "torchmetrics", "transformers", "xarray", "zarr"}
-PACKAGES = ["tapstudy", "tapstudy.policies", "tapstudy.predictors"]
+PACKAGES = ["tapstudy"]
 
 
 def loaded(code):

@@ -28,7 +28,7 @@ class Settled:
     def told(self, num_steps: int, **more: str) -> str:
         """As JSON, for the attributes of a result."""
         mask = mask_text(full_steps_of(self.config, num_steps), num_steps)
-        return json.dumps({"config": self.config.plain(), "mask": mask, "schedule": self.schedule, **more})
+        return json.dumps({"config": self.config.to_dict(), "mask": mask, "schedule": self.schedule, **more})
 
 
 def settle(recording: xr.Dataset, asked: Asked, analysis: str) -> Settled:
@@ -63,7 +63,7 @@ def _recorded_config(recording: xr.Dataset, analysis: str, *, needs_schedule: bo
     settings = recorded_settings(recording)
     if not settings:
         return None
-    config = TAPConfig.from_plain(settings)
+    config = TAPConfig.from_dict(settings)
     closed_loop = json.loads(recording.attrs["configuration"]).get("mode") == "closed-loop"
     if not (needs_schedule and closed_loop and "is_full" in recording):
         return config

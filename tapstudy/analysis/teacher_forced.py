@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tapstudy.core.schedule import full_steps
 from tapstudy.core.scoring import (
     Distance,
     anchor_products,
@@ -104,15 +103,7 @@ def scored(probe: Features, residual: Features, job: Job, steps: Sequence[int]) 
 
 def full_steps_of(config: TAPConfig, num_steps: int) -> tuple[int, ...]:
     """List the full steps of a configuration, in a trajectory of `num_steps` steps."""
-    if config.full_steps is None:
-        return full_steps(
-            num_steps,
-            interval=config.interval,
-            warmup_steps=config.warmup_steps,
-            cooldown_steps=config.cooldown_steps,
-        )
-    last = num_steps - config.cooldown_steps
-    return tuple(step for step in range(num_steps) if step in config.full_steps or step >= last)
+    return config.schedule.steps(num_steps)
 
 
 def anchors_at(step: int, full: Sequence[int], count: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from tapstudy.bench.fit.slot import Slot
 from tapstudy.bench.flops import StepFlops, step_flops
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.models.embedded import EmbeddedPipeline
-from tapstudy.policies.base import Policy, RunInfo
+from tapstudy.policies.base import Policy
 from tapstudy.policies.blended import BlendedPolicy
 from tapstudy.policies.config import DECISIVE, TAPConfig
 from tapstudy.policies.drift import DriftPolicy
@@ -133,9 +133,7 @@ class Method:
 
 def schedule_of(config: TAPConfig, steps: int) -> tuple[int, ...]:
     """The full steps of a run of so many."""
-    policy = FixedPolicy(0, config=config)
-    policy.begin(RunInfo(steps))
-    return tuple(step for step in range(steps) if policy.wants_full(step))
+    return config.schedule.steps(steps)
 
 
 def fixed(order: int, shift: float = 0, *, name: str = "", **more: Any) -> Method:

@@ -1,21 +1,23 @@
-"""The history: probe and residual at the most recent full steps."""
+"""Keep the history: probe and residual at the most recent full steps."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tapstudy.core.shuttle import Here, Lane, Sent, lane_between
+from tapstudy.core.transfer import Pending, Transfer, transfer_between
 
 
 class Anchors:
-    """The last `capacity` full steps, newest first.
+    """Keep the last `capacity` full steps, newest first.
 
     Tensors are copied in (the model may reuse its buffers); once full, the oldest buffer is overwritten in place, so
     a long run allocates nothing. Memory: capacity * (probe + residual).
 
     Kept elsewhere than the features (`device`), anchors are copied there after every full step and back when they are
-    read: reading the probes also sends for the residuals, which then travel while the probes are scored. The copies
+    read: reading the probes also prefetches the residuals, which then travel while the probes are scored. The copies
     belong to the reader, nothing of them stays behind. Where a step reads every anchor once, as TAP does, that is one
     transfer of the history per skip step; between these, and during full steps, the device of the features holds none
     of it.
@@ -47,23 +49,23 @@ class Anchors:
         self.steps: list[int] = []
         self._probes: list[Tensor] = []
         self._residuals: list[Tensor] = []
-        self._lane: Lane = Here()
-        self._coming: Sent | None = None
+        self._transfer = Transfer()
+        self._pending: Pending | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
 
     @property
     def probes(self) -> list[Tensor]:
-        probes = self._lane.send(self._probes)
-        if self._coming is None:
-            self._coming = self._lane.send(self._residuals)
-        return self._lane.receive(probes)
+        probes = self._transfer.prefetch(self._probes)
+        if self._pending is None:
+            self._pending = self._transfer.prefetch(self._residuals)
+        return self._transfer.wait(probes)
 
     @property
     def residuals(self) -> list[Tensor]:
-        coming, self._coming = self._coming, None
-        return self._lane.receive(self._lane.send(self._residuals) if coming is None else coming)
+        pending, self._pending = self._pending, None
+        return self._transfer.wait(self._transfer.prefetch(self._residuals) if pending is None else pending)
 
     @property
     def nbytes(self) -> int:
@@ -78,8 +80,8 @@ class Anchors:
         if self.steps and step <= self.steps[0]:
             raise ValueError(f"anchors must come in order: step {step} after step {self.steps[0]}")
         if not self.steps:
-            self._lane = lane_between(residual.device, self.device or residual.device)
-        self._coming = None
+            self._transfer = transfer_between(residual.device, self.device or residual.device)
+        self._pending = None
         self.steps.insert(0, step)
         del self.steps[self.capacity :]
         self._rotate(self._residuals, residual, self.dtype)
@@ -88,7 +90,45 @@ class Anchors:
 
     def _rotate(self, buffers: list[Tensor], tensor: Tensor, dtype: torch.dtype) -> None:
         if len(buffers) < self.capacity:
-            buffers.insert(0, self._lane.empty(tensor, dtype))
+            buffers.insert(0, self._transfer.empty(tensor, dtype))
         else:
             buffers.insert(0, buffers.pop())
-        self._lane.keep(buffers[0], tensor.detach())
+        self._transfer.store(buffers[0], tensor.detach())
+
+
+@dataclass(frozen=True)
+class History:
+    """Set how anchors are kept.
+
+    Args:
+        dtype, probe_dtype, device: as for `Anchors`.
+
+    Raises:
+        TypeError, ValueError: no floating dtype of 16 bits or more, or a device that torch does not know. The messages
+            name the settings of `TAPConfig`: history_dtype, probe_dtype, history_device.
+    """
+
+    dtype: torch.dtype = torch.float32
+    probe_dtype: torch.dtype | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        probe_dtype = torch.float32 if self.probe_dtype is None else self.probe_dtype
+        for name, value in (("history_dtype", self.dtype), ("probe_dtype", probe_dtype)):
+            if not (isinstance(value, torch.dtype) and value.is_floating_point):
+                raise TypeError(f"{name} must be a floating torch.dtype, got {value!r}")
+            if value.itemsize < 2:
+                raise ValueError(
+                    f"{name} must have 16 bits or more, got {value}: torch does not compute with narrower floats; use "
+                    "torch.bfloat16 or torch.float16"
+                )
+        if not isinstance(self.device, str | None):
+            raise TypeError(f'history_device must be the name of a device such as "cpu", or None, got {self.device!r}')
+        try:
+            torch.device("cpu" if self.device is None else self.device)
+        except RuntimeError as error:
+            raise ValueError(f"torch knows no history_device {self.device!r}") from error
+
+    def anchors(self, capacity: int) -> Anchors:
+        """Make an empty history of so many full steps."""
+        return Anchors(capacity, self.dtype, probe_dtype=self.probe_dtype, device=self.device)

@@ -1,4 +1,4 @@
-"""Arithmetic of our own beside a model's: in the precision it is written in, and outside of the model's graph."""
+"""Compute beside a model: in the precision that the arithmetic is written in, and outside of the model's graph."""
 
 from __future__ import annotations
 

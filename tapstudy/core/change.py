@@ -1,4 +1,4 @@
-"""How much features changed, as one number: what adaptive caches decide by."""
+"""Measure how much features changed, as one number: what adaptive caches decide by."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def relative_change(now: Tensor, before: Tensor) -> float:
-    """mean |now - before| / mean |before| over all entries (batch, token, channel). Waits for the device.
+    """Compute mean |now - before| / mean |before| over all entries (batch, token, channel). Waits for the device.
 
     From nothing (all zeros) to something is an infinite change, to nothing none.
     """

@@ -1,4 +1,4 @@
-"""Which steps run in full.
+"""Decide which steps run in full.
 
 S(N, w) is the schedule of TaylorSeer and TAP: steps 0..w-1, then w-1+N, w-1+2N, ... For T = 50 and w = 3 it has
 14, 10 and 8 full steps at N = 4, 6, 8: the published FLOPs ratios 3.57, 4.98 and 6.24.
@@ -7,22 +7,66 @@ S(N, w) is the schedule of TaylorSeer and TAP: steps 0..w-1, then w-1+N, w-1+2N,
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+
+from tapstudy.core.checks import check_integer, unique
 
 
-def is_full_step(step: int, *, interval: int, warmup_steps: int) -> bool:
-    """Tell whether `step` (0-based, in sampling order) belongs to S(interval, warmup_steps)."""
-    return step < warmup_steps or (step - (warmup_steps - 1)) % interval == 0
+@dataclass(frozen=True)
+class Schedule:
+    """Run S(interval, warmup_steps) in full, or explicit full steps, and the last steps.
+
+    Args:
+        interval: N; a full step, then N - 1 skip steps. 1 never skips.
+        warmup_steps: w; the first w steps run in full.
+        cooldown_steps: the last so many steps run in full.
+        full_steps: in place of `interval` and `warmup_steps`; must hold step 0. They are sorted.
+
+    Raises:
+        TypeError, ValueError: no integers, too small or repeated, or full steps without step 0.
+    """
+
+    interval: int = 8
+    warmup_steps: int = 3
+    cooldown_steps: int = 0
+    full_steps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("interval", 1), ("warmup_steps", 1), ("cooldown_steps", 0)):
+            check_integer(name, getattr(self, name), least)
+        if self.full_steps is not None:
+            for step in (steps := unique("full_steps", self.full_steps)):
+                check_integer("full_steps", step, 0)
+            if 0 not in steps:
+                raise ValueError(f"full_steps must hold step 0 (there is no history before it), got {steps}")
+            object.__setattr__(self, "full_steps", tuple(sorted(steps)))
+
+    def is_full(self, step: int, num_steps: int | None = None) -> bool:
+        """Tell whether `step` (0-based, in sampling order) of a run runs in full.
+
+        Args:
+            num_steps: of the run; None if nobody knows, then there is no cooldown.
+        """
+        if self.cools_down(step, num_steps):
+            return True
+        if self.full_steps is not None:
+            return step in self.full_steps
+        return step < self.warmup_steps or (step - (self.warmup_steps - 1)) % self.interval == 0
+
+    def cools_down(self, step: int, num_steps: int | None) -> bool:
+        """Tell whether `step` is one of the last that run in full."""
+        return num_steps is not None and step >= num_steps - self.cooldown_steps
+
+    def steps(self, num_steps: int) -> tuple[int, ...]:
+        """List the full steps of a run."""
+        return tuple(step for step in range(num_steps) if self.is_full(step, num_steps))
 
 
 def full_steps(num_steps: int, *, interval: int, warmup_steps: int, cooldown_steps: int = 0) -> tuple[int, ...]:
-    """S(interval, warmup_steps) below `num_steps`, plus the last `cooldown_steps` steps."""
-    return tuple(
-        step
-        for step in range(num_steps)
-        if step >= num_steps - cooldown_steps or is_full_step(step, interval=interval, warmup_steps=warmup_steps)
-    )
+    """List the steps of S(interval, warmup_steps) below `num_steps`, plus the last `cooldown_steps` steps."""
+    return Schedule(interval, warmup_steps, cooldown_steps).steps(num_steps)
 
 
 def mask_text(full: Collection[int], num_steps: int) -> str:
-    """Return a mask one can read: `F` for a full step, `.` for a skip step."""
+    """Write a mask that one can read: `F` for a full step, `.` for a skip step."""
     return "".join("F" if step in full else "." for step in range(num_steps))

@@ -1,4 +1,4 @@
-"""Predictors as rows of weights over the anchors.
+"""Write predictors as rows of weights over the anchors.
 
 A linear predictor is a row w over the anchors: prediction = sum_j w_j F(a_j), whatever F is. These functions build
 such rows, in Python floats (IEEE double), from the anchor positions alone.
@@ -15,8 +15,13 @@ Basis = Literal["taylor", "newton"]
 Row = tuple[float, ...]
 
 
+def unit_rows(count: int) -> list[Row]:
+    """Make the rows of the anchors themselves."""
+    return [tuple(float(a == b) for b in range(count)) for a in range(count)]
+
+
 def difference_rows(anchors: Sequence[int], order: int, kind: Differences = "recursive") -> list[Row]:
-    """Rows of the differences D_0 .. D_order at the newest anchor.
+    """Compute the rows of the differences D_0 .. D_order at the newest anchor.
 
     `recursive` is the rule of TaylorSeer and TAP: D_(j+1) = (D_j now - D_j before) / g, where g is the gap to the
     anchor before, at every anchor. `divided` is D_j = j! F[a_0 .. a_j], with true divided differences on the step
@@ -34,9 +39,7 @@ def difference_rows(anchors: Sequence[int], order: int, kind: Differences = "rec
     """
     if len(anchors) < order + 1:
         raise ValueError(f"a difference of order {order} needs {order + 1} anchors, got {len(anchors)}: {anchors}")
-    count = len(anchors)
-    # table[a] is the row of D_j at anchor a; it starts as D_0 = F itself.
-    table = [tuple(float(a == b) for b in range(count)) for a in range(count)]
+    table = unit_rows(len(anchors))  # table[a] is the row of D_j at anchor a; it starts as D_0 = F itself
     rows = [table[0]]
     for j in range(1, order + 1):
         # The divided difference of order j spans j gaps; times j! it carries a factor j at each level.
@@ -60,7 +63,7 @@ def extrapolation_row(
     differences: Differences = "recursive",
     basis: Basis = "taylor",
 ) -> Row:
-    """Return the row of the order-`order` prediction `horizon` steps after the newest anchor.
+    """Compute the row of the order-`order` prediction `horizon` steps after the newest anchor.
 
     `taylor`: sum_j D_j horizon^j / j!. `newton`: sum_j D_j / j! * prod_(i<j) (horizon + a_0 - a_i); with divided
     differences this is the polynomial through the anchors.

@@ -1,18 +1,18 @@
-"""Beyond the paper: TAP whose probe also says when to run in full."""
+"""Let TAP's probe also say when to run in full. Beyond the paper."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses
-from tapstudy.policies.base import Prediction, RunInfo
+from tapstudy.core.checks import check_least
+from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.predictors.family import Family
 
 
 class AdaptiveTAPPolicy(TAPPolicy):
-    """Skips until even the best predictors have lost too much in sum.
+    """Skip until even the best predictors have lost too much in sum.
 
     At every step after the warm-up: l_i = mean over batch and tokens of the least proxy loss over the family. Since the
     last full step these are added up; a step whose l_i brings the sum above `threshold` runs in full, and the sum
@@ -35,29 +35,22 @@ class AdaptiveTAPPolicy(TAPPolicy):
         super().__init__(config, family=family)
         if self.config.full_steps is not None:
             raise ValueError("AdaptiveTAPPolicy finds its full steps itself: leave full_steps out")
-        if not threshold >= 0:
-            raise ValueError(f"AdaptiveTAPPolicy: threshold must be at least 0, got {threshold}")
+        check_least("AdaptiveTAPPolicy: threshold", threshold, 0)
         self.threshold = threshold
-        self.total = 0.0
+        self.restart()
 
-    def begin(self, run: RunInfo) -> None:
-        super().begin(run)
+    def restart(self) -> None:
+        super().restart()
         self.total = 0.0
 
     def wants_full(self, step: int) -> bool:
         config, steps = self.config, self.anchors.steps
         if not steps or step < config.warmup_steps or step - steps[0] >= config.interval:
             return True
-        return self.run.num_steps is not None and step >= self.run.num_steps - config.cooldown_steps
+        return config.schedule.cools_down(step, self.run.num_steps)
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
-        weights = self.candidates(step).weights
-        losses = predictor_losses(self.anchors.probes, probe, weights, distance=self.config.distance)  # (B, N, P)
-        return not self.total + best_loss(losses) <= self.threshold
-
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        super().observe(step, probe, residual)
-        self.total = 0.0
+        return not self.total + best_loss(self.losses(self.candidates(step), probe)) <= self.threshold
 
     def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
         assert prediction.proxy_loss is not None
@@ -65,5 +58,5 @@ class AdaptiveTAPPolicy(TAPPolicy):
 
 
 def best_loss(losses: Tensor) -> float:
-    """Mean over batch and tokens of the least loss, (batch, token, predictor). Waits for the device."""
+    """Average the least of the losses (batch, token, predictor) over batch and tokens. Waits for the device."""
     return float(losses.amin(dim=-1).mean())

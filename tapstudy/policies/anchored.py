@@ -1,4 +1,4 @@
-"""What TAP and its controls share: schedule, anchors and family. They differ in which predictor a token takes."""
+"""Share what TAP and its controls have in common: schedule, anchors, family. They differ in what a token takes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tapstudy.core.schedule import is_full_step
 from tapstudy.core.scoring import anchor_products, assemble, predictor_losses, select
-from tapstudy.policies.base import Losses, Policy, Prediction, RunInfo
+from tapstudy.policies.base import Losses, Prediction, RunInfo
+from tapstudy.policies.caching import CachePolicy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, Family, candidates, check_family
 
 
-class AnchoredPolicy(Policy):
-    """Full steps on a schedule; in between, a predictor of a family applied to the anchors.
+class AnchoredPolicy(CachePolicy):
+    """Run in full on a schedule; in between, apply a predictor of a family to the anchors.
 
     Args:
         config: schedule, residual site, history and, unless `family` is given, the family.
@@ -29,12 +29,11 @@ class AnchoredPolicy(Policy):
         self.config = config or TAPConfig()
         self.family = self.config.family if family is None else family
         check_family(self.family)
+        super().__init__(self.config.history.anchors(self.family.num_anchors))
         self.labels = self.family.labels
         self.residual_site = self.config.residual
         self.probe_depth = self.config.probe_depth
-        self.anchors = self.config.anchors(self.family.num_anchors)
         self._known: Tensor | None = None
-        self.run = RunInfo()
 
     def begin(self, run: RunInfo) -> None:
         if self.config.cooldown_steps and run.num_steps is None:
@@ -42,30 +41,46 @@ class AnchoredPolicy(Policy):
                 f"cooldown_steps={self.config.cooldown_steps} needs the number of sampling steps, which a bare "
                 "transformer does not tell: apply the policy to the pipeline"
             )
-        self.run = run
-        self.anchors.clear()
+        super().begin(run)
+
+    def restart(self) -> None:
         self._known = None
 
     def wants_full(self, step: int) -> bool:
-        config = self.config
-        if self.run.num_steps is not None and step >= self.run.num_steps - config.cooldown_steps:
-            return True
-        if config.full_steps is not None:
-            return step in config.full_steps
-        return is_full_step(step, interval=config.interval, warmup_steps=config.warmup_steps)
+        return self.config.schedule.is_full(step, self.run.num_steps)
 
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        self.anchors.push(step, probe if self.needs_probe else None, residual)
-        self._known = None
+    def kept(self, probe: Tensor | None) -> Tensor | None:
+        """Keep the probe as it is, if the policy needs it."""
+        return probe if self.needs_probe else None
 
     def candidates(self, step: int) -> Candidates:
+        """Find the family's predictors at a skip step, identical ones merged."""
         return candidates(self.family, self.anchors.steps, step)
 
     def known_products(self, probes: Sequence[Tensor]) -> Tensor | None:
-        """`anchor_products` of the anchors' probes, found once after every full step; None where none are needed."""
+        """Compute `anchor_products` of the anchors' probes once after every full step; None where none are needed."""
         if self._known is None and self.config.distance != "l1":
             self._known = anchor_products(probes)
         return self._known
+
+    def index_of(self, order: int, shift: float) -> int:
+        """Find a predictor in the family; raise ValueError if it is not there."""
+        members = [(label.order, label.shift) for label in self.labels]
+        if (order, shift) not in members:
+            raise ValueError(
+                f"{type(self).__name__}: no predictor of order {order} and shift {shift:g} in the family: {members}"
+            )
+        return members.index((order, shift))
+
+    def losses(self, found: Candidates, probe: Tensor | None) -> Tensor:
+        """Compute the distance of every predicted probe to the actual one, (batch, token, distinct)."""
+        assert probe is not None
+        return predictor_losses(self.anchors.probes, probe, found.weights, distance=self.config.distance)
+
+    def take(self, step: int, member: int) -> Prediction:
+        """Predict every token by the same member of the family."""
+        found, residual = self.candidates(step), self.anchors.residuals[0]
+        return self.apply(found, torch.full(residual.shape[:2], int(found.inverse[member]), device=residual.device))
 
     def select(self, losses: Tensor) -> Tensor:
         """Choose by losses, (batch, token, any), together with other tokens if the configuration says so."""
@@ -73,17 +88,17 @@ class AnchoredPolicy(Policy):
         return select(losses, granularity=config.granularity, grid=self.run.grid, region_size=config.region_size)
 
     def apply(self, found: Candidates, choice: Tensor, losses: Losses | None = None) -> Prediction:
-        """The prediction that `choice`, (batch, token) into the distinct candidates, makes for the residual."""
+        """Predict the residual by `choice`, (batch, token) into the distinct candidates."""
         return self.labelled(found, assemble(self.anchors.residuals, found.weights, choice), choice, losses=losses)
 
     def labelled(
         self, found: Candidates, residual: Tensor, choice: Tensor, *, losses: Losses | None = None
     ) -> Prediction:
-        """In terms of the members of the family, what was found in terms of the distinct candidates."""
+        """Put a prediction, found in terms of the distinct candidates, in terms of the members of the family."""
         return Prediction(residual, found.first.to(choice.device)[choice], losses, found.inverse, disposable=True)
 
     def errors(self, step: int, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """How far each labelled predictor is from the true residual at a skip step.
+        """Measure how far each labelled predictor is from the true residual at a skip step.
 
         Returns:
             |prediction - truth| / |truth|, (batch, token, predictor), and whether no earlier predictor is identical,
@@ -96,9 +111,5 @@ class AnchoredPolicy(Policy):
 
     @property
     def family_text(self) -> str:
-        """What the predictors are, for the record of a run."""
+        """The predictors as a text, for the record of a run."""
         return repr(self.family)
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.anchors.nbytes

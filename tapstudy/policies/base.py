@@ -1,4 +1,4 @@
-"""The contract between a policy and the instrument that runs a model under it."""
+"""Define the contract between a policy and the instrument that runs a model under it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Losses = Tensor | Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known when a trajectory starts.
+    """Tell a policy what is known when a trajectory starts.
 
     Attributes:
         num_steps: number of sampling steps that this context of this transformer sees, None when nobody could tell.
@@ -39,7 +39,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a policy puts in place of a skipped pass.
+    """Hold what a policy puts in place of a skipped pass.
 
     Attributes:
         residual: predicted residual, of the shape of the observed ones.
@@ -99,7 +99,7 @@ def _kind(value: object) -> str:
 
 
 class Policy(ABC):
-    """Decides when to run in full and predicts the rest. One object serves one context of one transformer.
+    """Decide when to run in full and predict the rest. One object serves one context of one transformer.
 
     The loop is: `begin` once, then for every step `wants_full(step)`. If it does not, and the policy decides by probe,
     `wants_full_given(step, probe)` as soon as the probe is known. Then `observe` (a full step), or `predict` and
@@ -140,19 +140,19 @@ class Policy(ABC):
                 setattr(cls, name, apart()(vars(cls)[name]))
 
     def fresh(self) -> Self:
-        """A copy that has seen nothing, for another context. Call it on a policy that has itself seen nothing."""
+        """Make a copy that has seen nothing, for another context. Call it on a policy that has itself seen nothing."""
         return copy.deepcopy(self)
 
     def begin(self, run: RunInfo) -> None:
-        """A trajectory starts: forget the last one."""
+        """Begin a trajectory: forget the last one."""
         del run
 
     @abstractmethod
     def wants_full(self, step: int) -> bool:
-        """Whether the model must run in full at `step`, whatever its probe."""
+        """Tell whether the model must run in full at `step`, whatever its probe."""
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
-        """Whether `step`, which `wants_full` left to be skipped, must run in full after all, now that it has a probe.
+        """Tell whether `step`, which `wants_full` left to be skipped, must run in full after all, given its probe.
 
         The answer waits for the device, once a step.
         """
@@ -178,7 +178,7 @@ class Policy(ABC):
 
 
 def check_policy(policy: Policy) -> None:
-    """Whether what a policy declares can be meant.
+    """Check what a policy declares.
 
     Raises:
         ValueError: an unknown site of the residual or kind of probe, or a depth that is no whole number from 0.

@@ -1,11 +1,12 @@
-"""Beyond the paper: average all predictors, each weighted by how well it forecasts the probe."""
+"""Average all predictors, each weighted by how well it forecasts the probe. Beyond the paper."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import assemble, predictor_losses
+from tapstudy.core.checks import check_least
+from tapstudy.core.scoring import assemble
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -13,7 +14,7 @@ from tapstudy.predictors.family import Family
 
 
 class BlendedPolicy(AnchoredPolicy):
-    """Every token takes sum_p a_p w_p, a row like any other, with a = softmax(-power * log loss), so a_p ~ loss^-power.
+    """Give every token the row sum_p a_p w_p, with a = softmax(-power * log loss), so that a_p ~ loss^-power.
 
     The logarithm makes the weights independent of the scale of the losses, which grow with the distance. Power 0 is
     the plain mean over the distinct predictors, a large power is TAP. `Prediction.choice` names the predictor of
@@ -27,16 +28,14 @@ class BlendedPolicy(AnchoredPolicy):
 
     def __init__(self, config: TAPConfig | None = None, *, power: float = 2.0, family: Family | None = None) -> None:
         super().__init__(config, family=family)
-        if not power >= 0:
-            raise ValueError(f"BlendedPolicy: power must be at least 0, got {power}")
+        check_least("BlendedPolicy: power", power, 0)
         if self.config.granularity != "token":
             raise ValueError(f"BlendedPolicy weighs per token, got granularity={self.config.granularity!r}")
         self.power = power
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        assert probe is not None
         found = self.candidates(step)  # weights (P, J)
-        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=self.config.distance)  # (B, N, P)
+        losses = self.losses(found, probe)  # (B, N, P)
         shares = blend_shares(losses, self.power)  # (B, N, P)
         rows = (shares @ found.weights.to(shares)).flatten(0, 1)  # (B * N, J)
         every = torch.arange(len(rows), device=rows.device).view(losses.shape[:2])
@@ -46,7 +45,7 @@ class BlendedPolicy(AnchoredPolicy):
 
 
 def blend_shares(losses: Tensor, power: float) -> Tensor:
-    """loss^-power, made to sum to 1 over the last dim. A loss of zero takes all, one that is not a number nothing."""
+    """Compute loss^-power, summing to 1 over the last dim. A loss of zero takes all, a NaN nothing."""
     extremes = torch.finfo(losses.dtype)
     logs = losses.nan_to_num(nan=extremes.max).clamp(min=extremes.tiny).log()
     return torch.softmax(-power * logs, dim=-1)

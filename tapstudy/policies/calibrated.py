@@ -1,4 +1,4 @@
-"""A table found on other images: for every skip step of one schedule its own row over the anchors.
+"""Predict by a table found on other images: for every skip step of one schedule its own row over the anchors.
 
 The errors of all rows follow from the inner products of the recorded steps, G = <F_s, F_t> summed over everything.
 `fit_rows` minimises the squared error at each skip step. Its forecasts are projections onto the anchors; a sum of
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.weights import Row
-from tapstudy.policies.anchored import AnchoredPolicy
-from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.single import SinglePolicy
 from tapstudy.predictors.family import Candidates, Family, Label, rows_of
+from tapstudy.predictors.regression import fitted_row, fitting_steps
 from tapstudy.predictors.reuse import Reuse
 
 
-class CalibratedPolicy(AnchoredPolicy):
-    """Step i takes the row `rows[i]` at every token: per window and distance, but not per token.
+class CalibratedPolicy(SinglePolicy):
+    """Take the row `rows[i]` at step i and every token: per window and distance, but not per token.
 
     Cost of a skip step: no block, one pass over the anchors. Memory: as many residuals as the longest row has weights.
 
@@ -35,7 +35,7 @@ class CalibratedPolicy(AnchoredPolicy):
     """
 
     def __init__(self, rows: Mapping[int, Row], config: TAPConfig | None = None) -> None:
-        super().__init__(config, family=Reuse())
+        super().__init__(Reuse(), config)
         for step, row in rows.items():
             before = step - sum(other < step for other in rows)
             if not 1 <= len(row) <= before:
@@ -54,59 +54,37 @@ class CalibratedPolicy(AnchoredPolicy):
         padded = (*row, *(0.0 for _ in range(len(self.anchors) - len(row))))
         return Candidates(torch.tensor([padded], dtype=torch.float64), torch.tensor([0]), torch.tensor([0]))
 
-    def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        residual = self.anchors.residuals[0]
-        choice = torch.zeros(residual.shape[:2], dtype=torch.int64, device=residual.device)  # (B, N)
-        return self.apply(self.candidates(step), choice)
-
     @property
     def family_text(self) -> str:
         return repr(self.rows)
 
 
 def fit_rows(gram: Tensor, full_steps: Collection[int], *, num_anchors: int = 3, ridge: float = 1e-6) -> dict[int, Row]:
-    """Least-squares weights for every skip step of a schedule, teacher-forced.
+    """Fit weights for every skip step of a schedule by least squares, teacher-forced.
 
     Unlike `LearnedLinear`, equal distances at different times do not share their weights.
 
     Args:
-        gram: inner products of the recorded steps, (step, step), as `step_gram` sums them.
+        gram, num_anchors, ridge: as for `LearnedLinear.fit`.
         full_steps: the schedule; must hold step 0.
-        num_anchors: how many of the last full steps a prediction uses.
-        ridge: times the mean square of the anchors, the penalty on the distance to reuse, |w - (1, 0, ..)|^2.
 
     Raises:
-        ValueError: a Gram matrix that is none, full steps beyond it or without step 0, values out of range.
+        ValueError: an invalid Gram matrix, full steps beyond it or without step 0, values out of range.
     """
-    full = _check(gram, full_steps)
-    if num_anchors < 1 or not ridge >= 0:
-        raise ValueError(
-            f"fit_rows needs num_anchors of at least 1 and ridge of at least 0, got {num_anchors} and {ridge}"
-        )
     gram = gram.double()
-    rows = {}
-    for step in _skipped(gram, full):
-        anchors = _anchors(full, step, num_anchors)
-        normal, right = gram[anchors][:, anchors], gram[anchors, step]  # (J, J), (J,)
-        reuse = torch.zeros_like(right)
-        reuse[0] = 1
-        damped = normal + ridge * normal.diagonal().mean() * torch.eye(len(anchors), dtype=torch.float64)
-        change = torch.linalg.lstsq(damped, (right - normal @ reuse)[:, None], driver="gelsd").solution[:, 0]
-        rows[step] = tuple((reuse + change).tolist())
-    return rows
+    skipped = _skipped("fit_rows", gram, full_steps, num_anchors, ridge)
+    return {step: fitted_row(gram[at := [*anchors, step]][:, at], ridge) for step, anchors in skipped.items()}
 
 
 def best_rows(gram: Tensor, full_steps: Collection[int], family: Family) -> dict[int, Row]:
-    """For every skip step of a schedule the member of the family with the least squared error, the first on a tie.
+    """Find for every skip step of a schedule the member of the family with the least squared error, the first on a tie.
 
     Args:
         gram: as in `fit_rows`.
         full_steps: the schedule; must hold step 0.
     """
-    full, gram = _check(gram, full_steps), gram.double()
-    rows = {}
-    for step in _skipped(gram, full):
-        anchors = _anchors(full, step, family.num_anchors)
+    gram, rows = gram.double(), {}
+    for step, anchors in _skipped("best_rows", gram, full_steps, family.num_anchors).items():
         members = rows_of(family, anchors, step)
         error = torch.tensor([(-1.0, *row) for row in members], dtype=torch.float64)  # (P, J + 1)
         part = gram[[step, *anchors]][:, [step, *anchors]]  # (J + 1, J + 1)
@@ -114,18 +92,10 @@ def best_rows(gram: Tensor, full_steps: Collection[int], family: Family) -> dict
     return rows
 
 
-def _anchors(full: list[int], step: int, count: int) -> list[int]:
-    return [at for at in reversed(full) if at < step][:count]
-
-
-def _skipped(gram: Tensor, full: list[int]) -> list[int]:
-    return [step for step in range(len(gram)) if step not in full]
-
-
-def _check(gram: Tensor, full_steps: Collection[int]) -> list[int]:
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or not gram.isfinite().all():
-        raise ValueError(f"gram must be a finite square (step, step), got {tuple(gram.shape)}")
-    full = sorted(full_steps)
-    if not full or full[0] != 0 or full[-1] >= len(gram):
-        raise ValueError(f"full steps must hold 0 and lie in 0..{len(gram) - 1}, got {full}")
-    return full
+def _skipped(
+    name: str, gram: Tensor, full_steps: Collection[int], num_anchors: int, ridge: float = 0.0
+) -> dict[int, list[int]]:
+    full, skipped = fitting_steps(name, gram, full_steps, num_anchors, ridge)
+    if full[0] != 0:
+        raise ValueError(f"{name}: full steps must hold 0, got {full}")
+    return skipped

@@ -1,4 +1,4 @@
-"""Confidence-Gated Taylor: skip while a Taylor forecast of the first block's output holds (arXiv 2508.02240)."""
+"""Run Confidence-Gated Taylor: skip while a Taylor forecast of the first block's output holds (arXiv 2508.02240)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from tapstudy.core.anchors import Anchors
 from tapstudy.core.change import relative_change
 from tapstudy.core.scoring import assemble
 from tapstudy.core.weights import extrapolation_row
-from tapstudy.policies.base import Policy, Prediction, ProbeKind, ResidualSite, RunInfo
+from tapstudy.policies.base import Prediction, ProbeKind, ResidualSite
+from tapstudy.policies.caching import CachePolicy
 
 
-class CGTaylorPolicy(Policy):
-    """Runs the first block at every step; a good forecast of its output is taken to vouch for one of the tail.
+class CGTaylorPolicy(CachePolicy):
+    """Run the first block at every step; a good forecast of its output is taken to vouch for one of the tail.
 
     Both forecasts are TaylorSeer's, sum_j D_j k^j / j! over full steps, of the first block's output and of the input of
     the tail. The step is skipped if mean |forecast - output| / mean |output| of the first block is below `threshold`.
@@ -36,13 +37,8 @@ class CGTaylorPolicy(Policy):
     residual_site: ResidualSite = "tail"
 
     def __init__(self, threshold: float = 0.01, *, order: int = 1, first_order: int = 1, always_full: int = 4) -> None:
+        super().__init__(Anchors(max(order, first_order) + 1))
         self.threshold, self.order, self.first_order, self.always_full = threshold, order, first_order, always_full
-        self.anchors = Anchors(max(order, first_order) + 1)
-        self.begin(RunInfo())
-
-    def begin(self, run: RunInfo) -> None:
-        self.run = run
-        self.anchors.clear()
 
     def wants_full(self, step: int) -> bool:
         forced = step <= self.always_full or step + 1 == self.run.num_steps
@@ -53,9 +49,10 @@ class CGTaylorPolicy(Policy):
         forecast = self._forecast(self.anchors.probes, step, self.first_order)
         return not relative_change(forecast, output) < self.threshold
 
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
+    def kept(self, probe: Tensor | None) -> Tensor | None:
+        """Take the first block's output."""
         assert probe is not None
-        self.anchors.push(step, probe[1], residual)
+        return probe[1]
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         return Prediction(self._forecast(self.anchors.residuals, step, self.order))
@@ -65,7 +62,3 @@ class CGTaylorPolicy(Policy):
         row = extrapolation_row(steps, min(order, len(steps) - 1), step - steps[0])
         choice = torch.zeros(features[0].shape[:2], dtype=torch.int64, device=features[0].device)  # (B, N)
         return assemble(features, torch.tensor([row], dtype=torch.float64), choice)
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.anchors.nbytes

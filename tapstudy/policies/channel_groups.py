@@ -1,4 +1,4 @@
-"""HyCa's idea: every group of channels has its own predictor, found once (arXiv 2510.04188, ICLR 2026).
+"""Give every group of channels its own predictor, found once, after HyCa (arXiv 2510.04188, ICLR 2026).
 
 Approximate: the paper's pool of ODE solvers, its descriptors and its number of groups were not found in full. Here the
 pool is any family of linear predictors, and channels are grouped by how large their first and second differences are.
@@ -14,12 +14,11 @@ from torch import Tensor
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
-from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.predictors.family import Family, candidates
 
 
 class ChannelGroupsPolicy(AnchoredPolicy):
-    """On the schedule of `config`; channel c takes the member `members[groups[c]]` of the family, at every token.
+    """Predict channel c, on the schedule of `config`, by the member `members[groups[c]]` of the family, at every token.
 
     TAP chooses per token and for all channels, this per channel and for all tokens. Cost of a skip step: no block, one
     pass over the anchors. Memory: the anchors' residuals.
@@ -79,7 +78,7 @@ def group_channels(features: Sequence[Tensor], count: int, *, seed: int = 0) -> 
 
 
 def _k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm from far-apart starting points (k-means++), on the CPU."""
+    """Run Lloyd's algorithm from far-apart starting points (k-means++), on the CPU."""
     points = points.cpu()
     centres = points[torch.randint(len(points), (1,), generator=generator)]
     for _ in range(count - 1):
@@ -99,18 +98,18 @@ def _k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def best_members(features: Sequence[Tensor], groups: Tensor, *, config: TAPConfig | None = None) -> tuple[int, ...]:
-    """For every group the member of `config`'s family with the least squared error at the skip steps of its schedule.
+    """Find for every group the member of `config`'s family of least squared error at the skip steps of its schedule.
 
     Args:
         features: of every step of a full run, (batch, token, channel) each.
         groups: (channel,).
     """
-    policy = FixedPolicy(0, config=config)  # for its schedule alone
-    family = (config or TAPConfig()).family
+    config = config or TAPConfig()
+    family = config.family
     errors = torch.zeros(len(family.labels), len(groups), dtype=torch.float64)  # (P, D)
     anchors: list[int] = []
     for step, actual in enumerate(features):
-        if policy.wants_full(step):
+        if config.schedule.is_full(step):
             anchors = [step, *anchors][: family.num_anchors]
             continue
         found = candidates(family, anchors, step)

@@ -1,15 +1,18 @@
-"""Every option of the method, in one frozen object."""
+"""Hold every option of the method in one frozen object."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
 
-from tapstudy.core.anchors import Anchors
+from tapstudy.core.anchors import History
+from tapstudy.core.checks import check_integer, unique
+from tapstudy.core.schedule import Schedule
 from tapstudy.core.scoring import Distance, Granularity
 from tapstudy.core.weights import Basis, Differences
 from tapstudy.policies.base import ResidualSite
@@ -18,7 +21,9 @@ from tapstudy.predictors.taylor import Clip, TaylorFamily
 
 @dataclass(frozen=True, kw_only=True)
 class TAPConfig:
-    """Settings of TAP; the defaults are the paper's.
+    """Set the options of TAP; the defaults are the paper's.
+
+    They make up a `schedule`, a `history` and a `family`; the rest says how tokens choose.
 
     Args:
         interval: N; a full step, then N - 1 skip steps. 1 never skips.
@@ -46,7 +51,7 @@ class TAPConfig:
             over the bandwidth of the bus; `docs/models.md` lists sizes). Changes no result.
 
     Raises:
-        TypeError, ValueError: a value that cannot be meant.
+        TypeError, ValueError: an invalid value.
     """
 
     interval: int = 8
@@ -68,24 +73,18 @@ class TAPConfig:
     probe_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("interval", 1),
-            ("warmup_steps", 1),
-            ("probe_depth", 0),
-            ("cooldown_steps", 0),
-            ("region_size", 1),
-        ):
-            _check_integer(name, getattr(self, name), least)
-        object.__setattr__(self, "orders", tuple(sorted(_unique("orders", self.orders))))
-        object.__setattr__(self, "shifts", tuple(sorted(_unique("shifts", self.shifts))))
+        full_steps, _ = self.schedule.full_steps, self.history  # both are checked as they are made
+        object.__setattr__(self, "full_steps", full_steps)
+        for name, least in (("probe_depth", 0), ("region_size", 1)):
+            check_integer(name, getattr(self, name), least)
+        object.__setattr__(self, "orders", tuple(sorted(unique("orders", self.orders))))
+        object.__setattr__(self, "shifts", tuple(sorted(unique("shifts", self.shifts))))
         for order in self.orders:
-            _check_integer("orders", order, 0)
+            check_integer("orders", order, 0)
         if any(
             isinstance(shift, bool) or not isinstance(shift, int | float) or not shift >= 0 for shift in self.shifts
         ):
-            raise ValueError(
-                f"TAPConfig: shifts must be numbers of at least 0 (the horizon is k - s), got {self.shifts}"
-            )
+            raise ValueError(f"shifts must be numbers of at least 0 (the horizon is k - s), got {self.shifts}")
         for name, choices in (
             ("distance", get_args(Distance)),
             ("residual", get_args(ResidualSite)),
@@ -95,37 +94,30 @@ class TAPConfig:
             ("granularity", get_args(Granularity)),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"TAPConfig: {name} must be one of {choices}, got {getattr(self, name)!r}")
-        _check_dtype("history_dtype", self.history_dtype)
-        if self.probe_dtype is not None:
-            _check_dtype("probe_dtype", self.probe_dtype)
-        if self.history_device is not None:
-            _check_device(self.history_device)
-        if self.full_steps is not None:
-            self._check_full_steps(self.full_steps)
-
-    def _check_full_steps(self, steps: tuple[int, ...]) -> None:
-        object.__setattr__(self, "full_steps", tuple(sorted(_unique("full_steps", steps))))
-        for step in steps:
-            _check_integer("full_steps", step, 0)
-        if 0 not in steps:
-            raise ValueError(f"TAPConfig: full_steps must hold step 0 (there is no history before it), got {steps}")
-        if max(self.orders) >= len(steps):
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if full_steps is not None and max(self.orders) >= len(full_steps):
             raise ValueError(
-                f"TAPConfig: order {max(self.orders)} needs {max(self.orders) + 1} anchors, but full_steps has only "
-                f"{len(steps)}: {steps}; leave the order out or add full steps"
+                f"order {max(self.orders)} needs {max(self.orders) + 1} anchors, but full_steps has only "
+                f"{len(full_steps)}: {full_steps}; leave the order out or add full steps"
             )
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Which steps run in full."""
+        return Schedule(self.interval, self.warmup_steps, self.cooldown_steps, self.full_steps)
+
+    @property
+    def history(self) -> History:
+        """How anchors are kept."""
+        return History(self.history_dtype, self.probe_dtype, self.history_device)
 
     @property
     def family(self) -> TaylorFamily:
+        """The predictors that tokens choose from."""
         return TaylorFamily(self.orders, self.shifts, self.differences, self.basis, self.clip)
 
-    def anchors(self, capacity: int) -> Anchors:
-        """An empty history of so many full steps."""
-        return Anchors(capacity, self.history_dtype, probe_dtype=self.probe_dtype, device=self.history_device)
-
-    def plain(self) -> dict[str, Any]:
-        """The settings that results depend on, as JSON could hold them; `from_plain` reads them.
+    def to_dict(self) -> dict[str, Any]:
+        """Write the settings that results depend on, as JSON could hold them; `from_dict` reads them.
 
         A `probe_dtype` that is not set is left out, as in what was written before there was this setting.
         """
@@ -135,8 +127,8 @@ class TAPConfig:
         return {n: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v for n, v in found.items()}
 
     @classmethod
-    def from_plain(cls, settings: Mapping[str, Any]) -> TAPConfig:
-        """The reverse of `plain`, by way of JSON or not.
+    def from_dict(cls, settings: Mapping[str, Any]) -> TAPConfig:
+        """Read what `to_dict` wrote, by way of JSON or not.
 
         Raises:
             TypeError, ValueError: as `of`.
@@ -148,7 +140,7 @@ class TAPConfig:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TAPConfig:
-        """From loose settings, naming any field that does not exist.
+        """Make one from loose settings, naming any field that does not exist.
 
         Raises:
             TypeError: an unknown field, with the nearest known one.
@@ -164,40 +156,3 @@ class TAPConfig:
 
 # Settings that results depend on: where the history is kept, for one, changes none.
 DECISIVE = tuple(field.name for field in fields(TAPConfig) if field.name != "history_device")
-
-
-def _check_dtype(name: str, value: object) -> None:
-    if not (isinstance(value, torch.dtype) and value.is_floating_point):
-        raise TypeError(f"TAPConfig: {name} must be a floating torch.dtype, got {value!r}")
-    if value.itemsize < 2:
-        raise ValueError(
-            f"TAPConfig: {name} must have 16 bits or more, got {value}: torch does not compute with narrower floats; "
-            "use torch.bfloat16 or torch.float16"
-        )
-
-
-def _check_device(name: object) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f'TAPConfig: history_device must be the name of a device such as "cpu", or None, got {name!r}')
-    try:
-        torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"TAPConfig: torch knows no history_device {name!r}") from error
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"TAPConfig: {name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"TAPConfig: {name} must be at least {least}, got {value}")
-
-
-def _unique(name: str, values: object) -> tuple[Any, ...]:
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
-        raise TypeError(f"TAPConfig: {name} must be a sequence of numbers, got {values!r}")
-    found = tuple(values)
-    if not found:
-        raise ValueError(f"TAPConfig: {name} must not be empty")
-    if len(set(found)) < len(found):
-        raise ValueError(f"TAPConfig: {name} must not repeat a value, got {found}")
-    return found

@@ -1,4 +1,4 @@
-"""DiCache: a shallow probe says when to skip and how far along the line of residuals (arXiv 2508.17356, ICLR 2026)."""
+"""Run DiCache: a shallow probe says when to skip and how far along the residuals (arXiv 2508.17356, ICLR 2026)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.change import relative_change
-from tapstudy.policies.base import Policy, Prediction, ProbeKind, RunInfo
+from tapstudy.policies.base import Prediction, ProbeKind
+from tapstudy.policies.caching import ChangePolicy
 
 ErrorKind = Literal["output", "difference"]
 
 
-class DiCachePolicy(Policy):
-    """Runs the first m blocks at every step; x is the hidden state entering them, y what leaves them, P = y - x.
+class DiCachePolicy(ChangePolicy):
+    """Run the first m blocks at every step; x is the hidden state entering them, y what leaves them, P = y - x.
 
     When: d(y) = mean |y_i - y_(i-1)| / mean |y_(i-1)| against the step before, full or not (`error="output"`, the
     paper's delta_y), or |d(y) - d(x)| (`error="difference"`, delta_minus), is added up; the step is skipped while the
@@ -37,8 +38,6 @@ class DiCachePolicy(Policy):
         ValueError: an unknown `error`, or a depth below 1.
     """
 
-    needs_probe = True
-    decides_by_probe = True
     probe_kind: ProbeKind = "stream"
 
     def __init__(
@@ -55,38 +54,18 @@ class DiCachePolicy(Policy):
                 f"DiCachePolicy: error must be one of {get_args(ErrorKind)} and depth at least 1, got {error!r} and "
                 f"{depth}"
             )
-        self.threshold, self.probe_depth, self.retention = threshold, depth, retention
-        self.error, self.max_gamma = error, max_gamma
-        self.anchors = Anchors(2)
-        self.begin(RunInfo())
+        super().__init__(Anchors(2), threshold, retention)
+        self.probe_depth, self.error, self.max_gamma = depth, error, max_gamma
 
-    def begin(self, run: RunInfo) -> None:
-        self.run = run
-        self.anchors.clear()
-        self.before: Tensor | None = None  # x and y of the step before, (2, B, N, D)
-        self.total = 0.0
+    def change(self, probe: Tensor, before: Tensor) -> float:
+        """Measure the change of y, or by how much it differs from that of x."""
+        change = relative_change(probe[1], before[1])
+        return abs(change - relative_change(probe[0], before[0])) if self.error == "difference" else change
 
-    def wants_full(self, step: int) -> bool:
-        if self.before is None:
-            return True
-        count = self.run.num_steps
-        return count is not None and (step <= int(self.retention * count) or step == count - 1)
-
-    def wants_full_given(self, step: int, probe: Tensor) -> bool:
-        return not self.total_with(probe) < self.threshold
-
-    def total_with(self, probe: Tensor) -> float:
-        """The sum of changes, that to `probe` included."""
-        assert self.before is not None
-        change = relative_change(probe[1], self.before[1])
-        if self.error == "difference":
-            change = abs(change - relative_change(probe[0], self.before[0]))
-        return self.total + change
-
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
+    def kept(self, probe: Tensor | None) -> Tensor | None:
+        """Take P = y - x."""
         assert probe is not None
-        self.anchors.push(step, probe[1] - probe[0], residual)
-        self.before, self.total = probe.detach().clone(), 0.0
+        return probe[1] - probe[0]
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
@@ -98,11 +77,3 @@ class DiCachePolicy(Policy):
         gamma = (now - first).abs().mean() / (last - first).abs().mean()
         gamma = gamma.nan_to_num(1.0).clamp(1, self.max_gamma)
         return Prediction(older[0] + gamma * (newest - older[0]))
-
-    def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
-        assert probe is not None
-        self.before, self.total = probe.detach().clone(), self.total_with(probe)
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.anchors.nbytes + (0 if self.before is None else self.before.nbytes)

@@ -1,4 +1,4 @@
-"""TaylorSeer with the schedule of diffusers (`TaylorSeerCacheConfig`), which is not the paper's."""
+"""Run TaylorSeer with the schedule of diffusers (`TaylorSeerCacheConfig`), which is not the paper's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tapstudy.policies.fixed import FixedPolicy
 
 
 class DiffusersTaylorPolicy(FixedPolicy):
-    """Taylor extrapolation of the model's output: full at i < before, (i - before - 1) mod interval = 0, or i >= after.
+    """Extrapolate the model's output; run in full at i < before, (i - before - 1) mod interval = 0, and i >= after.
 
     With diffusers' defaults that is `FFF.F....F....F..`: the fourth step is predicted and the fifth runs in full. The
     paper's schedule, S(N, w), is `FixedPolicy(order)`, and order 0 on it is FORA's. Differences are formed at every

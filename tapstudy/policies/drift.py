@@ -1,4 +1,4 @@
-"""Beyond the paper: choose predictors so that their errors on the probe cancel over the window."""
+"""Choose predictors so that their errors on the probe cancel over the window. Beyond the paper."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torch import Tensor
 
 from tapstudy.core.scoring import assemble, predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
-from tapstudy.policies.base import Prediction, RunInfo
+from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Family
 
 
 class DriftPolicy(AnchoredPolicy):
-    """TAP on the accumulated error: the solver adds up the steps of a window, so the sum of their errors counts.
+    """Choose by the accumulated error: the solver adds up the steps of a window, so the sum of their errors counts.
 
     With e_i(p) the signed error of predictor p on the probe at step i, and E the sum of those of the predictors that a
     token has taken since the last full step, it takes the p of least |E + e_i(p)| / |h_i - E|. E starts again at 0 at
@@ -33,15 +33,11 @@ class DriftPolicy(AnchoredPolicy):
             raise ValueError(
                 "DriftPolicy measures sums of errors by their relative L2 norm: distance='l1' is not there"
             )
+        self.restart()
+
+    def restart(self) -> None:
+        super().restart()
         self.total: Tensor | None = None  # E, (B, N, D)
-
-    def begin(self, run: RunInfo) -> None:
-        super().begin(run)
-        self.total = None
-
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        super().observe(step, probe, residual)
-        self.total = None
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None

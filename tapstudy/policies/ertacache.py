@@ -1,4 +1,4 @@
-"""ERTACache: a schedule found offline, and a fitted correction of what is reused (arXiv 2508.21091, ICLR 2026).
+"""Run ERTACache: a schedule found offline, and a fitted correction of what is reused (arXiv 2508.21091, ICLR 2026).
 
 Approximate: written from descriptions of the method. The shape of the fitted constants was not found (here one pair per
 step), nor which of two denominators the time scale has (an option), nor how the remaining time is normalised (here so
@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.policies.base import Policy, Prediction, ProbeKind, ResidualSite, RunInfo
+from tapstudy.policies.base import Prediction, ProbeKind, ResidualSite
+from tapstudy.policies.caching import CachePolicy
 
 Rectification = Literal["sigmoid", "linear"]
 
 
 @dataclass(frozen=True)
 class ErtaCalibration:
-    """What is found on full runs.
+    """Hold what is found on full runs.
 
     Attributes:
         full_steps: S; all prompts share it.
@@ -35,8 +36,8 @@ class ErtaCalibration:
     time_scales: Mapping[int, float]
 
 
-class ERTACachePolicy(Policy):
-    """Reuses the residual of the last full step, v~ = x + r, and takes the expected error off: v~ - eps(v~).
+class ERTACachePolicy(CachePolicy):
+    """Reuse the residual of the last full step, v~ = x + r, and take the expected error off: v~ - eps(v~).
 
     eps = sigmoid(K v~ + B), or the line it was fitted as, (K v~ + B) / 4 + 1/2; K and B belong to the step. Steps
     beyond the calibrated ones run in full. The shorter steps of the method are the sampler's business: pass
@@ -61,21 +62,15 @@ class ERTACachePolicy(Policy):
                 f"ERTACachePolicy: rectification must be None or one of {get_args(Rectification)} and step 0 a full "
                 f"step, got {rectification!r} and {sorted(calibration.full_steps)}"
             )
+        super().__init__(Anchors(1))
         self.calibration, self.rectification = calibration, rectification
         self.needs_probe = rectification is not None
-        self.last = Anchors(1)
-
-    def begin(self, run: RunInfo) -> None:
-        self.last.clear()
 
     def wants_full(self, step: int) -> bool:
         return step not in self.calibration.lines
 
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        self.last.push(step, None, residual)
-
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        residual = self.last.residuals[0]
+        residual = self.anchors.residuals[0]
         if self.rectification is None:
             return Prediction(residual)
         assert probe is not None
@@ -83,10 +78,6 @@ class ERTACachePolicy(Policy):
         line = slope * (probe.detach() + residual) + offset  # (B, N, C)
         error = torch.sigmoid(line) if self.rectification == "sigmoid" else line / 4 + 0.5
         return Prediction(residual - error)
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.last.nbytes
 
 
 def calibrate_erta(
@@ -124,7 +115,7 @@ def calibrate_erta(
 
 
 def adjusted_times(num_steps: int, full_steps: Collection[int], time_scales: Mapping[int, float]) -> tuple[float, ...]:
-    """Times 0 = t_0 .. t_T = 1 of a sampler whose reused steps are shortened.
+    """Compute the times 0 = t_0 .. t_T = 1 of a sampler whose reused steps are shortened.
 
     Every step would take an equal share of the time that is left; a reused one takes phi times that. The last step
     takes all that is left.

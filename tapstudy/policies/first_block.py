@@ -1,4 +1,4 @@
-"""First-Block Cache: reuse what the other blocks add, unless the first block's residual has changed."""
+"""Run First-Block Cache: reuse what the other blocks add, unless the first block's residual has changed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.change import relative_change
-from tapstudy.policies.base import Policy, Prediction, ProbeKind, RunInfo
+from tapstudy.core.checks import check_least
+from tapstudy.policies.base import Prediction, ProbeKind
+from tapstudy.policies.caching import CachePolicy
 
 
-class FirstBlockPolicy(Policy):
-    """Runs the first block at every step and compares its residual b with that of the last full step, a_0.
+class FirstBlockPolicy(CachePolicy):
+    """Run the first block at every step and compare its residual b with that of the last full step, a_0.
 
     Full if mean |b_i - b_(a_0)| / mean |b_(a_0)| > threshold. The comparison is with the last full step, not with the
     step before, and nothing is added up. A skipped step takes the first block's output and adds what the other blocks
@@ -33,32 +35,24 @@ class FirstBlockPolicy(Policy):
     probe_depth = 1
 
     def __init__(self, threshold: float = 0.05, *, warmup_steps: int = 1) -> None:
-        if threshold < 0:
-            raise ValueError(f"FirstBlockPolicy: threshold must be at least 0, got {threshold}")
+        check_least("FirstBlockPolicy: threshold", threshold, 0)
+        super().__init__(Anchors(1))  # the first block's residual, and that of the blocks behind it
         self.threshold, self.warmup_steps = threshold, warmup_steps
-        self.last = Anchors(1)  # the first block's residual, and that of the blocks behind it
-
-    def begin(self, run: RunInfo) -> None:
-        self.last.clear()
 
     def wants_full(self, step: int) -> bool:
-        return len(self.last) == 0 or step < self.warmup_steps
+        return len(self.anchors) == 0 or step < self.warmup_steps
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
-        return relative_change(_first_residual(probe), self.last.probes[0]) > self.threshold
+        return relative_change(_first_residual(probe), self.anchors.probes[0]) > self.threshold
 
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         assert probe is not None
         first = _first_residual(probe)
-        self.last.push(step, first, residual - first)
+        self.anchors.push(step, first, residual - first)
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert probe is not None
-        return Prediction(_first_residual(probe) + self.last.residuals[0])
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.last.nbytes
+        return Prediction(_first_residual(probe) + self.anchors.residuals[0])
 
 
 def _first_residual(probe: Tensor) -> Tensor:

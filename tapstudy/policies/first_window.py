@@ -1,4 +1,4 @@
-"""The control for where adaptivity pays: TAP right after the warm-up, one fixed predictor from there on."""
+"""Control where adaptivity pays: TAP right after the warm-up, one fixed predictor from there on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tapstudy.policies.tap import TAPPolicy
 
 
 class FirstWindowPolicy(TAPPolicy):
-    """TAP while the newest anchor belongs to the warm-up; after that, every token takes the predictor (order, shift).
+    """Run TAP while the newest anchor belongs to the warm-up; after that, all tokens take the predictor (order, shift).
 
     The warm-up's anchors are one step apart and those of later windows N: only there are the differences taken over a
     gap much shorter than the distance to predict.
@@ -28,14 +28,9 @@ class FirstWindowPolicy(TAPPolicy):
         super().__init__(config)
         if self.config.full_steps is not None:
             raise ValueError("FirstWindowPolicy: full_steps have no warm-up: use interval and warmup_steps")
-        later = [index for index, label in enumerate(self.labels) if (label.order, label.shift) == (order, shift)]
-        if not later:
-            raise ValueError(f"FirstWindowPolicy: no predictor of order {order} and shift {shift:g} in the family")
-        self.later = later[0]
+        self.later = self.index_of(order, shift)
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         if self.anchors.steps[0] < self.config.warmup_steps:
             return super().predict(step, probe, truth)
-        found, residual = self.candidates(step), self.anchors.residuals[0]
-        choice = found.inverse[self.later].expand(residual.shape[:2])  # (B, N)
-        return self.apply(found, choice.to(residual.device))
+        return self.take(step, self.later)

@@ -1,19 +1,15 @@
-"""One predictor for all tokens and steps: FORA is order 0, TaylorSeer (on the global residual) order 1 or 2."""
+"""Apply one Taylor predictor: FORA is order 0, TaylorSeer (on the global residual) order 1 or 2."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from tapstudy.policies.anchored import AnchoredPolicy
-from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.single import SinglePolicy
 
 
-class FixedPolicy(AnchoredPolicy):
-    """The predictor (order, shift), on the schedule of `config`. Runs no block at a skip step: it has no probe.
+class FixedPolicy(SinglePolicy):
+    """Apply the predictor (order, shift) to all tokens, on the schedule of `config`. Needs no probe, runs no block.
 
     Args:
         order: polynomial order.
@@ -22,9 +18,5 @@ class FixedPolicy(AnchoredPolicy):
     """
 
     def __init__(self, order: int, shift: float = 0, *, config: TAPConfig | None = None) -> None:
-        super().__init__(replace(config or TAPConfig(), orders=(order,), shifts=(shift,)))
-
-    def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        batch, tokens = self.anchors.residuals[0].shape[:2]
-        choice = torch.zeros(batch, tokens, dtype=torch.int64, device=self.anchors.residuals[0].device)
-        return self.apply(self.candidates(step), choice)
+        config = replace(config or TAPConfig(), orders=(order,), shifts=(shift,))
+        super().__init__(config.family, config)

@@ -8,7 +8,7 @@ from tapstudy.policies.base import Policy, Prediction, ResidualSite
 
 
 class FullPolicy(Policy):
-    """Every step runs in full."""
+    """Run every step in full."""
 
     def __init__(self, *, residual: ResidualSite = "hidden", probe_depth: int = 0, needs_probe: bool = False) -> None:
         self.residual_site, self.probe_depth, self.needs_probe = residual, probe_depth, needs_probe

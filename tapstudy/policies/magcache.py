@@ -1,4 +1,4 @@
-"""MagCache: a schedule from how the residual's magnitude changes from step to step (arXiv 2506.09045, NeurIPS 2025)."""
+"""Run MagCache: a schedule from how the residual's magnitude changes by step (arXiv 2506.09045, NeurIPS 2025)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.policies.base import Policy, Prediction, RunInfo
+from tapstudy.policies.base import Prediction, RunInfo
+from tapstudy.policies.caching import CachePolicy
 
 
-class MagCachePolicy(Policy):
-    """Order 0 on the residual; the full steps follow from a calibrated curve and do not depend on the input.
+class MagCachePolicy(CachePolicy):
+    """Reuse the residual; the full steps follow from a calibrated curve and do not depend on the input.
 
     From step int(retention * T + 0.5) on: rho is the product of the ratios gamma since the last full step, and
     |1 - rho| is added up over the steps skipped since. A step is skipped while that sum is at most `threshold` and no
@@ -37,38 +38,27 @@ class MagCachePolicy(Policy):
     ) -> None:
         if len(ratios) == 0:
             raise ValueError("MagCachePolicy: no ratios; magnitude_ratios(residuals of a full run) gives them")
+        super().__init__(Anchors(1))
         self.ratios, self.threshold = tuple(float(ratio) for ratio in ratios), threshold
         self.max_skips, self.retention = max_skips, retention
-        self.last = Anchors(1)
-        self.begin(RunInfo())
+        self.begin(self.run)
 
     def begin(self, run: RunInfo) -> None:
-        self.last.clear()
+        super().begin(run)
         num_steps = run.num_steps or len(self.ratios)
         curve = resampled(self.ratios, max(run.total or num_steps, run.first + num_steps))
-        self.skip_steps = magnitude_skips(
-            curve[run.first : run.first + num_steps],
-            self.threshold,
-            max_skips=self.max_skips,
-            retention=self.retention,
-        )
+        seen = curve[run.first : run.first + num_steps]
+        self.skip_steps = magnitude_skips(seen, self.threshold, max_skips=self.max_skips, retention=self.retention)
 
     def wants_full(self, step: int) -> bool:
         return step not in self.skip_steps
 
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        self.last.push(step, None, residual)
-
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        return Prediction(self.last.residuals[0])
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.last.nbytes
+        return Prediction(self.anchors.residuals[0])
 
 
 def magnitude_skips(ratios: Sequence[float], threshold: float, *, max_skips: int, retention: float) -> frozenset[int]:
-    """The steps that MagCache skips on the curve `ratios`, one per step. Step 0 always runs in full.
+    """List the steps that MagCache skips on the curve `ratios`, one per step. Step 0 always runs in full.
 
     Sums are in float32, so that one that meets the threshold falls on the same side as in diffusers.
     """
@@ -87,7 +77,7 @@ def magnitude_skips(ratios: Sequence[float], threshold: float, *, max_skips: int
 
 
 def resampled(ratios: Sequence[float], num_steps: int) -> tuple[float, ...]:
-    """The curve at `num_steps` evenly spread points, nearest neighbour (halves to even, in float32 as in diffusers)."""
+    """Take the curve at `num_steps` even points, nearest neighbour (halves to even, in float32 as in diffusers)."""
     if num_steps == 1:
         return (ratios[-1],)
     scale = (len(ratios) - 1) / (num_steps - 1)
@@ -96,7 +86,7 @@ def resampled(ratios: Sequence[float], num_steps: int) -> tuple[float, ...]:
 
 
 def magnitude_ratios(residuals: Iterable[Tensor]) -> tuple[float, ...]:
-    """Calibration: mean over batch and tokens of |r_i| / |r_(i-1)|, norms over channels; 1 for the first step.
+    """Calibrate: average |r_i| / |r_(i-1)|, norms over channels, over batch and tokens; 1 for the first step.
 
     Args:
         residuals: of every step of one full run, in order, (batch, token, channel) each. A step's tensor may be freed

@@ -1,11 +1,11 @@
-"""Beyond the paper: leave a default predictor only when another one's proxy loss is clearly lower."""
+"""Leave a default predictor only when another one's proxy loss is clearly lower. Beyond the paper."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses
+from tapstudy.core.checks import check_between
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -13,7 +13,7 @@ from tapstudy.predictors.family import Family
 
 
 class MarginPolicy(AnchoredPolicy):
-    """TAP with a handicap: a predictor replaces the default one only if its loss is below `factor` times that one's.
+    """Let a predictor replace the default one only if its loss is below `factor` times that one's.
 
     The proxy ranks predictors with error; a narrow win on the probe is often no win on the residual. Factor 1 is TAP
     (but ties go to the default), 0 is the default alone. Cost and memory as for TAP.
@@ -37,17 +37,12 @@ class MarginPolicy(AnchoredPolicy):
         family: Family | None = None,
     ) -> None:
         super().__init__(config, family=family)
-        members = [(label.order, label.shift) for label in self.labels]
-        if default not in members:
-            raise ValueError(f"MarginPolicy: the default {default} is not in the family: {members}")
-        if not 0 <= factor <= 1:
-            raise ValueError(f"MarginPolicy: factor must be between 0 and 1, got {factor}")
-        self.default, self.factor = members.index(default), factor
+        check_between("MarginPolicy: factor", factor, 0, 1)
+        self.default, self.factor = self.index_of(*default), factor
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        assert probe is not None
         found = self.candidates(step)
-        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=self.config.distance)  # (B, N, P)
+        losses = self.losses(found, probe)  # (B, N, P)
         default = int(found.inverse[self.default])
         # the first of equal losses is chosen, so the default comes first
         order = [default, *(p for p in range(losses.shape[-1]) if p != default)]

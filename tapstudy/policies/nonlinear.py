@@ -1,4 +1,4 @@
-"""Policies for predictors that no row of weights can stand for: one of them alone, or beside a family in TAP."""
+"""Use predictors that no row of weights can stand for: one of them alone, or beside a family in TAP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tapstudy.predictors.reuse import Reuse
 
 
 class NonlinearPolicy(AnchoredPolicy):
-    """One predictor for all tokens and steps, on the schedule of `config`. Needs no probe.
+    """Use one predictor for all tokens and steps, on the schedule of `config`. Needs no probe.
 
     Args:
         predictor: such as `DynamicModes()`.
@@ -29,7 +29,7 @@ class NonlinearPolicy(AnchoredPolicy):
         super().__init__(config, family=Reuse())
         self.predictor = predictor
         self.labels = (predictor.label,)
-        self.anchors = self.config.anchors(predictor.num_anchors)
+        self.anchors = self.config.history.anchors(predictor.num_anchors)
 
     @property
     def family_text(self) -> str:
@@ -45,7 +45,7 @@ class NonlinearPolicy(AnchoredPolicy):
 
 
 class NonlinearTAPPolicy(AnchoredPolicy):
-    """TAP with nonlinear predictors among the candidates.
+    """Run TAP with nonlinear predictors among the candidates.
 
     The linear ones are scored by the Gram matrix as ever; a nonlinear one predicts the probe, which is compared with
     the actual one. On equal losses linear candidates win. Cost over TAP: every nonlinear candidate predicts the probe
@@ -71,14 +71,14 @@ class NonlinearTAPPolicy(AnchoredPolicy):
         self.nonlinear = tuple(nonlinear)
         self.labels = (*self.family.labels, *(predictor.label for predictor in self.nonlinear))
         needed = max(self.family.num_anchors, *(predictor.num_anchors for predictor in self.nonlinear))
-        self.anchors = self.config.anchors(needed)
+        self.anchors = self.config.history.anchors(needed)
 
     @property
     def family_text(self) -> str:
         return f"{self.family!r} + {self.nonlinear!r}"
 
     def candidates(self, step: int) -> Candidates:
-        """The linear candidates, with weight 0 on anchors that only nonlinear ones use."""
+        """Find the linear candidates, with weight 0 on anchors that only nonlinear ones use."""
         found = candidates(self.family, self.anchors.steps[: self.family.num_anchors], step)
         missing = len(self.anchors) - found.weights.shape[1]
         return replace(found, weights=torch.nn.functional.pad(found.weights, (0, missing)))
@@ -88,7 +88,7 @@ class NonlinearTAPPolicy(AnchoredPolicy):
         config, anchors = self.config, self.anchors
         found = self.candidates(step)
         count = len(found.first)
-        linear = predictor_losses(anchors.probes, probe, found.weights, distance=config.distance)  # (B, N, count)
+        linear = self.losses(found, probe)  # (B, N, count)
         others = [
             loss_of(forecast_by(self, predictor, anchors.probes, step=step), probe, config.distance)
             for predictor in self.nonlinear
@@ -118,7 +118,7 @@ class NonlinearTAPPolicy(AnchoredPolicy):
 def forecast_by(
     policy: AnchoredPolicy, predictor: NonlinearPredictor, values: Sequence[Tensor], *, step: int
 ) -> Tensor:
-    """What `predictor` makes of `values` at the policy's anchors, (batch, token, channel).
+    """Predict by what `predictor` makes of `values` at the policy's anchors, (batch, token, channel).
 
     Raises:
         ValueError: it gave another shape.
@@ -134,5 +134,5 @@ def forecast_by(
 
 
 def loss_of(prediction: Tensor, actual: Tensor, distance: Distance) -> Tensor:
-    """Distance of one prediction, (batch, token, channel), to the actual features, (batch, token, 1)."""
+    """Compute the distance of one prediction, (batch, token, channel), to the actual features, (batch, token, 1)."""
     return predictor_losses([prediction], actual, torch.ones(1, 1), distance=distance)

@@ -1,4 +1,4 @@
-"""The yardstick: every token takes the predictor whose residual is truly closest. Needs the truth, saves nothing."""
+"""Give every token the predictor whose residual is truly closest: a yardstick, which needs the truth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tapstudy.policies.config import TAPConfig
 
 
 class OraclePolicy(AnchoredPolicy):
-    """Chooses by the true error of the residual at this step.
+    """Choose by the true error of the residual at this step.
 
     It is best step by step along its own trajectory, which does not make the end of that trajectory the closest one.
 

@@ -1,4 +1,4 @@
-"""The control without information: every token takes a predictor at random."""
+"""Give every token a predictor at random: the control without information."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tapstudy.policies.config import TAPConfig
 
 
 class RandomPolicy(AnchoredPolicy):
-    """Uniform over the distinct predictors, drawn from (seed, step): the same run twice makes the same choices."""
+    """Draw uniformly among the distinct predictors, from (seed, step): the same run twice makes the same choices."""
 
     def __init__(self, config: TAPConfig | None = None, *, seed: int = 0) -> None:
         super().__init__(config)

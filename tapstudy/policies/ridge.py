@@ -1,4 +1,4 @@
-"""Beyond the paper: fit the weights over the anchors to the probe, token by token, around a default predictor."""
+"""Fit the weights over the anchors to the probe, token by token, around a default predictor. Beyond the paper."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tapstudy.predictors.family import Label
 
 
 class RidgePolicy(AnchoredPolicy):
-    """No family: a token's row is w + delta, w the default predictor's, delta fitted to its probe and kept small.
+    """Give a token the row w + delta, w the default predictor's, delta fitted to its probe and kept small. No family.
 
     With d_j = h(a_j) - h(a_0) and e = h - sum_j w_j h(a_j) at a token, delta_j (j >= 1) minimises
     |e - sum_j delta_j d_j|^2 + strength * mean_j |d_j|^2 * |delta|^2, and delta_0 = -sum_j delta_j, so that constant
@@ -62,7 +62,7 @@ class RidgePolicy(AnchoredPolicy):
 
 
 def ridge_rows(anchors: Sequence[Tensor], actual: Tensor, default: Tensor, *, strength: float) -> Tensor:
-    """The rows of `RidgePolicy`.
+    """Fit the rows of `RidgePolicy`.
 
     Args:
         anchors: J tensors (batch, token, channel), newest first.

@@ -1,10 +1,10 @@
-"""Beyond the paper: choose by the stream at two depths at once."""
+"""Choose by the stream at two depths at once. Beyond the paper."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses
+from tapstudy.core.checks import check_least
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction, ProbeKind
 from tapstudy.policies.config import TAPConfig
@@ -12,7 +12,7 @@ from tapstudy.predictors.family import Family
 
 
 class SeveralDepthsPolicy(AnchoredPolicy):
-    """TAP on the sum of two losses: of the hidden state that enters the first block, and of what `depth` blocks add.
+    """Choose by the sum of two losses: of the hidden state that enters the first block, and of what `depth` blocks add.
 
     The first is nearly a function of the noisy image; the second has been through attention. Each is measured by
     `config.distance`, which makes them comparable.
@@ -32,24 +32,17 @@ class SeveralDepthsPolicy(AnchoredPolicy):
 
     def __init__(self, config: TAPConfig | None = None, *, depth: int = 1, family: Family | None = None) -> None:
         super().__init__(config, family=family)
-        if depth < 1:
-            raise ValueError(f"SeveralDepthsPolicy: depth must be at least 1 (one block runs), got {depth}")
+        check_least("SeveralDepthsPolicy: depth", depth, 1)
         self.probe_depth = depth
 
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
+    def kept(self, probe: Tensor | None) -> Tensor | None:
+        """Keep what enters the first block, and what the blocks up to the depth add, (2, batch, token, channel)."""
         assert probe is not None
-        super().observe(step, _parts(probe), residual)
+        parts = probe.detach().clone()
+        parts[1] -= parts[0]
+        return parts
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        assert probe is not None
-        found, parts = self.candidates(step), _parts(probe)
-        losses = predictor_losses(self.anchors.probes, parts, found.weights, distance=self.config.distance)
-        losses = losses.sum(dim=0)  # (2, B, N, P) -> (B, N, P)
+        found = self.candidates(step)
+        losses = self.losses(found, self.kept(probe)).sum(dim=0)  # (2, B, N, P) -> (B, N, P)
         return self.apply(found, self.select(losses), losses)
-
-
-def _parts(probe: Tensor) -> Tensor:
-    """(2, batch, token, channel): what enters the first block, and what the blocks up to the depth add."""
-    parts = probe.detach().clone()
-    parts[1] -= parts[0]
-    return parts

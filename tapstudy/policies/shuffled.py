@@ -1,18 +1,17 @@
-"""The control for locality: TAP whose tokens choose by each other's probes."""
+"""Let tokens choose by each other's probes: the control for locality."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
 
 
 class ShuffledPolicy(AnchoredPolicy):
-    """TAP with the proxy losses permuted across the tokens of a sample, anew at every step, drawn from (seed, step).
+    """Permute the proxy losses across the tokens of a sample, anew at every step, drawn from (seed, step).
 
     A sample's predictors are taken exactly as often as TAP would take them from the same state, but by other tokens:
     what TAP gains over this is what a token's own probe says about that token. `proxy_loss` stays in its place.
@@ -25,9 +24,8 @@ class ShuffledPolicy(AnchoredPolicy):
         self.seed = seed
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        assert probe is not None
         found = self.candidates(step)  # weights (P, J)
-        losses = predictor_losses(self.anchors.probes, probe, found.weights, distance=self.config.distance)  # (B, N, P)
+        losses = self.losses(found, probe)  # (B, N, P)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         order = torch.rand(losses.shape[:2], generator=generator).argsort(dim=1).to(losses.device)  # (B, N)
         choice = self.select(losses.gather(1, order[..., None].expand_as(losses)))  # (B, N)

@@ -1,4 +1,4 @@
-"""One member of any family of linear predictors for all tokens and steps."""
+"""Use one member of a family of linear predictors for all tokens and steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tapstudy.predictors.family import Family
 
 
 class SinglePolicy(AnchoredPolicy):
-    """`FixedPolicy` for other families than Taylor's, on the schedule of `config`. Needs no probe, runs no block.
+    """Apply one member of a family to all tokens, on the schedule of `config`. Needs no probe, runs no block.
 
     Args:
         family: such as `HermiteFamily()`.
@@ -29,6 +29,4 @@ class SinglePolicy(AnchoredPolicy):
         self.member = member
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        found, residual = self.candidates(step), self.anchors.residuals[0]
-        choice = found.inverse[self.member].expand(residual.shape[:2])  # (B, N)
-        return self.apply(found, choice.to(residual.device))
+        return self.take(step, self.member)

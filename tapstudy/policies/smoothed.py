@@ -1,18 +1,18 @@
-"""Beyond the paper: choose by the proxy losses of the whole window so far, not of one step."""
+"""Choose by the proxy losses of the whole window so far, not of one step. Beyond the paper."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tapstudy.core.scoring import predictor_losses
+from tapstudy.core.checks import check_between
 from tapstudy.policies.anchored import AnchoredPolicy
-from tapstudy.policies.base import Prediction, RunInfo
+from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Family
 
 
 class SmoothedPolicy(AnchoredPolicy):
-    """TAP on S_i = L_i + decay * S_(i-1), L the proxy losses at a step; S starts again at every full step.
+    """Choose by S_i = L_i + decay * S_(i-1), L the proxy losses at a step; S starts again at every full step.
 
     The sum is kept per label (order, shift) and token: members that coincide at one step may differ at the next.
     Decay 0 is TAP, 1 the plain sum over the window, in which later steps weigh more because losses grow with the
@@ -26,25 +26,17 @@ class SmoothedPolicy(AnchoredPolicy):
 
     def __init__(self, config: TAPConfig | None = None, *, decay: float = 1.0, family: Family | None = None) -> None:
         super().__init__(config, family=family)
-        if not 0 <= decay <= 1:
-            raise ValueError(f"SmoothedPolicy: decay must be between 0 and 1, got {decay}")
+        check_between("SmoothedPolicy: decay", decay, 0, 1)
         self.decay = decay
+        self.restart()
+
+    def restart(self) -> None:
+        super().restart()
         self.sums: Tensor | None = None  # S of the step before, (B, N, P), one per label
 
-    def begin(self, run: RunInfo) -> None:
-        super().begin(run)
-        self.sums = None
-
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        super().observe(step, probe, residual)
-        self.sums = None
-
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        assert probe is not None
         found = self.candidates(step)
-        losses = predictor_losses(
-            self.anchors.probes, probe, found.weights, distance=self.config.distance
-        )  # distinct ones
+        losses = self.losses(found, probe)  # of distinct ones
         inverse = found.inverse.to(losses.device)
         chosen = self.select(self._add(losses[..., inverse]))  # (B, N), labels
         return self.apply(found, inverse[chosen], losses)

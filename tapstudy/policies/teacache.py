@@ -1,4 +1,4 @@
-"""TeaCache: reuse the residual until the probe has changed enough in sum (arXiv 2411.19108, CVPR 2025)."""
+"""Run TeaCache: reuse the residual until the probe has changed enough in sum (arXiv 2411.19108, CVPR 2025)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.change import relative_change
-from tapstudy.policies.base import Policy, Prediction, RunInfo
+from tapstudy.policies.base import Prediction
+from tapstudy.policies.caching import ChangePolicy
 
 # Published for FLUX.1-dev, highest power first.
 FLUX_COEFFICIENTS = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
 
 
-class TeaCachePolicy(Policy):
-    """Order 0 on the residual, with a schedule that follows the probe h (first block's modulated input).
+class TeaCachePolicy(ChangePolicy):
+    """Reuse the residual, on a schedule that follows the probe h (first block's modulated input).
 
     At every step the rescaled change p(mean |h_i - h_(i-1)| / mean |h_(i-1)|), against the step before, full or not,
     is added up. While the sum is below `threshold` the step is skipped; otherwise it runs in full and the sum starts
@@ -34,58 +35,28 @@ class TeaCachePolicy(Policy):
         ValueError: a threshold below 0, or no coefficients.
     """
 
-    needs_probe = True
-    decides_by_probe = True
-
     def __init__(self, threshold: float = 0.25, *, coefficients: Sequence[float] = (1.0, 0.0)) -> None:
         if threshold < 0 or not coefficients:
             raise ValueError(
                 f"TeaCachePolicy: threshold must be at least 0 and coefficients not empty, got {threshold} and "
                 f"{coefficients}"
             )
-        self.threshold, self.coefficients = threshold, tuple(coefficients)
-        self.last = Anchors(1)
-        self.begin(RunInfo())
+        super().__init__(Anchors(1), threshold)
+        self.coefficients = tuple(coefficients)
 
-    def begin(self, run: RunInfo) -> None:
-        self.run = run
-        self.last.clear()
-        self.before: Tensor | None = None  # probe of the step before
-        self.total = 0.0
-
-    def wants_full(self, step: int) -> bool:
-        return self.before is None or (self.run.num_steps is not None and step == self.run.num_steps - 1)
-
-    def wants_full_given(self, step: int, probe: Tensor) -> bool:
-        return not self.total_with(probe) < self.threshold
-
-    def total_with(self, probe: Tensor) -> float:
-        """The sum of rescaled changes, that to `probe` included."""
-        assert self.before is not None
-        change, rescaled = relative_change(probe, self.before), 0.0
+    def change(self, probe: Tensor, before: Tensor) -> float:
+        """Rescale the relative change."""
+        change, rescaled = relative_change(probe, before), 0.0
         for coefficient in self.coefficients:  # Horner
             rescaled = rescaled * change + coefficient
-        return self.total + rescaled
-
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        assert probe is not None
-        self.last.push(step, None, residual)
-        self.before, self.total = probe.detach().clone(), 0.0
+        return rescaled
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        return Prediction(self.last.residuals[0])
-
-    def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
-        assert probe is not None
-        self.before, self.total = probe.detach().clone(), self.total_with(probe)
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.last.nbytes + (0 if self.before is None else self.before.nbytes)
+        return Prediction(self.anchors.residuals[0])
 
 
 def rescaling_coefficients(probe_changes: Tensor, output_changes: Tensor, *, degree: int = 4) -> tuple[float, ...]:
-    """Least-squares polynomial from relative changes of the probe to those of the model's output, highest power first.
+    """Fit a polynomial from relative changes of the probe to those of the model's output, highest power first.
 
     Args:
         probe_changes, output_changes: mean |now - before| / mean |before| between consecutive steps of full runs, in

@@ -1,4 +1,4 @@
-"""ZEUS: extrapolate the model's output from two points, every other skip step (arXiv 2604.01552)."""
+"""Run ZEUS: extrapolate the model's output from two points, every other skip step (arXiv 2604.01552)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.policies.base import Policy, Prediction, ResidualSite, RunInfo
+from tapstudy.policies.base import Prediction, ResidualSite
+from tapstudy.policies.caching import CachePolicy
 
 Mode = Literal["interleaved", "extrapolate", "reuse"]
 
 
-class ZeusPolicy(Policy):
-    """Works on the model's output psi alone: no probe, no hidden states.
+class ZeusPolicy(CachePolicy):
+    """Work on the model's output psi alone: no probe, no hidden states.
 
     When: step i + 1 is skipped if `start` <= i < `end` and i mod `denominator` is in `modular`, but no more than
     `max_skips` in a row. From `sparse_from` on the rule is i mod `sparse_interval` != 0 instead (the Lagrange phase of
@@ -53,6 +54,7 @@ class ZeusPolicy(Policy):
         if mode not in get_args(Mode) or start < 2:
             raise ValueError(f"ZeusPolicy: mode must be one of {get_args(Mode)} and start at least 2, got {mode!r} "
                              f"and {start}")  # fmt: skip
+        super().__init__(Anchors(2))
         self.mode, self.gap_normalise = mode, gap_normalise
         self.skip_steps = zeus_skips(
             denominator=denominator,
@@ -63,16 +65,9 @@ class ZeusPolicy(Policy):
             sparse_from=sparse_from,
             sparse_interval=sparse_interval,
         )
-        self.anchors = Anchors(2)
-
-    def begin(self, run: RunInfo) -> None:
-        self.anchors.clear()
 
     def wants_full(self, step: int) -> bool:
         return step not in self.skip_steps or len(self.anchors) < 2
-
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        self.anchors.push(step, None, residual)
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         (newest, older), steps = self.anchors.residuals, self.anchors.steps
@@ -81,10 +76,6 @@ class ZeusPolicy(Policy):
             return Prediction(newest)
         gap = steps[0] - steps[1] if self.gap_normalise else 1
         return Prediction(newest + (newest - older) / gap)
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.anchors.nbytes
 
 
 def zeus_skips(
@@ -97,7 +88,7 @@ def zeus_skips(
     sparse_from: int | None = None,
     sparse_interval: int = 6,
 ) -> frozenset[int]:
-    """The steps that ZEUS skips; see `ZeusPolicy`."""
+    """List the steps that ZEUS skips; see `ZeusPolicy`."""
     skips: set[int] = set()
     run = 0
     for i in range(start, end):

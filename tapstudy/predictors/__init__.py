@@ -1,69 +1,34 @@
-"""Families of predictors: labels, and weights over the anchors."""
+"""Predict features by weights over the anchors: families, their labels and rows."""
 
-from typing import TYPE_CHECKING
+import types
 
-from tapstudy.lazy import lazy_names
+from tapstudy.predictors.adams_bashforth import AdamsBashforth as AdamsBashforth
+from tapstudy.predictors.chebyshev import Chebyshev as Chebyshev
+from tapstudy.predictors.dmd import DynamicModes as DynamicModes
+from tapstudy.predictors.family import Candidates as Candidates
+from tapstudy.predictors.family import Family as Family
+from tapstudy.predictors.family import Label as Label
+from tapstudy.predictors.family import candidates as candidates
+from tapstudy.predictors.family import check_family as check_family
+from tapstudy.predictors.family import rows_of as rows_of
+from tapstudy.predictors.foca import FoCa as FoCa
+from tapstudy.predictors.frequency import FrequencySplit as FrequencySplit
+from tapstudy.predictors.hermite import HermiteFamily as HermiteFamily
+from tapstudy.predictors.learned import LearnedLinear as LearnedLinear
+from tapstudy.predictors.learned import step_gram as step_gram
+from tapstudy.predictors.least_squares import LeastSquares as LeastSquares
+from tapstudy.predictors.nonlinear import NonlinearPredictor as NonlinearPredictor
+from tapstudy.predictors.nonlinear import combine_values as combine_values
+from tapstudy.predictors.nonlinear import token_gram as token_gram
+from tapstudy.predictors.pade import Pade as Pade
+from tapstudy.predictors.pade import TCPade as TCPade
+from tapstudy.predictors.recursion import combine as combine
+from tapstudy.predictors.recursion import unroll as unroll
+from tapstudy.predictors.regression import regression_row as regression_row
+from tapstudy.predictors.reuse import Reuse as Reuse
+from tapstudy.predictors.taylor import Clip as Clip
+from tapstudy.predictors.taylor import TaylorFamily as TaylorFamily
+from tapstudy.predictors.token_least_squares import TokenLeastSquares as TokenLeastSquares
+from tapstudy.predictors.union import Union as Union
 
-_HOMES = {  # module of each public name, loaded when the name is first asked for
-    "AdamsBashforth": "adams_bashforth",
-    "Candidates": "family",
-    "Chebyshev": "chebyshev",
-    "Clip": "taylor",
-    "DynamicModes": "dmd",
-    "Family": "family",
-    "FoCa": "foca",
-    "FrequencySplit": "frequency",
-    "HermiteFamily": "hermite",
-    "Label": "family",
-    "LearnedLinear": "learned",
-    "LeastSquares": "least_squares",
-    "NonlinearPredictor": "nonlinear",
-    "Pade": "pade",
-    "Reuse": "reuse",
-    "TCPade": "pade",
-    "TaylorFamily": "taylor",
-    "TokenLeastSquares": "token_least_squares",
-    "Union": "union",
-    "candidates": "family",
-    "check_family": "family",
-    "combine": "recursion",
-    "combine_values": "nonlinear",
-    "regression_row": "regression",
-    "rows_of": "family",
-    "step_gram": "learned",
-    "token_gram": "nonlinear",
-    "unroll": "recursion",
-}
-__all__ = sorted(_HOMES)
-
-if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from tapstudy.predictors.adams_bashforth import AdamsBashforth as AdamsBashforth
-    from tapstudy.predictors.chebyshev import Chebyshev as Chebyshev
-    from tapstudy.predictors.dmd import DynamicModes as DynamicModes
-    from tapstudy.predictors.family import Candidates as Candidates
-    from tapstudy.predictors.family import Family as Family
-    from tapstudy.predictors.family import Label as Label
-    from tapstudy.predictors.family import candidates as candidates
-    from tapstudy.predictors.family import check_family as check_family
-    from tapstudy.predictors.family import rows_of as rows_of
-    from tapstudy.predictors.foca import FoCa as FoCa
-    from tapstudy.predictors.frequency import FrequencySplit as FrequencySplit
-    from tapstudy.predictors.hermite import HermiteFamily as HermiteFamily
-    from tapstudy.predictors.learned import LearnedLinear as LearnedLinear
-    from tapstudy.predictors.learned import step_gram as step_gram
-    from tapstudy.predictors.least_squares import LeastSquares as LeastSquares
-    from tapstudy.predictors.nonlinear import NonlinearPredictor as NonlinearPredictor
-    from tapstudy.predictors.nonlinear import combine_values as combine_values
-    from tapstudy.predictors.nonlinear import token_gram as token_gram
-    from tapstudy.predictors.pade import Pade as Pade
-    from tapstudy.predictors.pade import TCPade as TCPade
-    from tapstudy.predictors.recursion import combine as combine
-    from tapstudy.predictors.recursion import unroll as unroll
-    from tapstudy.predictors.regression import regression_row as regression_row
-    from tapstudy.predictors.reuse import Reuse as Reuse
-    from tapstudy.predictors.taylor import Clip as Clip
-    from tapstudy.predictors.taylor import TaylorFamily as TaylorFamily
-    from tapstudy.predictors.token_least_squares import TokenLeastSquares as TokenLeastSquares
-    from tapstudy.predictors.union import Union as Union
-else:
-    __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__all__ = sorted(name for name, found in vars().items() if name[0] != "_" and not isinstance(found, types.ModuleType))

@@ -1,4 +1,4 @@
-"""AB-Cache, arXiv 2504.10540: alternating binomials over the last values.
+"""Predict as AB-Cache, arXiv 2504.10540: alternating binomials over the last values.
 
 From k values f_0, f_1, .., newest first, the next is sum_(j=1..k) (-1)^(j+1) C(k, j) f_(j-1), that is 2 f_0 - f_1 for
 k = 2: the polynomial of degree k - 1 through k neighbouring steps, one step further.
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from math import comb
 from typing import Literal
 
-from tapstudy.core.weights import Row
-from tapstudy.predictors.family import Label
+from tapstudy.core.weights import Row, unit_rows
+from tapstudy.predictors.family import Label, check_orders, labels_of
 from tapstudy.predictors.recursion import Rule, combine, unroll
 
 
 @dataclass(frozen=True)
 class AdamsBashforth:
-    """One predictor per degree.
+    """Make one predictor per degree.
 
     Approximate: whether AB-Cache's predictions enter its history is not known, hence `history`. The gap at a full step
     between truth and prediction looks like a slope to it and is amplified at every skip step that follows.
@@ -38,17 +38,11 @@ class AdamsBashforth:
     window: int = 6
 
     def __post_init__(self) -> None:
-        if not self.orders or min(self.orders) < 0:
-            raise ValueError(f"AdamsBashforth: orders must be numbers of at least 0, got {self.orders}")
-        if self.window <= max(self.orders):
-            raise ValueError(
-                f"AdamsBashforth: order {max(self.orders)} needs a window of at least {max(self.orders) + 1} anchors, "
-                f"got {self.window}"
-            )
+        check_orders("AdamsBashforth: orders", self.orders, self.window)
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        return tuple(Label(order, 0, "adams-bashforth") for order in sorted(self.orders))
+        return labels_of(self.orders, (0,), "adams-bashforth")
 
     @property
     def num_anchors(self) -> int:
@@ -58,8 +52,7 @@ class AdamsBashforth:
         """One row per label; with fewer values than an order needs, those there are."""
         if self.history == "predicted":
             return [unroll(anchors, step, _rule(label.order)) for label in self.labels]
-        units = [tuple(float(i == j) for j in range(len(anchors))) for i in range(len(anchors))]
-        return [_binomial(units, label.order) for label in self.labels]
+        return [_binomial(unit_rows(len(anchors)), label.order) for label in self.labels]
 
 
 def _rule(order: int) -> Rule:

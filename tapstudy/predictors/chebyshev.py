@@ -1,4 +1,4 @@
-"""Spectrum, arXiv 2603.01623: Chebyshev polynomials fitted to all full steps by ridge regression.
+"""Fit Chebyshev polynomials to all full steps by ridge regression, as Spectrum, arXiv 2603.01623.
 
 Coefficients C = (X'X + ridge I)^-1 X'F with rows X = [T_0 .. T_M](tau) at the anchors; the forecast is
 [T_0 .. T_M](tau) C at the step, and may be blended with linear extrapolation from the last two anchors.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tapstudy.core.checks import check_between, check_least
 from tapstudy.core.weights import Row, extrapolation_row
 from tapstudy.predictors.family import Label
 from tapstudy.predictors.regression import regression_row
@@ -16,7 +17,7 @@ from tapstudy.predictors.regression import regression_row
 
 @dataclass(frozen=True)
 class Chebyshev:
-    """One predictor. The ridge shrinks everything, constants too: the weights sum to less than 1.
+    """Make one predictor. The ridge shrinks everything, constants too: the weights sum to less than 1.
 
     Args:
         degree: M.
@@ -39,10 +40,8 @@ class Chebyshev:
 
     def __post_init__(self) -> None:
         for name, least in (("degree", 0), ("ridge", 0), ("window", 2)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"Chebyshev: {name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.blend <= 1:
-            raise ValueError(f"Chebyshev: blend must lie in [0, 1], got {self.blend}")
+            check_least(f"Chebyshev: {name}", getattr(self, name), least)
+        check_between("Chebyshev: blend", self.blend, 0, 1)
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -65,7 +64,7 @@ class Chebyshev:
 
 
 def chebyshev_values(degree: int, x: float) -> list[float]:
-    """T_0(x) .. T_degree(x), by T_(n+1) = 2x T_n - T_(n-1)."""
+    """Compute T_0(x) .. T_degree(x), by T_(n+1) = 2x T_n - T_(n-1)."""
     values = [1.0, x]
     for n in range(1, degree):
         values.append(2 * x * values[n] - values[n - 1])

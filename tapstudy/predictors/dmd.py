@@ -1,4 +1,4 @@
-"""Dynamic mode decomposition per token: sums of exponentials in place of polynomials.
+"""Decompose every token's past into dynamic modes: sums of exponentials in place of polynomials.
 
 From evenly spaced snapshots X = [F_1 .. F_(J-1)] and Y = [F_0 .. F_(J-2)], newest first, exact DMD (Tu et al. 2014,
 arXiv 1312.0041) finds the linear map with Y = A X on the span of X. The forecast after a part tau of the spacing is
@@ -21,7 +21,7 @@ from tapstudy.predictors.nonlinear import Grid, combine_values, token_gram
 
 @dataclass(frozen=True)
 class DynamicModes:
-    """Uses the longest run of evenly spaced newest anchors; before there are enough of them, a line.
+    """Use the longest run of evenly spaced newest anchors; before there are enough of them, a line.
 
     cache-dit fits one map to all tokens of a sample; here each token has its own. Of roots that are not real, as those
     of a mode that changes its sign from one snapshot to the next, the real part is taken, as there.
@@ -85,7 +85,7 @@ class DynamicModes:
 
 
 def evenly_spaced(anchors: Sequence[int]) -> int:
-    """How many of the newest anchors have the same gap."""
+    """Count the newest anchors that have the same gap."""
     if len(anchors) < 3:
         return len(anchors)
     count = 2

@@ -1,8 +1,8 @@
-"""What every family of linear predictors offers."""
+"""Define what every family of linear predictors offers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
@@ -16,7 +16,7 @@ from tapstudy.core.weights import Row, distinct_rows
 
 @dataclass(frozen=True)
 class Label:
-    """Names a predictor: its order m, the shift s in its horizon k - s, and where several meet, its family.
+    """Name a predictor: its order m, the shift s in its horizon k - s, and where several meet, its family.
 
     The order is the highest degree of a polynomial that enters the predictor, or that its weights could stand for.
     """
@@ -30,8 +30,23 @@ class Label:
         return f"{self.family} {name}" if self.family else name
 
 
+def labels_of(orders: Iterable[int], shifts: Iterable[float], family: str = "") -> tuple[Label, ...]:
+    """Label orders x shifts, lowest order first and, within an order, the longest horizon first."""
+    return tuple(Label(order, shift, family) for order in sorted(orders) for shift in sorted(shifts))
+
+
+def check_orders(name: str, orders: Sequence[int], window: int | None = None) -> None:
+    """Raise ValueError if there is no order, one below 0, or one that needs more anchors than the window keeps."""
+    if not orders or min(orders) < 0:
+        raise ValueError(f"{name} must be numbers of at least 0, got {orders}")
+    if window is not None and window <= max(orders):
+        raise ValueError(
+            f"{name} up to {max(orders)} need a window of at least {max(orders) + 1} anchors, got {window}"
+        )
+
+
 class Family(Protocol):
-    """Predictors in order of preference: on equal losses the earlier one wins. Hashable (a frozen dataclass, say)."""
+    """Offer predictors in order of preference: on equal losses the earlier wins. Hashable (a frozen dataclass, say)."""
 
     @property
     def labels(self) -> tuple[Label, ...]: ...
@@ -52,7 +67,7 @@ class Family(Protocol):
 
 
 def check_family(family: Family) -> None:
-    """Whether this can be a family at all.
+    """Check whether an object is a family at all.
 
     Raises:
         TypeError: it lacks a part of the contract, or cannot be hashed.
@@ -78,7 +93,7 @@ def check_family(family: Family) -> None:
 
 
 def rows_of(family: Family, anchors: Sequence[int], step: int) -> list[Row]:
-    """The family's rows, one for every label, with one finite weight for every anchor.
+    """Get the family's rows, one for every label, with one finite weight for every anchor.
 
     Raises:
         ValueError: the family gives others.
@@ -100,7 +115,7 @@ def rows_of(family: Family, anchors: Sequence[int], step: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The distinct predictors of a family at one step.
+    """Hold the distinct predictors of a family at one step.
 
     Attributes:
         weights: (distinct, anchor), float64, on the CPU.
@@ -114,7 +129,7 @@ class Candidates:
 
 
 def candidates(family: Family, anchors: Sequence[int], step: int) -> Candidates:
-    """The family's predictors at `step`, identical ones merged. They depend on distances alone, which come again."""
+    """Find the predictors at `step`, identical ones merged. They depend on distances alone, so they are kept."""
     return _candidates(family, tuple(anchor - anchors[0] for anchor in anchors), step - anchors[0])
 
 
@@ -123,7 +138,5 @@ def _candidates(family: Family, anchors: tuple[int, ...], step: int) -> Candidat
     rows = rows_of(family, anchors, step)
     first, inverse = distinct_rows(rows)
     return Candidates(
-        torch.tensor([rows[index] for index in first], dtype=torch.float64),
-        torch.tensor(first),
-        torch.tensor(inverse),
+        torch.tensor([rows[index] for index in first], dtype=torch.float64), torch.tensor(first), torch.tensor(inverse)
     )

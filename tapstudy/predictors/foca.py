@@ -1,4 +1,4 @@
-"""FoCa, forecast then calibrate, arXiv 2508.16211: a BDF2 predictor and a Heun corrector on the last values.
+"""Forecast, then calibrate, as FoCa, arXiv 2508.16211: a BDF2 predictor and a Heun corrector on the last values.
 
 With one step between values, F_k and F_(k-1) the last two, and F' a slope per step:
 predictor  P = 4/3 F_k - 1/3 F_(k-1) + 2/3 F'_k;
@@ -18,7 +18,7 @@ from tapstudy.predictors.recursion import combine, unroll
 
 @dataclass(frozen=True)
 class FoCa:
-    """One predictor, on values of which those at skip steps are predictions.
+    """Make one predictor, on values of which those at skip steps are predictions.
 
     Approximate: how the slopes are discretised was not found in the paper. F'_(k+1) is P - F_k here, so that with the
     two-point slope F_(k+1) = F_k + (F'_full + F_k - F_(k-1)) / 2.
@@ -35,6 +35,8 @@ class FoCa:
         ValueError: a window below 2.
     """
 
+    labels = (Label(1, 0, "foca"),)
+
     slope: Literal["three-point", "two-point"] = "three-point"
     corrector: bool = True
     normalise: bool = True
@@ -43,10 +45,6 @@ class FoCa:
     def __post_init__(self) -> None:
         if self.window < 2:
             raise ValueError(f"FoCa: window must be at least 2 (there is no slope at one anchor), got {self.window}")
-
-    @property
-    def labels(self) -> tuple[Label, ...]:
-        return (Label(1, 0, "foca"),)
 
     @property
     def num_anchors(self) -> int:

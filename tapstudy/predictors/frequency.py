@@ -1,4 +1,4 @@
-"""FreqCa, arXiv 2510.08669: low spatial frequencies of the token grid are reused, high ones predicted.
+"""Reuse low spatial frequencies of the token grid and predict high ones, as FreqCa, arXiv 2510.08669.
 
 With L the projection to the low band, the forecast is L F_low + (1 - L) F_high, where F_low and F_high are forecasts
 by a linear predictor each.
@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tapstudy.core.checks import check_between
 from tapstudy.predictors.family import Family, Label, rows_of
 from tapstudy.predictors.hermite import HermiteFamily
 from tapstudy.predictors.nonlinear import Grid, combine_values
@@ -23,7 +24,7 @@ from tapstudy.predictors.reuse import Reuse
 
 @dataclass(frozen=True)
 class FrequencySplit:
-    """One predictor. Linear in the anchors, but a token's prediction depends on all tokens, so no row stands for it.
+    """Predict linearly in the anchors; a token's prediction depends on all tokens, so no row stands for it.
 
     Args:
         low, high: families of one member each. FreqCa: reuse, and HiCache's order 2 with sigma 0.71.
@@ -44,8 +45,7 @@ class FrequencySplit:
         for name, family in (("low", self.low), ("high", self.high)):
             if len(family.labels) != 1:
                 raise ValueError(f"FrequencySplit: {name} must have one member, got {len(family.labels)}: {family}")
-        if not 0 <= self.cutoff <= 1:
-            raise ValueError(f"FrequencySplit: cutoff must lie in [0, 1], got {self.cutoff}")
+        check_between("FrequencySplit: cutoff", self.cutoff, 0, 1)
         if self.transform not in ("dct", "fft"):
             raise ValueError(f"FrequencySplit: transform must be 'dct' or 'fft', got {self.transform!r}")
 
@@ -68,7 +68,7 @@ class FrequencySplit:
         return high + self.low_band(low - high, grid=grid)
 
     def low_band(self, tokens: Tensor, *, grid: Grid | None = None) -> Tensor:
-        """The low frequencies of (batch, token, channel)."""
+        """Take the low frequencies of (batch, token, channel)."""
         if self.transform == "fft":
             frequency = torch.fft.fftfreq(tokens.shape[1], device=tokens.device).abs()
             spectrum = torch.fft.fft(tokens, dim=1) * (frequency <= self.cutoff * frequency.max())[:, None]
@@ -90,7 +90,7 @@ class FrequencySplit:
 
 @lru_cache(maxsize=16)
 def cosines(size: int) -> Tensor:
-    """The orthonormal cosine transform DCT-II, (frequency, position), float64."""
+    """Compute the orthonormal cosine transform DCT-II, (frequency, position), float64."""
     position = torch.arange(size, dtype=torch.float64) + 0.5
     matrix = torch.cos(pi / size * torch.arange(size, dtype=torch.float64)[:, None] * position)
     matrix *= (2 / size) ** 0.5

@@ -1,4 +1,4 @@
-"""The Hermite family of HiCache, arXiv 2508.16984: Taylor's differences on contracted Hermite polynomials.
+"""Put Taylor's differences on contracted Hermite polynomials, as HiCache, arXiv 2508.16984.
 
 Order m at horizon x predicts sum_(j<=m) D_j / j! * sigma^j H_j(sigma x), with the physicists' polynomials H_0 = 1,
 H_1 = 2x, H_(n+1) = 2x H_n - 2n H_(n-1) in place of the powers x^j. With sigma = 1 / sqrt(2) the linear term is
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from math import factorial
 
 from tapstudy.core.weights import Differences, Row, difference_rows
-from tapstudy.predictors.family import Label
+from tapstudy.predictors.family import Label, check_orders, labels_of
 
 
 @dataclass(frozen=True)
 class HermiteFamily:
-    """Orders x shifts, lowest order first and, within an order, the longest horizon first.
+    """Combine orders x shifts, lowest order first and, within an order, the longest horizon first.
 
     Args:
         orders: highest difference that enters.
@@ -36,12 +36,11 @@ class HermiteFamily:
     def __post_init__(self) -> None:
         if not self.sigma > 0:
             raise ValueError(f"HermiteFamily: sigma must be positive, got {self.sigma}")
-        if not self.orders or min(self.orders) < 0:
-            raise ValueError(f"HermiteFamily: orders must be numbers of at least 0, got {self.orders}")
+        check_orders("HermiteFamily: orders", self.orders)
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        return tuple(Label(order, shift, "hermite") for order in sorted(self.orders) for shift in sorted(self.shifts))
+        return labels_of(self.orders, self.shifts, "hermite")
 
     @property
     def num_anchors(self) -> int:
@@ -66,7 +65,7 @@ class HermiteFamily:
 
 
 def hermite_values(order: int, x: float) -> list[float]:
-    """H_0(x) .. H_order(x), the physicists' Hermite polynomials."""
+    """Compute H_0(x) .. H_order(x), the physicists' Hermite polynomials."""
     values = [1.0, 2 * x]
     for n in range(1, order):
         values.append(2 * x * values[n] - 2 * n * values[n - 1])

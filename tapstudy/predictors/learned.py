@@ -1,4 +1,4 @@
-"""Weights learned from recorded trajectories, after L2P, arXiv 2604.26365.
+"""Learn weights from recorded trajectories, after L2P, arXiv 2604.26365.
 
 For every pattern of distances between the anchors and the step to predict, the weights w minimise
 sum |F_step - sum_j w_j F_(a_j)|^2 over everything recorded. That needs only the inner products of the steps.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tapstudy.core.weights import Row
 from tapstudy.predictors.family import Label
+from tapstudy.predictors.regression import fitted_row, fitting_steps
 
 # distances of the older anchors to the newest, then of the step to predict
 Pattern = tuple[int, ...]
@@ -22,7 +23,7 @@ Pattern = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LearnedLinear:
-    """One predictor: a table of weights by pattern of distances, made by `fit`.
+    """Look weights up in a table by pattern of distances, made by `fit`: one predictor.
 
     L2P learns one row per step over the values of all steps before, by gradient descent from reuse, and feeds its own
     predictions back. Here the fit is closed, over the last full steps only, and equal distances share their weights.
@@ -56,21 +57,18 @@ class LearnedLinear:
             ridge: times the mean square of the anchors, the penalty on the distance to reuse, |w - (1, 0, ..)|^2.
 
         Raises:
-            ValueError: a Gram matrix that is none, full steps beyond it, no skip step to fit, a negative ridge.
+            ValueError: an invalid Gram matrix, full steps beyond it, no skip step to fit, a negative ridge.
         """
-        full = _check(gram, full_steps, num_anchors, ridge)
+        full, skipped = fitting_steps("LearnedLinear", gram, full_steps, num_anchors, ridge)
         sums: dict[Pattern, Tensor] = {}
-        for step in range(full[0] + 1, len(gram)):
-            anchors = [at for at in reversed(full) if at < step][:num_anchors]
-            if step in full:
-                continue
+        for step, anchors in skipped.items():
             chosen = torch.tensor([*anchors, step])
             part = gram.double()[chosen][:, chosen]  # (J + 1, J + 1)
             pattern = _pattern(anchors, step)
             sums[pattern] = sums.get(pattern, torch.zeros_like(part)) + part
         if not sums:
             raise ValueError(f"LearnedLinear: the schedule {full} leaves no step of {len(gram)} to predict")
-        table = tuple((pattern, _solve(total, ridge)) for pattern, total in sorted(sums.items()))
+        table = tuple((pattern, fitted_row(total, ridge)) for pattern, total in sorted(sums.items()))
         return cls(table, num_anchors, unseen)
 
     @property
@@ -78,7 +76,7 @@ class LearnedLinear:
         return (Label(self.num_anchors - 1, 0, "learned"),)
 
     def rows(self, anchors: Sequence[int], step: int) -> list[Row]:
-        """The row of this pattern. Raises ValueError if it is not in the table and `unseen` is "raise"."""
+        """Look up the row of this pattern. Raises ValueError if it is not in the table and `unseen` is "raise"."""
         pattern = _pattern(anchors, step)
         found = dict(self.table).get(pattern)
         if found is None and self.unseen == "raise":
@@ -90,7 +88,7 @@ class LearnedLinear:
 
 
 def step_gram(trajectories: Iterable[Tensor]) -> Tensor:
-    """Inner products of the features of all pairs of steps, summed over trajectories, tokens and channels.
+    """Multiply the features of all pairs of steps, summed over trajectories, tokens and channels.
 
     Args:
         trajectories: features (step, ..., channel), all with the same number of steps; one at a time is in memory.
@@ -118,26 +116,3 @@ def step_gram(trajectories: Iterable[Tensor]) -> Tensor:
 
 def _pattern(anchors: Sequence[int], step: int) -> Pattern:
     return (*(anchors[0] - anchor for anchor in anchors[1:]), step - anchors[0])
-
-
-def _solve(total: Tensor, ridge: float) -> Row:
-    """Weights from the summed inner products of J anchors and the truth, (J + 1, J + 1)."""
-    reuse = torch.zeros(len(total) - 1, dtype=torch.float64)
-    reuse[0] = 1
-    normal, right = total[:-1, :-1], total[:-1, -1]
-    damped = normal + ridge * normal.diagonal().mean() * torch.eye(len(reuse), dtype=torch.float64)
-    change = torch.linalg.lstsq(damped, (right - normal @ reuse)[:, None], driver="gelsd").solution[:, 0]
-    return tuple((reuse + change).tolist())
-
-
-def _check(gram: Tensor, full_steps: Collection[int], num_anchors: int, ridge: float) -> list[int]:
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or not gram.isfinite().all():
-        raise ValueError(f"LearnedLinear: gram must be a finite square (step, step), got {tuple(gram.shape)}")
-    full = sorted(full_steps)
-    if not full or full[0] < 0 or full[-1] >= len(gram):
-        raise ValueError(f"LearnedLinear: full steps must lie in 0..{len(gram) - 1}, got {full}")
-    if num_anchors < 1 or not ridge >= 0:
-        raise ValueError(
-            f"LearnedLinear: needs num_anchors of at least 1 and ridge of at least 0, got {num_anchors} and {ridge}"
-        )
-    return full

@@ -1,18 +1,19 @@
-"""Polynomials fitted to more anchors than they need, which averages noise out where interpolation amplifies it."""
+"""Fit polynomials to more anchors than they need, which averages noise out where interpolation amplifies it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tapstudy.core.checks import check_least
 from tapstudy.core.weights import Row
-from tapstudy.predictors.family import Label
+from tapstudy.predictors.family import Label, check_orders, labels_of
 from tapstudy.predictors.regression import regression_row
 
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """Degrees x shifts, lowest degree first and, within a degree, the longest horizon first.
+    """Combine degrees x shifts, lowest degree first and, within a degree, the longest horizon first.
 
     The fit minimises sum_j |p(a_j) - F_j|^2 + ridge * sum_(i>=1) |c_i|^2, with p(t) = sum_i c_i t^i and t measured from
     the newest anchor in units of the distance to the oldest. The constant is free, so constants are reproduced, and a
@@ -34,21 +35,12 @@ class LeastSquares:
     shifts: tuple[float, ...] = (0,)
 
     def __post_init__(self) -> None:
-        if not self.degrees or min(self.degrees) < 0:
-            raise ValueError(f"LeastSquares: degrees must be numbers of at least 0, got {self.degrees}")
-        if self.window <= max(self.degrees):
-            raise ValueError(
-                f"LeastSquares: degree {max(self.degrees)} needs a window of at least {max(self.degrees) + 1} anchors, "
-                f"got {self.window}"
-            )
-        if not self.ridge >= 0:
-            raise ValueError(f"LeastSquares: ridge must be at least 0, got {self.ridge}")
+        check_orders("LeastSquares: degrees", self.degrees, self.window)
+        check_least("LeastSquares: ridge", self.ridge, 0)
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        return tuple(
-            Label(degree, shift, "least-squares") for degree in sorted(self.degrees) for shift in sorted(self.shifts)
-        )
+        return labels_of(self.degrees, self.shifts, "least-squares")
 
     @property
     def num_anchors(self) -> int:

@@ -1,4 +1,4 @@
-"""What a predictor offers that no row of weights can stand for."""
+"""Define what a predictor offers that no row of weights can stand for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK_VALUES = 1 << 22
 
 
 class NonlinearPredictor(Protocol):
-    """One predictor whose weights depend on the values themselves, or on where a token lies. A frozen dataclass, say.
+    """Predict with weights that depend on the values themselves, or on where a token lies. A frozen dataclass, say.
 
     It is applied to the probe's anchors and to the residual's, each for itself.
     """
@@ -34,7 +34,7 @@ class NonlinearPredictor(Protocol):
     def predict(
         self, anchors: Sequence[int], values: Sequence[Tensor], step: int, *, grid: Grid | None = None
     ) -> Tensor:
-        """The prediction at `step`, (batch, token, channel), float32 or better.
+        """Predict the values at `step`, (batch, token, channel), float32 or better.
 
         Args:
             anchors: step indices, newest first, at least one.
@@ -45,7 +45,7 @@ class NonlinearPredictor(Protocol):
 
 
 def combine_values(values: Sequence[Tensor], weights: Row | Tensor) -> Tensor:
-    """sum_j w_j F_j, (batch, token, channel), float32 or better.
+    """Compute sum_j w_j F_j, (batch, token, channel), float32 or better.
 
     Args:
         values: F_j, (batch, token, channel) each.
@@ -62,7 +62,7 @@ def combine_values(values: Sequence[Tensor], weights: Row | Tensor) -> Tensor:
 
 
 def token_gram(values: Sequence[Tensor]) -> Tensor:
-    """Inner products of the anchors of every token, (batch, token, anchor, anchor), float64."""
+    """Multiply the anchors of every token with each other, (batch, token, anchor, anchor), float64."""
     rows = [value.flatten(0, -2) for value in values]  # (T, D) each, T = B * N
     tokens, width = rows[0].shape
     size = max(1, CHUNK_VALUES // (len(rows) * width))

@@ -1,4 +1,4 @@
-"""Rational extrapolation, channel by channel."""
+"""Extrapolate by rational functions, channel by channel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tapstudy.predictors.nonlinear import Grid, combine_values
 
 @dataclass(frozen=True)
 class Pade:
-    """The [1/1] Pade approximant of the order-2 Taylor forecast: F + D_1 k / (1 - q), q = D_2 k / (2 D_1).
+    """Take the [1/1] Pade approximant of the order-2 Taylor forecast: F + D_1 k / (1 - q), q = D_2 k / (2 D_1).
 
     Args:
         differences: rule for D_1 and D_2.
@@ -26,20 +26,15 @@ class Pade:
         ValueError: a limit that would reach the pole.
     """
 
+    label = Label(2, 0, "pade")
+    num_anchors = 3
+
     differences: Differences = "recursive"
     limit: float = 0.5
 
     def __post_init__(self) -> None:
         if not self.limit < 1:
             raise ValueError(f"Pade: limit must be below 1, where the pole is, got {self.limit}")
-
-    @property
-    def label(self) -> Label:
-        return Label(2, 0, "pade")
-
-    @property
-    def num_anchors(self) -> int:
-        return 3
 
     def predict(
         self, anchors: Sequence[int], values: Sequence[Tensor], step: int, *, grid: Grid | None = None
@@ -57,7 +52,7 @@ class Pade:
 
 @dataclass(frozen=True, kw_only=True)
 class TCPade:
-    """TC-Pade, arXiv 2603.02943, approximate: parts of the method were not found in public sources.
+    """Predict as TC-Pade, arXiv 2603.02943, approximately: parts of the method were not found in public sources.
 
     R_1, R_2, R_3 are the last three values, newest first, and s = exp(-sharpness |R_1 - R_2| / |R_1 + R_2|) per sample.
     The middle of the trajectory predicts (2 s R_3 - s R_2) / (1 + (s / sharpness) R_1) in every channel, its beginning
@@ -75,6 +70,9 @@ class TCPade:
         ValueError: no steps, or a sharpness or least denominator that is not positive.
     """
 
+    label = Label(2, 0, "tc-pade")
+    num_anchors = 3
+
     num_steps: int
     alpha: float
     beta: float
@@ -86,14 +84,6 @@ class TCPade:
         for name in ("num_steps", "sharpness", "least"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"TCPade: {name} must be positive, got {getattr(self, name)}")
-
-    @property
-    def label(self) -> Label:
-        return Label(2, 0, "tc-pade")
-
-    @property
-    def num_anchors(self) -> int:
-        return 3
 
     def predict(
         self, anchors: Sequence[int], values: Sequence[Tensor], step: int, *, grid: Grid | None = None

@@ -1,4 +1,4 @@
-"""Predictors that build on their own predictions, unrolled into rows over the anchors.
+"""Unroll predictors that build on their own predictions into rows over the anchors.
 
 Some methods keep one value per step: the true one at a full step, at a skip step what they predicted. Every such value
 is linear in the anchors, so a rule that combines values is a rule that combines rows.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tapstudy.core.weights import Row
+from tapstudy.core.weights import Row, unit_rows
 
 # (rows of the values at the last steps, newest first; the anchors so far as (step, row), newest first) -> next row
 Rule = Callable[[Sequence[Row], Sequence[tuple[int, Row]]], Row]
 
 
 def unroll(anchors: Sequence[int], step: int, rule: Rule) -> Row:
-    """The row of the value that `rule` arrives at in `step`, applied at every skip step on the way.
+    """Find the row of the value that `rule` arrives at in `step`, applied at every skip step on the way.
 
     What was predicted between the two oldest anchors is lost with the anchors before them: the values there are
     interpolated linearly. They are exact if those two are neighbours, as the first two steps of a warm-up are.
@@ -23,7 +23,7 @@ def unroll(anchors: Sequence[int], step: int, rule: Rule) -> Row:
     Args:
         anchors: step indices, newest first; the steps between them were skipped.
     """
-    units: list[Row] = [tuple(float(i == j) for j in range(len(anchors))) for i in range(len(anchors))]
+    units = unit_rows(len(anchors))
     if len(anchors) == 1:
         return units[0]
     last, first = anchors[-1], anchors[-2]
@@ -43,7 +43,7 @@ def unroll(anchors: Sequence[int], step: int, rule: Rule) -> Row:
 
 
 def combine(terms: Sequence[tuple[float, Row]]) -> Row:
-    """The sum of factor * row."""
+    """Sum up factor * row."""
     return tuple(
         sum(factor * weight for (factor, _), weight in zip(terms, weights, strict=True))
         for weights in zip(*(row for _, row in terms), strict=True)

@@ -1,4 +1,4 @@
-"""Reuse: the newest anchor as it is. Source: FORA, arXiv 2407.01425, here on the global residual."""
+"""Reuse the newest anchor as it is. Source: FORA, arXiv 2407.01425, here on the global residual."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from tapstudy.predictors.family import Label
 
 @dataclass(frozen=True)
 class Reuse:
-    """Order 0: one predictor, whatever the horizon."""
+    """Predict the newest anchor, whatever the horizon: order 0."""
 
-    @property
-    def labels(self) -> tuple[Label, ...]:
-        return (Label(0, 0, "reuse"),)
-
-    @property
-    def num_anchors(self) -> int:
-        return 1
+    labels = (Label(0, 0, "reuse"),)
+    num_anchors = 1
 
     def rows(self, anchors: Sequence[int], step: int) -> list[Row]:
         """Weight 1 on the newest anchor."""

@@ -1,4 +1,4 @@
-"""The Taylor family of TAP: orders x horizons.
+"""Extrapolate by Taylor polynomials, orders x horizons: the family of TAP.
 
 Predictor (m, s) extrapolates sum_(j<=m) D_j k_p^j / j! with horizon k_p = k - s, where k is the distance to the last
 anchor. Source: TAP, arXiv 2603.03792; the differences are those of TaylorSeer, arXiv 2503.06923.
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tapstudy.core.weights import Basis, Differences, Row, extrapolation_row
-from tapstudy.predictors.family import Label
+from tapstudy.predictors.family import Label, labels_of
 
 Clip = Literal["zero", "one"] | None
 
 
 @dataclass(frozen=True)
 class TaylorFamily:
-    """Orders x shifts, lowest order first and, within an order, the longest horizon first.
+    """Combine orders x shifts, lowest order first and, within an order, the longest horizon first.
 
     Args:
         orders: polynomial orders m.
@@ -34,7 +34,7 @@ class TaylorFamily:
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        return tuple(Label(order, shift) for order in sorted(self.orders) for shift in sorted(self.shifts))
+        return labels_of(self.orders, self.shifts)
 
     @property
     def num_anchors(self) -> int:

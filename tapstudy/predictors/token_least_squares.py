@@ -1,4 +1,4 @@
-"""Taylor-like extrapolation with gains that each token fits on its own past.
+"""Extrapolate as Taylor does, with gains that each token fits on its own past.
 
 The forecast is F_0 + sum_(m=1..M) c_m E_m, where E_m is the m-th term of Newton's extrapolation from the newest anchor.
 The gains c are those with which the same rule, one anchor earlier, would have met the newest anchor best: they minimise
@@ -18,11 +18,12 @@ from torch import Tensor
 from tapstudy.core.weights import Row, extrapolation_row
 from tapstudy.predictors.family import Label
 from tapstudy.predictors.nonlinear import Grid, combine_values, token_gram
+from tapstudy.predictors.regression import damped
 
 
 @dataclass(frozen=True)
 class TokenLeastSquares:
-    """Gains on the terms of orders 1 .. `order`, one set per token. With too few anchors the order is capped.
+    """Fit gains on the terms of orders 1 .. `order`, one set per token. With too few anchors the order is capped.
 
     Args:
         order: M; needs M + 2 anchors.
@@ -70,14 +71,13 @@ class TokenLeastSquares:
         normal = terms @ gram @ terms.T  # (B, N, M, M)
         right = (terms @ gram @ move).unsqueeze(-1)  # (B, N, M, 1)
         ones = torch.ones_like(right)
-        scale = normal.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None]  # (B, N, 1, 1)
-        damped = normal + self.ridge * scale * torch.eye(order, dtype=gram.dtype, device=gram.device)
         # the pseudo-inverse leaves gains at 1 where a token's terms vanish
-        return (ones + torch.linalg.pinv(damped, hermitian=True) @ (right - normal @ ones)).squeeze(-1)
+        inverse = torch.linalg.pinv(damped(normal, self.ridge), hermitian=True)
+        return (ones + inverse @ (right - normal @ ones)).squeeze(-1)
 
 
 def _terms(anchors: Sequence[int], order: int, step: int) -> list[Row]:
-    """Rows of the terms of orders 1 .. order of Newton's extrapolation to `step`."""
+    """Make the rows of the terms of orders 1 .. order of Newton's extrapolation to `step`."""
     sums = [
         extrapolation_row(anchors, m, step - anchors[0], differences="divided", basis="newton")
         for m in range(order + 1)

@@ -1,4 +1,4 @@
-"""Several families as one."""
+"""Join several families into one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tapstudy.predictors.family import Family, Label, rows_of
 
 @dataclass(frozen=True, init=False)
 class Union:
-    """The members of all families, in their order: on equal losses the earlier family wins.
+    """Offer the members of all families, in their order: on equal losses the earlier family wins.
 
     Args:
         families: each sees only as many of the newest anchors as it can use.

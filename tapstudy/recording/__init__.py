@@ -1,1 +1,1 @@
-"""From trajectories to labelled datasets."""
+"""Record trajectories into labelled datasets."""

@@ -31,7 +31,7 @@ def to_zarr(recording: str | Path | xr.Dataset, out: str | Path) -> Path:
     dataset = recording if isinstance(recording, xr.Dataset) else open_recording(recording)
     out = recording_path(out)
     if "schema_version" not in dataset.attrs:
-        raise RecordingError("to_zarr writes recordings, and the dataset is none: it has no schema_version")
+        raise RecordingError("to_zarr writes recordings, and the dataset has no schema_version")
     if empty := [name for name, size in dataset.sizes.items() if not size]:
         raise RecordingError(
             f"the selection holds nothing along {', '.join(map(str, empty))}: there is nothing to write"

@@ -41,7 +41,7 @@ def recorder_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
 
 def rebuild_policy(description: dict[str, Any]) -> AnchoredPolicy:
     """Rebuild a policy from what `record.describe` wrote of it, if it and its family come with the package."""
-    config = TAPConfig.from_plain(description["config"])
+    config = TAPConfig.from_dict(description["config"])
     name = description["class"]
     makers: dict[str, Callable[..., AnchoredPolicy]] = {
         "TAPPolicy": TAPPolicy,

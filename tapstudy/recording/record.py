@@ -170,7 +170,7 @@ def describe(policy: AnchoredPolicy) -> dict[str, Any]:
         "class": type(policy).__name__,
         "family": policy.family_text,
         "settings": settings,
-        "config": policy.config.plain(),
+        "config": policy.config.to_dict(),
     }
 
 

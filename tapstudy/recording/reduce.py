@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tapstudy.core.checks import check_least
+
 
 @dataclass(frozen=True)
 class Norms:
@@ -31,8 +33,7 @@ class RandomProjection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"RandomProjection: size must be at least 1, got {self.size}")
+        check_least("RandomProjection: size", self.size, 1)
 
     def __call__(self, features: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)

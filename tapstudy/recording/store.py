@@ -288,7 +288,7 @@ def _native(values: xr.DataArray) -> xr.DataArray:
 
 
 def _recorded_arrays(path: Path) -> dict[str, Any] | None:
-    """Metadata of every array by name; None before the recording was laid out.
+    """Read the metadata of every array by name; None before the recording was laid out.
 
     Raises RecordingError if there is data that the root does not list, or nothing tells which samples are finished.
     """

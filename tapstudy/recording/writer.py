@@ -275,7 +275,7 @@ class Writer:
 
 
 def _along(span: Span | None, attribute: str) -> Array | None:
-    """Timesteps or sigmas of the steps that the transformer sees in the run."""
+    """Take timesteps or sigmas of the steps that the transformer sees in the run."""
     values = getattr(span, attribute, None)
     return None if values is None else values.double().cpu().numpy()
 

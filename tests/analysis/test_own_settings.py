@@ -53,7 +53,7 @@ def test_its_own_settings(recorded):
     np.testing.assert_allclose(found["true_error"], run["true_error"], rtol=1e-5)
     assert told(found)["schedule"] == "the recording's own"
     assert told(found)["mask"] == mask_of(run)
-    assert told(found)["config"] == json.loads(json.dumps(config.plain()))
+    assert told(found)["config"] == json.loads(json.dumps(config.to_dict()))
 
 
 def test_changes_keep_the_rest(recorded):
@@ -112,7 +112,7 @@ def test_a_closed_loop_recording_tells_what_ran(tmp_path):
 
 def test_samples_that_ran_in_full_at_different_steps():
     data = make_features()
-    configuration = json.dumps({"mode": "closed-loop", "policy": {"config": TAPConfig(interval=4).plain()}})
+    configuration = json.dumps({"mode": "closed-loop", "policy": {"config": TAPConfig(interval=4).to_dict()}})
     full = np.zeros((data.sizes["sample"], data.sizes["step"]), dtype=np.int8)
     full[:, [0, 1, 4]] = 1
     data = data.assign(is_full=(("sample", "step"), full)).assign_attrs(configuration=configuration)

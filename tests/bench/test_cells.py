@@ -23,7 +23,7 @@ def test_json_and_back(method):
     )  # fmt: skip
     cell = Cell(method=method, seeds=(3, 1), labels=(2,), steps=10, guidance=1, config=config)
     plain = json.loads(json.dumps(cell.to_dict()))
-    again = Cell(**{**plain, "config": TAPConfig.from_plain(plain["config"])})
+    again = Cell(**{**plain, "config": TAPConfig.from_dict(plain["config"])})
     assert again == cell
     assert hash(again) == hash(cell)
     assert again.name == cell.name

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapstudy.core.schedule import full_steps, is_full_step, mask_text
+from tapstudy.core.schedule import Schedule, full_steps, mask_text
 
 
 @pytest.mark.parametrize(("interval", "count", "ratio"), [(4, 14, 3.57), (6, 10, 4.98), (8, 8, 6.24)])
@@ -25,4 +25,4 @@ def test_count_formula(num_steps, interval, warmup):
     steps = full_steps(num_steps, interval=interval, warmup_steps=warmup)
     expected = warmup + (num_steps - warmup) // interval if num_steps >= warmup else num_steps
     assert len(steps) == expected
-    assert all(is_full_step(step, interval=interval, warmup_steps=warmup) for step in steps)
+    assert all(Schedule(interval, warmup).is_full(step) for step in steps)

@@ -9,7 +9,7 @@ import tapstudy
 from tapstudy import TAPConfig
 from tapstudy.core import anchors as anchors_module
 from tapstudy.core.anchors import Anchors
-from tapstudy.core.shuttle import Here, HostLane
+from tapstudy.core.transfer import StreamTransfer, Transfer
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tests.core.late_streams import LateStreams
@@ -31,7 +31,9 @@ def test_the_sample_is_bit_equal(monkeypatch, tiny_pipe, sample, make, residual)
     late = LateStreams()
     cpu = torch.device("cpu")
     monkeypatch.setattr(
-        anchors_module, "lane_between", lambda features, kept: HostLane(cpu, late) if kept.type == "meta" else Here()
+        anchors_module,
+        "transfer_between",
+        lambda features, kept: StreamTransfer(cpu, late) if kept.type == "meta" else Transfer(),
     )
     for device in (None, "cpu", "meta"):
         with tapstudy.apply_policy(tiny_pipe, away(make(config), device)) as handle:

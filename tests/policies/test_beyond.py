@@ -79,9 +79,9 @@ def test_margin_ties_stay_with_the_default():
 
 
 def test_margin_refuses():
-    with pytest.raises(ValueError, match=r"the default \(3, 0\) is not in the family"):
+    with pytest.raises(ValueError, match="no predictor of order 3 and shift 0"):
         MarginPolicy(default=(3, 0))
-    with pytest.raises(ValueError, match="factor must be between"):
+    with pytest.raises(ValueError, match="factor must lie in"):
         MarginPolicy(factor=1.5)
 
 
@@ -113,7 +113,7 @@ def test_smoothing_adds_up_the_window(run, decay):
 
 
 def test_smoothing_refuses():
-    with pytest.raises(ValueError, match="decay must be between 0 and 1"):
+    with pytest.raises(ValueError, match="decay must lie in"):
         SmoothedPolicy(decay=1.1)
 
 

@@ -65,10 +65,10 @@ def test_family_has_fifteen_members_in_order_of_preference():
 def test_plain_settings_and_back(dtype):
     """By way of JSON; where nothing was set they are those of before there was a dtype of stored probes."""
     config = TAPConfig(interval=5, shifts=(0, 0.5), full_steps=(0, 1, 4), probe_dtype=dtype, history_device="cpu")
-    plain = json.loads(json.dumps(config.plain()))
-    assert TAPConfig.from_plain(plain) == replace(config, history_device=None)
+    plain = json.loads(json.dumps(config.to_dict()))
+    assert TAPConfig.from_dict(plain) == replace(config, history_device=None)
     assert plain["history_dtype"] == "float32"
     assert plain.get("probe_dtype", "unset") == ("unset" if dtype is None else "bfloat16")
     assert "history_device" not in plain
     with pytest.raises(TypeError, match="did you mean 'interval'"):
-        TAPConfig.from_plain({"intervall": 3})
+        TAPConfig.from_dict({"intervall": 3})

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tapstudy.core.schedule import is_full_step
+from tapstudy.core.schedule import Schedule
 from tapstudy.core.weights import extrapolation_row
 from tapstudy.instrument.passes import QUANTITIES, FullPass
 
@@ -110,7 +110,7 @@ class TrajectoryDifferences:
         sums += np.stack([powers(difference, self.samples), powers(of, self.samples)])
 
     def _foretell(self, branch: _Branch, step: int, residual: Tensor) -> None:
-        if not branch.anchors or is_full_step(step, interval=self._interval, warmup_steps=3):
+        if not branch.anchors or Schedule(self._interval, 3).is_full(step):
             branch.anchors.appendleft((step, residual))
             return
         self._skipped = True

@@ -127,7 +127,7 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON could hold it."""
-        return json.loads(json.dumps({**asdict(self), "config": self.config.plain()}))
+        return json.loads(json.dumps({**asdict(self), "config": self.config.to_dict()}))
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from tapstudy.core import anchors as anchors_module
 from tapstudy.core.anchors import Anchors
-from tapstudy.core.shuttle import Elsewhere, Here, HostLane, lane_between
+from tapstudy.core.transfer import BlockingTransfer, StreamTransfer, Transfer, transfer_between
 from tests.core.late_streams import LateStreams
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
@@ -19,7 +19,9 @@ AWAY = "meta"  # stands for another device
 def streams(monkeypatch):
     late = LateStreams()
     monkeypatch.setattr(
-        anchors_module, "lane_between", lambda features, kept: HostLane(CPU, late) if kept.type == AWAY else Here()
+        anchors_module,
+        "transfer_between",
+        lambda features, kept: StreamTransfer(CPU, late) if kept.type == AWAY else Transfer(),
     )
     return late
 
@@ -91,11 +93,11 @@ def test_a_reader_owns_what_it_gets(streams):
     assert torch.equal(anchors.residuals[0], kept)
 
 
-def test_mutations_of_the_lane_are_seen(streams, monkeypatch):
-    for method in ("receive", "keep"):
+def test_mutations_of_the_transfer_are_seen(streams, monkeypatch):
+    for method in ("wait", "keep"):
         with monkeypatch.context() as patch:
-            if method == "receive":
-                patch.setattr(HostLane, "receive", lambda self, sent: sent.tensors)
+            if method == "wait":
+                patch.setattr(StreamTransfer, "wait", lambda self, pending: pending.tensors)
             else:
                 patch.setattr(LateStreams, "mark", lambda self: 0)
             with pytest.raises(AssertionError):
@@ -114,20 +116,20 @@ def test_on_one_device_nothing_moves(device):
     assert all(map(torch.equal, (*anchors.probes, *anchors.residuals), (*plain.probes, *plain.residuals)))
 
 
-def test_which_lane():
-    assert isinstance(lane_between(CPU, CPU), Here)
-    assert type(lane_between(CUDA, torch.device("cuda"))) is Here
-    assert type(lane_between(CUDA, CUDA)) is Here
-    assert type(lane_between(CUDA, torch.device("cuda", 1))) is Elsewhere
-    assert type(lane_between(META, CPU)) is Elsewhere
+def test_which_transfer():
+    assert type(transfer_between(CPU, CPU)) is Transfer
+    assert type(transfer_between(CUDA, torch.device("cuda"))) is Transfer
+    assert type(transfer_between(CUDA, CUDA)) is Transfer
+    assert type(transfer_between(CUDA, torch.device("cuda", 1))) is BlockingTransfer
+    assert type(transfer_between(META, CPU)) is BlockingTransfer
 
 
 def test_between_other_devices():
-    lane = lane_between(CPU, META)
-    buffer = lane.empty(torch.ones(2, 3), torch.bfloat16)
+    transfer = transfer_between(CPU, META)
+    buffer = transfer.empty(torch.ones(2, 3), torch.bfloat16)
     assert (buffer.device, buffer.dtype, buffer.shape) == (META, torch.bfloat16, (2, 3))
-    lane = lane_between(META, CPU)
-    (found,) = lane.receive(lane.send([torch.ones(2)]))
+    transfer = transfer_between(META, CPU)
+    (found,) = transfer.wait(transfer.prefetch([torch.ones(2)]))
     assert found.device == META
 
 
@@ -144,5 +146,5 @@ def test_on_cuda():
             residual.fill_(torch.nan)
         assert all(map(torch.equal, (*away.probes, *away.residuals), (*here.probes, *here.residuals)))
         assert all(tensor.is_cuda for tensor in away.residuals)
-    assert isinstance(away._lane, HostLane)
+    assert isinstance(away._transfer, StreamTransfer)
     assert all(tensor.is_pinned() for tensor in away._residuals)
