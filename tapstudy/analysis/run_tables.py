@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from tapstudy.analysis.require import require
-from tapstudy.analysis.stats import paired_difference, with_interval
+from tapstudy.analysis.stats import interval_where_finite, paired_difference, with_interval
 
 REFERENCE = "reference"
 METHODS = (
@@ -54,9 +54,7 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
     known = [REFERENCE] * (REFERENCE in names)
     runs = [*known, *(name for name, *_ in found)]
     table = _common(quality, [name for name, *_ in found]).sel(cell=runs)
-    finite = np.isfinite(table["psnr"].values)
-    psnr = with_interval(table["psnr"].where(xr.DataArray(finite, dims=TABLE), 0.0))
-    psnr = psnr.where(xr.DataArray(finite.all(axis=1), dims="cell"), np.inf)
+    psnr = interval_where_finite(table["psnr"]).fillna(np.inf)
     cost = {
         name: table[name].mean("sample").values.copy() for name in ("flops", "full_passes", "seconds") if name in table
     }
@@ -231,5 +229,5 @@ def published_table(path: str | Path) -> xr.Dataset:
     frame = pd.read_csv(path)
     if lacking := [name for name in COLUMNS if name not in frame]:
         raise ValueError(f"{path} lacks the columns {lacking}: it has {list(frame)}")
-    coords = {name: ("row", frame[name].to_numpy()) for name in COLUMNS if name != "value"}
-    return xr.Dataset({"value": ("row", frame["value"].to_numpy(), {"long_name": "as published"})}, coords=coords)
+    table = frame[list(COLUMNS)].rename_axis("row").to_xarray().drop_vars("row").set_coords(set(COLUMNS) - {"value"})
+    return table.assign(value=table["value"].assign_attrs(long_name="as published"))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
 from tapstudy.bench.engine import run
 from tapstudy.bench.frontier.plan import WARMUP
-from tapstudy.bench.image_error import psnr
+from tapstudy.bench.image_error import MEASURES, measures
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import find_method
@@ -49,40 +49,24 @@ def compare(
     for name, interval in tqdm(plan, desc="methods", unit="run"):
         method = find_method(name)
         config = method.config(TAPConfig(interval=interval, warmup_steps=WARMUP))
-        found = run(pipe, images, method.setting(config, steps=images.steps))
-        runs.append(found)
-        flops.append(float(method.flops(pipe, images[:1], config).of(found["mask"].values[0])))
-    made = [torch.from_numpy(found["image"].values) for found in runs]  # (B, band, row, column) each
-    masks = [str(found["mask"].values[0]) for found in runs]
+        runs.append(run(pipe, images, method.setting(config, steps=images.steps)))
+        flops.append(float(method.flops(pipe, images[:1], config).of(runs[-1]["mask"].values[0])))
+    found = [measures(own, runs[0], judge) for own in runs]
+    masks = [str(own["mask"].values[0]) for own in runs]
+    of_images, of_runs = ("run", "sample"), ("run",)
+    columns: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
+        "image": ((*of_images, "band", "y", "x"), np.stack([own["image"].values for own in runs]), "image", "1"),
+        "psnr": (of_images, np.stack([one["psnr"] for one in found]), *MEASURES["psnr"]),
+        "correct": (of_images, np.stack([one["correct"] for one in found]), *MEASURES["correct"]),
+        "full_passes": (of_runs, [mask.count("F") for mask in masks], "full passes", "1"),
+        "mask": (of_runs, masks, "F: full step, .: skip step", "1"),
+        "flops": (of_runs, flops, "FLOPs of one image (multiply-add = 2, matrix products only)", "1"),
+        "latency": (of_runs, [float(own["seconds"].sum()) for own in runs], "wall time of all samples", "s"),
+    }
     dataset = xr.Dataset(
         {
-            "image": (
-                ("run", "sample", "band", "y", "x"),
-                np.stack([found["image"].values for found in runs]),
-                {"long_name": "image", "units": "1"},
-            ),
-            "psnr": (
-                ("run", "sample"),
-                np.stack([psnr(own, made[0], data_range=1.0) for own in made]),
-                {"long_name": "PSNR to the reference (data range 1)", "units": "dB"},
-            ),
-            "correct": (
-                ("run", "sample"),
-                np.stack([judge.correct(own, images.labels) for own in made]),
-                {"long_name": "classified as its label", "units": "1"},
-            ),
-            "full_passes": ("run", [mask.count("F") for mask in masks], {"long_name": "full passes", "units": "1"}),
-            "mask": ("run", masks, {"long_name": "F: full step, .: skip step"}),
-            "flops": (
-                "run",
-                flops,
-                {"long_name": "FLOPs of one image (multiply-add = 2, matrix products only)", "units": "1"},
-            ),
-            "latency": (
-                "run",
-                [float(found["seconds"].sum()) for found in runs],
-                {"long_name": "wall time of all samples", "units": "s"},
-            ),
+            name: (dims, values, {"long_name": text, "units": units})
+            for name, (dims, values, text, units) in columns.items()
         },
         coords={
             "method": ("run", [find_method(name).title or name for name, _ in plan]),

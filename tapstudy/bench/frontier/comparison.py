@@ -13,13 +13,13 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from tapstudy.analysis.stats import paired_interval, with_interval
+from tapstudy.analysis.stats import BOUNDS, interval_where_finite, paired_interval
 from tapstudy.bench.engine import Setting, kept, measure_costs
 from tapstudy.bench.fit.held_out import USUAL, HeldOut
 from tapstudy.bench.fit.slot import Slot
 from tapstudy.bench.frontier.distance import distribution_distance
 from tapstudy.bench.frontier.plan import FrontierPlan
-from tapstudy.bench.image_error import psnr, ssim
+from tapstudy.bench.image_error import MASK, MEASURES, measures
 from tapstudy.bench.image_set import pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import CORE, OWN, SEARCHED, Kind, Method, compared_methods
@@ -29,15 +29,11 @@ from tapstudy.policies.config import TAPConfig
 EVERYWHERE = ("start-dense",)  # run at every number of passes, as S(N, 3) is; other schedules at the fewest only
 REFERENCE = "reference"
 VARIABLES = {
-    "psnr": ("PSNR to the reference (data range 1)", "dB"),
-    "ssim": ("SSIM to the reference (data range 1)", "1"),
-    "correct": ("classified as its label", "1"),
-    "full_passes": ("full passes of the model", "1"),
+    **MEASURES,
     "flops": ("FLOPs of one image (multiply-add = 2, matrix products, convolutions and attention)", "1"),
     "seconds": ("wall time of one image, of the first test image: median of repeats, all methods in one run", "s"),
     "cache_bytes": ("largest history of one image, both guidance branches", "bytes"),
 }
-BOUNDS = ["mean", "low", "high"]
 
 
 @dataclass(frozen=True)
@@ -196,12 +192,9 @@ def assemble(
         run, cost = runs[row], costs.sel(cell=row.name)
         images = torch.from_numpy(run["image"].values)
         masks[i] = run["mask"].values
-        full = np.array([mask.count("F") for mask in masks[i]])
-        steps = np.array([len(mask) for mask in masks[i]])
-        values["psnr"][i] = psnr(images, exact, data_range=1.0)
-        values["ssim"][i] = ssim(images, exact, data_range=1.0)
-        values["correct"][i] = judge.correct(images, plan.test.labels)
-        values["full_passes"][i] = full
+        for name, found in measures(run, runs[rows[0]], judge).items():
+            values[name][i] = found
+        full, steps = values["full_passes"][i], np.array([len(mask) for mask in masks[i]])
         values["flops"][i] = full * float(cost["flops_full"]) + (steps - full) * float(cost["flops_skip"])
         values["seconds"][i] = float(cost["seconds"])
         values["cache_bytes"][i] = run["cache_bytes"].values
@@ -214,7 +207,7 @@ def assemble(
             for name, (long_name, units) in VARIABLES.items()
         }
         | {
-            "mask": (("cell", "sample"), masks, {"long_name": "F full, . skipped, s skipped with a pass beside"}),
+            "mask": (("cell", "sample"), masks, {"long_name": MASK}),
             "seconds_each": (("cell", "repeat"), each, {"long_name": "wall time of one image", "units": "s"}),
             "distance": ("cell", distances[:, 0], {"long_name": f"{measure} to the reference", "units": "1"}),
             "distance_error": ("cell", distances[:, 1], {"long_name": "its jackknife standard error", "units": "1"}),
@@ -234,8 +227,7 @@ def assemble(
 def compared(table: xr.Dataset) -> xr.Dataset:
     """With intervals over images, paired differences, and the schedule chosen for every method."""
     finite = np.isfinite(table["psnr"].values)
-    own = with_interval(table["psnr"].where(xr.DataArray(finite, dims=("cell", "sample")), 0.0))
-    own = own.where(xr.DataArray(finite.all(axis=1), dims="cell"))
+    own = interval_where_finite(table["psnr"])
     names = [table[name].values.tolist() for name in ("method", "schedule", "passes")]
     keys = list(zip(*names, strict=True))
     gains = {"gain_over_tap": "tap", "gain_over_best_fixed": "best-fixed"}
