@@ -29,7 +29,7 @@ def compare(
     intervals: Sequence[int] = (4, 6, 8),
     methods: Sequence[str] = METHODS,
 ) -> xr.Dataset:
-    """Every method at every interval N on the schedule S(N, 3), beside the reference, in one run.
+    """Return every method at every interval N on the schedule S(N, 3), beside the reference, in one run.
 
     Args:
         pipe: with the model of the images, without a policy.
@@ -82,7 +82,7 @@ def compare(
 
 
 def table_rows(dataset: xr.Dataset, interval_of: Callable[[np.ndarray], tuple[float, float, float]]) -> list[list[str]]:
-    """The comparison as rows of text."""
+    """Return the comparison as rows of text."""
     rows = []
     for i in range(dataset.sizes["run"]):
         run = dataset.isel(run=i)

@@ -106,7 +106,7 @@ def record(
 def calls_for(
     conditions: Sequence[Any], seeds: Sequence[int], steps: int, guidance: float, batch_size: int, **more: Any
 ) -> list[dict[str, Any]]:
-    """Calls of the embedded pipelines for every label or prompt with every seed, and what `more` says in each."""
+    """Make calls of the embedded pipelines for every label or prompt with every seed, with `more` in each."""
     name = "prompt" if isinstance(conditions[0], str) else "class_labels"
     pairs = [(condition, seed) for seed in seeds for condition in conditions]
     return [
@@ -122,7 +122,7 @@ def calls_for(
 
 
 def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> None:
-    """The recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run.
+    """Return the recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run.
 
     Of models of text, whose features alone would take more, two scored samples and a closed-loop run: 10 MB.
     """
@@ -150,7 +150,7 @@ def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> 
 
 
 def _lasting_name(model: str) -> str:
-    """An embedded model's name, or the absolute path of a folder, so that --resume finds it from anywhere."""
+    """Return an embedded model's name, or the absolute path of a folder, so that --resume finds it from anywhere."""
     from tapstudy.models.embedded import data_folder
 
     folder = Path(model).expanduser()

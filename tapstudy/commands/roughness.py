@@ -83,7 +83,7 @@ def _tell(found: Any) -> None:
 
 
 def _percent(values: Any) -> str:
-    """Mean over images, with its interval where there are two."""
+    """Return mean over images, with its interval where there are two."""
     from tapstudy.analysis.stats import mean_interval
 
     if len(values) < 2:

@@ -11,7 +11,7 @@ from tapstudy.plots.style import predictor_colour, style, subplots
 
 @style()
 def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "cond") -> Figure:
-    """One row per window between anchors, one column per distance k; colour is the chosen predictor.
+    """Draw one row per window between anchors, one column per distance k; colour is the chosen predictor.
 
     Args:
         scores: with `choice` (sample, context, step, token), `is_full` and `distance` (sample, context, step),

@@ -12,7 +12,7 @@ from tapstudy.plots.style import style, subplots
 
 @style()
 def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None) -> Figure:
-    """One row per run, one column per sample; the PSNR to the reference stands beside each row.
+    """Draw one row per run, one column per sample; the PSNR to the reference stands beside each row.
 
     Args:
         comparison: as `bench.compare` makes it.

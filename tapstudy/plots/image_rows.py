@@ -12,7 +12,7 @@ from tapstudy.plots.style import style, subplots
 
 @style()
 def plot_image_rows(rows: Mapping[str, xr.DataArray]) -> Figure:
-    """Images in [0, 1], (sample, y, x, band) or (sample, y, x), the same samples in every row.
+    """Draw images in [0, 1], (sample, y, x, band) or (sample, y, x), the same samples in every row.
 
     Args:
         rows: what to write beside a row -> its images.

@@ -38,7 +38,7 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One cell: a method on a schedule, at a number of full passes."""
+    """Hold one cell: a method on a schedule, at a number of full passes."""
 
     method: str
     kind: Kind
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """ "tap N=8", or on another schedule "tap even N=8"; N is that of S(N, 3) with as many full passes."""
+        """Return "tap N=8", or on another schedule "tap even N=8"; N is that of S(N, 3) with as many full passes."""
         if self.method == REFERENCE:
             return REFERENCE
         on = "" if self.schedule in (USUAL, OWN) else f" {self.schedule}"
@@ -122,7 +122,7 @@ def frontier(
 
 
 def rows_of(plan: FrontierPlan, methods: Sequence[Method], *, thorough: bool = False) -> dict[Row, Method | None]:
-    """The reference, then every method on its schedules; further schedules at the fewest passes only.
+    """Return the reference, then every method on its schedules; further schedules at the fewest passes only.
 
     Args:
         thorough: all methods at every number of passes, not only those in `CORE`.
@@ -139,7 +139,7 @@ def rows_of(plan: FrontierPlan, methods: Sequence[Method], *, thorough: bool = F
 
 
 def cost_name(row: Row, settings: Mapping[Row, Setting]) -> str:
-    """The row whose cost this one has: the same method with as many passes on S(N, 3), if that is there."""
+    """Return the row whose cost this one has: the same method with as many passes on S(N, 3), if that is there."""
     usual = replace(row, schedule=USUAL)
     return (usual if usual in settings else row).name
 
@@ -159,7 +159,7 @@ def _slot(held: HeldOut, row: Row, method: Method) -> Slot:
 
 
 def _held_out_psnr(held: HeldOut, settings: Mapping[Row, Setting], rows: Sequence[Row]) -> list[float]:
-    """On the tuning images, of methods that are run on several schedules at this number of passes; else NaN."""
+    """Return on the tuning images, of methods that are run on several schedules at this number of passes; else NaN."""
     found = []
     for row in rows:
         others = [other for other in settings if (other.method, other.passes) == (row.method, row.passes)]
@@ -177,7 +177,7 @@ def assemble(
     costs: xr.Dataset,
     errors: Mapping[Row, str],
 ) -> xr.Dataset:
-    """The table of `frontier`, from images and costs."""
+    """Return the table of `frontier`, from images and costs."""
     exact = torch.from_numpy(runs[rows[0]]["image"].values)  # (B, band, row, column)
     judge = Judge.of(plan.model)
     features = judge.features(exact)
@@ -225,7 +225,7 @@ def assemble(
 
 
 def compared(table: xr.Dataset) -> xr.Dataset:
-    """With intervals over images, paired differences, and the schedule chosen for every method."""
+    """Add intervals over images, paired differences, and the schedule chosen for every method."""
     finite = np.isfinite(table["psnr"].values)
     own = interval_where_finite(table["psnr"])
     names = [table[name].values.tolist() for name in ("method", "schedule", "passes")]
@@ -250,7 +250,7 @@ def compared(table: xr.Dataset) -> xr.Dataset:
 
 
 def choose_schedules(table: xr.Dataset) -> list[bool]:
-    """Whether a cell's schedule is, by `held_out_psnr`, the best of those its method ran on with as many passes."""
+    """Tell whether a cell's schedule is, by `held_out_psnr`, the best of its method with as many passes."""
     quality = np.nan_to_num(table["held_out_psnr"].values, nan=-np.inf)
     methods, passes = table["method"].values, table["passes"].values
     return [
@@ -261,7 +261,7 @@ def choose_schedules(table: xr.Dataset) -> list[bool]:
 
 
 def _told(plan: FrontierPlan) -> dict[str, Any]:
-    """What the results in a folder depend on; numbers of passes may be added later."""
+    """Tell what the results in a folder depend on; numbers of passes may be added later."""
     told = json.loads(json.dumps(asdict(plan))) | {"weights": weights_fingerprint(plan.model)}
     told.pop("passes")
     return dict(told)

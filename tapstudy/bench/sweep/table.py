@@ -82,7 +82,7 @@ def tidy(cells: Sequence[Cell], results: Results, failures: Mapping[Job, str] | 
 
 
 def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Results) -> dict[str, Any]:
-    """A value per image for every variable."""
+    """Return a value per image for every variable."""
     flops, whole = _flops(cell, results), _flops(cell.reference, results)
     each = [float(flops.of(mask)) for mask in own["mask"].values]
     return {
@@ -94,7 +94,7 @@ def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Resul
 
 
 def _flops(cell: Cell, results: Results) -> StepFlops:
-    """Of a full and a skip step of one image, kept for all schedules."""
+    """Count those of a full and a skip step of one image, kept for all schedules."""
     guided = cell.guidance > 1
     image = ImageSet.of(cell.model, seeds=(0,), labels=cell.labels[:1], guidance=2.0 if guided else 1.0)
     config = replace(cell.config, full_steps=None, interval=1, warmup_steps=1, cooldown_steps=0)
@@ -119,7 +119,7 @@ def _settings(cells: Sequence[Cell], name: str) -> Any:
 def table_rows(
     dataset: xr.Dataset, settings: Sequence[str], interval_of: Callable[[Any], tuple[float, float, float]]
 ) -> list[list[str]]:
-    """One row per cell: the values of `settings`, full passes, FLOPs ratio, PSNR [95 %], SSIM, label accuracy.
+    """Return one row per cell: the values of `settings`, full passes, FLOPs ratio, PSNR [95 %], SSIM, label accuracy.
 
     A cell with an error has it in place of the measures.
     """
