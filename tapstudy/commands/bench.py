@@ -51,7 +51,7 @@ def speed(
         from tapstudy.bench.speed.run import speed as run
 
         out = out and out_file(out, "--out", NETCDF)
-        at_least(1, repeats=repeats, **({} if batch_size is None else {"batch_size": batch_size}))
+        at_least(1, repeats=repeats, batch_size=batch_size)
         if table is not None:
             found = load_table(table.parent, table.stem)
         else:
@@ -99,7 +99,7 @@ def memory(
         from tapstudy.bench.speed.methods import Plan
 
         out = out and out_file(out, "--out", NETCDF)
-        at_least(1, **({} if batch_size is None else {"batch_size": batch_size}))
+        at_least(1, batch_size=batch_size)
         dtypes = [find_dtype(name, "--history-dtypes") for name in history_dtypes.split(",")]
         names = [name for name in model.split(",") if name]
         plan = Plan(steps=steps, interval=interval)

@@ -131,6 +131,13 @@ def asked_of(
     return pipe, list(asked)
 
 
+def wanted_of(model: str, labels: str, prompt: Sequence[str] | None) -> tuple[LabelPipeline | TextPipeline, list[Any]]:
+    """Load the model with what the options --labels or --prompt ask for; raises as `asked_of` does."""
+    if labels and prompt:
+        raise ValueError("--labels and --prompt are of different models: give one of them")
+    return asked_of(model, prompt or ([labels] if labels else []), "--prompt" if prompt else "--labels")
+
+
 def usual_guidance(pipe: LabelPipeline | TextPipeline) -> float:
     """Return the guidance scale that a pipeline samples with unless told otherwise."""
     return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
@@ -145,10 +152,10 @@ def negative_prompt(pipe: LabelPipeline | TextPipeline, text: str) -> dict[str, 
     return {"negative_prompt": text} if text else {}
 
 
-def at_least(low: float, **options: float) -> None:
-    """Raises ValueError for an option, `guidance` for --guidance, that is no finite number or below `low`."""
+def at_least(low: float, **options: float | None) -> None:
+    """Raise ValueError for an option, `guidance` for --guidance, that is no finite number or is below `low`."""
     for name, value in options.items():
-        if not (math.isfinite(value) and value >= low):
+        if value is not None and not (math.isfinite(value) and value >= low):
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number of at least {low:g}, got {value}")
 
 

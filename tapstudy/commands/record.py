@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import asked_of, embedded, negative_prompt, usual_guidance
+from tapstudy.commands.checks import embedded, negative_prompt, usual_guidance, wanted_of
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import numbers
 
@@ -71,9 +71,7 @@ def record(
             raise ValueError(f"--policy {policy.value} predicts along its own trajectory: add --closed-loop")
         if guidance is not None and not isfinite(guidance):
             raise ValueError(f"--guidance must be a finite number, got {guidance}")
-        if labels and prompt:
-            raise ValueError("--labels and --prompt are of different models: give one of them")
-        pipe, conditions = asked_of(model, prompt or ([labels] if labels else []), "--prompt" if prompt else "--labels")
+        pipe, conditions = wanted_of(model, labels, prompt)
         config = TAPConfig(interval=interval, warmup_steps=warmup_steps)
         chosen = {
             RecordedPolicy.tap: lambda: TAPPolicy(config),
