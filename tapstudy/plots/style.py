@@ -73,6 +73,18 @@ def style() -> Iterator[None]:
         yield
 
 
+def bare(axis: Axes) -> None:
+    """Leave out ticks and spines."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def draw_image(axis: Axes, image: xr.DataArray) -> None:
+    """Draw an image in [0, 1], (y, x) or (y, x, band), one band in grey, without ticks and spines."""
+    bare(axis)
+    axis.imshow(image[..., 0] if image.sizes.get("band") == 1 else image, cmap="gray_r", vmin=0, vmax=1)
+
+
 def predictor_colour(order: int, shift: float, longest: float) -> tuple[float, float, float]:
     """Choose the hue by order, fading from dark to light as the shift grows."""
     dark, light = (to_rgb(colour) for colour in ORDER_COLOURS[order % len(ORDER_COLOURS)])
