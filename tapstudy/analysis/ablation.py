@@ -46,7 +46,7 @@ METRICS = {
 
 
 def grid(**axes: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Settings at every point of a grid of `TAPConfig` fields, the last axis fastest.
+    """Return settings at every point of a grid of `TAPConfig` fields, the last axis fastest.
 
     >>> list(grid(interval=(4, 8), distance=("cosine", "l2")))
     ['interval=4 distance=cosine', 'interval=4 distance=l2', 'interval=8 distance=cosine', 'interval=8 distance=l2']
@@ -120,7 +120,7 @@ def ablate(recording: xr.Dataset, settings: Mapping[str, Asked] | Sequence[Asked
 
 
 def best_fixed_elsewhere(fixed: xr.DataArray, seed: xr.DataArray | None = None) -> xr.DataArray:
-    """For every image, the error of the fixed predictor that is best on average on images of other seeds.
+    """Return for every image, the error of the fixed predictor that is best on average on images of other seeds.
 
     So no image takes part in choosing the predictor that it is judged by, nor does one that began from its noise.
     Without seeds, or with a single one, the other images choose. NaN where there is no other image.
@@ -177,7 +177,7 @@ def _described(
     full: Sequence[tuple[int, ...]],
     labels: Sequence[tuple[int, float]],
 ) -> xr.Dataset:
-    """With what follows from the metrics, coordinates and attributes."""
+    """Add what follows from the metrics, coordinates and attributes."""
     regret = found["true_error"] - found["oracle_true_error"]
     chance = found["random_true_error"] - found["oracle_true_error"]
     names = {
@@ -211,7 +211,7 @@ def _described(
 
 
 def _coordinate(values: Sequence[Any]) -> list[Any]:
-    """Numbers stay numbers, so that they can be an axis; anything else becomes text."""
+    """Keep numbers, so that they can be an axis; turn anything else into text."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return list(values) if numbers else [_text(value) for value in values]
 

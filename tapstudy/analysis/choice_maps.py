@@ -14,7 +14,7 @@ from tapstudy.analysis.result import Described, described, lazily, means, shares
 
 
 def choice_maps(scores: xr.Dataset) -> xr.Dataset:
-    """The choices as maps.
+    """Return the choices as maps.
 
     Of identical predictors `choice` names the first, so order 1 at horizon 0 counts as order 0.
 
@@ -47,7 +47,7 @@ def choice_maps(scores: xr.Dataset) -> xr.Dataset:
 
 
 def maps_summary(maps: xr.Dataset) -> xr.Dataset:
-    """Of `choice_maps`: how often each order and shift is chosen; order and predictor are names, not quantities."""
+    """Summarise `choice_maps`: how often each order and shift is chosen."""
     orders, steps = (np.unique(maps[name].values).tolist() for name in ("order", "shift"))
     return xr.Dataset({
         "order_share": shares(
@@ -62,7 +62,7 @@ def maps_summary(maps: xr.Dataset) -> xr.Dataset:
 
 
 def statistics_summary(found: xr.Dataset) -> xr.Dataset:
-    """Of `choice_statistics`: shares by order and by shift, and what is measured at every skip step.
+    """Summarise `choice_statistics`: shares by order and by shift, and what is measured at every skip step.
 
     Not the shares of single predictors, which are 1 / predictors on average whatever is chosen, nor the expectations
     of Moran's I, which follow from the number of tokens.
@@ -85,7 +85,7 @@ def of_the_choice(values: xr.DataArray, choice: xr.DataArray) -> xr.DataArray:
 
 
 def choice_statistics(scores: xr.Dataset) -> xr.Dataset:
-    """The choices of a step in numbers.
+    """Return the choices of a step in numbers.
 
     Args:
         scores: as in `choice_maps`, and with `distance` (..., step).
@@ -136,7 +136,7 @@ def _choice(scores: xr.Dataset, analysis: str) -> xr.DataArray:
 
 
 def _unstack(choice: xr.DataArray, scores: xr.Dataset) -> xr.DataArray:
-    """(..., token) -> (..., (frame,) row, col); places without a token get -1."""
+    """Turn (..., token) into (..., (frame,) row, col); places without a token get -1."""
     axes = [name for name in ("frame", "row", "col") if name in scores.variables and scores[name].dims == ("token",)]
     places = np.stack([scores[name].values for name in axes])  # (2 or 3, token)
     if len(np.unique(places, axis=1).T) < places.shape[1]:
@@ -168,13 +168,13 @@ Array = NDArray[np.floating]
 
 
 def predictor_share(choice: NDArray[Any], *, predictors: int) -> Array:
-    """(..., token) -> (..., predictor), NaN at full steps."""
+    """Turn (..., token) into (..., predictor), NaN at full steps."""
     share = np.stack([(choice == p).mean(axis=-1) for p in range(predictors)], axis=-1)
     return np.where((choice >= 0).any(axis=-1, keepdims=True), share, np.nan)
 
 
 def switching(choice: NDArray[Any], anchor: NDArray[Any]) -> tuple[Array, Array]:
-    """Share of the tokens whose choice differs from that at the skip step before.
+    """Return share of the tokens whose choice differs from that at the skip step before.
 
     Args:
         choice: (..., step, token), -1 at full steps.
@@ -196,7 +196,7 @@ def switching(choice: NDArray[Any], anchor: NDArray[Any]) -> tuple[Array, Array]
 
 
 def morans_i(maps: Array) -> tuple[Array, Array]:
-    """Moran's I of maps with rook neighbours and binary weights, and its mean under permutation, -1 / (N - 1).
+    """Return Moran's I of maps with rook neighbours and binary weights, and its mean under permutation, -1 / (N - 1).
 
     I = N / W sum_ij w_ij z_i z_j / sum_i z_i^2, with z the values minus their mean, W the sum of the weights.
 

@@ -15,7 +15,7 @@ Array = NDArray[np.floating]
 
 
 def clean_images(recording: xr.Dataset) -> xr.DataArray:
-    """x_i - sigma_i v_i at every step but the last, with the velocity that the sampler went on with.
+    """Return x_i - sigma_i v_i at every step but the last, with the velocity that the sampler used.
 
     For flow matching with Euler steps in pixel space: v_i = (x_(i+1) - x_i) / (sigma_(i+1) - sigma_i), guidance and
     all.

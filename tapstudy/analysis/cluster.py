@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def scheduler(address: str | None = None, *, timeout: float = 30) -> Iterator[Client | None]:
-    """Inside the block, dask collections compute there.
+    """Have dask collections compute there, inside the block.
 
     Args:
         address: of a `dask.distributed` scheduler, as in "tcp://host:8786"; None means threads of this process, also

@@ -38,7 +38,7 @@ Member = tuple[int, float] | Literal["choice", "oracle"]
 
 
 def error_propagation(runs: xr.Dataset) -> xr.Dataset:
-    """Local errors, their transport and their sum for every policy, per token and step; lazy if `runs` is.
+    """Return local errors, their transport and their sum for every policy, per token and step; lazy if `runs` is.
 
     Norms are over the values of a token's patch. "So far" means up to and including the step.
 
@@ -131,7 +131,7 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
 
 
 def per_image(errors: xr.Dataset) -> xr.Dataset:
-    """One row per policy and image, (policy, sample), ready for `with_interval` over images.
+    """Return one row per policy and image, (policy, sample), ready for `with_interval` over images.
 
     `path_length`, `net_error` and `deviation` are the values at the last step, as root mean squares over tokens, so
     that `deviation` is what PSNR measures (before clipping). `coherence` and `amplification` are quotients of these,
@@ -153,7 +153,7 @@ def per_image(errors: xr.Dataset) -> xr.Dataset:
 
 
 def against(table: xr.Dataset, baseline: str) -> xr.Dataset:
-    """Log ratios of every policy to `baseline`, image by image: those of the three factors add up to the deviation's.
+    """Compare policies with `baseline`: log ratios by image; those of the three factors add up to the deviation's.
 
     Args:
         table: from `per_image`.
@@ -171,7 +171,7 @@ def against(table: xr.Dataset, baseline: str) -> xr.Dataset:
 
 
 def teacher_forced_error(recording: xr.Dataset, members: Mapping[str, Member]) -> xr.DataArray:
-    """Relative residual error along the exact trajectory, (policy, sample, context, step, token); NaN at full steps.
+    """Return relative residual errors along exact trajectories, (policy, sample, context, step, token); else NaN.
 
     Args:
         recording: teacher-forced, with `true_error` (..., step, token, predictor), the coordinates `order` and `shift`,
@@ -206,7 +206,7 @@ def teacher_forced_error(recording: xr.Dataset, members: Mapping[str, Member]) -
 
 
 def _norm(vectors: xr.DataArray) -> xr.DataArray:
-    """Over the values of a patch."""
+    """Measure the values of a patch."""
     return _root((vectors**2).sum(CHANNEL))
 
 
@@ -219,7 +219,7 @@ def _ratio(above: xr.DataArray, below: xr.DataArray) -> xr.DataArray:
 
 
 def per_step(errors: xr.Dataset) -> xr.Dataset:
-    """Root mean squares over tokens, (policy, sample, step), small enough to keep.
+    """Return root mean squares over tokens, (policy, sample, step), small enough to keep.
 
     Args:
         errors: from `error_propagation`.

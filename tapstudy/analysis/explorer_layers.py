@@ -16,7 +16,7 @@ Array = NDArray[np.floating]
 
 
 def explorer_layers(recording: xr.Dataset) -> xr.Dataset:
-    """One value per token and step; NaN where nothing was chosen (full steps).
+    """Return one value per token and step; NaN where nothing was chosen (full steps).
 
     Args:
         recording: with `choice` (..., step, token), `proxy_loss` and `true_error` (..., step, token, predictor), the

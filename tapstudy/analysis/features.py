@@ -27,7 +27,7 @@ OF_TRAJECTORY = ("step", "depth", "token", "channel", "latent_channel")
 
 
 def probe_at(recording: xr.Dataset, depth: int, analysis: str) -> xr.DataArray:
-    """The probe of one block, (..., step, token, channel)."""
+    """Return the probe of one block, (..., step, token, channel)."""
     require(recording, analysis, probe=("step", "token", "channel"))
     probe = recording["probe"]
     if "depth" in probe.dims:
@@ -43,14 +43,14 @@ def probe_at(recording: xr.Dataset, depth: int, analysis: str) -> xr.DataArray:
 
 
 def residual_at(recording: xr.Dataset, site: str, analysis: str) -> xr.DataArray:
-    """The residual, (..., step, token, channel)."""
+    """Return the residual, (..., step, token, channel)."""
     require(recording, analysis, **{site: ("step", "token")})
     residual = recording[site].rename({"latent_channel": "channel"} if "latent_channel" in recording[site].dims else {})
     return residual.reset_coords(drop=True).transpose(..., "step", "token", "channel")
 
 
 def site_of(recording: xr.Dataset, config: TAPConfig, analysis: str) -> Site:
-    """The variable that holds the residual of a configuration.
+    """Return the variable that holds the residual of a configuration.
 
     A recording made with residual="latent" keeps that one as `residual`.
     """
@@ -66,7 +66,7 @@ def site_of(recording: xr.Dataset, config: TAPConfig, analysis: str) -> Site:
 
 
 def grid_for(recording: xr.Dataset, config: TAPConfig, analysis: str) -> Grid | None:
-    """The token grid, if the granularity needs it."""
+    """Return the token grid, if the granularity needs it."""
     if config.granularity == "global":
         raise ValueError(
             f"{analysis}: granularity 'global' is one choice per batch, and a recording has no batches: use 'step'"
@@ -78,7 +78,7 @@ def grid_for(recording: xr.Dataset, config: TAPConfig, analysis: str) -> Grid | 
 
 
 def step_runs(arrays: Sequence[xr.DataArray], num_steps: int) -> list[range]:
-    """The trajectory cut into runs of steps such that the features of a run take about `BLOCK_BYTES`."""
+    """Return the trajectory cut into runs of steps such that the features of a run take about `BLOCK_BYTES`."""
     per_step = 0
     for array in arrays:
         lengths = [
@@ -92,7 +92,7 @@ def step_runs(arrays: Sequence[xr.DataArray], num_steps: int) -> list[range]:
 
 
 def in_blocks(array: xr.DataArray) -> xr.DataArray:
-    """Lazy, a few whole trajectories at a time if it was not lazy yet; the chunks of lazy arrays stay."""
+    """Make an array lazy, a few whole trajectories at a time; the chunks of lazy arrays stay."""
     if array.chunks is not None:
         return array
     with dask.config.set({"array.chunk-size": IN_MEMORY_BYTES}):
@@ -100,7 +100,7 @@ def in_blocks(array: xr.DataArray) -> xr.DataArray:
 
 
 def at_steps(array: xr.DataArray, steps: Sequence[int]) -> xr.DataArray:
-    """Some steps of a lazy array, in one chunk along everything but the leading dimensions."""
+    """Return some steps of a lazy array, in one chunk along everything but the leading dimensions."""
     found = array if list(steps) == list(range(array.sizes["step"])) else array.isel(step=list(steps))
     return found.chunk({dim: -1 for dim in array.dims if dim in OF_TRAJECTORY})
 
@@ -133,7 +133,7 @@ def on_trajectories(
 
 
 def token_grid(recording: xr.Dataset) -> Grid | None:
-    """Frames, rows and columns of the tokens, None if the recording does not tell or they are no full grid."""
+    """Return frames, rows and columns of the tokens, None if the recording does not tell or they are no full grid."""
     if not {"row", "col"} <= set(recording.variables):
         return None
     frame = recording["frame"].values if "frame" in recording.variables else np.zeros(recording.sizes["token"], int)
@@ -144,7 +144,7 @@ def token_grid(recording: xr.Dataset) -> Grid | None:
 
 
 def is_trajectory(recording: xr.Dataset, analysis: str) -> int:
-    """The number of steps.
+    """Count the steps.
 
     Raises ValueError unless the steps are 0, 1, .., T - 1: with some left out, distances between anchors are unknown.
     """

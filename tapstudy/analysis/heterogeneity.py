@@ -30,7 +30,7 @@ _PER_STEP = {  # name: (long_name, units)
 
 
 def token_dynamics(recording: xr.Dataset, *, variable: str = "residual") -> xr.Dataset:
-    """Local shape of every token's trajectory F_i (a vector over channels), lazily.
+    """Return local shape of every token's trajectory F_i (a vector over channels), lazily.
 
     With divided differences F[..] on the steps, at step i and from steps up to i alone:
 
@@ -77,7 +77,7 @@ def token_dynamics(recording: xr.Dataset, *, variable: str = "residual") -> xr.D
 
 
 def dynamics_summary(found: xr.Dataset) -> xr.Dataset:
-    """Of `token_dynamics`: means of what is measured, and how often each effective order comes."""
+    """Summarise `token_dynamics`: means of what is measured, and how often each effective order comes."""
     orders = {order: f"order {order}" for order in range(HIGHEST_ORDER + 1)}
     measured = [str(name) for name in found.data_vars if name != "effective_order"]
     effective = shares(
@@ -87,7 +87,7 @@ def dynamics_summary(found: xr.Dataset) -> xr.Dataset:
 
 
 def _dynamics(features: Array) -> tuple[Array, ...]:
-    """Features (..., step, channel) -> the variables (..., step) in the order of `_PER_STEP`, and the share (...)."""
+    """Turn features (..., step, channel) into the variables (..., step) of `_PER_STEP`, and the share (...)."""
     epsilon = float(np.finfo(features.dtype).eps)
     wide = features.astype(np.promote_types(features.dtype, np.float32), copy=False)
     levels = [wide]  # divided differences F[i, .., i-m], NaN for the first m steps
@@ -120,7 +120,7 @@ def _dynamics(features: Array) -> tuple[Array, ...]:
 
 
 def _high_share(features: Array, epsilon: float) -> Array:
-    """(..., step, channel) -> (...); NaN for a straight line, whose remainder is rounding."""
+    """Turn (..., step, channel) into (...); NaN for a straight line, whose remainder is rounding."""
     steps = features.shape[-2]
     window = get_window("hann", steps, fftbins=False).astype(features.dtype)[:, None]
     bent = detrend(features, axis=-2) * window
@@ -152,7 +152,7 @@ def chosen_order(recording: xr.Dataset) -> xr.DataArray:
 
 
 def relation(dynamics: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
-    """Spearman correlation of two quantities across the tokens of every image and step.
+    """Return Spearman correlation of two quantities across the tokens of every image and step.
 
     For "do fast tokens choose a higher order": `relation(token_dynamics(r)["velocity"], chosen_order(r))`, then the
     mean over contexts and steps and `with_interval` over images.
@@ -175,7 +175,7 @@ def relation(dynamics: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
 
 
 def _spearman(a: Array, b: Array) -> Array:
-    """Over the last axis."""
+    """Correlate ranks over the last axis."""
     a, b = np.broadcast_arrays(a, b)
     kept = np.isfinite(a) & np.isfinite(b)
     count = kept.sum(axis=-1, keepdims=True)

@@ -19,7 +19,7 @@ CLASSES = ("background", "edge", "interior")
 
 
 def image_content(recording: xr.Dataset) -> xr.Dataset:
-    """Content of the pixels behind every token, lazily.
+    """Describe the pixels behind every token, lazily.
 
     Gray values are the mean over bands. Per token, means over its patch of pixels (and frames of a video):
     `brightness`; `gradient`, the norm of the spatial gradient (Sobel's operator); `texture`, the standard deviation in
@@ -88,7 +88,7 @@ def image_content(recording: xr.Dataset) -> xr.Dataset:
 
 
 def content_summary(found: xr.Dataset) -> xr.Dataset:
-    """Of `image_content`: means of what is measured, and how often each class comes."""
+    """Summarise `image_content`: means of what is measured, and how often each class comes."""
     foreground = found["foreground"].astype(np.float32).assign_attrs(long_name="share of the tokens", units="1")
     of_classes = shares(found["token_class"], dict(enumerate(CLASSES)), dim="class", long_name="share of the tokens")
     measured = found[["brightness", "gradient", "texture"]].assign(foreground=foreground)
@@ -96,7 +96,7 @@ def content_summary(found: xr.Dataset) -> xr.Dataset:
 
 
 def _starts(axis: str, size: int, count: int) -> Starts:
-    """First pixel (or frame) of each of `count` equal parts. Causal video codecs give the first token one frame."""
+    """List the first pixel (or frame) of `count` equal parts. Causal video codecs give the first token one frame."""
     if size % count == 0:
         return np.arange(count) * (size // count)
     if axis == "time" and count > 1 and (size - 1) % (count - 1) == 0:
@@ -105,7 +105,7 @@ def _starts(axis: str, size: int, count: int) -> Starts:
 
 
 def _content(film: Array, starts: tuple[Starts, ...]) -> tuple[NDArray[Any], ...]:
-    """Film (time, y, x) -> five arrays (frame, row, col)."""
+    """Turn a film (time, y, x) into five arrays (frame, row, col)."""
     patch = film.shape[-1] // len(starts[-1])
     window = (1, *(max(3, patch),) * 2)
     mean = uniform_filter(film, window, mode="nearest")
@@ -123,7 +123,7 @@ def _content(film: Array, starts: tuple[Starts, ...]) -> tuple[NDArray[Any], ...
 
 
 def _pool(film: Array, starts: tuple[Starts, ...]) -> Array:
-    """Means over the blocks that begin at `starts` along every axis."""
+    """Return means over the blocks that begin at `starts` along every axis."""
     for axis, first in enumerate(starts):
         lengths = np.diff(np.r_[first, film.shape[axis]])
         shape = [-1 if i == axis else 1 for i in range(film.ndim)]
@@ -132,7 +132,7 @@ def _pool(film: Array, starts: tuple[Starts, ...]) -> Array:
 
 
 def otsu_threshold(values: Array) -> float:
-    """The value up to which (included) `values` form the lower of two classes with most variance between them.
+    """Return the value up to which (included) `values` form the lower of two classes with most variance between them.
 
     Over all cuts between distinct values, no histogram; the largest value, so that nothing lies above, if all are
     equal. N. Otsu, "A threshold selection method from gray-level histograms", 1979.

@@ -35,7 +35,7 @@ def mask_cost(gram: Array, family: Family, weights: Array, mask: Sequence[int]) 
 
 
 def skip_errors(gram: Array, family: Family, weights: Array, *, longest: int) -> Array:
-    """Weight times squared error of the family's best predictor, for every state and distance.
+    """Return weight times squared error of the family's best predictor, for every state and distance.
 
     Returns:
         (a, g, h, k): at step a + k, from the state (a, g, h); infinite where there is no such state or step.
@@ -51,7 +51,7 @@ def skip_errors(gram: Array, family: Family, weights: Array, *, longest: int) ->
 
     @cache
     def rows_of(anchors: tuple[int, ...]) -> Array:
-        """(k, P, J) for k = 1, 2, .. as far as they can be needed."""
+        """Return (k, P, J) for k = 1, 2, .. as far as they can be needed."""
         return np.array([family.rows(anchors, k) for k in range(1, min(longest, count + anchors[-1]))])
 
     for gap in range(longest + 1):
@@ -76,14 +76,14 @@ def skip_errors(gram: Array, family: Family, weights: Array, *, longest: int) ->
 
 
 def _squares(gram: Array, which: NDArray[np.intp], rows: Array) -> Array:
-    """|sum_j w_j X_j - X|^2 for steps (..., [X, X_1, .., X_J]) and rows (..., P, J) -> (..., P)."""
+    """Turn |sum_j w_j X_j - X|^2 for steps (..., [X, X_1, .., X_J]) and rows (..., P, J) into (..., P)."""
     error = np.concatenate([np.full((*rows.shape[:-1], 1), -1.0), rows], axis=-1)  # (..., P, J + 1)
     part = gram[which[..., :, None], which[..., None, :]]  # (..., J + 1, J + 1)
     return np.maximum(((error @ part) * error).sum(axis=-1), 0)
 
 
 def cheapest_mask(errors: Array, passes: int) -> tuple[tuple[int, ...], float]:
-    """The mask of `passes` full steps with the least cost, and its cost.
+    """Return the mask of `passes` full steps with the least cost, and its cost.
 
     Args:
         errors: of `skip_errors`; no gap is longer than its last dimension.

@@ -20,19 +20,19 @@ Asked = TAPConfig | Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class Settled:
-    """A configuration and where its schedule comes from, in words."""
+    """Hold a configuration and where its schedule comes from, in words."""
 
     config: TAPConfig
     schedule: str
 
     def told(self, num_steps: int, **more: str) -> str:
-        """As JSON, for the attributes of a result."""
+        """Write it as JSON, for the attributes of a result."""
         mask = mask_text(full_steps_of(self.config, num_steps), num_steps)
         return json.dumps({"config": self.config.to_dict(), "mask": mask, "schedule": self.schedule, **more})
 
 
 def settle(recording: xr.Dataset, asked: Asked, analysis: str) -> Settled:
-    """What to rescore a recording with.
+    """Tell what to rescore a recording with.
 
     Raises:
         TypeError, ValueError: invalid settings; a recording that has no one schedule of its own.
@@ -54,7 +54,7 @@ def settle(recording: xr.Dataset, asked: Asked, analysis: str) -> Settled:
 
 
 def recorded_settings(recording: xr.Dataset) -> dict[str, Any]:
-    """Fields of the configuration a recording was made with, as JSON holds them; empty where it does not tell."""
+    """Return the configuration a recording was made with, as JSON holds it; empty where it does not tell."""
     found: dict[str, Any] = json.loads(recording.attrs.get("configuration", "{}")).get("policy", {}).get("config", {})
     return found
 

@@ -17,7 +17,7 @@ DEFAULT_MEASURES = ("spearman", "kendall", "pearson", "top1", "regret", "normali
 
 
 def proxy_correlation(scores: xr.Dataset, *, measures: Sequence[str] = DEFAULT_MEASURES) -> xr.Dataset:
-    """Agreement of proxy loss and true error over distinct predictors, for every sample, context, step and token.
+    """Compare proxy loss and true error over distinct predictors, for every sample, context, step and token.
 
     Predictors whose losses and errors are identical at a step (order 0 at every horizon, say) count once.
 
@@ -53,12 +53,12 @@ def proxy_correlation(scores: xr.Dataset, *, measures: Sequence[str] = DEFAULT_M
 
 
 def correlation_summary(found: xr.Dataset) -> xr.Dataset:
-    """Of `proxy_correlation`: every measure, its mean over contexts, skip steps and tokens."""
+    """Summarise `proxy_correlation`: every measure, its mean over contexts, skip steps and tokens."""
     return means(found, *map(str, found.data_vars))
 
 
 def shuffled_proxy(scores: xr.Dataset, *, seed: int) -> xr.Dataset:
-    """A control: every token gets the proxy losses of another token of its sample, context and step.
+    """Return a control: every token gets the proxy losses of another token of its sample, context and step.
 
     What agreement is left is common to the tokens of a step, and no token needs its own probe for it. `choice`, which
     no longer belongs to the losses, is left out. The same seed gives the same permutations, however `scores` is cut
@@ -93,7 +93,7 @@ def _distinct(scores: xr.Dataset) -> xr.DataArray:
 
 
 def _permute_tokens(proxy: NDArray[Any], stream: NDArray[Any], *, seed: int) -> NDArray[Any]:
-    """(..., token, predictor), (...) -> (..., token, predictor)."""
+    """Turn (..., token, predictor), (...) into (..., token, predictor)."""
     shuffled = np.empty_like(proxy)
     for index in np.ndindex(proxy.shape[:-2]):
         order = np.random.default_rng([seed, int(stream[index])]).permutation(proxy.shape[-2])  # (token,)

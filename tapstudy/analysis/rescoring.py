@@ -127,7 +127,7 @@ def rescore(
 
 
 def rescoring_summary(scores: xr.Dataset) -> xr.Dataset:
-    """Of `rescore`: losses and errors of the choice, not of all predictors, and how often each order is chosen."""
+    """Summarise `rescore`: losses and errors of the choice, and how often each order is chosen."""
     choice = scores["choice"]
     proxy, error = (of_the_choice(scores[name], choice) for name in ("proxy_loss", "true_error"))
     best = scores["true_error"].min("predictor", skipna=False)
@@ -193,7 +193,7 @@ def _selected(one: Scores) -> dict[str, Tensor]:
 def _schedule(
     family: Family, full: tuple[int, ...], num_steps: int, leading: Mapping[Any, int]
 ) -> Mapping[str, xr.DataArray]:
-    """What depends on the schedule and the family alone, the same for all samples, without taking memory for each."""
+    """Tell what depends on schedule and family alone, the same for all samples, without memory for each."""
     anchors = [anchors_at(step, full, family.num_anchors) for step in range(num_steps)]
     distance = np.array([0 if i in full else i - anchors[i][0] for i in range(num_steps)], dtype=np.int16)
     distinct = np.full((num_steps, len(family.labels)), -1, dtype=np.int8)

@@ -55,13 +55,13 @@ def described(found: Mapping[str, Described]) -> xr.Dataset:
 
 
 def open_result(path: str | Path) -> xr.Dataset:
-    """A written result, lazily, an image at a time."""
+    """Return a written result, lazily, an image at a time."""
     found = xr.open_dataset(path, engine="netcdf4", chunks={})
     return found.chunk(sample=1) if "sample" in found.dims else found
 
 
 def means(result: xr.Dataset, *names: str, along: str | None = None) -> xr.Dataset:
-    """Mean of each variable for every image (sample,), and every label of `along`; missing values are left out."""
+    """Average each variable for every image (sample,), and every label of `along`; leave out missing values."""
     kept = ("sample", along)
     return xr.Dataset({
         name: result[name].mean([dim for dim in result[name].dims if dim not in kept]).assign_attrs(result[name].attrs)
@@ -70,7 +70,7 @@ def means(result: xr.Dataset, *names: str, along: str | None = None) -> xr.Datas
 
 
 def shares(codes: xr.DataArray, labels: Mapping[Any, Any], *, dim: str, long_name: str) -> xr.DataArray:
-    """Share of each code among those of an image that are any of them, (sample, dim), labelled.
+    """Return share of each code among those of an image that are any of them, (sample, dim), labelled.
 
     Args:
         codes: (sample, ...); others, such as the -1 of full steps, count for nothing.
@@ -104,7 +104,7 @@ def summary_rows(summary: xr.Dataset) -> list[tuple[str, str, str, str]]:
 
 
 def contents(result: xr.Dataset) -> str:
-    """Variables and their dimensions, in words."""
+    """Return variables and their dimensions, in words."""
     return "; ".join(
         f"{name} ({', '.join(f'{dim} {size}' for dim, size in variable.sizes.items())})"
         for name, variable in result.data_vars.items()

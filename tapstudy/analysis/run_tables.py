@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from tapstudy.analysis.require import require
-from tapstudy.analysis.stats import paired_difference, with_interval
+from tapstudy.analysis.stats import interval_where_finite, paired_difference, with_interval
 
 REFERENCE = "reference"
 METHODS = (
@@ -30,7 +30,7 @@ COSTS = {
 
 
 def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Dataset:
-    """Quality and cost of every method at every interval N, on the images that all of these runs have.
+    """Compare quality and cost of every method at every interval N, on the images that all of these runs have.
 
     Args:
         quality: `psnr`, `correct`, `flops`, `full_passes` and perhaps `seconds` (cell, sample); runs "METHOD N=8" and
@@ -54,9 +54,7 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
     known = [REFERENCE] * (REFERENCE in names)
     runs = [*known, *(name for name, *_ in found)]
     table = _common(quality, [name for name, *_ in found]).sel(cell=runs)
-    finite = np.isfinite(table["psnr"].values)
-    psnr = with_interval(table["psnr"].where(xr.DataArray(finite, dims=TABLE), 0.0))
-    psnr = psnr.where(xr.DataArray(finite.all(axis=1), dims="cell"), np.inf)
+    psnr = interval_where_finite(table["psnr"]).fillna(np.inf)
     cost = {
         name: table[name].mean("sample").values.copy() for name in ("flops", "full_passes", "seconds") if name in table
     }
@@ -81,7 +79,7 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
 
 
 def at_fewest_passes(found: xr.Dataset) -> xr.Dataset:
-    """Of what `bench.frontier.comparison` found, the rows with values at the fewest passes, best mean PSNR first.
+    """Select the rows of `bench.frontier.comparison` with values at the fewest passes, best mean PSNR first.
 
     Returns:
         `psnr_interval` (cell, bound), `time_ratio` (cell), wall time of the reference over that of the row, and the
@@ -97,7 +95,7 @@ def at_fewest_passes(found: xr.Dataset) -> xr.Dataset:
 
 
 def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dataset:
-    """PSNR of runs minus that of a baseline, paired by image: each on all images that both have.
+    """Return PSNR of runs minus that of a baseline, paired by image: each on all images that both have.
 
     Args:
         quality: with `psnr` (cell, sample).
@@ -134,7 +132,7 @@ def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dat
 
 
 def cost_and_quality(quality: xr.Dataset, runs: Sequence[str]) -> xr.Dataset:
-    """`psnr` (run, bound), and mean `flops` (run), of the runs that are there, on the images that all of them have."""
+    """Return `psnr` (run, bound), and mean `flops` (run), of the runs that are there, on the images that all have."""
     require(quality, "cost_and_quality", psnr=TABLE, flops=TABLE)
     names = [name for name in runs if name in quality["cell"].values]
     if not names:
@@ -150,7 +148,7 @@ def cost_and_quality(quality: xr.Dataset, runs: Sequence[str]) -> xr.Dataset:
 
 
 def fixed_quality(sweep: xr.Dataset) -> tuple[xr.DataArray, dict[str, xr.DataArray], int]:
-    """PSNR of fixed predictors, and of other methods beside them, on the images that all have.
+    """Return PSNR of fixed predictors, and of other methods beside them, on the images that all have.
 
     Args:
         sweep: `psnr` (cell, sample) with the coordinate `method` (cell): "fixed0", "fixed2-1" (order and shift),
@@ -174,7 +172,7 @@ def fixed_quality(sweep: xr.Dataset) -> tuple[xr.DataArray, dict[str, xr.DataArr
 
 
 def rank_by_depth(ranking: xr.Dataset, *, run: str = "tap N=8") -> xr.Dataset:
-    """Agreement of probe and truth by the depth of the probe and by distance, with its controls.
+    """Return agreement of probe and truth by the depth of the probe and by distance, with its controls.
 
     Args:
         ranking: `spearman` (cell, sample), with the cells "tap N=8" (depth 0), "tap N=8 depth=1", ..., and perhaps
@@ -206,7 +204,7 @@ def _method_and_interval(name: str) -> tuple[str, int] | None:
 
 
 def _common(quality: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
-    """The images that all these runs have."""
+    """Return the images that all these runs have."""
     has = np.isfinite(quality["psnr"].sel(cell=list(names)).transpose(*TABLE).values).all(axis=0)
     if has.sum() < 2:
         raise ValueError(f"no two images that all of these runs have: {list(names)}")
@@ -217,7 +215,7 @@ COLUMNS = ("model", "method", "name", "interval", "speedup", "metric", "value", 
 
 
 def published_table(path: str | Path) -> xr.Dataset:
-    """A CSV of published numbers, one per row: `value` (row), with the other columns as coordinates.
+    """Read a CSV of published numbers, one per row: `value` (row), with the other columns as coordinates.
 
     `speedup` is as published (FLOPs), `interval` NaN where the method has none, `source` says where it was read.
 
@@ -231,5 +229,5 @@ def published_table(path: str | Path) -> xr.Dataset:
     frame = pd.read_csv(path)
     if lacking := [name for name in COLUMNS if name not in frame]:
         raise ValueError(f"{path} lacks the columns {lacking}: it has {list(frame)}")
-    coords = {name: ("row", frame[name].to_numpy()) for name in COLUMNS if name != "value"}
-    return xr.Dataset({"value": ("row", frame["value"].to_numpy(), {"long_name": "as published"})}, coords=coords)
+    table = frame[list(COLUMNS)].rename_axis("row").to_xarray().drop_vars("row").set_coords(set(COLUMNS) - {"value"})
+    return table.assign(value=table["value"].assign_attrs(long_name="as published"))

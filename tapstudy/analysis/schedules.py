@@ -19,13 +19,13 @@ Mask = tuple[int, ...]
 
 
 def even_mask(num_steps: int, passes: int) -> Mask:
-    """`passes` full steps as evenly as they go, step 0 first: floor(i T / passes)."""
+    """Return `passes` full steps as evenly as they go, step 0 first: floor(i T / passes)."""
     _check_passes(num_steps, passes)
     return tuple(i * num_steps // passes for i in range(passes))
 
 
 def start_dense_mask(num_steps: int, passes: int, *, power: float = 2.0) -> Mask:
-    """`passes` full steps near T (i / passes)^power, moved later where they would meet: gaps grow along the trajectory.
+    """Place `passes` full steps near T (i / passes)^power, later where they would meet: gaps grow.
 
     Args:
         power: at least 1, where 1 is the even mask.
@@ -40,14 +40,14 @@ def start_dense_mask(num_steps: int, passes: int, *, power: float = 2.0) -> Mask
 
 
 def end_dense_mask(num_steps: int, passes: int, *, power: float = 2.0) -> Mask:
-    """`start_dense_mask` with its gaps in the opposite order: they shrink along the trajectory."""
+    """Return `start_dense_mask` with its gaps in the opposite order: they shrink along the trajectory."""
     forward = start_dense_mask(num_steps, passes, power=power)
     gaps = np.diff([*forward, num_steps])[::-1]  # the last one reaches to the end
     return (0, *(int(step) for step in np.cumsum(gaps)[:-1]))
 
 
 def masks(num_steps: int, passes: int) -> dict[str, Mask]:
-    """Masks of exactly `passes` full steps by name, for `grid(full_steps=list(masks(50, 8).values()))`, say.
+    """Return masks of exactly `passes` full steps by name, for `grid(full_steps=list(masks(50, 8).values()))`, say.
 
     S(N, 3) is there for every interval N that makes as many full steps.
     """
@@ -105,7 +105,7 @@ def _check_passes(num_steps: int, passes: int) -> None:
 
 
 def _described(named: Mapping[str, Mask], costs: Sequence[float], num_steps: int) -> xr.Dataset:
-    """The first mask is the best one."""
+    """Describe masks, the best one first."""
     table = np.array([np.isin(np.arange(num_steps), mask) for mask in named.values()]).astype(np.int8)
     relative = {"long_name": "cost of the mask: weighted squared error over mean squared residual", "units": "1"}
     kinds = {"long_name": "full step (1) or skip step (0)", "units": "1"}

@@ -60,6 +60,12 @@ def with_interval(values: xr.DataArray) -> xr.DataArray:
     return found.assign_coords(bound=BOUNDS).assign_attrs(values.attrs)
 
 
+def interval_where_finite(values: xr.DataArray) -> xr.DataArray:
+    """Compute `with_interval` of the rows whose values are finite for all images; NaN for the others."""
+    finite = abs(values) < np.inf
+    return with_interval(values.where(finite, 0.0)).where(finite.all("sample"))
+
+
 def paired_difference(a: xr.DataArray, b: xr.DataArray) -> xr.DataArray:
     """Compute `with_interval` of a - b: the same images in the same order.
 

@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 def step_gram(features: xr.DataArray) -> xr.DataArray:
-    """<X_i, X_j> over tokens and channels, float64, lazily.
+    """Return <X_i, X_j> over tokens and channels, float64, lazily.
 
     Steps in several chunks are paired chunk by chunk, so a long trajectory is never in memory as a whole.
 
@@ -41,7 +41,7 @@ def step_gram(features: xr.DataArray) -> xr.DataArray:
 
 
 def _block(one: Array, other: Array) -> Array:
-    """(..., s, token, channel), (..., t, token, channel) -> (..., s, t), summed token by token in float64."""
+    """Turn (..., s, token, channel), (..., t, token, channel) into (..., s, t), summed token by token in float64."""
     result = np.zeros((*one.shape[:-2], other.shape[-3]))
     size = max(1, (8 << 20) // (8 * one.shape[-3] * one.shape[-1]))  # tokens that make 8 MiB in float64
     for start in range(0, one.shape[-2], size):

@@ -13,7 +13,7 @@ from tapstudy.analysis.result import described, means
 
 
 def stored_probes(recording: xr.Dataset, config: Asked = None) -> xr.Dataset:
-    """How many tokens choose otherwise when stored probes are rounded, and what that costs, teacher-forced.
+    """Tell how many tokens choose otherwise when stored probes are rounded, and what that costs, teacher-forced.
 
     Args:
         recording: as for `rescore`.
@@ -50,5 +50,5 @@ def stored_probes(recording: xr.Dataset, config: Asked = None) -> xr.Dataset:
 
 
 def stored_summary(found: xr.Dataset) -> xr.Dataset:
-    """Of `stored_probes`: all of it."""
+    """Summarise all of `stored_probes`."""
     return means(found, *map(str, found.data_vars))

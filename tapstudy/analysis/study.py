@@ -25,7 +25,7 @@ def save_study(evidence: Evidence, folder: str | Path) -> list[Path]:
 
 
 def load_study(folder: str | Path) -> dict[str, Any]:
-    """The tables by name, in memory, and `chosen`: `Evidence(**load_study(folder))`.
+    """Return the tables by name, in memory, and `chosen`: `Evidence(**load_study(folder))`.
 
     Raises:
         FileNotFoundError: a table is missing.
@@ -42,7 +42,7 @@ def save_table(table: xr.Dataset, folder: str | Path, name: str) -> Path:
 
 
 def load_table(folder: str | Path, name: str) -> xr.Dataset:
-    """The table `name.nc`, in memory.
+    """Return the table `name.nc`, in memory.
 
     Raises:
         FileNotFoundError: there is none.

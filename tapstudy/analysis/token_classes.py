@@ -12,7 +12,7 @@ QUANTILES = (0.25, 0.5, 0.75)
 
 
 def by_class(values: xr.DataArray, content: xr.Dataset) -> xr.DataArray:
-    """Quartiles of a quantity over the tokens of every class, images and contexts together, (class, quantile, step);
+    """Return quartiles of a quantity over the tokens of a class, images and contexts together, (class, quantile, step);
     classes without tokens and steps without values are left out.
 
     Quartiles describe how tokens scatter. They are no interval of a mean: tokens of an image are not independent.
@@ -41,7 +41,7 @@ def by_class(values: xr.DataArray, content: xr.Dataset) -> xr.DataArray:
 
 
 def shares_by_class(values: xr.DataArray, content: xr.Dataset) -> xr.DataArray:
-    """How often each integer value occurs among the tokens of a class, over all steps, (class, value).
+    """Tell how often each integer value occurs among the tokens of a class, over all steps, (class, value).
 
     Args:
         values: (..., step, token), integers such as effective orders; NaN is left out.

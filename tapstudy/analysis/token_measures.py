@@ -26,7 +26,7 @@ SLAB = 1 << 17
 
 
 def token_measures(proxy: Array, truth: Array, distinct: Mask, *, measures: Sequence[str]) -> tuple[Array, ...]:
-    """The measures of every token, over the predictors that are distinct there.
+    """Return the measures of every token, over the predictors that are distinct there.
 
     Args:
         proxy, truth, distinct: (..., predictor), broadcast against each other.
@@ -50,7 +50,7 @@ def token_measures(proxy: Array, truth: Array, distinct: Mask, *, measures: Sequ
 
 
 def _slab_measures(proxy: Array, truth: Array, distinct: Mask, measures: Sequence[str]) -> list[Array]:
-    """(predictor, token) -> (token,) each."""
+    """Turn (predictor, token) into (token,) each."""
     count = distinct.sum(axis=0)  # (T,)
     seen = ~((np.isnan(proxy) | np.isnan(truth)) & distinct).any(axis=0)  # (T,)
     found: dict[str, Array] = {}
@@ -67,12 +67,12 @@ def _slab_measures(proxy: Array, truth: Array, distinct: Mask, measures: Sequenc
 
 
 def _least(name: str) -> int:
-    """How many predictors must differ for the measure to mean something."""
+    """Tell how many predictors must differ for the measure to mean something."""
     return 2 if name in ("top1", "regret", "normalised_regret") else 3
 
 
 def _rank_correlations(x: Array, y: Array, distinct: Mask) -> tuple[Array, Array]:
-    """Spearman's rho and Kendall's tau-b from the signs a_ij = sign(x_i - x_j), b_ij = sign(y_i - y_j).
+    """Return Spearman's rho and Kendall's tau-b from the signs a_ij = sign(x_i - x_j), b_ij = sign(y_i - y_j).
 
     Both are sum(a b) / sqrt(sum(a^2) sum(b^2)): tau over the pairs, rho over the row sums of a and b, which are twice
     the ranks (ties at their mean rank) counted from the mean rank. Source: Daniels, 1944.
@@ -96,7 +96,7 @@ def _pearson(x: Array, y: Array, distinct: Mask) -> Array:
 
 
 def _centred(x: Array, distinct: Mask) -> Array:
-    """Minus the mean, zero where not distinct; a list of equal values becomes exactly zero, whatever the rounding."""
+    """Subtract the mean, zero where not distinct; a list of equal values becomes exactly zero."""
     x = np.where(distinct, x, 0.0)
     centred = np.where(distinct, x - x.sum(axis=0) / distinct.sum(axis=0), 0.0)
     return np.where(_spread(x, distinct) > 0, centred, x * 0.0)
@@ -107,7 +107,7 @@ def _spread(x: Array, distinct: Mask) -> Array:
 
 
 def _choice_measures(proxy: Array, truth: Array, distinct: Mask) -> dict[str, Array]:
-    """What the predictor of least proxy loss costs; on a tie it is the first one, as in an accelerated run."""
+    """Tell what the predictor of least proxy loss costs; on a tie it is the first one, as in an accelerated run."""
     chosen = np.where(distinct, proxy, np.inf).argmin(axis=0)  # (T,)
     best = np.where(distinct, truth, np.inf).argmin(axis=0)  # (T,)
     error, least = (np.take_along_axis(truth, index[None], axis=0)[0] for index in (chosen, best))  # (T,)
@@ -126,5 +126,5 @@ def _cosine(a: Array, b: Array) -> Array:
 
 
 def _ratio(above: Array | NDArray[np.integer], below: Array) -> Array:
-    """NaN over zero."""
+    """Divide, NaN over zero."""
     return np.asarray(above / np.where(below > 0, below, np.nan))

@@ -11,7 +11,7 @@ SOURCES = ("sample", "step", "position", "token", "residual")
 
 
 def variance_shares(values: xr.DataArray, *, log: bool = False, permutations: int = 200, seed: int = 0) -> xr.Dataset:
-    """Analysis of variance of one quantity per (sample, step, token), with a permutation null for the tokens' shares.
+    """Analyse the variance of one quantity per (sample, step, token), with a permutation null for the tokens' shares.
 
     Sums of squares over the balanced table, as shares of the total (their sum is 1):
 
@@ -80,7 +80,7 @@ def _table(values: xr.DataArray, *, log: bool, permutations: int, seed: int) -> 
 
 
 def _shares(values: xr.DataArray, *, log: bool, permutations: int, seed: int) -> Array:
-    """(1 + permutations, source): the observed shares, then those of every permutation."""
+    """Return (1 + permutations, source): the observed shares, then those of every permutation."""
     samples, _, tokens = values.shape
     position = np.zeros((1 + permutations, tokens))  # sums over samples of token means
     own = np.zeros(1 + permutations)  # sum of squared token means
@@ -120,7 +120,7 @@ def _shares(values: xr.DataArray, *, log: bool, permutations: int, seed: int) ->
 
 
 def _finite_steps(values: xr.DataArray, *, log: bool) -> tuple[Array, NDArray[np.bool_]]:
-    """The table (step, token) of one image without the steps that have no value, and which steps those are not."""
+    """Return the table (step, token) of one image without the steps that have no value, and the others."""
     table = values.values.astype(np.float64)
     finite = np.isfinite(table)
     kept: NDArray[np.bool_] = np.asarray(finite.any(axis=1))

@@ -12,7 +12,7 @@ BOUNDS = ("mean", "low", "high")
 
 
 def verdict_table(findings: Sequence[Any]) -> xr.Dataset:
-    """Every claim by the inequality that decides it.
+    """Return every claim by the inequality that decides it.
 
     Args:
         findings: from `judge`: `claim`, `verdict`, `adjusted` and `decisive`, a part with `name`, `interval`,

@@ -36,7 +36,7 @@ def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, xr.Data
 
 
 def run_on_worker(job: Job) -> xr.Dataset:
-    """`run_job`, as a task for a worker of `dask.distributed`.
+    """Return `run_job`, as a task for a worker of `dask.distributed`.
 
     A worker process loads a model once and runs one job at a time, with as many torch threads as dask gave the worker.
     So one thread to a worker is best: `dask worker ADDRESS --nworkers 8 --nthreads 1`.

@@ -31,7 +31,7 @@ Attach = Callable[[EmbeddedPipeline], AbstractContextManager[Callable[[], Told]]
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to sample.
+    """Hold a way to sample.
 
     Attributes:
         attach: puts it on a pipeline for the length of a `with` block, which is given a function that tells mask and
@@ -48,7 +48,7 @@ class Setting:
 
     @classmethod
     def of(cls, policy: Policy, *, alone: bool | None = None) -> Setting:
-        """Of a policy that has seen nothing. `alone` None: if the policy decides by what it sees."""
+        """Take a policy that has seen nothing. `alone` None: if the policy decides by what it sees."""
 
         @contextmanager
         def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
@@ -64,7 +64,7 @@ class Setting:
 
     @classmethod
     def plain(cls, steps: int) -> Setting:
-        """Sampling without acceleration."""
+        """Return sampling without acceleration."""
 
         @contextmanager
         def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
@@ -74,7 +74,7 @@ class Setting:
 
     @classmethod
     def third_party(cls, make: Callable[[EmbeddedPipeline], Any], text: str) -> Setting:
-        """Of a cache of `bench.speed.third_party`. How much memory it holds is not told."""
+        """Take a cache of `bench.speed.third_party`. How much memory it holds is not told."""
 
         @contextmanager
         def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
@@ -85,21 +85,21 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """For files: equal settings have equal names."""
+        """Return for files: equal settings have equal names."""
         kind = re.match(r"[\w-]*", self.text)
         assert kind is not None
         return f"{kind[0]}-{short_hash(self.text)}"
 
 
 def text_of(policy: Policy) -> str:
-    """Class and settings of a policy that has seen nothing, in six digits."""
+    """Return class and settings of a policy that has seen nothing, in six digits."""
     plain = {name: _plain(value) for name, value in vars(policy).items()}
     settings = ", ".join(f"{name}={value}" for name, value in plain.items() if value is not None)
     return rounded(f"{type(policy).__name__}({settings})")
 
 
 def rounded(text: str) -> str:
-    """With six digits of every number that has a point: fitted ones differ in the last bits from run to run."""
+    """Keep six digits of every number that has a point: fitted ones differ in the last bits from run to run."""
     return re.sub(r"\d+\.\d+(e[+-]?\d+)?", lambda found: f"{float(found[0]):.6g}", text)
 
 
@@ -146,7 +146,7 @@ Job = tuple[ImageSet, Setting]
 
 
 def kept(job: Job, results: Results, *, pipe: EmbeddedPipeline | None = None) -> xr.Dataset:
-    """`run`, each job once: equal settings share their images, a file per seed.
+    """Return `run`, each job once: equal settings share their images, a file per seed.
 
     Args:
         pipe: with the model of the images; loaded when it is needed if None.
@@ -206,12 +206,12 @@ def run_all(
 
 
 def split(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs of one seed each, equal ones once."""
+    """Return jobs of one seed each, equal ones once."""
     return list(dict.fromkeys((part, setting) for images, setting in jobs for part in images.by_seed()))
 
 
 def run_job(job: Job) -> xr.Dataset:
-    """`run` with the model of the images."""
+    """Return `run` with the model of the images."""
     return run(pipe_of(job[0].model), *job)
 
 
@@ -237,7 +237,7 @@ def measure_costs(
     repeats: int,
     progress: bool = True,
 ) -> xr.Dataset:
-    """FLOPs and wall time of one image.
+    """Return FLOPs and wall time of one image.
 
     Every setting runs once to warm up, when FLOPs are counted, and then the settings alternate, so that a change of
     the machine's speed reaches all of them.

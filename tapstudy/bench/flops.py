@@ -14,25 +14,25 @@ from tapstudy.policies.base import Policy
 
 
 class StepFlops(NamedTuple):
-    """FLOPs of one full and one skip step."""
+    """Hold FLOPs of one full and one skip step."""
 
     full: int
     skip: int
 
     def of(self, mask: str) -> int:
-        """FLOPs of a run with this mask; whatever is no full step counts as a skip step."""
+        """Return FLOPs of a run with this mask; whatever is no full step counts as a skip step."""
         return self.full * mask.count("F") + self.skip * (len(mask) - mask.count("F"))
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """FLOPs of everything `run` computes."""
+    """Return FLOPs of everything `run` computes."""
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
 
 
 def step_flops(pipe: Any, policy: Policy | None, sample: Callable[[int], object]) -> StepFlops:
-    """FLOPs of one full and of one skip step of `policy` on `pipe`; None never skips.
+    """Return FLOPs of one full and of one skip step of `policy` on `pipe`; None never skips.
 
     Args:
         policy: fills its history at its first steps and then skips one.

@@ -31,7 +31,7 @@ BATCH = 10  # larger ones leave the processor's cache: a fifth slower an image a
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one model, each with noise of its own.
+    """Hold images of one model, each with noise of its own.
 
     Args:
         model: embedded model or model folder; with "-untrained" behind it: random weights.
@@ -49,7 +49,7 @@ class ImageSet:
     def of(
         cls, model: str, *, seeds: Sequence[int], labels: Sequence[Condition], steps: int = 50, guidance: float = 2.0
     ) -> ImageSet:
-        """Every seed with every label (or prompt)."""
+        """Return every seed with every label (or prompt)."""
         return cls(model, tuple((seed, label) for seed in seeds for label in labels), steps, guidance)
 
     def __len__(self) -> int:
@@ -60,36 +60,36 @@ class ImageSet:
 
     @property
     def seeds(self) -> list[int]:
-        """Of every image."""
+        """List the seed of every image."""
         return [seed for seed, _ in self.pairs]
 
     @property
     def labels(self) -> list[Condition]:
-        """Of every image, or its prompt."""
+        """List the label of every image, or its prompt."""
         return [label for _, label in self.pairs]
 
     @property
     def noise_seeds(self) -> list[int]:
-        """What the generator of every image is seeded with."""
+        """Tell what the generator of every image is seeded with."""
         return [noise_seed(*pair) for pair in self.pairs]
 
     def by_seed(self) -> list[ImageSet]:
-        """The images of every seed: what is computed and kept at a time."""
+        """Return the images of every seed: what is computed and kept at a time."""
         return [
             replace(self, pairs=tuple(pair for pair in self.pairs if pair[0] == seed))
             for seed in dict.fromkeys(self.seeds)
         ]
 
     def batches(self, size: int = BATCH) -> list[ImageSet]:
-        """In order, `size` images at a time."""
+        """Cut it, in order, into `size` images at a time."""
         return [self[start : start + size] for start in range(0, len(self), size)]
 
     def generators(self) -> list[torch.Generator]:
-        """Fresh ones, one per image."""
+        """Return fresh ones, one per image."""
         return [torch.Generator().manual_seed(seed) for seed in self.noise_seeds]
 
     def call(self, pipe: EmbeddedPipeline) -> dict[str, Any]:
-        """The arguments of one call of `tapstudy.record` that makes these images."""
+        """Return the arguments of one call of `tapstudy.record` that makes these images."""
         return {
             condition_key(pipe): self.labels,
             "seed": self.noise_seeds,
@@ -98,7 +98,7 @@ class ImageSet:
         }
 
     def sample(self, pipe: EmbeddedPipeline, *, steps: int | None = None, batch_size: int = BATCH) -> Tensor:
-        """Images in about [0, 1], (batch, band, row, column).
+        """Return images in about [0, 1], (batch, band, row, column).
 
         Args:
             steps: in place of `self.steps`.
@@ -119,13 +119,13 @@ class ImageSet:
 
 
 def noise_seed(seed: int, label: Condition) -> int:
-    """What an image's generator is seeded with: it differs from label to label, and from prompt to prompt."""
+    """Tell what an image's generator is seeded with: it differs from label to label, and from prompt to prompt."""
     return 1000 * seed + (label if isinstance(label, int) else zlib.crc32(label.encode()) % 1000)
 
 
 @lru_cache(maxsize=2)
 def pipe_of(model: str) -> EmbeddedPipeline:
-    """The pipeline of a set's model, quiet and warm; a process has one copy of it."""
+    """Return the pipeline of a set's model, quiet and warm; a process has one copy of it."""
     pipe = load(model.removesuffix(UNTRAINED))
     if model.endswith(UNTRAINED):
         pipe = untrained_like(pipe)

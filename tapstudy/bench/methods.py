@@ -65,7 +65,7 @@ def _all_but(*names: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table.
+    """Hold a row of the table.
 
     Attributes:
         name: unique.
@@ -93,11 +93,11 @@ class Method:
     title: str = ""
 
     def config(self, config: TAPConfig) -> TAPConfig:
-        """With the settings that the method does not read at their defaults, and with those that it implies."""
+        """Reset the settings that the method does not read to their defaults, and set those that it implies."""
         return TAPConfig(**{**{name: getattr(config, name) for name in self.reads}, **self.implied})
 
     def setting(self, config: TAPConfig, *, steps: int, seed: int = 0) -> Setting:
-        """How it samples with a configuration.
+        """Tell how it samples with a configuration.
 
         Args:
             config: as `config` gives it.
@@ -123,7 +123,7 @@ class Method:
             return step_flops(pipe, policy, lambda steps: image.sample(pipe, steps=steps))
 
     def on(self, slot: Slot) -> Setting:
-        """How the comparison runs it."""
+        """Tell how the comparison runs it."""
         if self.fit is not None:
             return self.fit(slot)
         if self.policy is None:
@@ -132,12 +132,12 @@ class Method:
 
 
 def schedule_of(config: TAPConfig, steps: int) -> tuple[int, ...]:
-    """The full steps of a run of so many."""
+    """Return the full steps of a run of so many."""
     return config.schedule.steps(steps)
 
 
 def fixed(order: int, shift: float = 0, *, name: str = "", **more: Any) -> Method:
-    """One predictor of TAP's family for all tokens; `more` for the table."""
+    """Return one predictor of TAP's family for all tokens; `more` for the table."""
     return Method(
         name or f"fixed{order}-{shift:g}",
         "fixed",
@@ -158,7 +158,7 @@ def _on_output(name: str, residual: str) -> Method:
 
 
 def _single(name: str, family: Family) -> Method:
-    """One predictor of another family."""
+    """Return one predictor of another family."""
     return Method(name, "fixed", lambda config, _: SinglePolicy(family, config), CACHE, schedules=(USUAL,))
 
 
@@ -181,7 +181,7 @@ def _beyond(name: str, policy: Callable[[TAPConfig], Policy], *schedules: str) -
 
 
 def _with(name: str, family: Family) -> Method:
-    """TAP that chooses among another family, too."""
+    """Return TAP that chooses among another family, too."""
     return _beyond(f"tap+{name}", lambda config: TAPPolicy(config, family=Union(TaylorFamily(), family)))
 
 
@@ -251,7 +251,7 @@ CORE = frozenset({
 
 
 def find_method(name: str) -> Method:
-    """The method of that name; "fixed2-1" is the predictor of order 2 and shift 1.
+    """Return the method of that name; "fixed2-1" is the predictor of order 2 and shift 1.
 
     Raises:
         ValueError: no such method, with the nearest one.
@@ -268,7 +268,7 @@ def find_method(name: str) -> Method:
 
 
 def compared_methods(names: Sequence[str] = ()) -> list[Method]:
-    """Those that the comparison runs, in the order of the table; all if there are no names.
+    """Return those that the comparison runs, in the order of the table; all if there are no names.
 
     Raises:
         ValueError: an unknown name.

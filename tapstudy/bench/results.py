@@ -16,12 +16,12 @@ from tapstudy.netcdf import write_netcdf
 
 
 def short_hash(value: Any) -> str:
-    """Sixteen digits that tell plain values apart, the same on every machine."""
+    """Return sixteen digits that tell plain values apart, the same on every machine."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Results:
-    """Files in a folder, each made once, whole or not at all.
+    """Hold files in a folder, each made once, whole or not at all.
 
     A file belongs to a key: whatever its values depend on, as plain values. One that is damaged, or was made for
     another key, is made again.
@@ -45,12 +45,12 @@ class Results:
         file.write_text(text)
 
     def dataset(self, name: str, key: Any, make: Callable[[], xr.Dataset]) -> xr.Dataset:
-        """What `make` returns, in memory; made now unless the file holds it."""
+        """Tell what `make` returns, in memory; made now unless the file holds it."""
         found = self.read(name, key)
         return self.write(name, key, make()) if found is None else found
 
     def value(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
-        """A plain value, likewise."""
+        """Return a plain value, likewise."""
         path = self.folder / f"{name}.json"
         if path.exists():
             try:
@@ -67,7 +67,7 @@ class Results:
         return json.loads(path.read_text())["value"]
 
     def read(self, name: str, key: Any) -> xr.Dataset | None:
-        """The dataset in a file, None if there is none that is whole and belongs to the key."""
+        """Return the dataset in a file, None if there is none that is whole and belongs to the key."""
         path = self.folder / f"{name}.nc"
         if not path.exists():
             return None
@@ -100,7 +100,7 @@ def _plain(key: Any) -> Any:
 
 
 def _checksum(dataset: xr.Dataset) -> int:
-    """Over the values of all variables, as they are in a file."""
+    """Sum up the values of all variables, as they are in a file."""
     found = 0
     for name in sorted(map(str, dataset.data_vars)):
         values = dataset[name].values

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Analysis(NamedTuple):
-    """A function that takes a recording, and settings if `configured`, and one that summarises what it finds.
+    """Hold a function that takes a recording, and settings if `configured`, and one that summarises what it finds.
 
     Without the latter nothing of it means anything on average.
     """
@@ -89,7 +89,7 @@ def analyze(
 
 
 def _usual_name(recording: Path, analysis: str, changes: dict[str, Any]) -> Path:
-    """Beside the recording; another name for every setting."""
+    """Name a file beside the recording, another one for every setting."""
     folder = Path(os.path.abspath(recording.expanduser()))
     parts = [f"{name}={_text(value)}" for name, value in sorted(changes.items())]
     return folder.with_name(".".join([folder.name.removesuffix(".zarr"), analysis, *parts, "nc"]))
@@ -100,7 +100,7 @@ def _text(value: Any) -> str:
 
 
 def _free(out: Path, *, overwrite: bool) -> Path:
-    """The file, if it may be written."""
+    """Return the file, if it may be written."""
     out = Path(os.path.abspath(out_file(out, "--out", (".nc",))))
     if out.exists() and not overwrite:
         raise ValueError(f"{out} is there already: choose another --out, or replace it with --overwrite")

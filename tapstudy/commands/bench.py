@@ -40,7 +40,7 @@ def speed(
     out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
     table: Annotated[Path | None, typer.Option(help="print what this file holds, and measure nothing")] = None,
 ) -> None:
-    """Wall time of steps and whole loops: TAP, order 0 and other people's caches beside plain sampling.
+    """Time steps and whole loops: TAP, order 0 and other people's caches beside plain sampling.
 
     The default models take a quarter of an hour on two quiet cores.
     """
@@ -51,7 +51,7 @@ def speed(
         from tapstudy.bench.speed.run import speed as run
 
         out = out and out_file(out, "--out", NETCDF)
-        at_least(1, repeats=repeats, **({} if batch_size is None else {"batch_size": batch_size}))
+        at_least(1, repeats=repeats, batch_size=batch_size)
         if table is not None:
             found = load_table(table.parent, table.stem)
         else:
@@ -91,7 +91,7 @@ def memory(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
     out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
 ) -> None:
-    """Memory of the history, measured and by formula; and that of third-party caches."""
+    """Measure the memory of the history, beside its formula, and that of third-party caches."""
     with user_errors():
         from tapstudy.analysis.study import save_table
         from tapstudy.bench.speed import table as speed_table
@@ -99,7 +99,7 @@ def memory(
         from tapstudy.bench.speed.methods import Plan
 
         out = out and out_file(out, "--out", NETCDF)
-        at_least(1, **({} if batch_size is None else {"batch_size": batch_size}))
+        at_least(1, batch_size=batch_size)
         dtypes = [find_dtype(name, "--history-dtypes") for name in history_dtypes.split(",")]
         names = [name for name in model.split(",") if name]
         plan = Plan(steps=steps, interval=interval)
@@ -123,7 +123,7 @@ def errors(
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
 ) -> None:
-    """How the errors of TAP, of order 1 and of the oracle build up along their trajectories, step by step.
+    """Tell how the errors of TAP, of order 1 and of the oracle build up along their trajectories, step by step.
 
     The embedded model takes about three minutes on two cores.
     """
@@ -156,7 +156,7 @@ def record(
     steps: Annotated[int, typer.Option(min=4)] = 50,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
-    """What recording adds to the time of sampling."""
+    """Tell what recording adds to the time of sampling."""
     with user_errors():
         from tapstudy.bench.speed.recording_overhead import recording_overhead
 
@@ -209,7 +209,7 @@ def frontier(
         bool, typer.Option(help="all methods at every number of passes; else most of them at the fewest only")
     ] = False,
 ) -> None:
-    """Every method on one model in one run: quality against full passes, FLOPs, time and memory.
+    """Run every method on one model in one run: quality against full passes, FLOPs, time and memory.
 
     Thresholds, weights, masks and fixed predictors are chosen on the held-out seeds alone. The embedded model takes
     about 40 minutes on two cores, and 15 with --passes 8 --methods order1,best-fixed,tap,step,drift,fitted,teacache.
@@ -260,7 +260,7 @@ def rescoring(
     samples: Annotated[int, typer.Option(min=1, help="synthetic images of 50 steps and 196 tokens of width 192")] = 8,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
-    """How fast recorded features are rescored, with 15 and with 150 candidates."""
+    """Tell how fast recorded features are rescored, with 15 and with 150 candidates."""
     with user_errors():
         from tapstudy.bench.speed.rescoring import rescoring_speed
 

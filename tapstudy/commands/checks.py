@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def out_file(path: Path, option: str, suffixes: Iterable[str]) -> Path:
-    """The file that results will go to, `~` expanded; missing folders are made when there is something to write.
+    """Check the file that results will go to, `~` expanded; missing folders are made when there is something to write.
 
     Args:
         option: to name in messages.
@@ -44,7 +44,7 @@ def out_file(path: Path, option: str, suffixes: Iterable[str]) -> Path:
 
 
 def out_folder(path: Path, option: str) -> Path:
-    """The folder that results will go to, `~` expanded; it is made when there is something to write.
+    """Check the folder that results will go to, `~` expanded; it is made when there is something to write.
 
     Raises:
         ValueError: a file, or a recording or a place inside one.
@@ -57,7 +57,7 @@ def out_folder(path: Path, option: str) -> Path:
 
 
 def embedded(model: str) -> LabelPipeline | TextPipeline:
-    """An embedded model, or one of the same kind in a folder, quiet.
+    """Load an embedded model, or one of the same kind in a folder, quiet.
 
     Raises:
         FileNotFoundError: no such model, or an incomplete one.
@@ -82,7 +82,7 @@ def embedded(model: str) -> LabelPipeline | TextPipeline:
 
 
 def labelled(model: str, labels: Sequence[int] = (), option: str = "--labels") -> LabelPipeline:
-    """The model, which must be one that samples labels, and know these.
+    """Load the model, which must be one that samples labels, and know these.
 
     Raises:
         FileNotFoundError: no such model, or an incomplete one.
@@ -100,7 +100,7 @@ def labelled(model: str, labels: Sequence[int] = (), option: str = "--labels") -
 
 
 def listed(model: str, text: str, option: str = "--labels") -> tuple[LabelPipeline | TextPipeline, tuple[Any, ...]]:
-    """The model with the labels between commas, or the prompts between semicolons, of an option's text.
+    """Return the model with the labels between commas, or the prompts between semicolons, of an option's text.
 
     Without any, its first ten. Raises as `asked_of` does.
     """
@@ -112,7 +112,7 @@ def listed(model: str, text: str, option: str = "--labels") -> tuple[LabelPipeli
 def asked_of(
     model: str, asked: Sequence[str], option: str, *, examples: int = 4
 ) -> tuple[LabelPipeline | TextPipeline, list[Any]]:
-    """The model with the labels (separated by commas) or the prompts that it is asked for, or its examples.
+    """Return the model with the labels (separated by commas) or the prompts that it is asked for, or its examples.
 
     Says on stderr which words a model has never seen. Raises as `embedded` and `labelled` do.
     """
@@ -131,13 +131,20 @@ def asked_of(
     return pipe, list(asked)
 
 
+def wanted_of(model: str, labels: str, prompt: Sequence[str] | None) -> tuple[LabelPipeline | TextPipeline, list[Any]]:
+    """Load the model with what the options --labels or --prompt ask for; raises as `asked_of` does."""
+    if labels and prompt:
+        raise ValueError("--labels and --prompt are of different models: give one of them")
+    return asked_of(model, prompt or ([labels] if labels else []), "--prompt" if prompt else "--labels")
+
+
 def usual_guidance(pipe: LabelPipeline | TextPipeline) -> float:
-    """The guidance scale that a pipeline samples with unless told otherwise."""
+    """Return the guidance scale that a pipeline samples with unless told otherwise."""
     return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
 
 
 def negative_prompt(pipe: LabelPipeline | TextPipeline, text: str) -> dict[str, str]:
-    """The argument that leads away from a text; raises ValueError for models of labels."""
+    """Return the argument that leads away from a text; raises ValueError for models of labels."""
     from tapstudy.models.pipeline import LabelPipeline
 
     if text and isinstance(pipe, LabelPipeline):
@@ -145,22 +152,22 @@ def negative_prompt(pipe: LabelPipeline | TextPipeline, text: str) -> dict[str, 
     return {"negative_prompt": text} if text else {}
 
 
-def at_least(low: float, **options: float) -> None:
-    """Raises ValueError for an option, `guidance` for --guidance, that is no finite number or below `low`."""
+def at_least(low: float, **options: float | None) -> None:
+    """Raise ValueError for an option, `guidance` for --guidance, that is no finite number or is below `low`."""
     for name, value in options.items():
-        if not (math.isfinite(value) and value >= low):
+        if value is not None and not (math.isfinite(value) and value >= low):
             raise ValueError(f"--{name.replace('_', '-')} must be a finite number of at least {low:g}, got {value}")
 
 
 def seeds_of_noise(seeds: Sequence[int], option: str) -> tuple[int, ...]:
-    """The seeds; raises ValueError for one that torch's generators do not take."""
+    """Return the seeds; raises ValueError for one that torch's generators do not take."""
     if wrong := [seed for seed in seeds if not 0 <= seed < 2**64]:
         raise ValueError(f"{option} must be at least 0 and below 2**64, got {', '.join(map(str, wrong))}")
     return tuple(seeds)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises ValueError, naming the file, for anything else."""
+    """Return a JSON object; raises ValueError, naming the file, for anything else."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

@@ -116,6 +116,6 @@ def _keep_published(page: Path, study: Path | None) -> None:
 
 
 def _join(values: Iterable[object]) -> str:
-    """Numbers between commas, prompts between semicolons."""
+    """Return numbers between commas, prompts between semicolons."""
     found = list(map(str, values))
     return (";" if any(" " in one for one in found) else ",").join(found)

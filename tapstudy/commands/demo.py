@@ -32,7 +32,6 @@ def _run(out: Path, seeds: int, model: str) -> None:
     from tapstudy.analysis.summaries import summarise
     from tapstudy.bench.compare import compare, table_rows
     from tapstudy.bench.image_set import ImageSet
-    from tapstudy.bench.judge import Judge
     from tapstudy.plots.choice_maps import plot_choice_maps
     from tapstudy.plots.image_grid import plot_image_grid
     from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
@@ -40,7 +39,8 @@ def _run(out: Path, seeds: int, model: str) -> None:
 
     pipe, labels = listed(model, "")
     images = ImageSet.of(model, seeds=tuple(range(seeds)), labels=labels)
-    comparison = compare(pipe, Judge.of(model), images)
+    with TemporaryDirectory() as folder:
+        comparison = compare(images, folder)
 
     columns = (
         "N", "method", "full passes", "step mask (F full, . skipped)", "FLOPs ratio", "latency ratio",

@@ -10,7 +10,7 @@ import typer
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Inside the block, what the user can mend ends the command with one line on stderr and exit code 2.
+    """End the command with one line on stderr and exit code 2 for what the user can mend, inside the block.
 
     What a file system, torch or a package says over several lines becomes one; a damaged recording is told of in full.
     """

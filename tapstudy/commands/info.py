@@ -21,7 +21,7 @@ def info(
     ],
     verify: Annotated[bool, typer.Option("--verify", help="of a recording: check every chunk")] = False,
 ) -> None:
-    """What a model's adapter says, and whether TAP works on it; of a class, its costs; of a recording, its contents."""
+    """Tell what a model's adapter says and whether TAP works on it; a class's costs; what a recording holds."""
     with user_errors():
         from tapstudy.commands.info_run import describe_run
         from tapstudy.instrument.adapters import ADAPTERS
@@ -66,7 +66,7 @@ def _about_model(folder: Path, name: str) -> Any:
 
 
 def _row(adapter: Adapter, kind: type) -> str:
-    """An adapter in words."""
+    """Return an adapter in words."""
     named = "the name of cache_context, else " if hasattr(kind, "cache_context") else ""
     grid = " ".join((adapter.grid.__doc__ or "a function of its own").split())
     lines = {
@@ -96,7 +96,7 @@ def _folder(model: str) -> Path:
 
 
 def _transformers(folder: Path) -> dict[Path, str]:
-    """The supported transformers of a saved pipeline, or a saved transformer: folder and class."""
+    """Return the supported transformers of a saved pipeline, or a saved transformer: folder and class."""
     from tapstudy.instrument.adapters import ADAPTERS
 
     if (folder / "model_index.json").is_file():
@@ -119,7 +119,7 @@ def _transformers(folder: Path) -> dict[Path, str]:
 
 
 def _load(folder: Path, name: str) -> Any:
-    """A transformer of diffusers from safetensors; nothing else is ever loaded, and no code from the folder."""
+    """Return a transformer of diffusers from safetensors; nothing else is ever loaded, and no code from the folder."""
     import diffusers
     from safetensors import SafetensorError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def describe_run(path: str | Path, *, verify: bool = False) -> str:
-    """Model, samples, dimensions, variables with their sizes on disk, configuration and versions.
+    """Return model, samples, dimensions, variables with their sizes on disk, configuration and versions.
 
     Args:
         verify: read every chunk of the finished samples and compare it with its checksum.

@@ -9,7 +9,7 @@ LABELS = "labels between commas, or prompts between semicolons; the first ten by
 
 
 def numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any, ...]:
-    """Finite numbers separated by commas; raises ValueError naming the option."""
+    """Return finite numbers separated by commas; raises ValueError naming the option."""
     try:
         found = tuple(kind(part) for part in text.split(","))
     except ValueError:
@@ -20,7 +20,7 @@ def numbers(text: str, kind: type[int] | type[float], option: str) -> tuple[Any,
 
 
 def find_dtype(name: str, option: str) -> Any:
-    """The floating torch dtype of that name.
+    """Return the floating torch dtype of that name.
 
     Raises ValueError on another name, naming the option.
     """

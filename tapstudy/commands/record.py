@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import asked_of, embedded, negative_prompt, usual_guidance
+from tapstudy.commands.checks import embedded, negative_prompt, usual_guidance, wanted_of
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import numbers
 
@@ -71,9 +71,7 @@ def record(
             raise ValueError(f"--policy {policy.value} predicts along its own trajectory: add --closed-loop")
         if guidance is not None and not isfinite(guidance):
             raise ValueError(f"--guidance must be a finite number, got {guidance}")
-        if labels and prompt:
-            raise ValueError("--labels and --prompt are of different models: give one of them")
-        pipe, conditions = asked_of(model, prompt or ([labels] if labels else []), "--prompt" if prompt else "--labels")
+        pipe, conditions = wanted_of(model, labels, prompt)
         config = TAPConfig(interval=interval, warmup_steps=warmup_steps)
         chosen = {
             RecordedPolicy.tap: lambda: TAPPolicy(config),
@@ -106,7 +104,7 @@ def record(
 def calls_for(
     conditions: Sequence[Any], seeds: Sequence[int], steps: int, guidance: float, batch_size: int, **more: Any
 ) -> list[dict[str, Any]]:
-    """Calls of the embedded pipelines for every label or prompt with every seed, and what `more` says in each."""
+    """Make calls of the embedded pipelines for every label or prompt with every seed, with `more` in each."""
     name = "prompt" if isinstance(conditions[0], str) else "class_labels"
     pairs = [(condition, seed) for seed in seeds for condition in conditions]
     return [
@@ -122,7 +120,7 @@ def calls_for(
 
 
 def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> None:
-    """The recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run.
+    """Return the recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run.
 
     Of models of text, whose features alone would take more, two scored samples and a closed-loop run: 10 MB.
     """
@@ -150,7 +148,7 @@ def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> 
 
 
 def _lasting_name(model: str) -> str:
-    """An embedded model's name, or the absolute path of a folder, so that --resume finds it from anywhere."""
+    """Return an embedded model's name, or the absolute path of a folder, so that --resume finds it from anywhere."""
     from tapstudy.models.embedded import data_folder
 
     folder = Path(model).expanduser()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import asked_of, at_least, out_file, seeds_of_noise, usual_guidance
+from tapstudy.commands.checks import at_least, out_file, seeds_of_noise, usual_guidance, wanted_of
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.parse import numbers
 from tapstudy.tables import Table
@@ -33,10 +33,8 @@ def roughness(
 
         out = out if out is None else out_file(out, "--out", (".nc",))
         figure = figure if figure is None else out_file(figure, "--figure", (".png", ".svg", ".pdf"))
-        at_least(0, **({} if guidance is None else {"guidance": guidance}))
-        if labels and prompt:
-            raise ValueError("--labels and --prompt are of different models: give one of them")
-        pipe, asked = asked_of(model, prompt or ([labels] if labels else []), "--prompt" if prompt else "--labels")
+        at_least(0, guidance=guidance)
+        pipe, asked = wanted_of(model, labels, prompt)
         call = {
             "prompt" if isinstance(asked[0], str) else "class_labels": asked,
             "seed": list(seeds_of_noise([seed + i for i in range(len(asked))], "--seed")),
@@ -83,7 +81,7 @@ def _tell(found: Any) -> None:
 
 
 def _percent(values: Any) -> str:
-    """Mean over images, with its interval where there are two."""
+    """Return mean over images, with its interval where there are two."""
     from tapstudy.analysis.stats import mean_interval
 
     if len(values) < 2:

@@ -67,7 +67,7 @@ def sample(
         from tapstudy.bench.speed.subjects import find_device
 
         out = out_file(out, "--out", IMAGES)
-        at_least(0, fixed_shift=fixed_shift, **({} if guidance is None else {"guidance": guidance}))
+        at_least(0, fixed_shift=fixed_shift, guidance=guidance)
         at_least(1, steps=steps)
         if history_device:
             find_device(history_device)

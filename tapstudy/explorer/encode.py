@@ -14,7 +14,7 @@ LEVELS = 4094  # with MISSING and ZERO, 12 bits
 
 
 def quantise(values: NDArray[np.floating]) -> tuple[NDArray[np.uint16], dict[str, float]]:
-    """Logarithms in equal steps between the least and the largest value above 0.
+    """Return logarithms in equal steps between the least and the largest value above 0.
 
     Returns:
         uint16 codes of the same shape (NaN is `MISSING`, 0 or less `ZERO`), and the scale: the natural logarithms
@@ -33,7 +33,7 @@ def quantise(values: NDArray[np.floating]) -> tuple[NDArray[np.uint16], dict[str
 
 
 def pack(values: NDArray[Any]) -> dict[str, Any]:
-    """An array of 1- or 2-byte integers as text.
+    """Return an array of 1- or 2-byte integers as text.
 
     All low bytes come first, then all high bytes: the latter compress well.
     """

@@ -16,7 +16,7 @@ NOTHING = "#f2f2f2"  # a value of exactly 0
 
 
 class Layer(NamedTuple):
-    """One choice of the layer menu.
+    """Hold one choice of the layer menu.
 
     Attributes:
         name: of the variable in the prepared dataset.
@@ -41,12 +41,12 @@ LAYERS = (
 
 
 def layers_of(data: xr.Dataset) -> list[Layer]:
-    """Those that the prepared dataset holds."""
+    """Return those that the prepared dataset holds."""
     return [layer for layer in LAYERS if layer.name in data]
 
 
 def category_colours(data: xr.Dataset) -> dict[str, dict[float, str]]:
-    """For each layer of categories, the colour of every value.
+    """Return for each layer of categories, the colour of every value.
 
     Args:
         data: with the coordinates `order` and `shift` on predictor.
@@ -65,10 +65,10 @@ def category_colours(data: xr.Dataset) -> dict[str, dict[float, str]]:
 
 
 def scale_colours(count: int = 64) -> list[str]:
-    """The colour scale of errors, regret and norms, from low to high."""
+    """Return the colour scale of errors, regret and norms, from low to high."""
     return [to_hex(mpl.colormaps["viridis"](x)) for x in np.linspace(0, 1, count)]
 
 
 def horizon_label(shift: float) -> str:
-    """`k`, or `k - 2`: how far the predictor looks, at distance k."""
+    """Return `k`, or `k - 2`: how far the predictor looks, at distance k."""
     return f"k \N{MINUS SIGN} {shift:g}" if shift else "k"

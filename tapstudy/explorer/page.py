@@ -28,7 +28,7 @@ EXACT = ("choice", "is_full", "distance", "is_distinct", "image")
 
 
 def page(data: xr.Dataset) -> str:
-    """The explorer as HTML text.
+    """Return the explorer as HTML text.
 
     Args:
         data: as `prepare` makes it.
@@ -74,7 +74,7 @@ def embed(data: xr.Dataset, *, height: int = 1200) -> Any:
 
 
 def contents(data: xr.Dataset) -> dict[str, Any]:
-    """What the page knows, for JSON: arrays packed, texts as they are."""
+    """Tell what the page knows, for JSON: arrays packed, texts as they are."""
     categories = category_colours(data)
     arrays: dict[str, Any] = {name: pack(data[name].values) for name in EXACT if name in data}
     for name in QUANTISED:
@@ -111,7 +111,7 @@ def contents(data: xr.Dataset) -> dict[str, Any]:
 
 
 def _numbers(data: xr.Dataset, name: str) -> list[float] | None:
-    """A coordinate of step; None where it is not there or not finite."""
+    """Return a coordinate of step; None where it is not there or not finite."""
     if name not in data.coords or not np.isfinite(data[name].values).all():
         return None
     return [float(value) for value in data[name].values]

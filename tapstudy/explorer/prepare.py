@@ -81,7 +81,7 @@ def _known(samples: Sequence[int] | None, count: int) -> list[int]:
 
 
 def _on_grid(chosen: xr.Dataset) -> tuple[xr.Dataset, list[int]]:
-    """Tokens sorted by frame, row and column, and how many there are of each."""
+    """Sort tokens by frame, row and column, and tell how many there are of each."""
     row, column = chosen["row"].values, chosen["col"].values
     frame = chosen["frame"].values if "frame" in chosen.coords else np.zeros_like(row)
     grid = [len(np.unique(values)) for values in (frame, row, column)]
@@ -94,7 +94,7 @@ def _on_grid(chosen: xr.Dataset) -> tuple[xr.Dataset, list[int]]:
 
 
 def _images(chosen: xr.Dataset) -> xr.DataArray | None:
-    """uint8; at every step where latents tell, else the final image, or none."""
+    """Return uint8; at every step where latents tell, else the final image, or none."""
     if "image" not in chosen:
         return None
     final = chosen["image"].transpose("sample", "y", "x", "band")
@@ -118,7 +118,7 @@ def _images(chosen: xr.Dataset) -> xr.DataArray | None:
 
 
 def _names(chosen: xr.Dataset) -> list[str]:
-    """What the recording says of every sample: `label 3, seed 0`; `draw` only where samples share a seed's draws."""
+    """Tell what the recording says of every sample: `label 3, seed 0`; `draw` only where samples share a seed's."""
     alone = "draws" in chosen.coords and bool((chosen["draws"] == 1).all())
     silent = {"sample", "draw", "draws"} if alone else {"sample"}
     told = [name for name, coord in chosen.coords.items() if coord.dims == ("sample",) and name not in silent]

@@ -13,7 +13,7 @@ MARKERS = {"0": "v", "1": "^", "2": "D", "0,1": "P", "1,2": "d", "0,2": "h", "0,
 
 @style()
 def plot_ablation_errors(table: xr.Dataset) -> Figure:
-    """True error of the choices over N, a line per set of orders, a panel per set of horizons; and the oracle's.
+    """Draw true error of the choices over N, a line per set of orders, a panel per set of horizons; and the oracle's.
 
     Args:
         table: from `ablate`: `true_error`, `oracle_true_error` (sample, setting) with the coordinates `orders`,

@@ -10,7 +10,7 @@ from tapstudy.plots.style import BLUE, GREEN, ORANGE, VERMILION, draw_interval, 
 
 @style()
 def plot_choice_entropy(curves: xr.Dataset, *, full_steps: list[int], images: int) -> Figure:
-    """Entropy, spatial autocorrelation and switching over the steps; 95 % intervals over images.
+    """Draw entropy, spatial autocorrelation and switching over the steps; 95 % intervals over images.
 
     Args:
         curves: `entropy`, `moran_order`, `switch_within`, `switch_across` (step, bound), of `choice_statistics`; steps

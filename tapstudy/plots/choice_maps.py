@@ -6,12 +6,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import predictor_colour, style, subplots
+from tapstudy.plots.style import bare, draw_image, predictor_colour, style, subplots
 
 
 @style()
 def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "cond") -> Figure:
-    """One row per window between anchors, one column per distance k; colour is the chosen predictor.
+    """Draw one row per window between anchors, one column per distance k; colour is the chosen predictor.
 
     Args:
         scores: with `choice` (sample, context, step, token), `is_full` and `distance` (sample, context, step),
@@ -35,9 +35,7 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
     for i, step in enumerate(choice["step"].values):
         axis = axes[window[i], distance[i]]
         axis.axis("on")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
+        bare(axis)
         axis.imshow(colours[choice.sel(step=step).values].reshape(rows, columns, 3))
         if window[i] == 0:
             axis.set_title(f"k = {distance[i]}", fontsize=8, pad=3)
@@ -49,7 +47,7 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
         else:
             title, image = "final image", scores["image"].isel(sample=sample)
         axis.set_title(title, fontsize=7, pad=2)
-        axis.imshow(image if image.sizes["band"] == 3 else image[..., 0], cmap="gray_r", vmin=0, vmax=1)
+        draw_image(axis, image)
     _draw_legend(figure, scores)
     figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)
     return figure

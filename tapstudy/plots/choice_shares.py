@@ -13,7 +13,7 @@ from tapstudy.plots.style import ORDER_COLOURS, draw_stack, predictor_colour, sh
 
 @style()
 def plot_choice_shares(shares: xr.Dataset, *, full_steps: list[int]) -> Figure:
-    """Stacked shares of the tokens at every skip step.
+    """Draw stacked shares of the tokens at every skip step.
 
     Args:
         shares: `order_share` (step, chosen_order) and `shift_share` (step, chosen_shift), means over images; NaN at

@@ -15,7 +15,7 @@ WIDTH = 84
 
 @style()
 def plot_claims(verdicts: xr.Dataset) -> Figure:
-    """One row per claim: the inequality that decides it, with its 95 % interval, over the width of that interval.
+    """Draw one row per claim: the inequality that decides it, with its 95 % interval, over the width of that interval.
 
     The inequalities have different units, so each is drawn as its distance from its threshold, on the claimed side to
     the right, in units of half the width of its interval: an interval that does not touch 0 decides.

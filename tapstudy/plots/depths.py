@@ -14,7 +14,7 @@ from tapstudy.plots.style import BLUE, VERMILION, bar_lengths, style, subplots
 
 @style()
 def plot_depths(first: xr.Dataset, deeper: xr.Dataset) -> Figure:
-    """PSNR over FLOPs: the first block's probe at several N as a line, deeper probes at one N as points.
+    """Draw PSNR over FLOPs: the first block's probe at several N as a line, deeper probes at one N as points.
 
     A deeper probe pays off if its point lies above the line.
 

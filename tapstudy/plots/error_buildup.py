@@ -18,7 +18,7 @@ PANELS = {
 
 @style()
 def plot_error_buildup(curves: xr.Dataset, *, full_steps: list[int], images: int) -> Figure:
-    """Local error, coherence, feedback and deviation over the steps, a line per policy; 95 % bands over images.
+    """Draw local error, coherence, feedback and deviation over the steps, a line per policy; 95 % bands over images.
 
     Args:
         curves: `local_error`, `coherence`, `feedback_cosine`, `deviation` (policy, step, bound), from `per_step`.

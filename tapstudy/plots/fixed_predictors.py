@@ -16,7 +16,7 @@ MARKERS = ("v", "^", "D", "s")
 def plot_fixed_predictors(
     fixed: xr.DataArray, levels: Mapping[str, xr.DataArray], *, label: str, images: int
 ) -> Figure:
-    """One line per order over the shift of its horizon, 95 % intervals over images.
+    """Draw one line per order over the shift of its horizon, 95 % intervals over images.
 
     Args:
         fixed: (predictor, bound) with the coordinates `order` and `shift`; order 0, which has no horizon, once.

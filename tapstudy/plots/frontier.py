@@ -15,7 +15,7 @@ QUALITIES = {"psnr": "PSNR to the reference (dB)", "accuracy": "label accuracy (
 
 @style()
 def plot_frontier(table: xr.Dataset) -> Figure:
-    """One line per method, one point per interval N; 95 % intervals over images.
+    """Draw one line per method, one point per interval N; 95 % intervals over images.
 
     A row per cost that the table has (FLOPs, wall time), a column for PSNR and one for label accuracy, where the
     reference is a line across.

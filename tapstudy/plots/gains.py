@@ -14,7 +14,7 @@ from tapstudy.plots.style import BLUE, SKY, bar_lengths, style, subplots
 
 @style()
 def plot_gains(groups: Mapping[str, xr.Dataset], *, baseline: str) -> Figure:
-    """One row per run: PSNR minus that of the baseline on the same images: every image, their mean, its 95 % interval.
+    """Draw a row per run: PSNR minus the baseline's on the same images: every image, their mean, its 95 % interval.
 
     Args:
         groups: title -> table from `run_tables.gains`: `gain` (run, bound), `gain_of_image` (run, sample) and

@@ -33,7 +33,7 @@ SOURCES = {
 
 @style()
 def plot_heterogeneity(speed: xr.DataArray, orders: xr.DataArray, shares: dict[str, xr.Dataset]) -> Figure:
-    """Speed over the steps and effective order of every token class, and whose the variance is.
+    """Draw speed over the steps and effective order of every token class, and whose the variance is.
 
     Args:
         speed: (token_class, quantile, step), from `by_class` of the relative velocity; its quartiles are drawn.
@@ -74,7 +74,7 @@ def _orders(axis: Axes, orders: xr.DataArray) -> None:
 
 
 def _shares(axis: Axes, shares: dict[str, xr.Dataset]) -> None:
-    """Sources that an image on its own does not have are left out."""
+    """Draw shares; leave out sources that an image on its own does not have."""
     kept = [any(float(table["share"].sel(source=source)) > 0 for table in shares.values()) for source in SOURCES]
     sources = [source for source, seen in zip(SOURCES, kept, strict=True) if seen]
     own = xr.concat([table.sel(source=sources) for table in shares.values()], xr.Variable("quantity", list(shares)))

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import style, subplots
+from tapstudy.plots.style import bare, draw_image, style, subplots
 
 
 @style()
 def plot_image_rows(rows: Mapping[str, xr.DataArray]) -> Figure:
-    """Images in [0, 1], (sample, y, x, band) or (sample, y, x), the same samples in every row.
+    """Draw images in [0, 1], (sample, y, x, band) or (sample, y, x), the same samples in every row.
 
     Args:
         rows: what to write beside a row -> its images.
@@ -24,13 +24,8 @@ def plot_image_rows(rows: Mapping[str, xr.DataArray]) -> Figure:
     )  # fmt: skip
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis in line:
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-        for axis, index in zip(line, range(images.sizes["sample"]), strict=False):
-            image = images.isel(sample=index)
-            if "band" in image.dims and image.sizes["band"] == 1:
-                image = image.isel(band=0)
-            axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+            bare(axis)
+        for axis, image in zip(line, images.transpose("sample", ...), strict=False):
+            draw_image(axis, image)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return figure

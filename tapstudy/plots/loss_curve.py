@@ -12,7 +12,7 @@ from tapstudy.plots.style import BLUE, style, subplots
 
 @style()
 def plot_loss(losses: Sequence[float], *, window: int = 50) -> Figure:
-    """Loss of every step, and its running mean over `window` steps."""
+    """Draw loss of every step, and its running mean over `window` steps."""
     values = np.asarray(losses)
     window = min(window, len(values))
     smooth = np.convolve(values, np.ones(window) / window, mode="valid")

@@ -11,7 +11,7 @@ from tapstudy.plots.style import BLUE, PURPLE, draw_interval, style, subplots
 
 @style()
 def plot_proxy_vs_truth(scores: xr.Dataset, spearman: xr.DataArray, shuffled: xr.DataArray | None = None) -> Figure:
-    """Left: density over samples, steps, tokens and distinct predictors. Right: rank correlation by distance.
+    """Draw the density over samples, steps, tokens and distinct predictors, and rank correlation by distance.
 
     Args:
         scores: with `proxy_loss`, `true_error` (..., step, token, predictor), `is_distinct` (..., step, predictor).

@@ -12,7 +12,7 @@ from tapstudy.plots.style import bar_lengths, look_of, style, subplots
 
 @style()
 def plot_published(published: xr.Dataset, ours: xr.Dataset, *, model: str) -> Figure:
-    """PSNR by method: a panel per published model, at the speed-up it was published for, and one of our own.
+    """Draw PSNR by method: a panel per published model, at the speed-up it was published for, and one of our own.
 
     The panels differ in model, resolution, images and protocol, so only the order of the methods compares.
 

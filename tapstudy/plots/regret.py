@@ -16,7 +16,7 @@ PANELS = {
 
 @style()
 def plot_regret(own: xr.Dataset, shuffled: xr.Dataset, *, images: int) -> Figure:
-    """Regret, the same over that of a random choice, and how often the choice is the best one, by distance.
+    """Draw regret, the same over that of a random choice, and how often the choice is the best one, by distance.
 
     Args:
         own: `regret`, `normalised_regret` and `top1` (distance, bound), choices by the token's own probe.

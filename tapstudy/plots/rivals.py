@@ -21,7 +21,7 @@ KINDS = {
 
 @style()
 def plot_rivals(table: xr.Dataset, *, steps: int) -> Figure:
-    """One row per method and schedule, the best first: PSNR with its 95 % interval over images, and the speed-up.
+    """Draw one row per method and schedule, the best first: PSNR with its 95 % interval over images, and the speed-up.
 
     Args:
         table: from `bench.frontier.comparison`, rows of one number of passes with values, the best first, and the

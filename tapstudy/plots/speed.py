@@ -14,7 +14,7 @@ COLOURS = (BLUE, SKY, VERMILION, ORANGE, GREEN, "0.7", PURPLE, YELLOW)
 
 @style()
 def plot_speed(table: xr.Dataset) -> Figure:
-    """A row per model. Left: parts of a skip step in percent of a full one. Right: latency ratio against its bound.
+    """Draw a row per model: parts of a skip step in percent of a full one, and latency ratio against its bound.
 
     Args:
         table: quartiles over repeats: `part_share` (model, skip, part, quartile), `latency_ratio` (model, method,

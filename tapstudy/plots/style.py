@@ -39,7 +39,7 @@ RC: dict[str, Any] = {
 
 
 class StudyFigure(Figure):
-    """A figure that pyplot does not manage: drawing it changes nothing for other figures, and nothing has to close it.
+    """Hold a figure that pyplot does not manage: it changes nothing for other figures, and nothing has to close it.
 
     It opens no window. A notebook shows it where it is the last line of a cell or given to `display`.
     """
@@ -54,7 +54,7 @@ class StudyFigure(Figure):
 def subplots(
     rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], constrained_layout: bool = False, **grid: Any
 ) -> tuple[StudyFigure, Any]:
-    """A figure and its axes, as `pyplot.subplots` gives them.
+    """Return a figure and its axes, as `pyplot.subplots` gives them.
 
     Args:
         rows, columns: of axes.
@@ -73,8 +73,20 @@ def style() -> Iterator[None]:
         yield
 
 
+def bare(axis: Axes) -> None:
+    """Leave out ticks and spines."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def draw_image(axis: Axes, image: xr.DataArray) -> None:
+    """Draw an image in [0, 1], (y, x) or (y, x, band), one band in grey, without ticks and spines."""
+    bare(axis)
+    axis.imshow(image[..., 0] if image.sizes.get("band") == 1 else image, cmap="gray_r", vmin=0, vmax=1)
+
+
 def predictor_colour(order: int, shift: float, longest: float) -> tuple[float, float, float]:
-    """Hue by order, fading from dark to light as the shift grows."""
+    """Choose the hue by order, fading from dark to light as the shift grows."""
     dark, light = (to_rgb(colour) for colour in ORDER_COLOURS[order % len(ORDER_COLOURS)])
     share = shift / longest if longest else 0.0
     red, green, blue = ((1 - share) * a + share * b for a, b in zip(dark, light, strict=True))
@@ -82,7 +94,7 @@ def predictor_colour(order: int, shift: float, longest: float) -> tuple[float, f
 
 
 def plain_log_scale(axis: Axis) -> None:
-    """Logarithmic, with 0.02, 0.05, 0.1, ... for ticks where powers of ten alone would leave one or two."""
+    """Make it logarithmic, with ticks at 0.02, 0.05, 0.1, ... where powers of ten alone would leave one or two."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
@@ -102,7 +114,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Look:
-    """Markers differ as well as colours, so that print in grey can be read."""
+    """Hold a label, colour and marker; markers differ, too, so that print in grey can be read."""
 
     label: str
     colour: str
@@ -127,37 +139,37 @@ LOOKS = {
 
 
 def look_of(method: str) -> Look:
-    """The look of a method; of an unknown one, grey and under its own name."""
+    """Return the look of a method; of an unknown one, grey and under its own name."""
     return LOOKS.get(method, Look(method, "0.7", "."))
 
 
 def draw_interval(axis: Axes, values: xr.DataArray, dim: str, **look: Any) -> None:
-    """Mean against `dim` with bars from low to high; `values` (dim, bound). A bound that is missing has no bar."""
+    """Draw mean against `dim` with bars from low to high; `values` (dim, bound). A bound that is missing has no bar."""
     axis.errorbar(values[dim].values, values.sel(bound="mean").values, yerr=bar_lengths(values), capsize=2, **look)
 
 
 def draw_band(axis: Axes, values: xr.DataArray, dim: str, **look: Any) -> None:
-    """Mean against `dim` as a line in a band from low to high; `values` (dim, bound)."""
+    """Draw mean against `dim` as a line in a band from low to high; `values` (dim, bound)."""
     mean, low, high = _bounds(values)
     (line,) = axis.plot(values[dim].values, mean, **look)
     axis.fill_between(values[dim].values, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def draw_level(axis: Axes, bounds: xr.DataArray, **look: Any) -> None:
-    """A horizontal line at the mean in a band from low to high; `bounds` (bound)."""
+    """Draw a horizontal line at the mean in a band from low to high; `bounds` (bound)."""
     mean, low, high = (float(bounds.sel(bound=name)) for name in ("mean", "low", "high"))
     line = axis.axhline(mean, **look)
     axis.axhspan(low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
 def bar_lengths(values: xr.DataArray) -> list[np.ndarray]:
-    """Lengths of bars around the mean, to `low` and to `high`; not negative where rounding put the mean outside."""
+    """Return lengths of bars from the mean to `low` and to `high`; not negative where rounding put it outside."""
     mean, low, high = _bounds(values)
     return [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
 
 
 def shade_full_steps(axis: Axes, steps: Sequence[int]) -> None:
-    """A grey span, one step wide, at every full step."""
+    """Draw a grey span, one step wide, at every full step."""
     for step in steps:
         axis.axvspan(step - 0.5, step + 0.5, color="0.9", linewidth=0, zorder=0)
 
@@ -176,7 +188,7 @@ def draw_stack(
     legend: Mapping[str, Any],
     **look: Any,
 ) -> None:
-    """A bar per value of the first dimension, its parts, of the second one, stacked in the order of `colours`.
+    """Draw a bar per value of the first dimension, its parts, of the second one, stacked in the order of `colours`.
 
     The legend has the parts as they are seen, from top to bottom or from left to right.
 

@@ -14,7 +14,7 @@ COLOURS = {"probe": GREEN, "residual": VERMILION, "output": BLUE}
 
 @style()
 def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") -> Figure:
-    """Second differences when time alone moves, those of real steps, the share of the clock, and Taylor forecasts.
+    """Draw second differences when time alone moves, those of real steps, the share of the clock, and Taylor forecasts.
 
     Args:
         roughness: from `time_roughness`; everything is averaged over its samples.

@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.bench.compare import compare
-from tapstudy.bench.image_set import ImageSet, pipe_of
-from tapstudy.bench.judge import Judge
+from tapstudy.bench.image_set import ImageSet
 from tapstudy.cli import app
 from tapstudy.plots.image_grid import plot_image_grid
 from tests.training.emoji import tiny_pipe
@@ -120,9 +119,9 @@ def test_compares_methods_on_prompts(model, tmp_path):
     assert "red apple noto on a red background" in (tmp_path / "page.md").read_text()
 
 
-def test_samples_methods_side_by_side(model):
+def test_samples_methods_side_by_side(model, tmp_path):
     images = ImageSet.of(model, seeds=(0,), labels=PROMPTS.split(";"), steps=12)
-    found = compare(pipe_of(model), Judge.of(model), images, intervals=(3,))
+    found = compare(images, tmp_path, intervals=(3,))
     assert found["image"].dims == ("run", "sample", "band", "y", "x")
     figure = plot_image_grid(found)
     assert figure.axes[0].images[0].get_array().shape == (32, 32, 3)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import tapstudy
 from tapstudy.analysis.clean_image import clean_images
@@ -10,8 +9,6 @@ from tapstudy.analysis.proxy_correlation import proxy_correlation
 from tapstudy.analysis.summaries import summarise
 from tapstudy.bench.compare import compare
 from tapstudy.bench.image_set import ImageSet
-from tapstudy.bench.judge import Judge
-from tapstudy.models.classifier import Classifier
 from tapstudy.plots.choice_maps import plot_choice_maps
 from tapstudy.plots.image_grid import plot_image_grid
 from tapstudy.plots.loss_curve import plot_loss
@@ -60,10 +57,10 @@ def test_proxy_vs_truth(scores):
     assert "3 images" in right.get_title()
 
 
-def test_image_grid():
-    torch.manual_seed(0)
-    images = ImageSet.of("mnist-dit", labels=(0, 1), seeds=(0, 1), steps=8)
-    comparison = compare(make_tiny_pipe(), Judge(Classifier().eval()), images, intervals=(3,))
+def test_image_grid(tmp_path):
+    make_tiny_pipe().save_pretrained(tmp_path / "model")
+    images = ImageSet.of(str(tmp_path / "model"), labels=(0, 1), seeds=(0, 1), steps=8)
+    comparison = compare(images, tmp_path / "results", intervals=(3,))
     figure = plot_image_grid(comparison)
     assert len(figure.axes) == 6 * 4
     np.testing.assert_allclose(figure.axes[5].images[0].get_array(), comparison["image"][1, 1, 0])

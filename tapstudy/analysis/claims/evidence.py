@@ -16,7 +16,7 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What was measured on the test images.
+    """Tell what was measured on the test images.
 
     Attributes:
         quality: `psnr` in dB, `flops` and `full_passes` (cell, sample), along accelerated runs; NaN for images a cell
@@ -75,11 +75,11 @@ class Evidence:
         return found
 
     def flops(self, cell: str) -> float:
-        """FLOPs of one image."""
+        """Return FLOPs of one image."""
         return float(_row(self.quality["flops"], cell).mean())
 
     def on_ranked(self, cells: Sequence[str]) -> NDArray[np.floating]:
-        """PSNR of cells on the images of the ranking table, (cell, image)."""
+        """Return PSNR of cells on the images of the ranking table, (cell, image)."""
         known = _images(self.quality)
         missing = [image for image in _images(self.ranking) if image not in known]
         if missing:

@@ -22,7 +22,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One inequality: the mean over images lies above (or below) a threshold.
+    """Hold one inequality: the mean over images lies above (or below) a threshold.
 
     Args:
         name: what the values are.
@@ -49,12 +49,12 @@ class Part:
 
     @cached_property
     def interval(self) -> Interval:
-        """Mean and bounds of its 95 % interval."""
+        """Return mean and bounds of its 95 % interval."""
         return mean_interval(self.values)
 
     @cached_property
     def pvalues(self) -> tuple[float, float]:
-        """One-sided, by flipping signs around the threshold: for the claimed side, and for the other."""
+        """Test both sides, by flipping signs around the threshold: the claimed one, and the other."""
         shifted = np.asarray(self.values, dtype=np.float64) - self.threshold
         half = sign_flip_pvalue(shifted) / 2
         if shifted.mean() == 0:
@@ -63,7 +63,7 @@ class Part:
 
     @property
     def side(self) -> Verdict:
-        """Where the whole interval lies."""
+        """Tell where the whole interval lies."""
         _, low, high = self.interval
         if low > self.threshold:
             return "holds" if self.above else "fails"
@@ -74,7 +74,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """A hypothesis as the conjunction of its parts.
+    """Hold a hypothesis as the conjunction of its parts.
 
     Attributes:
         name: such as "H1".
@@ -94,7 +94,7 @@ class Claim:
 
     @property
     def pvalues(self) -> tuple[float, float]:
-        """That the claim is false though it looks true: the weakest part's (intersection-union test, Berger 1982).
+        """Test that the claim is false though it looks true: the weakest part (intersection-union test, Berger 1982).
         That no part is violated though one looks so: the strongest violation's, times the number of parts (Bonferroni).
         """
         holding, violated = zip(*(part.pvalues for part in self.parts), strict=True)
@@ -102,13 +102,13 @@ class Claim:
 
     @property
     def pvalue(self) -> float:
-        """Of either verdict."""
+        """Return the p-value of either verdict."""
         return min(1.0, 2 * min(self.pvalues))
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """The verdict on a claim.
+    """Hold the verdict on a claim.
 
     Attributes:
         adjusted: p-value of the verdict, adjusted for all claims that were judged together (Holm).
@@ -122,7 +122,7 @@ class Finding:
 
 
 def judge(claims: Sequence[Claim], *, alpha: float = ALPHA) -> list[Finding]:
-    """Verdicts on a family of claims, in their order.
+    """Judge a family of claims, in their order.
 
     A claim holds if the 95 % interval of every part lies on the claimed side of its threshold, fails if that of at
     least one lies on the other side, and in both cases only if the adjusted p-value is at most `alpha`. Otherwise it is

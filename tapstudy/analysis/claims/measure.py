@@ -21,7 +21,7 @@ PHASES = ("first", "middle", "last")
 
 
 def ranking_table(image: xr.Dataset, settings: Mapping[str, TAPConfig]) -> xr.Dataset:
-    """How well the probe ranks the predictors along the recorded trajectories, for every setting.
+    """Tell how well the probe ranks the predictors along the recorded trajectories, for every setting.
 
     Args:
         image: recorded features of one image, see `rescore`, with `seed` on sample; loaded, or it is read once for
@@ -51,7 +51,7 @@ def ranking_table(image: xr.Dataset, settings: Mapping[str, TAPConfig]) -> xr.Da
 
 
 def agreement(scores: xr.Dataset) -> xr.Dataset:
-    """`spearman` and `top1`, (sample,): means over everything else, what is not defined left out."""
+    """Return `spearman` and `top1`, (sample,): means over everything else, what is not defined left out."""
     found = proxy_correlation(scores, measures=MEASURES)
     means = found[list(MEASURES)].mean([dim for dim in found["spearman"].dims if dim != "sample"])
     return means.reset_coords(drop=True).assign_coords(_labels(scores)).compute()
@@ -73,7 +73,7 @@ def _parts(scores: xr.Dataset) -> xr.Dataset:
 
 
 def token_table(image: xr.Dataset, config: TAPConfig | None = None, *, permutations: int = 50) -> xr.Dataset:
-    """Whether tokens differ, and whether the fast ones choose differently.
+    """Tell whether tokens differ, and whether the fast ones choose differently.
 
     Args:
         image: recorded features of one image, see `rescore`.
@@ -114,7 +114,7 @@ def _mean(values: xr.DataArray) -> np.ndarray:
 
 
 def _excess(values: xr.DataArray, permutations: int, *, log: bool = False) -> np.ndarray:
-    """Share of tokens and positions beyond the null, for each sample on its own, mean over contexts, (sample,)."""
+    """Return the share of tokens and positions beyond the null, sample by sample, mean over contexts, (sample,)."""
     excess = []
     for index in range(values.sizes["sample"]):
         one = values.isel(sample=index).reset_coords(drop=True)
@@ -127,7 +127,7 @@ def _excess(values: xr.DataArray, permutations: int, *, log: bool = False) -> np
 
 
 def propagation_table(runs: xr.Dataset) -> xr.Dataset:
-    """Log ratios of every policy to "order1" of what makes up its final deviation, (policy, sample).
+    """Return log ratios of every policy to "order1" of what makes up its final deviation, (policy, sample).
 
     Args:
         runs: from `bench.claims.solver_runs`, with the policy "order1".

@@ -38,7 +38,7 @@ its p-value (sign flips over images, adjusted by Holm for all claims of this pag
 
 
 def claims_page(findings: Sequence[Finding], evidence: Evidence, header: Mapping[str, str]) -> str:
-    """The page: how it was made, all verdicts, the controls, and a section per claim.
+    """Return the page: how it was made, all verdicts, the controls, and a section per claim.
 
     Args:
         findings: from `judge`.
@@ -65,7 +65,7 @@ def claims_page(findings: Sequence[Finding], evidence: Evidence, header: Mapping
 
 
 def controls_table(evidence: Evidence) -> Table:
-    """PSNR of every control at every interval it was run at."""
+    """Return PSNR of every control at every interval it was run at."""
     names = evidence.quality["cell"].values.tolist()
     intervals = sorted(int(name.removeprefix("tap N=")) for name in names if re.fullmatch(r"tap N=\d+", name))
     rows = []

@@ -34,7 +34,7 @@ QUALITY = ("psnr", "ssim", "correct", "full_passes", "flops", "flops_ratio")
 
 
 def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, progress: bool = True) -> Evidence:
-    """Everything that is measured for the claims.
+    """Return everything that is measured for the claims.
 
     Fixed predictors and one of the masks are chosen on held-out seeds first. Then come the accelerated runs on the test
     seeds, and on some of them exact trajectories with their features, read one image at a time.
@@ -84,7 +84,7 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
 def choose_fixed(
     cells: Mapping[tuple[int, str], Cell], folder: Path, *, scheduler: str | None = None, progress: bool = True
 ) -> dict[int, str]:
-    """For every interval the method with the highest mean PSNR over its (held-out) images, the first one on a tie."""
+    """Choose for every interval the method of highest mean PSNR over its (held-out) images, the first on a tie."""
     names = {f"{method} N={interval}": cell for (interval, method), cell in cells.items()}
     means = _run_cells(names, folder, scheduler=scheduler, progress=progress)["psnr"].mean("sample")
     return {
@@ -99,7 +99,7 @@ def choose_fixed(
 def choose_masks(
     pipe: EmbeddedPipeline, plan: Plan, results: Results, *, progress: bool = True
 ) -> dict[str, tuple[int, ...]]:
-    """Masks with as many full steps as N = 8 has: even, start-dense, and the best for order 1 on held-out images."""
+    """Choose masks with as many full steps as N = 8: even, start-dense, the best for order 1 on held-out images."""
     recording = record(
         pipe, [plan.images(plan.held_out[:1]).call(pipe)], results.folder / "held-out.zarr", fields=("residual",),
         model=plan.model, progress=progress,
@@ -113,7 +113,7 @@ def choose_masks(
 
 
 def _run_cells(cells: Mapping[str, Cell], folder: Path, *, scheduler: str | None, progress: bool) -> xr.Dataset:
-    """`QUALITY` by name, (cell, sample); NaN for images that a cell does not have."""
+    """Return `QUALITY` by name, (cell, sample); NaN for images that a cell does not have."""
     found = sweep(list(cells.values()), folder, scheduler=scheduler, progress=progress)
     failed = [f"{name}: {found['error'].sel(cell=cell.name).item()}" for name, cell in cells.items()
               if found["error"].sel(cell=cell.name).item()]  # fmt: skip
@@ -126,12 +126,12 @@ def _run_cells(cells: Mapping[str, Cell], folder: Path, *, scheduler: str | None
 
 
 def _below(upper: xr.Dataset, lower: xr.Dataset) -> xr.Dataset:
-    """Two tables of the same images, one below the other; what one of them lacks is NaN."""
+    """Stack two tables of the same images; what one of them lacks is NaN."""
     return xr.concat([upper, lower], dim="cell", data_vars="all", coords="minimal", compat="override", join="outer")
 
 
 def _features(pipe: EmbeddedPipeline, plan: Plan, results: Results, *, progress: bool) -> tuple[xr.Dataset, xr.Dataset]:
-    """The ranking and the token table of `few_seeds`."""
+    """Return the ranking and the token table of `few_seeds`."""
     recording = record(
         pipe,
         [part.call(pipe) for part in plan.images(plan.few_seeds).by_seed()],
@@ -144,7 +144,7 @@ def _features(pipe: EmbeddedPipeline, plan: Plan, results: Results, *, progress:
     settings = ranked_settings(plan)
 
     def tables(index: int) -> tuple[xr.Dataset, xr.Dataset]:
-        """Of one image, which is read when it is needed."""
+        """Make the tables of one image, which is read when it is needed."""
         image = lru_cache(maxsize=1)(recording.isel(sample=[index]).compute)
         return (
             results.dataset(f"ranking/{index}", None, lambda: ranking_table(image(), settings)),
@@ -157,7 +157,7 @@ def _features(pipe: EmbeddedPipeline, plan: Plan, results: Results, *, progress:
 
 
 def _untrained(plan: Plan, results: Results, *, progress: bool) -> xr.Dataset:
-    """The ranking table of the same model with random weights, "untrained N=8"."""
+    """Return the ranking table of the same model with random weights, "untrained N=8"."""
     images = replace(plan.images(plan.few_seeds), model=plan.model + UNTRAINED)
     blank = pipe_of(images.model)
     recording = record(
@@ -173,12 +173,12 @@ def _untrained(plan: Plan, results: Results, *, progress: bool) -> xr.Dataset:
 
 
 def _of_plan(table: xr.Dataset) -> xr.Dataset:
-    """With the seeds of the plan in place of those of the noise."""
+    """Put the seeds of the plan in place of those of the noise."""
     return table.assign_coords(seed=table["seed"] // 1000)
 
 
 def _told(plan: Plan) -> dict[str, Any]:
-    """What the results in a folder depend on."""
+    """Tell what the results in a folder depend on."""
     return {
         **asdict(plan),
         "weights": weights_fingerprint(plan.model),

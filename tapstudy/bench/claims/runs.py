@@ -28,7 +28,7 @@ FURTHER = ("first-window", "tap+least-squares", "tap+hermite", "tap+chebyshev", 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is run.
+    """Tell what is run.
 
     Args:
         model: embedded model or model folder.
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Full steps at N = 8."""
+        """Return full steps at N = 8."""
         return len(full_steps(self.steps, interval=8, warmup_steps=3))
 
     def cell(self, method: str, seeds: tuple[int, ...], **settings: Any) -> Cell:
@@ -77,12 +77,12 @@ class Plan:
         return Cell.of({"method": method, "seeds": seeds, **own, **settings})
 
     def images(self, seeds: Sequence[int]) -> ImageSet:
-        """Every label with each of these seeds."""
+        """Return every label with each of these seeds."""
         return ImageSet.of(self.model, seeds=seeds, labels=self.labels, steps=self.steps, guidance=self.guidance)
 
 
 def held_out_cells(plan: Plan) -> dict[tuple[int, str], Cell]:
-    """Every single predictor at every interval on held-out images: (interval, method) -> cell."""
+    """Turn every single predictor at every interval on held-out images: (interval, method) into cell."""
     return {
         (interval, method): plan.cell(method, plan.held_out if interval >= 6 else plan.held_out[:1], interval=interval)
         for interval in (*SMALL_INTERVALS, *INTERVALS)
@@ -91,7 +91,7 @@ def held_out_cells(plan: Plan) -> dict[tuple[int, str], Cell]:
 
 
 def claim_cells(plan: Plan, best_fixed: Mapping[int, str], masks: Mapping[str, tuple[int, ...]]) -> dict[str, Cell]:
-    """All runs on the test images that a cell can express.
+    """Return all runs on the test images that a cell can express.
 
     Args:
         best_fixed: the method chosen on held-out images for every interval.
@@ -145,7 +145,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def ranked_settings(plan: Plan) -> dict[str, TAPConfig]:
-    """What recorded trajectories are scored with: intervals, distances and depths of the probe."""
+    """Tell what recorded trajectories are scored with: intervals, distances and depths of the probe."""
     return {
         **{f"tap N={n}": TAPConfig(interval=n) for n in (*SMALL_INTERVALS, *INTERVALS)},
         **{name: TAPConfig(**changes) for name, changes in VARIANTS.items() if "distance" in changes},
@@ -154,7 +154,7 @@ def ranked_settings(plan: Plan) -> dict[str, TAPConfig]:
 
 
 def propagation_policies() -> dict[str, AnchoredPolicy]:
-    """Whose local errors are followed to the end."""
+    """Tell whose local errors are followed to the end."""
     return {
         "order1": FixedPolicy(1),
         "tap": TAPPolicy(),

@@ -145,7 +145,7 @@ _TEXTS = {
 
 
 def _sample(pipe: EmbeddedPipeline, batch: ImageSet, noise: Tensor) -> Tensor:
-    """All states (T + 1, B, C, H, W)."""
+    """Return all states (T + 1, B, C, H, W)."""
     states = [noise]
 
     def keep(_: Any, __: int, ___: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _sample(pipe: EmbeddedPipeline, batch: ImageSet, noise: Tensor) -> Tensor:
 
 
 def _velocities(pipe: EmbeddedPipeline, batch: ImageSet, path: Tensor, timesteps: Tensor) -> list[Tensor]:
-    """Of the plain model at every state but the last, batched as the pipeline batches them."""
+    """Ask the plain model at every state but the last, batched as the pipeline batches them."""
     return [
         pipe.guided_velocity(states, t, batch.labels, guidance_scale=batch.guidance)  # type: ignore[arg-type]
         for states, t in zip(path[:-1], timesteps, strict=True)
@@ -172,7 +172,7 @@ def _velocities(pipe: EmbeddedPipeline, batch: ImageSet, path: Tensor, timesteps
 
 
 def _tokens_of(pipe: EmbeddedPipeline, noise: Tensor) -> tuple[Callable[[Tensor], Tensor], int]:
-    """What turns states (B, C, H, W) into tokens (B, N, D), and the columns of their grid."""
+    """Tell what turns states (B, C, H, W) into tokens (B, N, D), and the columns of their grid."""
     if isinstance(pipe, TextPipeline):
         return lambda states: pack(states, pipe.patch_size), noise.shape[-1] // pipe.patch_size
     adapter = find_adapter(pipe.transformer)

@@ -17,7 +17,7 @@ from tapstudy.recording.record import pipeline_arguments, samples_of
 
 
 class SigmaChoice(NamedTuple):
-    """A width in units of time, and the errors it was chosen by."""
+    """Hold a width in units of time, and the errors it was chosen by."""
 
     sigma: float
     table: xr.Dataset
@@ -93,7 +93,7 @@ def choose_sigma(
 
 
 def least_within_one_error(values: np.ndarray[Any, np.dtype[np.float64]]) -> int:
-    """The first row of (row, sample) whose mean is within one standard error, paired over samples, of the best."""
+    """Find the first row of (row, sample) whose mean is within one standard error, paired, of the best."""
     best = values[values.mean(axis=1).argmax()]
     for row, behind in enumerate(best - values):
         error = behind.std(ddof=1) / len(behind) ** 0.5 if len(behind) > 1 else 0.0
@@ -103,11 +103,11 @@ def least_within_one_error(values: np.ndarray[Any, np.dtype[np.float64]]) -> int
 
 
 def _sampled(pipe: Any, call: Mapping[str, Any]) -> torch.Tensor:
-    """Images (batch, ...) of one call."""
+    """Return images (batch, ...) of one call."""
     (images, *_) = pipe(**pipeline_arguments(call), return_dict=False)
     return torch.as_tensor(np.asarray(images) if isinstance(images, list) else images).double().cpu()
 
 
 def _rms(images: torch.Tensor, reference: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Root mean square of the differences, (batch,)."""
+    """Return root mean square of the differences, (batch,)."""
     return (images - reference).flatten(1).square().mean(dim=1).sqrt().numpy()

@@ -145,7 +145,7 @@ UNITS = dict.fromkeys(("suggested_sigma", "time", "place_time", "offset"), TIME)
 
 
 class _Run(NamedTuple):
-    """A sampled trajectory, and one unit of time as its model is told it."""
+    """Hold a sampled trajectory, and one unit of time as its model is told it."""
 
     passes: FullPasses
     differences: TrajectoryDifferences
@@ -162,11 +162,11 @@ class _Run(NamedTuple):
 
     @property
     def times(self) -> Array:
-        """(step,), in units of time."""
+        """Return (step,), in units of time."""
         return self.differences.timesteps / self.unit
 
     def moved(self, step: int, groups: Sequence[tuple[Sequence[float], Sequence[Sequence[float]]]]) -> list[Array]:
-        """Combinations of features at a step's latent and moved times, relative to those at its own time.
+        """Return combinations of features at a step's latent and moved times, relative to those at its own time.
 
         Args:
             groups: each offsets in units of time, and rows of weights: of the features at the step's own time, then at
@@ -193,12 +193,12 @@ class _Run(NamedTuple):
 
 
 def _spread(first: int, last: int, count: int) -> list[int]:
-    """At most `count` steps from `first` to `last`."""
+    """Spread at most `count` steps from `first` to `last`."""
     return sorted({round(step) for step in np.linspace(first, last, count).tolist()})
 
 
 def _of_trajectory(run: _Run, where: Sequence[int], points: int) -> xr.Dataset:
-    """What depends on the number of steps; trembling at the steps `where`."""
+    """Tell what depends on the number of steps; trembling at the steps `where`."""
     times, second = run.times, run.differences.second_differences()
     tremble = np.full((len(QUANTITIES), points, run.differences.samples), np.nan)
     beside = tremble.copy()  # what the trajectory does at the same steps

@@ -39,19 +39,19 @@ def powers(features: Sequence[Tensor], samples: int) -> Array:
 
 
 def relative(difference: Array, of: Array) -> Array:
-    """Root of the share of two powers, 0 where nothing differs, be it of nothing."""
+    """Return root of the share of two powers, 0 where nothing differs, be it of nothing."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(difference == 0, 0.0, np.sqrt(difference / of))
 
 
 def wide(features: dict[str, Tensor]) -> list[Tensor]:
-    """The features in the order of `QUANTITIES`, in single precision at least."""
+    """Return the features in the order of `QUANTITIES`, in single precision at least."""
     return [features[name].to(torch.promote_types(features[name].dtype, torch.float32)) for name in QUANTITIES]
 
 
 @dataclass
 class _Branch:
-    """What is remembered of one guidance branch: the last three passes and the last three anchors, newest first."""
+    """Remember of one guidance branch the last three passes and the last three anchors, newest first."""
 
     transformer: str = ""
     steps: int = 0
@@ -85,7 +85,7 @@ class TrajectoryDifferences:
         self._skipped = False
 
     def add(self, one: FullPass) -> None:
-        """One more pass, in the order they ran. Differences across a change of the transformer mean nothing."""
+        """Return one more pass, in the order they ran. Differences across a change of the transformer mean nothing."""
         branch = self._branches[one.context]
         step, features = branch.steps, wide(one.features)
         if one.transformer != branch.transformer:
@@ -125,15 +125,15 @@ class TrajectoryDifferences:
 
     @property
     def timesteps(self) -> Array:
-        """(step,), as the model was told them."""
+        """Return (step,), as the model was told them."""
         return np.array([self._times[step] for step in sorted(self._times)])
 
     def changes(self) -> Array:
-        """|f(i) - f(i-1)| / |f(i-1)|, (quantity, step, sample), NaN at the first step."""
+        """Return |f(i) - f(i-1)| / |f(i-1)|, (quantity, step, sample), NaN at the first step."""
         return self._relative(self._changes)
 
     def second_differences(self) -> Array:
-        """|f(i+1) - 2 f(i) + f(i-1)| / |f(i)|, (quantity, step, sample), NaN at the first and the last step."""
+        """Return |f(i+1) - 2 f(i) + f(i-1)| / |f(i)|, (quantity, step, sample), NaN at the first and the last step."""
         return self._relative(self._seconds)
 
     def _relative(self, sums: dict[int, Array]) -> Array:
@@ -143,5 +143,5 @@ class TrajectoryDifferences:
         return found
 
     def forecast_errors(self) -> Array:
-        """Relative error of Taylor forecasts of the residual, over all skip steps, (order, sample); NaN without any."""
+        """Return errors of Taylor forecasts of the residual, over all skip steps, (order, sample); NaN without any."""
         return relative(self._errors, self._forecast) if self._skipped else np.full_like(self._errors, np.nan)

@@ -90,7 +90,7 @@ def teacache(slot: Slot) -> Setting:
     contexts = slot.held_out.recording.sizes["context"]
 
     def changes(path: list[torch.Tensor]) -> torch.Tensor:
-        """(image, step), both branches of an image together, as they are in a batch."""
+        """Return (image, step), both branches of an image together, as they are in a batch."""
         images = [step.unflatten(0, (-1, contexts)) for step in path]
         return torch.tensor([
             [relative_change(now[i], before[i]) for before, now in pairwise(images)]
@@ -129,7 +129,7 @@ def cg_taylor(slot: Slot) -> Setting:
 
 
 def _magcache(slot: Slot) -> tuple[tuple[float, ...], float, dict[str, float]]:
-    """Ratios, threshold, and the limits that do not bind."""
+    """Return ratios, threshold, and the limits that do not bind."""
     ratios, steps = magnitude_ratios(slot.held_out.features("residual")), slot.steps
     limits = {"max_skips": steps, "retention": WARMUP / steps}
 
@@ -147,7 +147,7 @@ def magcache(slot: Slot) -> Setting:
 
 
 def ertacache(slot: Slot) -> Setting:
-    """Without the shorter steps of the method, which change the sampler: what is compared is the same solver."""
+    """Leave out the shorter steps of the method, which change the sampler: what is compared is the same solver."""
     inputs, residuals = slot.held_out.features("latent"), slot.held_out.features("latent_residual")
     outputs = [r + x for r, x in zip(residuals, inputs, strict=True)]
 
@@ -159,7 +159,7 @@ def ertacache(slot: Slot) -> Setting:
 
 
 def zeus(slot: Slot) -> Setting:
-    """Published rules from the warm-up to the last step, with the period that gives the passes."""
+    """Return published rules from the warm-up to the last step, with the period that gives the passes."""
     steps = slot.steps
     start, end = WARMUP - 1, steps - 1
 
@@ -177,7 +177,7 @@ def diffusers_taylor(slot: Slot) -> Setting:
 
 
 def _diffusers_interval(steps: int, passes: int) -> int:
-    """The interval with which diffusers' schedule makes about so many full passes."""
+    """Return the interval with which diffusers' schedule makes about so many full passes."""
 
     def count(interval: int) -> int:
         policy = DiffusersTaylorPolicy(1, interval=interval)

@@ -43,7 +43,7 @@ SCHEDULES = (
 
 
 class HeldOut:
-    """What methods are fitted to and chosen on: worked out when asked for, and kept where it takes the model.
+    """Tell what methods are fitted to and chosen on: worked out when asked for, and kept where it takes the model.
 
     Args:
         pipe: with the plan's model, without a policy.
@@ -59,7 +59,7 @@ class HeldOut:
 
     @cached_property
     def recording(self) -> xr.Dataset:
-        """Exact trajectories of the held-out images that are fitted to."""
+        """Return exact trajectories of the held-out images that are fitted to."""
         return record(
             self.pipe, [batch.call(self.pipe) for batch in self.plan.fitted_to.batches()],
             self.results.folder / "held-out.zarr", fields=("probe", "residual", "latent", "latent_residual"),
@@ -68,12 +68,12 @@ class HeldOut:
 
     @cached_property
     def lengths(self) -> NDArray[np.float64]:
-        """Of the solver's steps, (step,)."""
+        """Return the lengths of the solver's steps, (step,)."""
         return np.asarray(np.diff(self.recording["sigma"].values.astype(np.float64), append=0.0))
 
     @cache  # noqa: B019 (one object per run)
     def gram(self, site: ResidualSite) -> NDArray[np.float64]:
-        """Inner products of the steps as shares of a trajectory's mean square, mean over trajectories, (step, step).
+        """Average inner products of the steps as shares of a trajectory's mean square over trajectories, (step, step).
 
         In latent space of what guidance makes of both branches, which is what the solver sees.
         """
@@ -96,7 +96,7 @@ class HeldOut:
 
     @cached_property
     def amplification(self) -> NDArray[np.float64]:
-        """By how much an error of the state after each step grows until the end, (step,)."""
+        """Tell by how much an error of the state after each step grows until the end, (step,)."""
 
         def make() -> list[float]:
             velocities = self._guided(self.recording["latent_residual"].isel(sample=slice(FEW)))
@@ -110,7 +110,7 @@ class HeldOut:
         return np.array(self._chosen("amplification", make))
 
     def features(self, name: str, *, samples: int | None = None) -> list[Tensor]:
-        """A recorded variable at every step, (samples * contexts, token, channel) each."""
+        """Return a recorded variable at every step, (samples * contexts, token, channel) each."""
         values = self.recording[name].isel(sample=slice(samples))
         if "depth" in values.dims:
             values = values.isel(depth=0)
@@ -121,26 +121,26 @@ class HeldOut:
 
     @cached_property
     def exact(self) -> Tensor:
-        """The tuning images without acceleration, (B, band, row, column)."""
+        """Return the tuning images without acceleration, (B, band, row, column)."""
         plain = Setting.plain(self.plan.steps)
         found = self.results.dataset("tuning", plain.text, lambda: run(self.pipe, self.plan.tuned_on, plain))
         return torch.from_numpy(found["image"].values)
 
     def quality(self, setting: Setting) -> float:
-        """Mean PSNR over the tuning images."""
+        """Return mean PSNR over the tuning images."""
         found = run(self.pipe, self.plan.tuned_on, setting)
         return float(psnr(torch.from_numpy(found["image"].values), self.exact, data_range=1.0).clamp(max=200).mean())
 
     def kept_quality(self, name: str, setting: Setting) -> float:
-        """`quality`, kept under a name."""
+        """Return `quality`, kept under a name."""
         return float(self._chosen(f"quality-{name}", lambda: self.quality(setting)))
 
     def choose(self, name: str, options: Callable[[], dict[str, Setting]]) -> str:
-        """The option of the highest quality."""
+        """Return the option of the highest quality."""
         return best_of(self._chosen(name, lambda: {key: self.quality(setting) for key, setting in options().items()}))
 
     def threshold(self, name: str, make: Callable[[float], Setting], passes: int, *, low: float = 1e-4) -> float:
-        """The one at which the tuning images take `passes` full passes, about."""
+        """Return the one at which the tuning images take `passes` full passes, about."""
 
         def passes_of(threshold: float) -> float:
             masks = run(self.pipe, self.plan.tuned_on, make(threshold))["mask"].values
@@ -150,11 +150,11 @@ class HeldOut:
         return float(self._chosen(f"{name}-{passes}", lambda: tuner.threshold(passes)))
 
     def _chosen(self, name: str, make: Callable[[], Any]) -> Any:
-        """A plain value that takes the model to find out; the folder belongs to the plan, so its name tells it."""
+        """Return a plain value that takes the model to find out, kept under its name."""
         return self.results.value(f"chosen/{name}", None, make)
 
     def mask(self, schedule: str, passes: int) -> Mask:
-        """The full steps of one of `SCHEDULES`, `passes` of them.
+        """Return the full steps of one of `SCHEDULES`, `passes` of them.
 
         "dp-order1" and "dp-best" are `best_mask` for order 1, and for the best member of TAP's family at every step;
         "window-..." are `best_window_mask`, for order 1 or fitted rows, by the hidden or the latent residual, and
@@ -190,7 +190,7 @@ class HeldOut:
         )
 
     def searched_mask(self, method: str, passes: int, make: Callable[[str, Mask], Setting]) -> Mask:
-        """The one of `SCHEDULES` that is best for a method on the tuning images, improved on them.
+        """Return the one of `SCHEDULES` that is best for a method on the tuning images, improved on them.
 
         Args:
             make: the method's setting on a mask, given a name of it.
@@ -216,7 +216,7 @@ class HeldOut:
         return int(order), int(shift)
 
     def fitted(self, mask: Mask, name: str) -> CalibratedPolicy:
-        """Fitted rows, with the residual and the number of anchors that do best on the tuning images."""
+        """Return fitted rows, with the residual and the number of anchors that do best on the tuning images."""
 
         def policy(site: ResidualSite, anchors: int) -> CalibratedPolicy:
             gram = torch.from_numpy(self.gram(site))

@@ -29,7 +29,7 @@ def best_window_mask(
     family: Family | None = None,
     ridge: float = 1e-6,
 ) -> tuple[int, ...]:
-    """The mask of least cost.
+    """Return the mask of least cost.
 
     Args:
         gram: inner products of the features at all pairs of steps, (step, step).
@@ -56,7 +56,7 @@ def best_window_mask(
 def window_errors(
     gram: Array, lengths: Array, *, longest: int, family: Family | None = None, ridge: float = 1e-6
 ) -> Array:
-    """What every further step adds to the cost of a window, so that a running sum is the cost of the window.
+    """Tell what every further step adds to the cost of a window, so that a running sum is the cost of the window.
 
     Returns:
         (a, g, h, k): for the step a + k, with anchors at a, a - g and a - g - h (0: there is none). Infinite where
@@ -67,7 +67,7 @@ def window_errors(
 
     @cache
     def family_rows(distances: tuple[int, ...], steps: int) -> Array:
-        """(k, J) for k = 1 .. steps."""
+        """Return (k, J) for k = 1 .. steps."""
         assert family is not None
         found = [family.rows(distances[: family.num_anchors], k)[0] for k in range(1, steps + 1)]
         return np.array([(*row, *(0.0 for _ in distances[len(row) :])) for row in found])
@@ -98,7 +98,7 @@ def window_errors(
 
 
 def _fitted(normal: Array, right: Array, ridge: float) -> Array:
-    """The least-squares row of every target, (target, J)."""
+    """Return the least-squares row of every target, (target, J)."""
     damped = normal + ridge * np.trace(normal) / len(normal) * np.eye(len(normal))
     rows = np.linalg.lstsq(damped, right - normal[:, :1], rcond=None)[0]  # (J, target)
     rows[0] += 1

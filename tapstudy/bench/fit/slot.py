@@ -12,7 +12,7 @@ from tapstudy.policies.config import TAPConfig
 
 @dataclass(frozen=True)
 class Slot:
-    """A schedule with so many full passes, and what a method may be fitted to.
+    """Hold a schedule with so many full passes, and what a method may be fitted to.
 
     Attributes:
         held_out: what may be fitted and chosen on.
@@ -28,19 +28,19 @@ class Slot:
 
     @property
     def mask(self) -> tuple[int, ...]:
-        """The full steps."""
+        """Return the full steps."""
         return self.held_out.mask(self.schedule, self.passes)
 
     @property
     def steps(self) -> int:
-        """T."""
+        """Return T."""
         return self.held_out.plan.steps
 
     def threshold(self, name: str, make: Callable[[float], Setting], *, low: float = 1e-4) -> float:
-        """The one at which the tuning images take `passes` full passes, about."""
+        """Return the one at which the tuning images take `passes` full passes, about."""
         return self.held_out.threshold(name, make, self.passes, low=low)
 
     @property
     def name(self) -> str:
-        """For files."""
+        """Return for files."""
         return f"{self.schedule}-{self.passes}"

@@ -29,7 +29,7 @@ class Tuner:
         self.known: dict[float, float] = {}
 
     def threshold(self, target: float) -> float:
-        """Of all thresholds tried the one whose passes are closest to the target, the more expensive of equals."""
+        """Return, of all thresholds tried, the one closest to the target in passes, the more expensive of equals."""
         for _ in range(self.trials):
             if self.known and self._distance(self._closest(target), target) <= self.tolerance:
                 break
@@ -49,7 +49,7 @@ class Tuner:
 
 
 def best_of(quality: Mapping[str, float]) -> str:
-    """The name of the highest value, the first one on a tie."""
+    """Return the name of the highest value, the first one on a tie."""
     return max(quality, key=lambda name: quality[name])
 
 

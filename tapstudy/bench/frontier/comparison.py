@@ -13,13 +13,13 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from tapstudy.analysis.stats import paired_interval, with_interval
+from tapstudy.analysis.stats import BOUNDS, interval_where_finite, paired_interval
 from tapstudy.bench.engine import Setting, kept, measure_costs
 from tapstudy.bench.fit.held_out import USUAL, HeldOut
 from tapstudy.bench.fit.slot import Slot
 from tapstudy.bench.frontier.distance import distribution_distance
 from tapstudy.bench.frontier.plan import FrontierPlan
-from tapstudy.bench.image_error import psnr, ssim
+from tapstudy.bench.image_error import MASK, MEASURES, measures
 from tapstudy.bench.image_set import pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import CORE, OWN, SEARCHED, Kind, Method, compared_methods
@@ -29,20 +29,16 @@ from tapstudy.policies.config import TAPConfig
 EVERYWHERE = ("start-dense",)  # run at every number of passes, as S(N, 3) is; other schedules at the fewest only
 REFERENCE = "reference"
 VARIABLES = {
-    "psnr": ("PSNR to the reference (data range 1)", "dB"),
-    "ssim": ("SSIM to the reference (data range 1)", "1"),
-    "correct": ("classified as its label", "1"),
-    "full_passes": ("full passes of the model", "1"),
+    **MEASURES,
     "flops": ("FLOPs of one image (multiply-add = 2, matrix products, convolutions and attention)", "1"),
     "seconds": ("wall time of one image, of the first test image: median of repeats, all methods in one run", "s"),
     "cache_bytes": ("largest history of one image, both guidance branches", "bytes"),
 }
-BOUNDS = ["mean", "low", "high"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell: a method on a schedule, at a number of full passes."""
+    """Hold one cell: a method on a schedule, at a number of full passes."""
 
     method: str
     kind: Kind
@@ -52,7 +48,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """ "tap N=8", or on another schedule "tap even N=8"; N is that of S(N, 3) with as many full passes."""
+        """Return "tap N=8", or on another schedule "tap even N=8"; N is that of S(N, 3) with as many full passes."""
         if self.method == REFERENCE:
             return REFERENCE
         on = "" if self.schedule in (USUAL, OWN) else f" {self.schedule}"
@@ -126,7 +122,7 @@ def frontier(
 
 
 def rows_of(plan: FrontierPlan, methods: Sequence[Method], *, thorough: bool = False) -> dict[Row, Method | None]:
-    """The reference, then every method on its schedules; further schedules at the fewest passes only.
+    """Return the reference, then every method on its schedules; further schedules at the fewest passes only.
 
     Args:
         thorough: all methods at every number of passes, not only those in `CORE`.
@@ -143,7 +139,7 @@ def rows_of(plan: FrontierPlan, methods: Sequence[Method], *, thorough: bool = F
 
 
 def cost_name(row: Row, settings: Mapping[Row, Setting]) -> str:
-    """The row whose cost this one has: the same method with as many passes on S(N, 3), if that is there."""
+    """Return the row whose cost this one has: the same method with as many passes on S(N, 3), if that is there."""
     usual = replace(row, schedule=USUAL)
     return (usual if usual in settings else row).name
 
@@ -163,7 +159,7 @@ def _slot(held: HeldOut, row: Row, method: Method) -> Slot:
 
 
 def _held_out_psnr(held: HeldOut, settings: Mapping[Row, Setting], rows: Sequence[Row]) -> list[float]:
-    """On the tuning images, of methods that are run on several schedules at this number of passes; else NaN."""
+    """Return on the tuning images, of methods that are run on several schedules at this number of passes; else NaN."""
     found = []
     for row in rows:
         others = [other for other in settings if (other.method, other.passes) == (row.method, row.passes)]
@@ -181,7 +177,7 @@ def assemble(
     costs: xr.Dataset,
     errors: Mapping[Row, str],
 ) -> xr.Dataset:
-    """The table of `frontier`, from images and costs."""
+    """Return the table of `frontier`, from images and costs."""
     exact = torch.from_numpy(runs[rows[0]]["image"].values)  # (B, band, row, column)
     judge = Judge.of(plan.model)
     features = judge.features(exact)
@@ -196,12 +192,9 @@ def assemble(
         run, cost = runs[row], costs.sel(cell=row.name)
         images = torch.from_numpy(run["image"].values)
         masks[i] = run["mask"].values
-        full = np.array([mask.count("F") for mask in masks[i]])
-        steps = np.array([len(mask) for mask in masks[i]])
-        values["psnr"][i] = psnr(images, exact, data_range=1.0)
-        values["ssim"][i] = ssim(images, exact, data_range=1.0)
-        values["correct"][i] = judge.correct(images, plan.test.labels)
-        values["full_passes"][i] = full
+        for name, found in measures(run, runs[rows[0]], judge).items():
+            values[name][i] = found
+        full, steps = values["full_passes"][i], np.array([len(mask) for mask in masks[i]])
         values["flops"][i] = full * float(cost["flops_full"]) + (steps - full) * float(cost["flops_skip"])
         values["seconds"][i] = float(cost["seconds"])
         values["cache_bytes"][i] = run["cache_bytes"].values
@@ -214,7 +207,7 @@ def assemble(
             for name, (long_name, units) in VARIABLES.items()
         }
         | {
-            "mask": (("cell", "sample"), masks, {"long_name": "F full, . skipped, s skipped with a pass beside"}),
+            "mask": (("cell", "sample"), masks, {"long_name": MASK}),
             "seconds_each": (("cell", "repeat"), each, {"long_name": "wall time of one image", "units": "s"}),
             "distance": ("cell", distances[:, 0], {"long_name": f"{measure} to the reference", "units": "1"}),
             "distance_error": ("cell", distances[:, 1], {"long_name": "its jackknife standard error", "units": "1"}),
@@ -232,10 +225,9 @@ def assemble(
 
 
 def compared(table: xr.Dataset) -> xr.Dataset:
-    """With intervals over images, paired differences, and the schedule chosen for every method."""
+    """Add intervals over images, paired differences, and the schedule chosen for every method."""
     finite = np.isfinite(table["psnr"].values)
-    own = with_interval(table["psnr"].where(xr.DataArray(finite, dims=("cell", "sample")), 0.0))
-    own = own.where(xr.DataArray(finite.all(axis=1), dims="cell"))
+    own = interval_where_finite(table["psnr"])
     names = [table[name].values.tolist() for name in ("method", "schedule", "passes")]
     keys = list(zip(*names, strict=True))
     gains = {"gain_over_tap": "tap", "gain_over_best_fixed": "best-fixed"}
@@ -258,7 +250,7 @@ def compared(table: xr.Dataset) -> xr.Dataset:
 
 
 def choose_schedules(table: xr.Dataset) -> list[bool]:
-    """Whether a cell's schedule is, by `held_out_psnr`, the best of those its method ran on with as many passes."""
+    """Tell whether a cell's schedule is, by `held_out_psnr`, the best of its method with as many passes."""
     quality = np.nan_to_num(table["held_out_psnr"].values, nan=-np.inf)
     methods, passes = table["method"].values, table["passes"].values
     return [
@@ -269,7 +261,7 @@ def choose_schedules(table: xr.Dataset) -> list[bool]:
 
 
 def _told(plan: FrontierPlan) -> dict[str, Any]:
-    """What the results in a folder depend on; numbers of passes may be added later."""
+    """Tell what the results in a folder depend on; numbers of passes may be added later."""
     told = json.loads(json.dumps(asdict(plan))) | {"weights": weights_fingerprint(plan.model)}
     told.pop("passes")
     return dict(told)

@@ -8,7 +8,7 @@ from tapstudy.models.quality import frechet_distance
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Squared maximum mean discrepancy, unbiased, with the kernel (x'y / d + 1)^3, and its jackknife standard error.
+    """Compute the squared maximum mean discrepancy, unbiased, kernel (x'y / d + 1)^3, and its jackknife error.
 
     The kernel is that of the kernel inception distance (Binkowski et al. 2018, arXiv 1801.01401). Row i of both sets
     may belong to the same noise: the estimate is the U-statistic of Gretton et al. 2012 (JMLR 13, lemma 6), the mean
@@ -41,7 +41,7 @@ def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def distribution_distance(features: Tensor, reference: Tensor) -> tuple[float, float, str]:
-    """Frechet distance if there are more rows than features, else `kernel_distance`; standard error; which it is.
+    """Compute the Frechet distance if rows outnumber features, else `kernel_distance`; standard error; its name.
 
     The Frechet distance comes without an error (NaN).
     """

@@ -13,7 +13,7 @@ WARMUP = 3  # of all schedules
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierPlan:
-    """Images and costs.
+    """Hold images and costs.
 
     Args:
         model: embedded model or model folder.
@@ -52,7 +52,7 @@ class FrontierPlan:
             self.interval(passes)
 
     def interval(self, passes: int) -> int:
-        """The N of S(N, 3) with so many full steps; of several, the least.
+        """Return the N of S(N, 3) with so many full steps; of several, the least.
 
         Raises:
             ValueError: there is none, with the numbers there are.
@@ -69,20 +69,20 @@ class FrontierPlan:
         return full_steps(self.steps, interval=interval, warmup_steps=WARMUP)
 
     def images(self, seeds: Sequence[int]) -> ImageSet:
-        """Every label with each of these seeds."""
+        """Return every label with each of these seeds."""
         return ImageSet.of(self.model, seeds=seeds, labels=self.labels, steps=self.steps, guidance=self.guidance)
 
     @property
     def test(self) -> ImageSet:
-        """What is reported."""
+        """Tell what is reported."""
         return self.images(self.seeds)
 
     @property
     def fitted_to(self) -> ImageSet:
-        """Held-out images that methods are fitted to."""
+        """Return held-out images that methods are fitted to."""
         return self.images(self.held_out)[: -self.tuning]
 
     @property
     def tuned_on(self) -> ImageSet:
-        """Held-out images that settings are chosen on."""
+        """Return held-out images that settings are chosen on."""
         return self.images(self.held_out)[-self.tuning :]

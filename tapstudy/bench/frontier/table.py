@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def tables(found: xr.Dataset) -> dict[int, list[list[str]]]:
-    """For every number of passes the rows of `COLUMNS`, sorted by PSNR, the best first; an error in place of values.
+    """List for every number of passes the rows of `COLUMNS`, the best PSNR first; an error in place of values.
 
     A star marks the schedule that is best for its method on held-out images.
     """
@@ -85,7 +85,7 @@ Distance: {distance}.
 
 
 def frontier_page(found: xr.Dataset, *, command: str, machine: str) -> str:
-    """Markdown of what `bench.frontier.comparison` found.
+    """Return Markdown of what `bench.frontier.comparison` found.
 
     Args:
         command: that made it.

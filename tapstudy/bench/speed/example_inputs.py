@@ -30,15 +30,15 @@ class _Maker:
         return torch.randn(self.batch, *shape, device=self.device, dtype=self.dtype)
 
     def constant(self, value: float) -> Tensor:
-        """One number per sample."""
+        """Return one number per sample."""
         return torch.full((self.batch,), value, device=self.device, dtype=self.dtype)
 
     def mask(self) -> Tensor:
-        """No text token is padding."""
+        """Mark no text token as padding."""
         return torch.ones(self.batch, self.text, device=self.device, dtype=torch.int64)
 
     def position_ids(self, columns: int) -> Tensor:
-        """(image, row, column, ...) of every image token."""
+        """Return (image, row, column, ...) of every image token."""
         frames, height, width = self.grid
         ids = torch.zeros(frames, height, width, columns, device=self.device)
         ids[..., 1] += torch.arange(height, device=self.device)[:, None]
@@ -47,21 +47,21 @@ class _Maker:
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """Rows and columns of a latent that is cut into square patches."""
+        """Return rows and columns of a latent that is cut into square patches."""
         return self.grid[1] * self.config.patch_size, self.grid[2] * self.config.patch_size
 
     @property
     def latent(self) -> Tensor:
-        """A latent that is cut into square patches."""
+        """Return a latent that is cut into square patches."""
         return self.random(self.config.in_channels, *self.pixels)
 
     @property
     def tokens(self) -> Tensor:
-        """A latent that is tokens already."""
+        """Return a latent that is tokens already."""
         return self.random(prod(self.grid), self.config.in_channels)
 
     def captioned(self, latent: Tensor, time: float, width: str) -> dict[str, Any]:
-        """What most models take: a latent, a time, text whose width is a field of the configuration."""
+        """Tell what most models take: a latent, a time, text whose width is a field of the configuration."""
         text = self.random(self.text, getattr(self.config, width))
         return {"hidden_states": latent, "timestep": self.constant(time), "encoder_hidden_states": text}
 
@@ -166,7 +166,7 @@ _VIDEO = ("CogVideoX", "HunyuanVideo", "LTXVideo", "Wan")
 
 
 def example_inputs(model: nn.Module, grid: Grid | None = None, *, text: int = 8, batch: int = BATCH) -> dict[str, Any]:
-    """Keyword arguments for one call of `model.forward`, on its device and in its dtype.
+    """Return keyword arguments for one call of `model.forward`, on its device and in its dtype.
 
     Args:
         model: a transformer of a class that comes with an adapter, or of a subclass.

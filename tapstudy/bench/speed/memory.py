@@ -26,7 +26,7 @@ from tapstudy.policies.tap import TAPPolicy
 
 @dataclass(frozen=True)
 class Features:
-    """What a policy is shown at a full step.
+    """Tell what a policy is shown at a full step.
 
     Attributes:
         batch: samples in one context.
@@ -42,13 +42,13 @@ class Features:
 
 
 def history_bytes(shape: Features, *, anchors: int, history_dtype: torch.dtype) -> int:
-    """J x batch x tokens x (probe width x probe bytes + residual width x residual bytes)."""
+    """Return j x batch x tokens x (probe width x probe bytes + residual width x residual bytes)."""
     token = shape.probe_width * shape.probe_dtype.itemsize + shape.residual_width * history_dtype.itemsize
     return anchors * shape.batch * shape.tokens * token
 
 
 def held_bytes(*owners: Any) -> int:
-    """Bytes of the storages of all tensors that are reachable from objects, but not through modules."""
+    """Return bytes of the storages of all tensors that are reachable from objects, but not through modules."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors(owners)}
     return sum(storages.values())
 
@@ -79,7 +79,7 @@ def memory(
     batch_size: int | None = None,
     device: str = "auto",
 ) -> xr.Dataset:
-    """Memory of TAP and of third-party caches on models, at the end of a loop that is just long enough.
+    """Return memory of TAP and of third-party caches on models, at the end of a loop that is just long enough.
 
     Presets do not run on a CPU: the policy is shown features of their shape that have no values, in bfloat16.
 
@@ -116,7 +116,7 @@ def memory(
 
 
 def _shown(name: str, batch: int, config: TAPConfig, plan: Plan) -> dict[str, float]:
-    """A policy that is shown features on the meta device."""
+    """Return a policy that is shown features on the meta device."""
     preset = PRESETS[name]
     shape = Features(batch, prod(preset.size.grid), preset.width, preset.width, torch.bfloat16)
     policy = TAPPolicy(config)
@@ -130,7 +130,7 @@ def _shown(name: str, batch: int, config: TAPConfig, plan: Plan) -> dict[str, fl
 
 
 def _run(subject: Subject, config: TAPConfig, plan: Plan) -> dict[str, float]:
-    """A policy along a loop."""
+    """Return a policy along a loop."""
     states: dict[str, int] = {}
     shapes: dict[str, Features] = {}
 

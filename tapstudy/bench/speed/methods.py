@@ -27,7 +27,7 @@ MANY_SHIFTS = tuple(i / 10 for i in range(50))
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a loop is, and where it runs in full.
+    """Tell how long a loop is, and where it runs in full.
 
     Attributes:
         steps: T.
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def full(self) -> tuple[int, ...]:
-        """The full steps of S(N, w)."""
+        """Return the full steps of S(N, w)."""
         return tuple(full_steps(self.steps, interval=self.interval, warmup_steps=self.warmup_steps))
 
     @property
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TAPVariant:
-    """TAP in a form of its own.
+    """Hold TAP in a form of its own.
 
     Attributes:
         kind: what its skip steps are called.
@@ -92,14 +92,14 @@ TAP_VARIANTS = {
 
 @lru_cache
 def _tap(name: str, plan: Plan) -> Policy:
-    """One for all loops of a plan (they use copies): what is compiled stays so."""
+    """Return one for all loops of a plan (they use copies): what is compiled stays so."""
     variant = TAP_VARIANTS[name]
     return TAPPolicy(variant.config(plan), compile=variant.compile)
 
 
 @lru_cache
 def why_not_compiled(device: torch.device) -> str:
-    """Why `torch.compile` does not work on this machine, or nothing."""
+    """Tell why `torch.compile` does not work on this machine, or nothing."""
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:  # no compiler, no Triton, an unknown device

@@ -27,7 +27,7 @@ from tapstudy.policies.tap import TAPPolicy
 
 @dataclass(frozen=True)
 class RealSize:
-    """A released model at its usual resolution.
+    """Hold a released model at its usual resolution.
 
     Attributes:
         label: its name and resolution.
@@ -72,7 +72,7 @@ REAL_SIZES: dict[str, RealSize] = {
 
 @dataclass(frozen=True)
 class RealSizeCosts:
-    """Costs of one sample. (Guidance in one batch holds two samples in a context, guidance in two calls one in each.)
+    """Hold costs of one sample. (Guidance in one batch has two samples in a context, in two calls one in each.)
 
     Attributes:
         parameters: of the transformer.
@@ -95,7 +95,7 @@ class RealSizeCosts:
 
     @property
     def share(self) -> float:
-        """A skip step's part of a full one."""
+        """Return a skip step's part of a full one."""
         return self.skip / self.full
 
     @property
@@ -104,7 +104,7 @@ class RealSizeCosts:
 
     @property
     def history_bfloat16(self) -> int:
-        """Bytes of the history with residuals in bf16 too."""
+        """Return bytes of the history with residuals in bf16 too."""
         return history_bytes(self.tokens, self.width, residual=torch.bfloat16)
 
     def __str__(self) -> str:
@@ -119,12 +119,12 @@ class RealSizeCosts:
 
 
 def history_bytes(tokens: int, width: int, *, residual: torch.dtype = torch.float32) -> int:
-    """Memory of the history, hidden space, one sample: three probes in bf16, three residuals of dtype `residual`."""
+    """Compute the bytes of one sample's history: three probes in bf16, three hidden residuals of dtype `residual`."""
     return 3 * tokens * width * (torch.bfloat16.itemsize + residual.itemsize)
 
 
 def real_size_costs(name: str) -> RealSizeCosts:
-    """Costs of TAP on the released model of a transformer class, in bf16, batch 1.
+    """Return costs of TAP on the released model of a transformer class, in bf16, batch 1.
 
     Args:
         name: class of the transformer, such as "FluxTransformer2DModel".
@@ -167,7 +167,7 @@ def real_size_costs(name: str) -> RealSizeCosts:
 def _skip_step(
     model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any], residual: ResidualSite
 ) -> tuple[int, Tensor, ContextRun]:
-    """FLOPs of the skip step after three full ones; its probe; the context at its end.
+    """Return FLOPs of the skip step after three full ones; its probe; the context at its end.
 
     Leaves one block in every list: the others do not run at a skip step.
     """

@@ -18,7 +18,7 @@ from tapstudy.recording.schema import DEFAULT_FIELDS
 def recording_overhead(
     pipe: Any, *, labels: Sequence[int], steps: int = 50, repeats: int = 3
 ) -> dict[str, tuple[float, float]]:
-    """Median seconds of sampling a batch, and of recording it, with the share that recording adds.
+    """Return median seconds of sampling a batch, and of recording it, with the share that recording adds.
 
     The runs alternate, so that a change of the machine's speed reaches all of them.
 

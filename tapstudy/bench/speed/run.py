@@ -91,7 +91,7 @@ def speed(
 
 
 def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeats: int) -> xr.Dataset:
-    """`speed` of one model; the first of the methods is the reference."""
+    """Return `speed` of one model; the first of the methods is the reference."""
     masks, failures = _warm_up(subject, plan, methods)
     if TUNED in methods and not failures[methods.index(TUNED)]:
         plan = replace(plan, threshold=_threshold(subject, plan))
@@ -188,7 +188,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Short loops of every method, just long enough to skip; empty masks, and why some caches do not run."""
+    """Return short loops of every method, just long enough to skip; empty masks, and why some caches do not run."""
     short = plan.mask.index(".") + 2
     failures = []
     for method in methods:
@@ -209,7 +209,7 @@ def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list
 
 
 def _threshold(subject: Subject, plan: Plan) -> float:
-    """With which First-Block Cache runs in full about as often as the schedule."""
+    """Find that with which First-Block Cache runs in full about as often as the schedule."""
 
     def passes(threshold: float) -> float:
         return _loop(subject, replace(plan, threshold=threshold), TUNED)[1].count("F")
@@ -218,7 +218,7 @@ def _threshold(subject: Subject, plan: Plan) -> float:
 
 
 def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:
-    """Seconds of a loop, and its mask."""
+    """Return seconds of a loop, and its mask."""
     with setting_of(method, plan).attach(subject.target) as told:
         synchronize(subject.device)
         started = time.perf_counter()
@@ -232,7 +232,7 @@ def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:
 
 
 def _steps(subject: Subject, plan: Plan, variants: Sequence[str]) -> tuple[tuple[Step, Step], list[Step]]:
-    """A full step without hooks and one under TAP; the skip step of every variant by parts.
+    """Return a full step without hooks and one under TAP; the skip step of every variant by parts.
 
     Loops without and with TAP alternate, so that the two kinds of full steps see the same machine.
     """
@@ -268,7 +268,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells."""
+    """Return the processor's name, where the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -32,7 +32,7 @@ Step = dict[str, float]
 
 
 class Marks:
-    """Stamps of the steps in progress and past: of the clock on a CPU, in the stream of the device elsewhere.
+    """Hold stamps of the steps in progress and past: of the clock on a CPU, in the stream of the device elsewhere.
 
     A part lasts until the next one begins, so the parts of a step make up all of it.
     """
@@ -42,11 +42,11 @@ class Marks:
         self._steps: list[list[tuple[str, Any]]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Policies are copied for their contexts, and all copies write here."""
+        """Stay one: policies are copied for their contexts, and all copies write here."""
         return self
 
     def open(self, part: str = "rest") -> None:
-        """A step begins."""
+        """Begin a step."""
         self._steps.append([])
         self.begin(part)
 
@@ -59,7 +59,7 @@ class Marks:
         self._steps[-1].append((part, stamp))
 
     def steps(self) -> list[Step]:
-        """Seconds by part, of every step. The last stamp of a step is its end."""
+        """Return seconds by part, of every step. The last stamp of a step is its end."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return [self._read(stamps) for stamps in self._steps]
@@ -73,7 +73,7 @@ class Marks:
 
 
 def middle(steps: list[Step]) -> Step:
-    """Mean of every part over the middle half of the steps by duration: robust, and parts still add up to the whole."""
+    """Average every part over the middle half of the steps by duration: robust, and parts add up to the whole."""
     if not steps:
         raise ValueError("no steps of this kind were run")
     ordered = sorted(steps, key=lambda step: sum(step.values()))
@@ -83,7 +83,7 @@ def middle(steps: list[Step]) -> Step:
 
 
 class MarkedTAP(TAPPolicy):
-    """TAP that marks where scoring and assembly begin."""
+    """Hold TAP that marks where scoring and assembly begin."""
 
     def __init__(self, config: TAPConfig, marks: Marks, **options: Any) -> None:
         super().__init__(config, **options)
@@ -99,7 +99,7 @@ class MarkedTAP(TAPPolicy):
 
 
 class MarkedAnchors(Anchors):
-    """A history that marks where its residuals are read, which assembly begins with."""
+    """Hold a history that marks where its residuals are read, which assembly begins with."""
 
     def __init__(self, capacity: int, config: TAPConfig, marks: Marks) -> None:
         super().__init__(capacity, config.history_dtype, probe_dtype=config.probe_dtype, device=config.history_device)
@@ -112,7 +112,7 @@ class MarkedAnchors(Anchors):
 
 
 def plain_steps(target: Any, run: Callable[[], object], device: torch.device) -> list[Step]:
-    """Steps of `run()`, which samples with the pipeline `target`, without any policy; all under the part "rest"."""
+    """Time steps of `run()`, which samples with the pipeline `target`, without a policy; all under the part "rest"."""
     marks = Marks(device)
     with _whole(target.transformer, marks):
         run()
@@ -122,7 +122,7 @@ def plain_steps(target: Any, run: Callable[[], object], device: torch.device) ->
 def tap_steps(
     target: Any, run: Callable[[], object], device: torch.device, *, config: TAPConfig, **options: Any
 ) -> dict[str, list[Step]]:
-    """Steps of `run()` under TAP by kind ("full", "skip"), cut into `PARTS`.
+    """Return steps of `run()` under TAP by kind ("full", "skip"), cut into `PARTS`.
 
     Args:
         config: with the residual in hidden space.
@@ -193,7 +193,7 @@ def _inside(module: nn.Module, marks: Marks, *, before: str, after: str | None =
 
 
 class Mark:
-    """Marks where a module begins to run, and where it ends."""
+    """Hold marks where a module begins to run, and where it ends."""
 
     def __init__(self, marks: Marks, before: str, after: str | None) -> None:
         self.marks, self.before, self.after = marks, before, after

@@ -29,7 +29,7 @@ LABELS = 10
 
 @dataclass(frozen=True)
 class Preset:
-    """A transformer class and its size.
+    """Hold a transformer class and its size.
 
     Attributes:
         name: of the class, in diffusers.
@@ -42,7 +42,7 @@ class Preset:
 
     @property
     def width(self) -> int:
-        """Channels of the hidden state."""
+        """Return channels of the hidden state."""
         defaults = inspect.signature(getattr(diffusers, self.name)).parameters
         heads, size = (
             self.size.config.get(name, defaults[name].default) for name in ("num_attention_heads", "attention_head_dim")
@@ -50,7 +50,7 @@ class Preset:
         return int(heads * size)
 
     def build(self) -> nn.Module:
-        """The model, with the random weights that its class starts from."""
+        """Return the model, with the random weights that its class starts from."""
         return getattr(diffusers, self.name)(**self.size.config)
 
 
@@ -78,7 +78,7 @@ PRESETS = {
 
 
 class EulerLoop:
-    """Euler steps with a bare transformer. Stands where policies and third-party caches expect a pipeline.
+    """Hold Euler steps with a bare transformer. Stands where policies and third-party caches expect a pipeline.
 
     Args:
         inputs: of one call of the transformer; its latent and timestep are replaced at every step.
@@ -97,7 +97,7 @@ class EulerLoop:
 
     @torch.no_grad()
     def __call__(self, steps: int) -> Tensor:
-        """The latent at the end, of the shape of the one in the inputs."""
+        """Return the latent at the end, of the shape of the one in the inputs."""
         x: Tensor = self.inputs[self._latent]
         given: Tensor = self.inputs[self._timestep]  # (B,)
         self.scheduler.set_timesteps(steps, device=x.device)
@@ -112,7 +112,7 @@ class EulerLoop:
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to time.
+    """Hold something to time.
 
     Attributes:
         target: the pipeline, or what stands for one.
@@ -139,7 +139,7 @@ class Subject:
 
 
 def find_device(device: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
+    """Return the device of that name; "auto" is a GPU where there is one.
 
     Raises:
         ValueError: a GPU is asked for and there is none, or no such device.
@@ -161,7 +161,7 @@ def find_device(device: str) -> torch.device:
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """Model and number of images of "model@images"; None where only the model is named.
+    """Return model and number of images of "model@images"; None where only the model is named.
 
     Raises ValueError on an invalid number of images.
     """
@@ -190,7 +190,7 @@ def check_name(name: str) -> None:
 def make_subject(
     name: str, *, batch_size: int | None = None, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> Subject:
-    """A preset, or an embedded model (or model folder) with guidance.
+    """Return a preset, or an embedded model (or model folder) with guidance.
 
     Args:
         name: may end with "@" and a number of images.

@@ -13,7 +13,7 @@ MEMORY_COLUMNS = ("model", "method", "history, MB", "by formula", "growth of the
 
 
 def quartiles(table: xr.Dataset) -> xr.Dataset:
-    """Quartiles over `repeat` of everything measured, along the dim `quartile`; the rest as it is.
+    """Return quartiles over `repeat` of everything measured, along the dim `quartile`; the rest as it is.
 
     Args:
         table: from `speed`.
@@ -25,7 +25,7 @@ def quartiles(table: xr.Dataset) -> xr.Dataset:
 
 
 def loop_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
-    """A row of `LOOP_COLUMNS` per method: medians, and [quartiles]. Of a method that does not run, its name and why."""
+    """List a row of `LOOP_COLUMNS` per method: medians, and [quartiles]; or its name and why it does not run."""
     one = quartiles(table).sel({"model": model})
     rows: list[tuple[str, ...]] = []
     for method in one["method"].values.tolist():
@@ -45,7 +45,7 @@ def loop_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
 
 
 def step_rows(table: xr.Dataset, model: str) -> list[tuple[str, ...]]:
-    """A row of `STEP_COLUMNS` per kind of step, each skip step followed by its parts.
+    """Return a row of `STEP_COLUMNS` per kind of step, each skip step followed by its parts.
 
     The share of the bound by steps is that of a loop of nothing but plain full steps and such skip steps.
     """
@@ -70,7 +70,7 @@ def _step_row(text: str, row: xr.Dataset, name: str, bound_share: str = "") -> t
 
 
 def memory_rows(found: xr.Dataset) -> list[tuple[str, ...]]:
-    """A row of `MEMORY_COLUMNS` per model and method that was measured, from `memory`."""
+    """Return a row of `MEMORY_COLUMNS` per model and method that was measured, from `memory`."""
     rows: list[tuple[str, ...]] = []
     for model in found["model"].values.tolist():
         for method in found["method"].values.tolist():
@@ -82,7 +82,7 @@ def memory_rows(found: xr.Dataset) -> list[tuple[str, ...]]:
 
 
 def title(table: xr.Dataset, model: str) -> str:
-    """Which model, where, and how often."""
+    """Tell which model, where, and how often."""
     one, attrs = table.sel({"model": model}), table.attrs
     return (
         f"{model} ({one['label'].item()}; {float(one['parameters']) / 1e6:.0f} M parameters, {one['dtype'].item()}, "
@@ -92,7 +92,7 @@ def title(table: xr.Dataset, model: str) -> str:
 
 
 def page(table: xr.Dataset) -> str:
-    """All tables in Markdown."""
+    """Return all tables in Markdown."""
     parts = []
     for model in table["model"].values.tolist():
         parts += [title(table, model), Table(LOOP_COLUMNS, loop_rows(table, model)).markdown()]

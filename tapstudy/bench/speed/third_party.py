@@ -32,7 +32,7 @@ OWN = "tapstudy"
 
 
 class ThirdPartyCache:
-    """A cache in force on one transformer.
+    """Hold a cache in force on one transformer.
 
     Attributes:
         mask: one letter per call since the last run began: F if the last block's attention ran, else `.`. (The calls of
@@ -169,12 +169,12 @@ def _only_transformer(target: Any) -> tuple[nn.Module, Adapter]:
 
 
 def first_block_cache(target: Any, threshold: float = 0.05) -> Any:
-    """diffusers' First-Block Cache; ours is `FirstBlockPolicy`."""
+    """Apply diffusers' First-Block Cache; ours is `FirstBlockPolicy`."""
     return diffusers_cache(target, FirstBlockCacheConfig(threshold=threshold))
 
 
 def taylorseer_cache(target: Any, *, lite: bool = False, order: int = 1, interval: int = 5, before: int = 3) -> Any:
-    """diffusers' TaylorSeer, with float32 factors; ours is `DiffusersTaylorPolicy`, for the lite mode."""
+    """Apply diffusers' TaylorSeer, with float32 factors; ours is `DiffusersTaylorPolicy`, for the lite mode."""
     return diffusers_cache(
         target,
         TaylorSeerCacheConfig(
@@ -196,7 +196,7 @@ def mag_cache(
     max_skips: int = 3,
     retention: float = 0.2,
 ) -> Any:
-    """diffusers' MagCache; ours is `MagCachePolicy`, whose `magnitude_ratios` gives the ratios."""
+    """Apply diffusers' MagCache; ours is `MagCachePolicy`, whose `magnitude_ratios` gives the ratios."""
     return diffusers_cache(
         target,
         MagCacheConfig(
@@ -211,7 +211,7 @@ def mag_cache(
 
 @contextmanager
 def dbcache(target: Any, *, taylor_order: int | None = None, **settings: Any) -> Iterator[ThirdPartyCache]:
-    """cache-dit's DBCache on a pipeline or a transformer, with its TaylorSeer calibrator of that order or without.
+    """Put cache-dit's DBCache on a pipeline or transformer, with its TaylorSeer calibrator of that order or without.
 
     Pipelines that cache-dit knows by name it patches as a class: run nothing else of that class meanwhile. Of others it
     gets the transformer alone, and a fresh context whenever a new run begins. What it leaves behind on the transformer

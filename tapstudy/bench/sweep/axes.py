@@ -12,7 +12,7 @@ from tapstudy.bench.sweep.cells import SETTINGS, check_setting
 
 
 def parse_axes(texts: Iterable[str], *, option: str = "--axis") -> dict[str, list[Any]]:
-    """Setting -> values. Values stand between commas; those that are lists themselves are joined by `+`.
+    """Read settings and their values, which stand between commas; lists are joined by `+`.
 
     Args:
         option: of the command line, to name in messages.

@@ -22,7 +22,7 @@ SETTINGS = (*_OWN, *_CONFIG)
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One method with one setting on the images of every seed with every label.
+    """Hold one method with one setting on the images of every seed with every label.
 
     Settings that make no difference to the method take their defaults, so that two cells that would compute the same
     are equal.
@@ -79,7 +79,7 @@ class Cell:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Cell:
-        """From loose settings: the fields of a cell and of TAPConfig, those that the method does not read left out.
+        """Take loose settings: the fields of a cell and of TAPConfig, those that the method does not read left out.
 
         Raises:
             TypeError: an unknown setting, with the nearest known one.
@@ -92,27 +92,27 @@ class Cell:
 
     @property
     def images(self) -> ImageSet:
-        """Every seed with every label."""
+        """Return every seed with every label."""
         return ImageSet.of(self.model, seeds=self.seeds, labels=self.labels, steps=self.steps, guidance=self.guidance)
 
     @property
     def setting(self) -> Setting:
-        """How they are sampled."""
+        """Tell how they are sampled."""
         return find_method(self.method).setting(self.config, steps=self.steps, seed=self.policy_seed)
 
     @property
     def full_steps(self) -> tuple[int, ...]:
-        """Of the schedule."""
+        """List the full steps of the schedule."""
         return tuple(range(self.steps)) if self.method == "reference" else schedule_of(self.config, self.steps)
 
     @property
     def reference(self) -> Cell:
-        """The cell of the same images without acceleration."""
+        """Return the cell of the same images without acceleration."""
         return replace(self, method="reference")
 
     @property
     def read_settings(self) -> dict[str, Any]:
-        """The settings that make a difference, as plain values."""
+        """Return the settings that make a difference, as plain values."""
         kind, config = find_method(self.method), self.config
         names = {*kind.reads, *kind.implied} if kind.policy else {*kind.reads}
         if config.full_steps is None:
@@ -126,16 +126,16 @@ class Cell:
         return {name: plain[name] for name in own} | {n: v for n, v in plain["config"].items() if n in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON could hold it."""
+        """Return what JSON could hold."""
         return json.loads(json.dumps({**asdict(self), "config": self.config.to_dict()}))
 
     @property
     def name(self) -> str:
-        """Method and a hash of everything: the same for equal cells, on every machine."""
+        """Return method and a hash of everything: the same for equal cells, on every machine."""
         return f"{self.method}-{short_hash(self.to_dict())}"
 
     def __str__(self) -> str:
-        """The settings that are not TAPConfig's defaults."""
+        """Return the settings that are not TAPConfig's defaults."""
         usual = Cell(method="tap").to_dict()["config"]
         shown = {name: value for name, value in self.read_settings.items() if value != usual.get(name, self.method)}
         settings = ", ".join(f"{name}={value}" for name, value in shown.items())
@@ -143,7 +143,7 @@ class Cell:
 
 
 def product_of(axes: Mapping[str, Sequence[Any]], **common: Any) -> list[Cell]:
-    """A cell for every combination of the values of `axes`, equal ones once.
+    """Return a cell for every combination of the values of `axes`, equal ones once.
 
     Args:
         axes: setting -> values.
@@ -173,7 +173,7 @@ def check_setting(name: str, known: Sequence[str]) -> None:
 
 
 def _plain(number: float) -> float:
-    """1 for 1.0: equal settings must look equal."""
+    """Return 1 for 1.0: equal settings must look equal."""
     return int(number) if float(number).is_integer() else number
 
 

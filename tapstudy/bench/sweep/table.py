@@ -8,12 +8,11 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from tapstudy.bench.engine import Job, kept
 from tapstudy.bench.flops import StepFlops
-from tapstudy.bench.image_error import psnr, ssim
+from tapstudy.bench.image_error import MASK, MEASURES, measures
 from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import find_method
@@ -21,10 +20,7 @@ from tapstudy.bench.results import Results, short_hash
 from tapstudy.bench.sweep.cells import SETTINGS, Cell
 
 VARIABLES = {
-    "psnr": ("PSNR to the reference (data range 1)", "dB"),
-    "ssim": ("SSIM to the reference (data range 1)", "1"),
-    "correct": ("classified as its label", "1"),
-    "full_passes": ("full passes of the model", "1"),
+    **MEASURES,
     "seconds": ("wall time of one image, on the machine that ran it", "s"),
     "flops": ("FLOPs of one image (multiply-add = 2, matrix products only)", "1"),
     "flops_ratio": ("FLOPs of the reference over own", "1"),
@@ -74,7 +70,7 @@ def tidy(cells: Sequence[Cell], results: Results, failures: Mapping[Job, str] | 
             name: (("cell", "sample"), values[name], {"long_name": long_name, "units": units})
             for name, (long_name, units) in VARIABLES.items()
         }
-        | {"mask": (("cell", "sample"), masks, {"long_name": "F full, . skipped, s skipped with a pass beside"})},
+        | {"mask": (("cell", "sample"), masks, {"long_name": MASK})},
         coords={
             "cell": [cell.name for cell in cells],
             **{name: ("cell", _settings(cells, name)) for name in SETTINGS},
@@ -86,15 +82,11 @@ def tidy(cells: Sequence[Cell], results: Results, failures: Mapping[Job, str] | 
 
 
 def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Results) -> dict[str, Any]:
-    """A value per image for every variable."""
-    images, target = (torch.from_numpy(found["image"].values) for found in (own, reference))  # (B, band, row, column)
+    """Return a value per image for every variable."""
     flops, whole = _flops(cell, results), _flops(cell.reference, results)
     each = [float(flops.of(mask)) for mask in own["mask"].values]
     return {
-        "psnr": psnr(images, target, data_range=1.0),
-        "ssim": ssim(images, target, data_range=1.0),
-        "correct": Judge.of(cell.model).correct(images, own["label"].values.tolist()),
-        "full_passes": [mask.count("F") for mask in own["mask"].values],
+        **measures(own, reference, Judge.of(cell.model)),
         "seconds": own["seconds"].values,
         "flops": each,
         "flops_ratio": [whole.of("F" * cell.steps) / one for one in each],
@@ -102,7 +94,7 @@ def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Resul
 
 
 def _flops(cell: Cell, results: Results) -> StepFlops:
-    """Of a full and a skip step of one image, kept for all schedules."""
+    """Count those of a full and a skip step of one image, kept for all schedules."""
     guided = cell.guidance > 1
     image = ImageSet.of(cell.model, seeds=(0,), labels=cell.labels[:1], guidance=2.0 if guided else 1.0)
     config = replace(cell.config, full_steps=None, interval=1, warmup_steps=1, cooldown_steps=0)
@@ -127,7 +119,7 @@ def _settings(cells: Sequence[Cell], name: str) -> Any:
 def table_rows(
     dataset: xr.Dataset, settings: Sequence[str], interval_of: Callable[[Any], tuple[float, float, float]]
 ) -> list[list[str]]:
-    """One row per cell: the values of `settings`, full passes, FLOPs ratio, PSNR [95 %], SSIM, label accuracy.
+    """Return one row per cell: the values of `settings`, full passes, FLOPs ratio, PSNR [95 %], SSIM, label accuracy.
 
     A cell with an error has it in place of the measures.
     """
