@@ -53,7 +53,7 @@ images = pipe([3, 1, 4], guidance_scale=2.0).images
   linear to 0 over the last {decay:.0f} % of the run), weight decay {recipe.weight_decay:g}, gradients clipped at
   {recipe.gradient_clip:g}, batch {recipe.batch_size}, bf16 autocast, `torch.compile`, average of the weights with decay
   {recipe.ema_decay:g}.
-* {history}
+{smooth_text}* {history}
 * This run: {steps:,} steps, {seen:,} images, {hours:.1f} hours on {compute}. Mean loss of the first and last 100
   steps: {first_loss:.4f}, {last_loss:.4f}; every step is in `loss.csv`, drawn in `loss.png`.
 * Stored in {stored}; loaded in float32 unless asked otherwise.
@@ -78,6 +78,11 @@ class Provenance:
     compute: str
     history: str = "Started from random weights."
 
+
+SMOOTH = """\
+* Smooth in time: the timestep features were multiplied by exp(-(omega sigma)^2 / 2), sigma = {sigma:g}
+  of the 1000 training times, while it learned; the factors are folded into the weights.
+"""
 
 STOP = """\
 
@@ -148,6 +153,7 @@ def write_card(
         data=provenance.data,
         recipe=recipe,
         decay=100 * recipe.decay_share,
+        smooth_text=SMOOTH.format(sigma=recipe.smooth_sigma) if recipe.smooth_sigma else "",
         history=provenance.history,
         steps=len(losses),
         seen=len(losses) * recipe.batch_size,

@@ -26,6 +26,9 @@ Steps = Annotated[int, typer.Option(min=1, help="optimiser steps")]
 HalfSize = Annotated[int, typer.Option(min=0, help="first steps at half the image size")]
 Batch = Annotated[int, typer.Option(min=1, help="images a step")]
 Rate = Annotated[float, typer.Option(help="peak rate")]
+Sigma = Annotated[
+    float, typer.Option(min=0, help="low-pass of the clock, in training times, that it learns with and keeps; 0: none")
+]
 Every = Annotated[int, typer.Option(min=1, help="steps")]
 Count = Annotated[int, typer.Option(min=200, help="samples for the quality measures")]
 InitialCount = Annotated[int, typer.Option(min=0, help="samples for those of the initial weights; 0: as many")]
@@ -107,6 +110,7 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
         steps: Steps = recipe.total_steps,
         batch_size: Batch = recipe.batch_size,
         learning_rate: Rate = recipe.learning_rate,
+        smooth_sigma: Sigma = recipe.smooth_sigma,
         checkpoint_every: Every = recipe.checkpoint_every,
         sample_every: Every = recipe.sample_every,
         count: Count = spec.count,
@@ -139,6 +143,7 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
                     total_steps=steps,
                     batch_size=batch_size,
                     learning_rate=learning_rate,
+                    smooth_sigma=smooth_sigma,
                     checkpoint_every=checkpoint_every,
                     sample_every=sample_every,
                     seed=seed,
@@ -198,6 +203,7 @@ def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
         half_size_steps: HalfSize = recipe.half_size_steps,
         batch_size: Batch = recipe.batch_size,
         learning_rate: Rate = recipe.learning_rate,
+        smooth_sigma: Sigma = recipe.smooth_sigma,
         checkpoint_every: Every = recipe.checkpoint_every,
         sample_every: Every = recipe.sample_every,
         count: Annotated[int, typer.Option(min=1, help="samples of the quality measures")] = spec.count,
@@ -225,6 +231,7 @@ def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
                     half_size_steps=half_size_steps,
                     batch_size=batch_size,
                     learning_rate=learning_rate,
+                    smooth_sigma=smooth_sigma,
                     checkpoint_every=checkpoint_every,
                     sample_every=sample_every,
                     seed=seed,

@@ -12,7 +12,7 @@ from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import DATA_SETS
 from tapstudy.models.quality import weights_digest
 from tapstudy_training.captioned import BACKGROUNDS, CaptionedImages, renderings
-from tapstudy_training.card import export, write_losses
+from tapstudy_training.card import SMOOTH, export, write_losses
 from tapstudy_training.emoji_quality import (
     EmojiQuality,
     judge_pictures,
@@ -59,10 +59,8 @@ bottom left, bottom right; backgrounds {backgrounds}. A word that is none of the
 * Objective: flow matching. x_t = (1 - t) x + t noise, target noise - x, t logit-normal with mean 0 at half size and
   {recipe.time_mean:g} at full size, deviation 1, one time in each part of a batch; `timestep = 1000 t`. Captions left
   empty with probability {recipe.label_dropout}; the style is left out of three captions in ten, the background of one.
-* Smooth in time: the timestep features were multiplied by exp(-(omega sigma)^2 / 2), sigma = {recipe.smooth_sigma:g}
-  of the 1000 training times, while it learned; the factors are folded into the weights.
-* Optimisers: Muon at {recipe.matrix_rate:g} for the matrices of attention and feed-forward layers, AdamW at
-  {recipe.learning_rate:g} for the rest (linear warm-up of {recipe.rate_warmup_steps} steps, constant, then linear to 0
+{smooth_text}* Optimisers: Muon at {recipe.matrix_rate:g} for the matrices of attention and feed-forward layers, AdamW
+  at {recipe.learning_rate:g} for the rest (linear warm-up of {recipe.rate_warmup_steps} steps, constant, then linear to 0
   over the last {decay:.0f} % of {recipe.total_steps:,} steps), weight decay {recipe.weight_decay:g}, gradients clipped
   at {recipe.gradient_clip:g}, batch {recipe.batch_size}, bf16 autocast, `torch.compile`, average of the weights
   with decay {recipe.ema_decay:g}. The first {recipe.half_size_steps:,} steps at half the size.
@@ -159,6 +157,7 @@ def _card(
         data=f"{sum(not one.held_out for one in images.emoji):,} emoji of two styles, laid on plain backgrounds; one "
         "in seven half as large in a corner.",
         recipe=recipe,
+        smooth_text=SMOOTH.format(sigma=recipe.smooth_sigma) if recipe.smooth_sigma else "",
         decay=100 * recipe.decay_share,
         history=history,
         progress="This run" if len(losses) >= recipe.total_steps else f"Unfinished, {len(losses):,} steps so far",

@@ -65,11 +65,13 @@ class LabelTask:
         config: of the `DiTTransformer2DModel`.
         images: what is learned.
         guidance_stop: of the pipeline that samples.
+        smooth_sigma: what the low-pass of the clock will be when the model is stored.
     """
 
     config: Mapping[str, Any]
     images: LabelledImages
     guidance_stop: float = 0.0
+    smooth_sigma: float = 0.0
     columns: int = 4
 
     def build(self, initial: Path | None = None) -> nn.ModuleDict:
@@ -88,7 +90,12 @@ class LabelTask:
 
     def pipeline(self, modules: nn.ModuleDict) -> LabelPipeline:
         """A `LabelPipeline`."""
-        return LabelPipeline(modules["transformer"], flow_matching_scheduler(), guidance_stop=self.guidance_stop)
+        return LabelPipeline(
+            modules["transformer"],
+            flow_matching_scheduler(),
+            guidance_stop=self.guidance_stop,
+            smooth_sigma=self.smooth_sigma,
+        )
 
     def sample_grid(self, pipe: Any) -> list[Image.Image]:
         """Four of every label."""
@@ -210,7 +217,9 @@ class TextTask:
 def task_of(spec: EmbeddedModel, images: Any) -> LabelTask | TextTask:
     """The task of an embedded model with its training images."""
     if spec.text_encoder is None:
-        return LabelTask(spec.transformer, images, guidance_stop=spec.guidance_stop)
+        return LabelTask(
+            spec.transformer, images, guidance_stop=spec.guidance_stop, smooth_sigma=spec.recipe.smooth_sigma
+        )
     return TextTask(
         spec.transformer,
         spec.text_encoder,

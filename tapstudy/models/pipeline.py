@@ -26,6 +26,7 @@ class LabelPipeline(PixelPipeline):
         guidance_stop: guidance ends where the noise level sigma, in [0, 1], falls to this; from there on the labelled
             branch alone counts. A stop above 0 keeps the
             samples of a class as varied as its images: T. Kynkaanniemi et al., arXiv 2404.07724.
+        smooth_sigma: width, in units of the 1000 training times, of the low-pass of the clock that the weights hold.
     """
 
     model_cpu_offload_seq = "transformer"
@@ -35,12 +36,13 @@ class LabelPipeline(PixelPipeline):
         transformer: DiTTransformer2DModel,
         scheduler: FlowMatchEulerDiscreteScheduler,
         guidance_stop: float = 0.0,
+        smooth_sigma: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= guidance_stop < 1:
             raise ValueError(f"guidance_stop is a noise level of at least 0 and below 1, got {guidance_stop}")
         self.register_modules(transformer=transformer, scheduler=scheduler)
-        self.register_to_config(guidance_stop=guidance_stop)
+        self.register_to_config(guidance_stop=guidance_stop, smooth_sigma=smooth_sigma)
 
     @torch.no_grad()
     def __call__(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tapstudy
+from tapstudy.instrument.time_features import time_embedders
 from tapstudy.models import quality
 from tapstudy.models.classifier import classify
 from tapstudy.models.data import load_images
@@ -20,9 +21,11 @@ from tapstudy.models.embedded import INDEX, data_set_of, load_classifier, weight
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.quality import Judge
 from tapstudy_training import card
+from tapstudy_training.checkpoint import start
 from tapstudy_training.command import model_command
 from tapstudy_training.make import Machine, make_classifier, measure_model, train_model
 from tapstudy_training.recipes import CLASSIFIERS, MODELS
+from tapstudy_training.tasks import task_of
 from tests.models.test_data import jpeg_set
 
 CIFAR = MODELS["cifar10-dit"]
@@ -212,3 +215,27 @@ def test_bad_options(data, judge, tmp_path, options, message, monkeypatch):
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_a_smooth_model_keeps_its_low_pass(data, judge, tmp_path, monkeypatch):
+    """The factors are folded into every block's weights, told in the index, and undone before training goes on."""
+    monkeypatch.setattr(quality, "sample_images", one_step(quality.sample_images))
+    smooth = replace(TINY, recipe=replace(TINY.recipe, total_steps=1, learning_rate=0.0, smooth_sigma=30.0))
+    train, test = (load_images("cifar10", split, data) for split in ("train", "test"))
+    trained, _ = train_model(smooth, train, CPU, work=tmp_path / "work")
+    found = Judge(load_classifier(CIFAR.name, folder=judge), test)
+    out = tmp_path / "out"
+    measure_model(smooth, trained, images=train, judge=found, machine=CPU, out=out, work=tmp_path / "work")
+    assert "sigma = 30" in (out / "README.md").read_text()
+    pipe = tapstudy.load(out)
+    assert pipe.config.smooth_sigma == 30
+    again = start(task_of(smooth, train), smooth.recipe, device="cpu", initial=out).modules["transformer"]
+    embedders = time_embedders(pipe.transformer)
+    unfolded = [value for name, value in again.named_parameters() if name.endswith("timestep_embedder.linear_1.weight")]
+    assert len(embedders) == len(unfolded) == 2  # one in every block
+    for folded, weight in zip(embedders, unfolded, strict=True):
+        factors = folded.low_pass(30.0).to(weight.dtype)
+        kept = factors > 1e-2
+        assert 0 < kept.sum() < len(kept)
+        torch.testing.assert_close(folded.linear.weight[:, kept], (weight * factors)[:, kept], rtol=1e-5, atol=0)
+        assert (weight[:, ~kept] == 0).all()
