@@ -19,6 +19,7 @@ from tests.analysis.trajectories import make_features, predicted
 from tests.conftest import make_tiny_pipe
 from tests.recording.runs import calls_of
 from tests.reference import distance
+from tests.table import each_row
 
 FIELDS = ("proxy_loss", "true_error", "choice", "probe", "residual", "latent_residual", "image")
 EXACT = ("choice", "is_full", "distance", "is_distinct")
@@ -97,7 +98,7 @@ def test_which_residual_a_recording_holds():
         rescore(data, TAPConfig())
 
 
-@pytest.mark.parametrize("kind", ["cosine", "l2", "l1"])
+@each_row("kind", ["cosine", "l2", "l1"])
 def test_naive_loops(kind):
     data = make_features(samples=1, contexts=0, steps=12)
     config = TAPConfig(interval=4, distance=kind, shifts=(0, 0.5, 3))
@@ -168,7 +169,7 @@ def test_another_family_and_attributes():
     assert all({"long_name", "units"} <= set(found[name].attrs) for name in ("choice", "is_full", "true_error"))
 
 
-@pytest.mark.parametrize(("interval", "steps"), [(1, 6), (8, 30), (5, 23)])
+@each_row(("interval", "steps"), [(1, 6), (8, 30), (5, 23)])
 def test_windows_hold_every_skip_step_once(interval, steps):
     full = full_steps(steps, interval=interval, warmup_steps=3)
     windows = windows_of(range(steps), full, 3, size=2)

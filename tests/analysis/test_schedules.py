@@ -90,7 +90,7 @@ def test_best_predictor_of_a_family_at_each_step():
 
 
 @given(st.integers(0, 2), st.integers(4, 16))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_dense_where_the_trajectory_is_fast(order, start):
     """Constant but for a random walk over eight steps."""
     rng = np.random.default_rng(start)

@@ -17,6 +17,7 @@ from tapstudy.analysis.window_scores import WindowScores, compiled_loops
 from tapstudy.core.scoring import least
 from tapstudy.policies.config import TAPConfig
 from tests.analysis.trajectories import make_features
+from tests.table import each_row
 
 # anchors before the steps 5, 6 and 7, and 10, 11 and 12: two alike windows
 STEPS = ((5, 6, 7), (10, 11, 12))
@@ -65,7 +66,7 @@ def assert_same(found, losses, rtol=2e-6):
         )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     kind=st.sampled_from([(1, "cosine", 1), (3, "cosine", 1), (3, "l2", 1), (2, "cosine", 0), (3, "l2", 0)]),
@@ -115,7 +116,7 @@ def test_products_equal_those_of_torch(count, history_dtype, without_numba):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("distance", ["cosine", "l2"])
+@each_row("distance", ["cosine", "l2"])
 def test_features_without_direction(distance):
     values = np.ones((1, 14, 3, 4), np.float32)
     values[:, 5, 0] = 0  # the actual features of one token

@@ -19,6 +19,7 @@ from tapstudy.analysis.stats import (
     sign_flip_pvalue,
     with_interval,
 )
+from tests.table import each_row
 
 
 def test_interval_covers_the_mean():
@@ -39,7 +40,7 @@ def test_interval_is_deterministic_and_ordered():
     assert mean_interval(np.ones(5)) == (1, 1, 1)
 
 
-@pytest.mark.parametrize("values", [np.ones(1), np.ones((2, 2)), np.array([1.0, np.inf])])
+@each_row("values", [np.ones(1), np.ones((2, 2)), np.array([1.0, np.inf])])
 def test_no_interval(values):
     with pytest.raises(ValueError, match=r"interval needs|not finite"):
         mean_interval(values)
@@ -114,7 +115,7 @@ def test_clustered_interval_covers_where_rows_alone_do_not():
     assert hits[1] <= 60
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("values", "clusters", "text"),
     [
         ([1.0, 2.0], ["a", "a"], r"at least two clusters \(images\), got 1"),
@@ -171,7 +172,7 @@ def test_an_entry_unknown_on_a_held_out_image_is_not_chosen():
         best_on_held_out(values, "predictor", held_out=[0, 1])
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("held_out", "text"),
     [
         ([True] * 3, "3 of 3 images are held out"),
@@ -191,7 +192,7 @@ def test_best_needs_its_dims():
         best_on_held_out(table(), "method", held_out=[0])
 
 
-@pytest.mark.parametrize("size", [2, 5, 9])
+@each_row("size", [2, 5, 9])
 def test_sign_flips_are_all_counted(size):
     differences = np.random.default_rng(size).normal(0.4, 1, size)
     means = np.array([np.mean(differences * flip) for flip in product([-1, 1], repeat=size)])
@@ -234,8 +235,7 @@ def test_adjusted_values_are_ordered(p):
         assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= -1e-12).all()
 
 
-@pytest.mark.parametrize("adjust", [holm, benjamini_hochberg])
-@pytest.mark.parametrize("p", [[0.1, 1.5], [0.1, np.nan]])
+@each_row(("adjust", "p"), list(product([holm, benjamini_hochberg], [[0.1, 1.5], [0.1, np.nan]])))
 def test_adjusting_needs_probabilities(adjust, p):
     with pytest.raises(ValueError, match=r"p-values must be in \[0, 1\]"):
         adjust(p)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tapstudy.analysis import window_scores
@@ -59,7 +59,6 @@ def taylor(anchors, step):
     return candidates(TaylorFamily(), anchors, step).weights
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     distance=st.sampled_from(["cosine", "l2"]),
