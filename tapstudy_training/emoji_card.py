@@ -59,11 +59,11 @@ bottom left, bottom right; backgrounds {backgrounds}. A word that is none of the
 * Objective: flow matching. x_t = (1 - t) x + t noise, target noise - x, t logit-normal with mean 0 at half size and
   {recipe.time_mean:g} at full size, deviation 1, one time in each part of a batch; `timestep = 1000 t`. Captions left
   empty with probability {recipe.label_dropout}; the style is left out of three captions in ten, the background of one.
-{smooth_text}* Optimisers: Muon at {recipe.matrix_rate:g} for the matrices of attention and feed-forward layers, AdamW
-  at {recipe.learning_rate:g} for the rest (linear warm-up of {recipe.rate_warmup_steps} steps, constant, then linear to 0
-  over the last {decay:.0f} % of {recipe.total_steps:,} steps), weight decay {recipe.weight_decay:g}, gradients clipped
-  at {recipe.gradient_clip:g}, batch {recipe.batch_size}, bf16 autocast, `torch.compile`, average of the weights
-  with decay {recipe.ema_decay:g}. The first {recipe.half_size_steps:,} steps at half the size.
+{smooth_text}* Optimisers: Muon at {recipe.matrix_rate:g} for the matrices of attention and feed-forward
+  layers, AdamW at {recipe.learning_rate:g} for the rest (linear warm-up of {recipe.rate_warmup_steps} steps, constant,
+  then linear to 0 over the last {decay:.0f} % of {recipe.total_steps:,} steps), weight decay {recipe.weight_decay:g},
+  gradients clipped at {recipe.gradient_clip:g}, batch {recipe.batch_size}, bf16 autocast, `torch.compile`, average of
+  the weights with decay {recipe.ema_decay:g}. The first {recipe.half_size_steps:,} steps at half the size.
 * {history}
 * {progress}: {seen:,} images, {hours:.1f} hours on {compute}{rate}. Mean loss of the first and
   last 100 steps: {first_loss:.4f}, {last_loss:.4f}; every step is in `loss.csv`, drawn in `loss.png`. Losses at half

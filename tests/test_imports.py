@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tapstudy
+from tests.table import each_row
 
 HEAVY = {"dask", "matplotlib", "netCDF4", "pandas", "scipy", "torchmetrics", "transformers", "xarray", "zarr"}
 PACKAGES = ["tapstudy"]
@@ -44,7 +45,7 @@ def test_help_loads_no_torch(options):
     assert not loaded(asked) & ({"torch", "diffusers", "numpy"} | HEAVY)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@each_row("package", PACKAGES)
 def test_every_public_name_is_found_and_listed(package):
     module = import_module(package)
     assert module.__all__ == sorted(module._HOMES)
@@ -53,7 +54,7 @@ def test_every_public_name_is_found_and_listed(package):
     assert set(module.__all__) <= set(dir(module))
 
 
-@pytest.mark.parametrize("package", [tapstudy.policies, tapstudy.predictors])
+@each_row("package", [tapstudy.policies, tapstudy.predictors])
 def test_every_class_is_public(package):
     for found in pkgutil.iter_modules(package.__path__):
         module = import_module(f"{package.__name__}.{found.name}")
@@ -62,7 +63,7 @@ def test_every_class_is_public(package):
                 assert name in package.__all__, f"{module.__name__}.{name}"
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@each_row("package", PACKAGES)
 def test_type_checkers_see_the_same_names(package):
     module = import_module(package)
     for node in ast.parse(Path(module.__file__).read_text()).body:

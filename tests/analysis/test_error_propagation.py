@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tapstudy
@@ -94,7 +94,6 @@ def test_amplification_of_a_growing_mode():
     assert error_propagation(linear_runs(-1.0, late)).amplification[..., :-1, :].isnull().all()
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), steps=st.integers(2, 12), tokens=st.integers(1, 4))
 def test_identities(seed, steps, tokens):
     """Random errors under random coupling of the tokens: the recursion, the factors, and their ranges."""

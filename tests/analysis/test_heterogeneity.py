@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -9,6 +9,7 @@ import tapstudy
 from tapstudy.analysis.heterogeneity import chosen_order, relation, token_dynamics
 from tapstudy.analysis.stats import with_interval
 from tapstudy.analysis.variance_shares import variance_shares
+from tests.table import each_row
 
 DIMS = ("sample", "context", "step", "token", "channel")
 
@@ -90,8 +91,10 @@ def test_straight_line_and_standstill():
     assert still[["curvature", "turning_angle", "high_frequency_share"]].to_array().isnull().all()
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
-@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@each_row(
+    ("order", "dtype"),
+    [(order, dtype) for order in range(4) for dtype in ("float64", "float32", "float16")],
+)
 def test_effective_order_of_polynomials(order, dtype):
     step = np.arange(14.0)
     rng = np.random.default_rng(order)
@@ -106,7 +109,6 @@ def test_noise_has_order_zero():
     assert (token_dynamics(recording(features)).effective_order.isel(step=slice(4, None)) == 0).all()
 
 
-@settings(max_examples=20, deadline=None)
 @given(scale=st.floats(0.01, 100), seed=st.integers(0, 1000))
 def test_symmetries(scale, seed):
     """Scaling, shifting and rotating the features change only what they must."""
@@ -145,7 +147,7 @@ def test_lazy_and_real():
     assert token_dynamics(real, variable="probe").velocity.dims == ("sample", "context", "step", "depth", "token")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("change", "options", "message"),
     [
         (lambda d: d.drop_vars("residual"), {}, r"\['residual'\] are missing"),
@@ -172,7 +174,7 @@ def table(sample=0.0, step=0.0, position=0.0, token=0.0, noise=0.0, shape=(6, 12
     return xr.DataArray(values, dims=("sample", "step", "token"))
 
 
-@pytest.mark.parametrize("source", ["sample", "step", "position"])
+@each_row("source", ["sample", "step", "position"])
 def test_planted_share_is_one(source):
     found = variance_shares(5 + table(**{source: 1.0}), permutations=20)
     assert found.share.sel(source=source) == pytest.approx(1)
@@ -231,7 +233,7 @@ def test_log_missing_steps_and_contexts():
 NOISE = table(noise=1.0)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("values", "options", "message"),
     [
         (NOISE.rename(token="place"), {}, r"lack \['token'\]"),

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 import tapstudy
 from tapstudy.analysis.image_content import image_content, otsu_threshold
+from tests.table import each_row
 
 
 def picture(image, rows, cols, *, frames=None):
@@ -61,7 +62,7 @@ def test_bands_are_averaged_and_tokens_are_placed():
     np.testing.assert_allclose(image_content(shuffled).brightness[0], expected[[4, 0, 5, 2, 1, 3]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("times", [4, 5])
+@each_row("times", [4, 5])
 def test_video(times):
     """Two frames of tokens: even parts, or one frame and then the rest (causal codecs)."""
     rng = np.random.default_rng(0)
@@ -80,7 +81,7 @@ def test_one_gray_value_is_background():
     assert not found.foreground.any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1, width=16), min_size=2, max_size=30))
 def test_otsu_is_the_best_cut(values):
     values = np.array(values)
@@ -110,7 +111,7 @@ def test_real_digits_are_lazy():
     assert ((shares > 0.4) & (shares < 0.9)).all()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("dataset", "message"),
     [
         (picture(np.zeros((8, 8, 1)), 4, 4).drop_vars("image"), "neither"),

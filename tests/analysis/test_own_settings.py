@@ -22,8 +22,6 @@ from tests.recording.runs import calls_of
 FIELDS = ("true_error", "choice", "probe", "residual")
 CALLS = calls_of([(1, 1), (2, 2)], steps=12)
 CONFIGS = {
-    "N = 4": TAPConfig(interval=4),
-    "w = 1": TAPConfig(interval=3, warmup_steps=1, distance="l2"),
     "cool-down": TAPConfig(interval=5, warmup_steps=2, cooldown_steps=2, orders=(0, 1), shifts=(0, 0.5)),
     "explicit": TAPConfig(full_steps=(0, 1, 3, 8), distance="l1"),
 }

@@ -10,6 +10,7 @@ from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_prox
 from tapstudy.analysis.stats import mean_interval, with_interval
 from tapstudy.analysis.token_measures import MEASURES, token_measures
 from tests.analysis.synthetic import expected_kendall, expected_spearman, planted_scores, score_dataset
+from tests.table import each_row
 
 CHUNKS = {"sample": 1, "context": 1, "step": 5}
 
@@ -94,7 +95,7 @@ def test_perfect_reversed_and_noise():
         assert low < chance < high, name
 
 
-@pytest.mark.parametrize("fidelity", [0.0, 0.4, 0.8])
+@each_row("fidelity", [0.0, 0.4, 0.8])
 def test_planted_fidelity_is_found(fidelity):
     """Inside the interval over images, and within 0.02 of what theory says for nine predictors."""
     scores = planted_scores(fidelity, samples=40, seed=1)
@@ -121,7 +122,7 @@ def test_variables_say_what_they_are():
     assert found["distance"].dims == ("sample", "context", "step")
 
 
-@pytest.mark.parametrize(("count", "undefined"), [(0, 7), (1, 7), (2, 4), (3, 0)])
+@each_row(("count", "undefined"), [(0, 7), (1, 7), (2, 4), (3, 0)])
 def test_too_few_predictors(count, undefined):
     rng = np.random.default_rng(0)
     distinct = np.zeros((2, 5), bool)
@@ -152,7 +153,7 @@ def test_ties_go_to_the_first_predictor_and_missing_losses_count_for_nothing():
     np.testing.assert_array_equal(masked, [[0, 1, 1], [2, 0, 0]])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(3, 9))
 def test_identical_predictors_count_once(seed, predictors):
     rng = np.random.default_rng(seed)
@@ -168,7 +169,7 @@ def test_identical_predictors_count_once(seed, predictors):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6))
 def test_ranks_see_only_the_order(seed):
     """Rank correlations and the choice do not change when a loss is measured on another scale; infinity is largest."""

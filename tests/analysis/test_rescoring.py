@@ -19,6 +19,7 @@ from tests.analysis.trajectories import make_features, predicted
 from tests.conftest import make_tiny_pipe
 from tests.recording.runs import calls_of
 from tests.reference import distance
+from tests.table import each_row
 
 FIELDS = ("proxy_loss", "true_error", "choice", "probe", "residual", "latent_residual", "image")
 EXACT = ("choice", "is_full", "distance", "is_distinct")
@@ -97,7 +98,7 @@ def test_which_residual_a_recording_holds():
         rescore(data, TAPConfig())
 
 
-@pytest.mark.parametrize("kind", ["cosine", "l2", "l1"])
+@each_row("kind", ["cosine", "l2", "l1"])
 def test_naive_loops(kind):
     data = make_features(samples=1, contexts=0, steps=12)
     config = TAPConfig(interval=4, distance=kind, shifts=(0, 0.5, 3))

@@ -76,7 +76,7 @@ def test_no_mask_is_cheaper(order):
 
 
 @given(st.integers(0, 2), st.integers(4, 16))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_dense_where_the_trajectory_is_fast(order, start):
     """Constant but for a random walk over eight steps; solver steps of equal lengths."""
     rng = np.random.default_rng(start)

@@ -16,6 +16,7 @@ from tapstudy.analysis.stats import (
     sign_flip_pvalue,
     with_interval,
 )
+from tests.table import each_row
 
 
 def test_interval_covers_the_mean():
@@ -36,7 +37,7 @@ def test_interval_is_deterministic_and_ordered():
     assert mean_interval(np.ones(5)) == (1, 1, 1)
 
 
-@pytest.mark.parametrize("values", [np.ones(1), np.ones((2, 2)), np.array([1.0, np.inf])])
+@each_row("values", [np.ones(1), np.ones((2, 2)), np.array([1.0, np.inf])])
 def test_no_interval(values):
     with pytest.raises(ValueError, match=r"interval needs|not finite"):
         mean_interval(values)

@@ -67,8 +67,9 @@ def test_what_makes_no_graph(wrong):
         CompiledStep(**wrong)
 
 
-@pytest.mark.parametrize("distance", ["cosine", "l2", "l1"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("distance", "dtype"), [("cosine", torch.bfloat16), ("l2", torch.float16), ("l1", torch.bfloat16)]
+)
 def test_probes_stored_in_half_precision(distance, dtype):
     """The same as if the model had shown rounded probes at full steps, and exact ones in between."""
     config = TAPConfig(interval=5, distance=distance)

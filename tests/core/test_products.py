@@ -1,5 +1,7 @@
 """Inner products, of the anchors once and of every step anew, against all pairs in extended precision."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from tapstudy.core.scoring import (
 )
 from tapstudy.core.weights import extrapolation_row
 from tests.core.test_scoring import extended, taylor_rows
+from tests.table import each_row
 
 
 def steps(seed, closeness, *, count=5, dtype=torch.float32):
@@ -48,8 +51,7 @@ def check_products(anchors, actual, known, *, rtol=1e-9):
     assert (np.abs(found - expected) <= rtol * lengths).all()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@each_row(("count", "dtype"), list(product([1, 2, 3], [torch.float32, torch.bfloat16, torch.float64])))
 def test_products_of_anchors_serve_all_steps(count, dtype):
     anchors, later = steps(0, 1e-2, dtype=dtype)
     known = anchor_products(anchors[:count])
@@ -67,7 +69,7 @@ def test_chunks_make_no_difference(monkeypatch):
         torch.testing.assert_close(found, scores, rtol=1e-6, atol=0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     distance=st.sampled_from(["cosine", "l2"]),
@@ -100,7 +102,6 @@ def test_tokens_much_smaller_than_the_anchors_keep_their_precision(distance):
     np.testing.assert_allclose(losses, truth.astype(float), rtol=2e-6)
 
 
-@settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), distance=st.sampled_from(["cosine", "l2", "l1"]), power=st.integers(-20, 20))
 def test_scores_do_not_depend_on_scale_or_order_of_channels(seed, distance, power):
     anchors, (actual, *_) = steps(seed, 1e-2)
@@ -115,7 +116,6 @@ def test_scores_do_not_depend_on_scale_or_order_of_channels(seed, distance, powe
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
-@settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 5))
 def test_the_form_is_a_square(seed, count):
     generator = torch.Generator().manual_seed(seed)

@@ -1,5 +1,7 @@
 """Scoring against naive float64, and selection by hand."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from tapstudy.core.scoring import assemble, choose, least, losses_of, predictor_losses, score, select
 from tapstudy.core.weights import extrapolation_row
+from tests.table import each_row
 
 
 def naive(anchors, actual, weights, distance):
@@ -31,8 +34,7 @@ def taylor_rows(anchors=(18, 10, 2), step=23):
     )
 
 
-@pytest.mark.parametrize("distance", ["cosine", "l2", "l1"])
-@pytest.mark.parametrize("closeness", [1.0, 1e-2, 1e-4])
+@each_row(("distance", "closeness"), list(product(["cosine", "l2", "l1"], [1.0, 1e-2, 1e-4])))
 def test_losses_equal_naive(distance, closeness):
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(2, 40, 33, generator=generator)
@@ -77,7 +79,7 @@ def test_zero_tokens_have_no_direction():
     torch.testing.assert_close(predictor_losses([anchor], actual, weights, distance="l2"), torch.full((1, 2, 1), 2.0))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10_000),
     st.sampled_from(["cosine", "l2"]),
@@ -99,7 +101,7 @@ def test_choices_equal_float64(seed, distance, scale, closeness, dtype):
     assert (taken <= truth.min(dim=-1).values * (1 + 1e-6) + 2e-15).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     distance=st.sampled_from(["cosine", "l2"]),
@@ -159,7 +161,7 @@ def test_predictions_of_any_size_and_direction():
     assert scores[0, 0].tolist() == pytest.approx([infinite, -infinite, -infinite, 1, -1, -1, 0], rel=1e-6)
 
 
-@pytest.mark.parametrize("count", [5, 32, 40, 41])
+@each_row("count", [5, 32, 40, 41])
 def test_least_is_the_first_least(count):
     generator = torch.Generator().manual_seed(count)
     losses = torch.randint(0, 6, (2, count, 50), generator=generator).float()  # many ties
@@ -178,8 +180,7 @@ def test_not_a_number_is_never_chosen():
     assert select(losses).item() == 2
 
 
-@pytest.mark.parametrize("distance", ["cosine", "l2", "l1"])
-@pytest.mark.parametrize("granularity", ["token", "region", "step", "global"])
+@each_row(("distance", "granularity"), list(product(["cosine", "l2", "l1"], ["token", "region", "step", "global"])))
 def test_choosing_by_score_is_choosing_by_loss(distance, granularity):
     generator = torch.Generator().manual_seed(3)
     actual, *anchors = (torch.randn(2, 12, 5, generator=generator) for _ in range(4))

@@ -5,6 +5,7 @@ import pytest
 
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.explorer.prepare import prepare
+from tests.table import each_row
 
 
 def test_scores_are_those_of_the_recording(tiny):
@@ -76,7 +77,7 @@ def test_only_the_asked_samples_are_read(bundled):
     assert prepare(bundled)["number"].values.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("samples", [[3], [-1], [0, 0], []])
+@each_row("samples", [[3], [-1], [0, 0], []])
 def test_unknown_samples(tiny, samples):
     with pytest.raises(ValueError, match="different numbers from 0 to 2"):
         prepare(tiny, samples=samples)

@@ -84,7 +84,8 @@ def test_names_from_cache_context(name):
             for branch in ("cond", "uncond", "third"):
                 with tiny.model.cache_context(branch):
                     tiny(**tiny.at(step, 4))
-        assert masks(handle) == {"cond": "F.F.", "uncond": "F.F.", "third": "F.F."}
+        tiny(**tiny.at(3, 4))  # outside there is no name
+        assert masks(handle) == {"cond": "F.F.", "uncond": "F.F.", "third": "F.F.", "default": "F"}
 
 
 def test_a_context_entered_before_attaching_does_no_harm():

@@ -17,7 +17,7 @@ def digits():
 
 def test_samples_are_the_digits_asked_for(digits):
     labels = torch.arange(10)
-    images = digits(labels, 25, 2.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    images = digits(labels, 10, 2.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
     assert (classify(load_classifier(), images)[0] == labels).sum() >= 9
     assert digits.transformer.dtype == torch.float32
 

@@ -6,6 +6,7 @@ import torch
 
 import tapstudy
 from tapstudy.models.pipeline import LabelPipeline
+from tests.table import each_row
 
 
 def test_output_types(tiny_pipe):
@@ -34,7 +35,7 @@ def test_guidance_combines_the_branches(tiny_pipe):
     torch.testing.assert_close(unlabelled, noise - free)
 
 
-@pytest.mark.parametrize(("stop", "scales"), [(0.6, (3, 1, 1)), (0.4, (3, 3, 1)), (0.0, (3, 3, 3))])
+@each_row(("stop", "scales"), [(0.6, (3, 1, 1)), (0.4, (3, 3, 1)), (0.0, (3, 3, 3))])
 def test_guidance_stops_at_a_noise_level(tiny_pipe, stop, scales):
     """Three steps by hand, from noise levels 1, 0.5005 and 0.001."""
     model, levels = tiny_pipe.transformer, (1.0, 0.5005, 0.001, 0.0)
@@ -84,7 +85,7 @@ def test_callback_sees_and_changes_the_state(tiny_pipe):
     assert not result.any()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         ({"class_labels": None}, "guidance_scale 2.0 needs class_labels"),

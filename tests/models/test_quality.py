@@ -71,9 +71,9 @@ def test_samples_are_kept_batch_by_batch(judged, tiny_pipe, tmp_path):
 def test_a_model_is_held_against_what_it_was(judged, tiny_pipe):
     pipe = LabelPipeline(tiny_pipe.transformer, tiny_pipe.scheduler, guidance_stop=0.5)
     pipe.set_progress_bar_config(disable=True)
-    pixels = torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    real = LabelledImages(pixels, torch.arange(400) % 10)
-    rows = against_before(pipe, pipe, Judge(*judged), real=real, count=200)
+    pixels = torch.randint(0, 256, (200, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    real = LabelledImages(pixels, torch.arange(200) % 10)
+    rows = against_before(pipe, pipe, Judge(*judged), real=real, count=150)
     assert [(name, row.guidance_stop) for name, row in rows] == [
         ("this model", 0.5), ("its initial weights", 0.5), ("this model", 0.0), ("its initial weights", 0.0),
         ("training images", 0.0),

@@ -5,6 +5,7 @@ import tapstudy
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.models.embedded import conditions, untrained_like
 from tapstudy.models.text_pipeline import TextPipeline, pack, position_ids, unpack
+from tests.table import each_row
 from tests.training.emoji import quiet, tiny_pipe
 
 PROMPTS = ["apple on a teal background", "dark nurse on a red background"]
@@ -77,7 +78,7 @@ def test_output_types_and_callback(pipe):
     assert not zeros.images.any()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         ({"prompt": None}, "pass either prompt or prompt_embeds, got neither"),

@@ -19,6 +19,7 @@ from tapstudy.predictors.frequency import FrequencySplit
 from tapstudy.predictors.reuse import Reuse
 from tapstudy.predictors.taylor import TaylorFamily
 from tapstudy.predictors.union import Union
+from tests.table import each_row
 
 TWO = (Label(0, 0, "a"), Label(1, 0, "b"))
 CONFIG = TAPConfig(warmup_steps=2)
@@ -55,7 +56,7 @@ def first_skip(policy):
     return policy.predict(2, features)
 
 
-@pytest.mark.parametrize("case", WRONG)
+@each_row("case", WRONG)
 def test_wrong_rows_are_refused_wherever_a_family_is_used(case):
     rows, message = WRONG[case]
     family = Given(rows)
@@ -80,7 +81,7 @@ def test_rows_of_a_part_of_a_forecast():
         first_skip(NonlinearPolicy(split, CONFIG))
 
 
-@pytest.mark.parametrize("rows", [[[1, 0], [2, -1]], torch.tensor(GOOD), GOOD])
+@each_row("rows", [[[1, 0], [2, -1]], torch.tensor(GOOD), GOOD])
 def test_rows_may_be_any_numbers(rows):
     class Family:
         labels, num_anchors = TWO, 2
@@ -101,7 +102,7 @@ class Unhashable:
     rows: object = None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("family", "error", "message"),
     [
         (Unhashable(), TypeError, "Unhashable must be hashable.*make it a frozen dataclass"),

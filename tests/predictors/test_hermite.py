@@ -8,6 +8,7 @@ from tapstudy.predictors.family import candidates
 from tapstudy.predictors.hermite import HermiteFamily, hermite_values
 from tapstudy.predictors.reuse import Reuse
 from tapstudy.predictors.taylor import TaylorFamily
+from tests.table import each_row
 
 increasing = st.lists(st.integers(0, 60), min_size=4, max_size=6, unique=True).map(lambda a: sorted(a, reverse=True))
 
@@ -77,7 +78,7 @@ def test_few_anchors_cap_the_order():
     assert len(candidates(family, (0,), 2).first) == 1
 
 
-@pytest.mark.parametrize("settings", [{"sigma": 0}, {"sigma": float("nan")}, {"orders": ()}, {"orders": (-1,)}])
+@each_row("settings", [{"sigma": 0}, {"sigma": float("nan")}, {"orders": ()}, {"orders": (-1,)}])
 def test_bad_settings(settings):
     with pytest.raises(ValueError, match="HermiteFamily"):
         HermiteFamily(**settings)

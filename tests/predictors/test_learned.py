@@ -6,6 +6,7 @@ import torch
 
 from tapstudy.predictors.family import candidates
 from tapstudy.predictors.learned import LearnedLinear, step_gram
+from tests.table import each_row
 
 STEPS, FULL = 16, (0, 1, 2, 6, 10, 14)
 
@@ -29,7 +30,7 @@ def test_gram_is_the_sum_of_inner_products():
     assert step_gram(x.float() for x in trajectories).dtype == torch.float64
 
 
-@pytest.mark.parametrize("num_anchors", [1, 2, 3])
+@each_row("num_anchors", [1, 2, 3])
 def test_fit_is_least_squares_over_all_steps_of_a_pattern(num_anchors):
     """At distance 2 from anchors 4 apart: steps 12 (from 10, 6, 2), and with two anchors step 8 (6, 2) as well."""
     trajectories = recorded()
@@ -86,7 +87,7 @@ def test_unseen_patterns():
     assert candidates(lenient, (16, 8, 0), 20).weights.tolist() == [[1.0, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("make", "message"),
     [
         (lambda g: LearnedLinear.fit(g[:3], FULL), "square"),

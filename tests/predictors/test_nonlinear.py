@@ -13,6 +13,7 @@ from tapstudy.predictors.pade import Pade, TCPade
 from tapstudy.predictors.reuse import Reuse
 from tapstudy.predictors.taylor import TaylorFamily
 from tapstudy.predictors.token_least_squares import TokenLeastSquares
+from tests.table import each_row
 
 ALL = [DynamicModes(), TokenLeastSquares(), FrequencySplit(), Pade(), TCPade(num_steps=20, alpha=1.5, beta=0.1)]
 
@@ -26,13 +27,13 @@ def close(actual, expected, tolerance=1e-9):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("predictor", ALL, ids=lambda p: p.label.family)
+@each_row("predictor", ALL)
 def test_a_single_anchor_is_reused(predictor):
     value = noise(2, 6, 5)
     close(predictor.predict((3,), [value], 5, grid=(1, 2, 3)), value)
 
 
-@pytest.mark.parametrize("predictor", ALL[:4], ids=lambda p: p.label.family)
+@each_row("predictor", ALL[:4])
 def test_constants_stay(predictor):
     value = noise(2, 6, 5)
     for anchors in ((8, 4, 0), (20, 12, 4, 2, 1, 0), (16, 12, 8, 4, 0)):
@@ -40,7 +41,7 @@ def test_constants_stay(predictor):
         close(predictor.predict(anchors, [value] * len(anchors), anchors[0] + 3, grid=(1, 2, 3)), value)
 
 
-@pytest.mark.parametrize("predictor", ALL, ids=lambda p: p.label.family)
+@each_row("predictor", ALL)
 def test_zeros_and_half_precision_stay_finite(predictor):
     anchors = (16, 12, 8, 4, 0)[: predictor.num_anchors]
     for value in (torch.zeros(1, 6, 5), noise(1, 6, 5).bfloat16()):
@@ -79,7 +80,7 @@ def exponentials(tokens=4, channels=7, seed=3):
     return at
 
 
-@pytest.mark.parametrize("distance", [1, 3, 4])
+@each_row("distance", [1, 3, 4])
 def test_dmd_is_exact_for_sums_of_exponentials(distance):
     """Three modes are fixed by four snapshots, and by more; a part of the spacing takes roots of the map."""
     at = exponentials()
@@ -230,7 +231,7 @@ def test_tc_pade_as_printed(order):
         close(late[b], expected + 0.3 * (r1[b] - r2[b]))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("make", "message"),
     [
         (lambda: DynamicModes(least=1), "2 <= least <= window"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tapstudy.predictors.adams_bashforth import AdamsBashforth
 from tapstudy.predictors.foca import FoCa
+from tests.table import each_row
 
 increasing = st.lists(st.integers(0, 30), min_size=2, max_size=5, unique=True).map(lambda a: sorted(a, reverse=True))
 numbers = st.lists(st.integers(-9, 9), min_size=5, max_size=5)
@@ -103,7 +104,7 @@ def test_foca_bdf_weights():
     assert FoCa().rows((3,), 5) == [(1.0,)]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("make", "message"),
     [
         (lambda: AdamsBashforth(orders=()), "orders"),

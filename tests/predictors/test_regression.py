@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tapstudy.core.weights import extrapolation_row
 from tapstudy.predictors.chebyshev import Chebyshev, chebyshev_values
 from tapstudy.predictors.least_squares import LeastSquares
+from tests.table import each_row
 
 increasing = st.lists(st.integers(0, 40), min_size=3, max_size=6, unique=True).map(lambda a: sorted(a, reverse=True))
 
@@ -84,7 +85,7 @@ def test_spectrum_does_not_reproduce_constants():
     assert sum(Chebyshev(num_steps=50).rows((12, 4, 2, 1, 0), 15)[0]) < 0.999
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("make", "message"),
     [
         (lambda: LeastSquares(()), "degrees"),

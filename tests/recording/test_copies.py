@@ -12,6 +12,7 @@ from tapstudy.recording import schema
 from tapstudy.recording.export import to_netcdf, to_zarr
 from tests.conftest import make_tiny_pipe
 from tests.recording.runs import CONFIG, calls_of
+from tests.table import each_row
 
 FIELDS = ("true_error", "choice", "image")
 SELECTIONS = {
@@ -29,6 +30,7 @@ SELECTIONS = {
     "a seed": lambda run: run.isel(sample=(run["seed"] == 2**64 - 1).values),
     "one variable": lambda run: run[["true_error"]],
 }
+FEW = ("all", "samples reordered", "steps by a mask", "one value")  # where a chunk holds all steps
 
 
 @pytest.fixture(scope="module", params=["a chunk per sample", "several chunks along the steps"])
@@ -42,10 +44,12 @@ def run(request, tmp_path_factory):
         yield path
 
 
-@pytest.mark.parametrize("what", SELECTIONS)
-def test_our_writer(run, tmp_path, what):
+@each_row("what", SELECTIONS)
+def test_our_writer(request, run, tmp_path, what):
+    if request.node.callspec.params["run"] == "a chunk per sample" and what not in FEW:
+        return
     selected = SELECTIONS[what](tapstudy.open_recording(run))
-    out = to_zarr(selected, tmp_path / "copy.zarr")
+    out = to_zarr(selected, tmp_path / f"{what}.zarr")
     back = tapstudy.open_recording(out)
     xr.testing.assert_identical(back.load(), selected.load())
     assert all(back[name].dtype == selected[name].dtype for name in selected.variables)
@@ -62,8 +66,9 @@ def test_nothing_selected(run, tmp_path):
         to_zarr(tapstudy.open_recording(run).isel(token=[]), tmp_path / "copy.zarr")
 
 
-@pytest.mark.parametrize("zarr_format", [2, 3])
-@pytest.mark.parametrize("what", ["one sample", "samples reordered", "steps by a mask", "one context", "a seed"])
+@pytest.mark.parametrize(
+    ("what", "zarr_format"), [("one sample", 2), ("samples reordered", 3), ("steps by a mask", 3), ("one context", 2)]
+)
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_the_writer_of_xarray(run, tmp_path, what, zarr_format):
     selected = SELECTIONS[what](tapstudy.open_recording(run))

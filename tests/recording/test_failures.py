@@ -16,6 +16,7 @@ from tapstudy.policies.base import Policy
 from tapstudy.recording.store import SampleWriter
 from tests.conftest import make_tiny_pipe
 from tests.recording.runs import CONFIG, calls_of
+from tests.table import each_row
 
 TWO = calls_of([(1, 1)], [(2, 2)])
 
@@ -190,7 +191,7 @@ def test_samples_of_another_length(tmp_path):
     assert tapstudy.open_recording(tmp_path / "run").sizes["sample"] == 1
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("changes", "error", "message"),
     [
         ({"fields": ("true_eror",)}, ValueError, r"unknown fields \['true_eror'\]: choose from"),
@@ -212,11 +213,12 @@ def test_samples_of_another_length(tmp_path):
         ),
     ],
 )
-def test_arguments_that_cannot_be_meant(tmp_path, changes, error, message):
+def test_arguments_that_cannot_be_meant(tmp_path_factory, changes, error, message):
+    path = tmp_path_factory.mktemp("asked") / "run"
     with pytest.raises(error, match=message):
-        record(tmp_path / "run", **changes)
+        record(path, **changes)
     with pytest.raises(tapstudy.RecordingError):
-        tapstudy.open_recording(tmp_path / "run")
+        tapstudy.open_recording(path)
 
 
 def test_residual_in_latent_space(tmp_path):

@@ -27,7 +27,7 @@ def finish(process):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_and_resumed(processes, tmp_path):
+def test_killed_five_times_and_resumed(processes, tmp_path):
     warm = processes.Process(target=time.sleep, args=(0,))  # the first waits for the imports
     warm.start()
     finish(warm)
@@ -38,7 +38,7 @@ def test_killed_ten_times_and_resumed(processes, tmp_path):
     duration = time.perf_counter() - started
 
     path, draw, finished = tmp_path / "killed", random.Random(0), 0
-    for _ in range(10):
+    for _ in range(5):
         process = processes.Process(target=record_six, args=(path,))
         process.start()
         waited = time.perf_counter()
@@ -64,7 +64,7 @@ def test_killed_ten_times_and_resumed(processes, tmp_path):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_samples(processes, tmp_path):
     ours, theirs = processes.Pipe()
-    process = processes.Process(target=peak_memory, args=(tmp_path, (20, 200), theirs))
+    process = processes.Process(target=peak_memory, args=(tmp_path, (10, 200), theirs))
     process.start()
     few = ours.recv()
     many = ours.recv()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tapstudy
@@ -53,7 +53,7 @@ def read(path, verify=True):
 # Files
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_file_lost_or_cut_is_named(scratch, data):
     files = sorted(path for path in scratch.rglob("*") if path.is_file())

@@ -9,13 +9,14 @@ from tapstudy.models.embedded import EMBEDDED
 from tapstudy_training.recipes import CLASSIFIERS, MODELS
 from tapstudy_training.speed import Speed, known_peak, training_flops
 from tapstudy_training.tasks import LabelTask
+from tests.table import each_row
 
 
 def test_every_embedded_model_has_a_recipe():
     assert {name: model.data_set for name, model in MODELS.items()} == EMBEDDED
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_row("name", MODELS)
 def test_models_have_data_and_judge(name):
     model = MODELS[name]
     assert model.name == name
@@ -43,7 +44,7 @@ def test_size_of_cifar10_dit():
     assert (config["sample_size"] // config["patch_size"]) ** 2 == 256
 
 
-@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.text_encoder is None])
+@each_row("name", [name for name, model in MODELS.items() if model.text_encoder is None])
 def test_flops_of_training_by_hand(name):
     """Every product of the forward pass, three times: once forward, twice backward, less what has no gradient to pass
     on (the gradients of the image and of the sinusoids of the time)."""

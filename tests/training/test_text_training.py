@@ -23,6 +23,7 @@ from tapstudy_training.emoji_quality import (
 from tapstudy_training.make import make_classifier
 from tapstudy_training.recipes import CLASSIFIERS
 from tapstudy_training.training import Trained, train
+from tests.table import each_row
 from tests.training.emoji import TINY, shapes, tiny_pipe, tiny_task, write_archive
 
 
@@ -129,7 +130,7 @@ def test_tone_and_name_are_judged_apart():
     assert (found.first, found.name, found.tone) == (0, 1, 0)
 
 
-@pytest.mark.parametrize("name", BACKGROUNDS)
+@each_row("name", BACKGROUNDS)
 def test_backgrounds_are_named_under_noise(name):
     images = shapes()
     picture = images.pictures([2], [name])
@@ -175,9 +176,9 @@ def test_command_trains_goes_on_measures_and_writes_a_card(tmp_path):
     assert "--data is missing" in refused.output
 
 
-@pytest.mark.parametrize(("seconds", "rate"), [("0.0", ""), ("36.0", ", 0.1 images a second")])
+@each_row(("seconds", "rate"), [("0.0", ""), ("36.0", ", 0.1 images a second")])
 def test_card_of_a_run_too_quick_to_time(tmp_path, seconds, rate):
-    """The log rounds to tenths of a second, and a short run may have taken none."""
+    """The log rounds to tenths of a second, and a short run may have taken none. (Samples are kept between rows.)"""
     images = shapes(TINY.size)
     (tmp_path / "loss.csv").write_text(f"step,loss,seconds\n1,1.0,{seconds}\n")
     task = tiny_task()
