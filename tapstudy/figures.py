@@ -15,7 +15,6 @@ from tapstudy.analysis.error_propagation import teacher_forced_error
 from tapstudy.analysis.heterogeneity import token_dynamics
 from tapstudy.analysis.image_content import image_content
 from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_proxy
-from tapstudy.analysis.published import published_table
 from tapstudy.analysis.run_tables import (
     METHODS,
     at_fewest_passes,
@@ -23,6 +22,7 @@ from tapstudy.analysis.run_tables import (
     fixed_quality,
     frontier,
     gains,
+    published_table,
     rank_by_depth,
 )
 from tapstudy.analysis.stats import with_interval

@@ -1,10 +1,26 @@
 """Fixtures shared by all tests: a tiny transformer with random weights behind the real pipeline."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers side by side, one core each; before torch looks
+
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from hypothesis import HealthCheck, settings
 
 from tapstudy.models.pipeline import LabelPipeline, flow_matching_scheduler
+
+# the one profile: the same examples every time, few of them, and no clock
+settings.register_profile(
+    "tests",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
 
 
 def make_tiny_pipe(seed: int = 0, dtype: torch.dtype = torch.float32) -> LabelPipeline:

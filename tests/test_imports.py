@@ -12,7 +12,7 @@ import pytest
 
 import tapstudy
 
-HEAVY = {"dask", "matplotlib", "netCDF4", "numba", "pandas", "scipy", "torchmetrics", "transformers", "xarray", "zarr"}
+HEAVY = {"dask", "matplotlib", "netCDF4", "pandas", "scipy", "torchmetrics", "transformers", "xarray", "zarr"}
 PACKAGES = ["tapstudy"]
 
 

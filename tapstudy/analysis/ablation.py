@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from tapstudy.analysis.features import (
@@ -15,16 +17,32 @@ from tapstudy.analysis.features import (
     grid_for,
     in_blocks,
     is_trajectory,
+    on_trajectories,
     probe_at,
     residual_at,
     site_of,
     step_runs,
 )
-from tapstudy.analysis.joint_scores import METRICS, Job, JointScores
 from tapstudy.analysis.own_settings import Asked, Settled, settle
-from tapstudy.analysis.teacher_forced import Array, full_steps_of, held_steps
+from tapstudy.analysis.result import lazily
+from tapstudy.analysis.teacher_forced import (
+    Array,
+    Features,
+    Job,
+    full_steps_of,
+    held_steps,
+    one_torch_thread,
+    scored,
+)
 from tapstudy.core.schedule import mask_text
 from tapstudy.policies.config import TAPConfig
+
+METRICS = {
+    "true_error": "true error of the chosen predictor",
+    "oracle_true_error": "true error of every token's best predictor",
+    "random_true_error": "true error of a random predictor (mean over the distinct ones)",
+    "top1": "share of tokens that take their best predictor",
+}
 
 
 def grid(**axes: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -77,15 +95,22 @@ def ablate(recording: xr.Dataset, settings: Mapping[str, Asked] | Sequence[Asked
     arrays = {f"probe {depth}": in_blocks(probe_at(recording, depth, "ablate")) for depth in depths}
     arrays |= {site: in_blocks(residual_at(recording, site, "ablate")) for site in sorted(set(sites))}
     labels = sorted({(label.order, float(label.shift)) for config in configs for label in config.family.labels})
-    jobs = tuple(
-        Job(config, steps, site, grid_for(recording, config, "ablate"),
-             tuple(labels.index((label.order, float(label.shift))) for label in config.family.labels))
-        for config, steps, site in zip(configs, full, sites, strict=True)
-    )  # fmt: skip
+    jobs = [Job(c, c.family, f, grid_for(recording, c, "ablate")) for c, f in zip(configs, full, strict=True)]
+    plan = [
+        (job, site, [labels.index((label.order, float(label.shift))) for label in job.family.labels])
+        for job, site in zip(jobs, sites, strict=True)
+    ]
+    outputs = {name: (["setting"], np.float64) for name in METRICS}
+    outputs["fixed_true_error"] = (["setting", "predictor"], np.float64)
     total: xr.Dataset | None = None
     for run in step_runs(list(arrays.values()), num_steps):
-        held = sorted({step for job in jobs for step in held_steps(run, job.full, job.config.family.num_anchors)})
-        part = _apply(JointScores(jobs, tuple(arrays), tuple(held), tuple(run), len(labels)), arrays, held)
+        held = sorted({step for job in jobs for step in held_steps(run, job.full, job.family.num_anchors)})
+        part = on_trajectories(
+            partial(_add_up, names=list(arrays), plan=plan, held=held, wanted=run, predictors=len(labels)),
+            {name: at_steps(array, held) for name, array in arrays.items()},
+            outputs,
+            {"setting": len(jobs), "predictor": len(labels)},
+        )
         total = part if total is None else total + part
     assert total is not None
     skips = xr.DataArray([num_steps - len(steps) for steps in full], dims="setting")
@@ -118,28 +143,31 @@ def best_fixed_elsewhere(fixed: xr.DataArray, seed: xr.DataArray | None = None) 
         best = np.where(np.isnan(errors), np.inf, sums).argmin(axis=-1)  # (..., sample)
         return np.take_along_axis(errors, best[..., None], axis=-1)[..., 0]
 
-    return xr.apply_ufunc(
-        pick,
-        fixed.chunk({"sample": -1}) if fixed.chunks is not None else fixed,
-        input_core_dims=[["sample", "predictor"]],
-        output_core_dims=[["sample"]],
-        dask="parallelized",
-        output_dtypes=[fixed.dtype],
-    )
+    return lazily(pick, fixed, core=("sample predictor",), out=("sample",), dtypes=(fixed.dtype,))
 
 
-def _apply(kernel: JointScores, arrays: Mapping[str, xr.DataArray], held: Sequence[int]) -> xr.Dataset:
-    found = xr.apply_ufunc(
-        kernel,
-        *(at_steps(array, held).rename(channel=f"channel of {name}") for name, array in arrays.items()),
-        input_core_dims=[["step", "token", f"channel of {name}"] for name in arrays],
-        output_core_dims=[*([["setting"]] * len(METRICS)), ["setting", "predictor"]],
-        join="exact",
-        dask="parallelized",
-        output_dtypes=[np.float64] * (len(METRICS) + 1),
-        dask_gufunc_kwargs={"output_sizes": {"setting": len(kernel.jobs), "predictor": kernel.predictors}},
-    )
-    return xr.Dataset(dict(zip((*METRICS, "fixed_true_error"), found, strict=True)))
+def _add_up(
+    *features: Array,
+    names: Sequence[str],
+    plan: Sequence[tuple[Job, str, list[int]]],
+    held: Sequence[int],
+    wanted: Sequence[int],
+    predictors: int,
+) -> tuple[Array, ...]:
+    """Sum means over tokens over the `wanted` skip steps of a trajectory: (setting,) for every metric, (setting, p)."""
+    arrays = dict(zip(names, features, strict=True))
+    # products of the features are found once for all settings
+    of = cache(lambda name, dtype: Features(arrays[name], held, dtype))
+    metrics, fixed = np.zeros((len(METRICS), len(plan))), np.full((len(plan), predictors), np.nan)
+    with one_torch_thread(), torch.inference_mode():
+        for row, (job, site, members) in enumerate(plan):
+            fixed[row, members] = 0
+            probe = of(f"probe {job.config.probe_depth}", job.config.probe_dtype)
+            for _, one in scored(probe, of(site, job.config.history_dtype), job, wanted):
+                chosen, best = (one.error.gather(1, index[:, None]).mean() for index in (one.choice, one.best))
+                metrics[:, row] += chosen, best, one.error.mean(), (one.choice == one.best).double().mean()
+                fixed[row, members] += one.error.mean(dim=0)[one.found.inverse].numpy()
+    return *metrics, fixed
 
 
 def _described(

@@ -9,9 +9,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import entr
 
-from tapstudy.analysis.map_measures import morans_i, predictor_share, switching
 from tapstudy.analysis.require import require
-from tapstudy.analysis.result import means, shares
+from tapstudy.analysis.result import Described, described, lazily, means, shares
 
 
 def choice_maps(scores: xr.Dataset) -> xr.Dataset:
@@ -34,18 +33,16 @@ def choice_maps(scores: xr.Dataset) -> xr.Dataset:
     choice = _choice(scores, "choice_maps")
     grid = _unstack(choice, scores)
     orders, shifts = (np.asarray(scores[name].values) for name in ("order", "shift"))
-    options: dict[str, Any] = {"dask": "parallelized"}
-    order = xr.apply_ufunc(_look_up, grid, kwargs={"table": _orders(orders)}, output_dtypes=[np.int16], **options)
-    shift = xr.apply_ufunc(
-        _look_up, grid, kwargs={"table": _shifts(orders, shifts)}, output_dtypes=[np.float64], **options
-    )
-    maps = xr.Dataset(
-        {
-            "choice": grid.assign_attrs(long_name="chosen predictor (-1 at full steps)", units="1"),
-            "chosen_order": order.assign_attrs(long_name="order of the chosen predictor (-1 at full steps)", units="1"),
-            "chosen_shift": shift.assign_attrs(long_name="shift of the chosen predictor's horizon", units="step"),
-        }
-    )
+    # index -1, a full step, finds the last
+    of_order = np.append(orders, -1).astype(np.int16)
+    of_shift = np.append(np.where(orders == 0, np.nan, shifts), np.nan)
+    order = lazily(lambda choice: of_order[choice], grid, core=("",), dtypes=(np.int16,))
+    shift = lazily(lambda choice: of_shift[choice], grid, core=("",))
+    maps = described({
+        "choice": (grid, "chosen predictor (-1 at full steps)", "1"),
+        "chosen_order": (order, "order of the chosen predictor (-1 at full steps)", "1"),
+        "chosen_shift": (shift, "shift of the chosen predictor's horizon", "step"),
+    })  # fmt: skip
     return maps.assign_coords({name: scores[name] for name in ("order", "shift", "distance") if name in scores})
 
 
@@ -77,20 +74,14 @@ def statistics_summary(found: xr.Dataset) -> xr.Dataset:
 
 
 def of_the_choice(values: xr.DataArray, choice: xr.DataArray) -> xr.DataArray:
-    """Values (..., predictor) of the chosen predictor, (...); NaN where there is no choice (-1)."""
+    """Take the value (..., predictor) or (predictor) of the chosen predictor, (...); NaN without a choice (-1)."""
 
     def pick(values: NDArray[np.floating], index: NDArray[np.integer]) -> NDArray[np.floating]:
+        values = np.broadcast_to(values, (*index.shape, values.shape[-1]))
         picked = np.take_along_axis(values, np.maximum(index, 0)[..., None].astype(np.intp), axis=-1)[..., 0]
         return np.where(index >= 0, picked, np.nan).astype(values.dtype)
 
-    return xr.apply_ufunc(
-        pick,
-        values,
-        choice,
-        input_core_dims=[["predictor"], []],
-        dask="parallelized",
-        output_dtypes=[values.dtype],
-    )
+    return lazily(pick, values, choice, core=("predictor", ""), dtypes=(values.dtype,))
 
 
 def choice_statistics(scores: xr.Dataset) -> xr.Dataset:
@@ -123,35 +114,19 @@ def choice_statistics(scores: xr.Dataset) -> xr.Dataset:
     for name in ("order", "shift"):
         values = maps[f"chosen_{name}"]
         values = values.where(values >= 0) if name == "order" else values
-        index, expected = xr.apply_ufunc(
-            morans_i,
-            values,
-            input_core_dims=[["row", "col"]],
-            output_core_dims=[[], []],
-            dask="parallelized",
-            dask_gufunc_kwargs={"allow_rechunk": True},
-            output_dtypes=[np.float64, np.float64],
-        )
-        statistics[f"moran_{name}"] = index.assign_attrs(long_name=f"Moran's I of the chosen {name}", units="1")
-        statistics[f"moran_{name}_expected"] = expected.assign_attrs(
-            long_name=f"Moran's I of the chosen {name} expected under permutation", units="1"
-        )
-    within, across = xr.apply_ufunc(
-        switching,
-        choice,
-        scores["step"] - scores["distance"],  # the anchor
-        input_core_dims=[["step", "token"], ["step"]],
-        output_core_dims=[["step"], ["step"]],
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
-        output_dtypes=[np.float64, np.float64],
+        index, expected = lazily(morans_i, values, core=("row col",), out=("", ""), dtypes=(np.float64,) * 2)
+        text = f"Moran's I of the chosen {name}"
+        statistics[f"moran_{name}"] = (index, text, "1")
+        statistics[f"moran_{name}_expected"] = (expected, f"{text} expected under permutation", "1")
+    anchor = scores["step"] - scores["distance"]
+    within, across = lazily(
+        switching, choice, anchor, core=("step token", "step"), out=("step", "step"), dtypes=(np.float64,) * 2
     )
-    for name, values in (("within a window", within), ("across anchors", across)):
-        values = values.assign_attrs(long_name=f"share of tokens that switch predictor {name}", units="1")
-        statistics[f"switch_{name.split()[0]}"] = values
+    statistics["switch_within"] = (within, "share of tokens that switch predictor within a window", "1")
+    statistics["switch_across"] = (across, "share of tokens that switch predictor across anchors", "1")
     coords: dict[str, Any] = {name: scores[name] for name in ("order", "shift", "distance")}
     coords |= {"chosen_order": np.unique(orders), "chosen_shift": np.unique(shifts)}
-    return xr.Dataset(statistics).assign_coords(coords)
+    return described(statistics).assign_coords(coords)
 
 
 def _choice(scores: xr.Dataset, analysis: str) -> xr.DataArray:
@@ -171,40 +146,78 @@ def _unstack(choice: xr.DataArray, scores: xr.Dataset) -> xr.DataArray:
     return bare.set_index(token=axes).unstack("token", fill_value=-1)
 
 
-def _orders(orders: NDArray[Any]) -> NDArray[np.int16]:
-    return np.append(orders, -1).astype(np.int16)  # index -1, a full step, finds the last
-
-
-def _shifts(orders: NDArray[Any], shifts: NDArray[Any]) -> NDArray[np.float64]:
-    return np.append(np.where(orders == 0, np.nan, shifts), np.nan)
-
-
-def _look_up(choice: NDArray[Any], *, table: NDArray[Any]) -> NDArray[Any]:
-    return table[choice]
-
-
-def _shares(choice: xr.DataArray, orders: NDArray[Any], shifts: NDArray[Any]) -> dict[str, xr.DataArray]:
-    share = xr.apply_ufunc(
-        predictor_share,
-        choice,
+def _shares(choice: xr.DataArray, orders: NDArray[Any], shifts: NDArray[Any]) -> dict[str, Described]:
+    share = lazily(
+        predictor_share, choice, core=("token",), out=("predictor",), sizes={"predictor": len(orders)},
         kwargs={"predictors": len(orders)},
-        input_core_dims=[["token"]],
-        output_core_dims=[["predictor"]],
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True, "output_sizes": {"predictor": len(orders)}},
-        output_dtypes=[np.float64],
-    )  # (..., step, predictor)
+    )  # (..., step, predictor)  # fmt: skip
     of_order = xr.DataArray(orders == np.unique(orders)[:, None], dims=("chosen_order", "predictor"))
     of_shift = xr.DataArray((shifts == np.unique(shifts)[:, None]) & (orders > 0), dims=("chosen_shift", "predictor"))
     shift_share = xr.dot(share, of_shift.astype(float), dim="predictor")
     total = shift_share.sum("chosen_shift", skipna=False)
-    entropy = xr.apply_ufunc(entr, share, dask="parallelized", output_dtypes=[np.float64]).sum(
-        "predictor", skipna=False
-    )
-    found = {
+    entropy = lazily(entr, share, core=("",)).sum("predictor", skipna=False)
+    return {
         "share": (share, "share of tokens that choose the predictor", "1"),
         "order_share": (xr.dot(share, of_order.astype(float), dim="predictor"), "share of tokens by order", "1"),
         "shift_share": (shift_share / total.where(total > 0), "share by shift among tokens of order above 0", "1"),
         "entropy": (entropy / np.log(2), "entropy of the choices over the tokens", "bit"),
     }
-    return {name: values.assign_attrs(long_name=text, units=unit) for name, (values, text, unit) in found.items()}
+
+
+Array = NDArray[np.floating]
+
+
+def predictor_share(choice: NDArray[Any], *, predictors: int) -> Array:
+    """(..., token) -> (..., predictor), NaN at full steps."""
+    share = np.stack([(choice == p).mean(axis=-1) for p in range(predictors)], axis=-1)
+    return np.where((choice >= 0).any(axis=-1, keepdims=True), share, np.nan)
+
+
+def switching(choice: NDArray[Any], anchor: NDArray[Any]) -> tuple[Array, Array]:
+    """Share of the tokens whose choice differs from that at the skip step before.
+
+    Args:
+        choice: (..., step, token), -1 at full steps.
+        anchor: the full step before each step, (..., step).
+
+    Returns:
+        (..., step) where that skip step has the same anchor, and (..., step) where it has another; NaN otherwise.
+    """
+    skipped = (choice >= 0).any(axis=-1)  # (..., step)
+    newest = np.maximum.accumulate(np.where(skipped, np.arange(skipped.shape[-1]), -1), axis=-1)  # (..., step)
+    before = np.concatenate([np.full_like(newest[..., :1], -1), newest[..., :-1]], axis=-1)  # (..., step)
+    known = skipped & (before >= 0)
+    before = before.clip(min=0)
+    changed = (choice != np.take_along_axis(choice, before[..., None], axis=-2)).mean(axis=-1)  # (..., step)
+    same = np.broadcast_to(anchor, skipped.shape) == np.take_along_axis(
+        np.broadcast_to(anchor, skipped.shape), before, axis=-1
+    )
+    return np.where(known & same, changed, np.nan), np.where(known & ~same, changed, np.nan)
+
+
+def morans_i(maps: Array) -> tuple[Array, Array]:
+    """Moran's I of maps with rook neighbours and binary weights, and its mean under permutation, -1 / (N - 1).
+
+    I = N / W sum_ij w_ij z_i z_j / sum_i z_i^2, with z the values minus their mean, W the sum of the weights.
+
+    Args:
+        maps: (..., row, col); places that are NaN do not exist.
+
+    Returns:
+        Both (...), NaN where the map is constant, or no two neighbours exist.
+    """
+    exists = ~np.isnan(maps)
+    count = exists.sum(axis=(-2, -1))  # N
+    varies = (np.where(exists, maps, -np.inf).max((-2, -1)) > np.where(exists, maps, np.inf).min((-2, -1))) & (
+        count > 1
+    )
+    mean = np.where(exists, maps, 0.0).sum(axis=(-2, -1)) / np.maximum(count, 1)
+    z = np.where(exists, maps - mean[..., None, None], 0.0)
+    products, pairs = (
+        (v[..., 1:, :] * v[..., :-1, :]).sum((-2, -1)) + (v[..., 1:] * v[..., :-1]).sum((-2, -1))
+        for v in (z, exists.astype(np.float64))
+    )
+    square = (z * z).sum(axis=(-2, -1))
+    defined = varies & (pairs > 0)
+    index = count * products / np.where(defined, pairs * square, np.nan)  # each pair counts twice above and below
+    return index, -1.0 / np.where(defined, count - 1, np.nan)

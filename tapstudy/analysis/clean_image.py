@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import lazily
 
 Array = NDArray[np.floating]
 
@@ -57,18 +58,9 @@ def clean_images(recording: xr.Dataset) -> xr.DataArray:
         pixels = np.moveaxis(patches, -3, -4).reshape(*clean.shape[:-2], height, width, bands)
         return np.clip(pixels / 2 + 0.5, 0, 1).astype(np.float32)
 
-    found = xr.apply_ufunc(
-        forming,
-        latent,
-        input_core_dims=[["step", "token", "latent_channel"]],
-        output_core_dims=[["step", "y", "x", "band"]],
-        exclude_dims={"step"},
-        dask="parallelized",
-        output_dtypes=[np.float32],
-        dask_gufunc_kwargs={
-            "output_sizes": {"step": len(sigma) - 1, "y": height, "x": width, "band": bands},
-            "allow_rechunk": True,
-        },
-    )
+    found = lazily(
+        forming, latent, core=("step token latent_channel",), out=("step y x band",), dtypes=(np.float32,),
+        sizes={"step": len(sigma) - 1, "y": height, "x": width, "band": bands}, exclude_dims={"step"},
+    )  # fmt: skip
     found = found.assign_coords(step=recording["step"].values[:-1])
     return found.rename("clean_image").assign_attrs(long_name="expected clean image", units="1")

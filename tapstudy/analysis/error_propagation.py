@@ -26,9 +26,13 @@ import xarray as xr
 
 from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import described
 
 REFERENCE = "reference"
 CHANNEL = "latent_channel"
+ENDS = ("path_length", "net_error", "net_propagated", "deviation")
+NORMS = ("local_error", "contribution", *ENDS)
+QUOTIENTS = ("coherence", "amplification", "feedback_cosine")
 
 Member = tuple[int, float] | Literal["choice", "oracle"]
 
@@ -41,7 +45,7 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
     Args:
         runs: what `bench.claims.solver_runs` returns: `state` (policy, sample, node, token, latent_channel),
             `velocity_used` and `velocity_exact` (policy, sample, step, token, latent_channel), `is_full` (policy,
-            sample, step), coordinate `node_sigma` (node); one policy is "reference". `velocity_forced` is optional.
+            sample, step), coordinate `node_sigma` (node); one policy is "reference".
 
     Returns:
         Per (policy, sample, step, token), the reference left out:
@@ -53,7 +57,6 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
           sum and the sum of the contributions: deviation^2 = net_error^2 + net_propagated^2 + 2 feedback;
         - `amplification` deviation / net error; `identity_gap`, by how much the identity above is missed (rounding);
         - `successive_cosine` between d e of this step and of the one before, NaN unless both are skip steps;
-        - `forced_error` |v^ - v| / |v| along the exact trajectory, if `velocity_forced` is there.
 
         Per (policy, sample, step): `bias`, norm of the mean of d e over tokens over the mean of |d e|, in [0, 1];
         `is_full`. Quotients are NaN before the first skip step, where errors are rounding.
@@ -123,15 +126,8 @@ def error_propagation(runs: xr.Dataset) -> xr.Dataset:
         ),
         "is_full": (other["is_full"], "the model ran in full (1) or was skipped (0)"),
     }
-    if "velocity_forced" in runs:
-        miss = _norm(other["velocity_forced"] - exact["velocity_exact"])
-        found["forced_error"] = (
-            _ratio(miss, _norm(exact["velocity_exact"])),
-            "relative velocity error along the exact trajectory",
-        )
-    return xr.Dataset({
-        name: values.assign_attrs(long_name=text, units="1") for name, (values, text) in found.items()
-    }).transpose("policy", ..., "step", "token")  # fmt: skip
+    table = described({name: (values, text, "1") for name, (values, text) in found.items()})
+    return table.transpose("policy", ..., "step", "token")
 
 
 def per_image(errors: xr.Dataset) -> xr.Dataset:
@@ -146,27 +142,14 @@ def per_image(errors: xr.Dataset) -> xr.Dataset:
     Args:
         errors: from `error_propagation`.
     """
-    require(errors, "per_image", path_length=("step", "token"), net_error=("step", "token"), is_full=("step",))
-    end: dict[str, xr.DataArray] = {
-        name: _root((errors[name].isel(step=-1, drop=True) ** 2).mean("token"))
-        for name in ("path_length", "net_error", "net_propagated", "deviation")
-    }
-    end["coherence"] = _ratio(end["net_error"], end["path_length"])
-    end["amplification"] = _ratio(end["deviation"], end["net_error"])
-    feedback = errors["feedback"].isel(step=-1, drop=True).mean("token")
-    end["feedback_cosine"] = _ratio(feedback, end["net_error"] * end["net_propagated"])
+    end = per_step(errors).isel(step=-1, drop=True)
+    found = {name: (end[name], end[name].attrs["long_name"], "1") for name in (*ENDS, *QUOTIENTS)}
     skipped = errors["is_full"] == 0
-    for name in ("relative_local_error", "along_velocity", "successive_cosine", "bias", "forced_error"):
-        if name in errors:
-            values = errors[name].where(skipped)
-            end[name] = values.mean([dim for dim in ("step", "token") if dim in values.dims])
-    return xr.Dataset({
-        name: values.assign_attrs(
-            long_name=errors[name].attrs["long_name"] if name in errors else "cosine of contributions and feedback",
-            units="1",
-        )
-        for name, values in end.items()
-    })  # fmt: skip
+    for name in ("relative_local_error", "along_velocity", "successive_cosine", "bias"):
+        values = errors[name].where(skipped)
+        mean = values.mean([dim for dim in ("step", "token") if dim in values.dims])
+        found[name] = (mean, errors[name].attrs["long_name"], "1")
+    return described(found)
 
 
 def against(table: xr.Dataset, baseline: str) -> xr.Dataset:
@@ -222,49 +205,6 @@ def teacher_forced_error(recording: xr.Dataset, members: Mapping[str, Member]) -
     )
 
 
-def compare_regimes(errors: xr.Dataset, teacher_forced: xr.DataArray) -> xr.Dataset:
-    """Errors along the accelerated and along the exact trajectory, per policy, image and step.
-
-    Args:
-        errors: from `error_propagation`.
-        teacher_forced: relative errors with dims policy and step, such as `errors["forced_error"]` (the same quantity:
-            guided velocity) or `teacher_forced_error` of a recording (of the residual, before guidance: compare ranks
-            and growth, not sizes). Policies and steps both have are kept; the images must be the same.
-
-    Returns:
-        `closed_loop`, `teacher_forced` (means over tokens and contexts) and `ratio` over (policy, sample, step), NaN at
-        full steps.
-
-    Raises:
-        ValueError: no policy in common, or other images.
-    """
-    require(errors, "compare_regimes", relative_local_error=("policy", "step"), is_full=("policy", "step"))
-    for name in ("seed", "label"):
-        pair = [part[name].values.tolist() for part in (errors, teacher_forced) if name in part.coords]
-        if len(pair) == 2 and list(map(str, pair[0])) != list(map(str, pair[1])):
-            raise ValueError(f"compare_regimes: the images differ: {name} is {pair[0]} and {pair[1]}")
-    closed = errors["relative_local_error"].where(errors["is_full"] == 0)
-    means = [
-        values.mean([dim for dim in ("token", "context") if dim in values.dims]) for values in (closed, teacher_forced)
-    ]
-    closed, forced = xr.align(*means, join="inner")
-    if not closed.size:
-        raise ValueError(
-            f"compare_regimes: no policy and step in common: {errors['policy'].values.tolist()} and "
-            f"{teacher_forced['policy'].values.tolist()}"
-        )
-    forced = forced.where(closed.notnull())
-    texts = {
-        "closed_loop": "relative local error along the accelerated trajectory",
-        "teacher_forced": str(teacher_forced.attrs.get("long_name", "relative error along the exact trajectory")),
-        "ratio": "closed loop over teacher-forced",
-    }
-    return xr.Dataset({
-        name: values.reset_coords(drop=True).assign_attrs(long_name=text, units="1")
-        for values, (name, text) in zip((closed, forced, _ratio(closed, forced)), texts.items(), strict=True)
-    })  # fmt: skip
-
-
 def _norm(vectors: xr.DataArray) -> xr.DataArray:
     """Over the values of a patch."""
     return _root((vectors**2).sum(CHANNEL))
@@ -276,3 +216,34 @@ def _root(values: xr.DataArray) -> xr.DataArray:
 
 def _ratio(above: xr.DataArray, below: xr.DataArray) -> xr.DataArray:
     return above / below.where(below > 0)
+
+
+def per_step(errors: xr.Dataset) -> xr.Dataset:
+    """Root mean squares over tokens, (policy, sample, step), small enough to keep.
+
+    Args:
+        errors: from `error_propagation`.
+
+    Returns:
+        `local_error`, `contribution`, `path_length`, `net_error`, `net_propagated` and `deviation`; of these, as in
+        `per_image`, `coherence` (net error over path length) and `amplification` (deviation over net error), NaN before
+        the first skip step; `feedback_cosine`, the cosine over tokens and channels between the summed contributions
+        and what the model made of the deviations so far: negative where the model corrects; `is_full`.
+    """
+    dims = ("policy", "step", "token")
+    require(errors, "per_step", feedback=dims, is_full=("policy", "step"), **dict.fromkeys(NORMS, dims))
+    found = {name: ((errors[name] ** 2).mean("token") ** 0.5).assign_attrs(errors[name].attrs) for name in NORMS}
+    begun = (errors["is_full"] == 0).cumsum("step") > 0
+    cosine = _ratio(errors["feedback"].mean("token"), found["net_error"] * found["net_propagated"])
+    found |= {
+        "coherence": _ratio(found["net_error"], found["path_length"]).where(begun).assign_attrs(
+            long_name="net error over path length", units="1"
+        ),
+        "amplification": _ratio(found["deviation"], found["net_error"]).where(begun).assign_attrs(
+            long_name="deviation over net error", units="1"
+        ),
+        "feedback_cosine": cosine.where(begun).assign_attrs(
+            long_name="cosine of contributions and feedback", units="1"
+        ),
+    }  # fmt: skip
+    return xr.Dataset({**found, "is_full": errors["is_full"]}).transpose("policy", ..., "step")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.require import require
+from tapstudy.analysis.result import described, lazily
 
 Array = NDArray[np.floating]
 
@@ -37,70 +41,35 @@ def explorer_layers(recording: xr.Dataset) -> xr.Dataset:
         order=("predictor",),
         shift=("predictor",),
     )
-    choice = recording["choice"]
+    choice, errors = recording["choice"], recording["true_error"]
+
+    def along(function: Any, values: xr.DataArray, dim: str, dtype: Any) -> xr.DataArray:
+        return lazily(lambda array: function(array).astype(dtype), values, core=(dim,), dtypes=(dtype,))
+
+    def chosen(name: str) -> xr.DataArray:
+        return of_the_choice(recording[name].astype(np.float32), choice)
+
     found = {
-        "chosen_order": _chosen(choice, recording["order"], "order of the chosen predictor", "1"),
-        "chosen_shift": _chosen(choice, recording["shift"], "shift of the chosen predictor", "steps"),
-        "chosen_proxy_loss": _chosen(choice, recording["proxy_loss"], "proxy loss of the choice", "1"),
-        "chosen_error": _chosen(choice, recording["true_error"], "true error of the choice", "1"),
-        "best": xr.apply_ufunc(
-            _place_of_least,
-            recording["true_error"],
-            input_core_dims=[["predictor"]],
-            dask="parallelized",
-            output_dtypes=[np.int16],
-        ).assign_attrs(long_name="best predictor (-1 at full steps)", units="1"),
-        "best_error": xr.apply_ufunc(
-            _least,
-            recording["true_error"],
-            input_core_dims=[["predictor"]],
-            dask="parallelized",
-            output_dtypes=[np.float32],
-        ).assign_attrs(long_name="true error of the best predictor", units="1"),
-    }
-    regret = found["chosen_error"] - found["best_error"]
-    found["regret"] = regret.assign_attrs(long_name="regret of the choice", units="1")
+        "chosen_order": (chosen("order"), "order of the chosen predictor", "1"),
+        "chosen_shift": (chosen("shift"), "shift of the chosen predictor", "steps"),
+        "chosen_proxy_loss": (chosen("proxy_loss"), "proxy loss of the choice", "1"),
+        "chosen_error": (chosen("true_error"), "true error of the choice", "1"),
+        "best": (along(_place_of_least, errors, "predictor", np.int16), "best predictor (-1 at full steps)", "1"),
+        "best_error": (
+            along(lambda array: array.min(axis=-1), errors, "predictor", np.float32),
+            "true error of the best predictor", "1",
+        ),
+    }  # fmt: skip
+    found["regret"] = (found["chosen_error"][0] - found["best_error"][0], "regret of the choice", "1")
     if "probe" in recording:
-        found["probe_norm"] = xr.apply_ufunc(
-            _norm,
-            recording["probe"].isel(depth=0, drop=True),
-            input_core_dims=[["channel"]],
-            dask="parallelized",
-            output_dtypes=[np.float32],
-        ).assign_attrs(long_name="norm of the probe", units="1")
-    layers = xr.Dataset(found).reset_coords(drop=True)
+        probe = recording["probe"].isel(depth=0, drop=True).astype(np.float32)
+        norm = along(lambda array: np.linalg.norm(array, axis=-1), probe, "channel", np.float32)
+        found["probe_norm"] = (norm, "norm of the probe", "1")
+    bare = {name: (values.reset_coords(drop=True), text, unit) for name, (values, text, unit) in found.items()}
+    layers = described(bare)
     kept = {name: coord for name, coord in recording.coords.items() if set(coord.dims) <= set(layers.dims)}
     return layers.assign_coords(kept)
 
 
-def _chosen(choice: xr.DataArray, values: xr.DataArray, long_name: str, units: str) -> xr.DataArray:
-    """The value of the chosen predictor, for every token."""
-    found = xr.apply_ufunc(
-        _pick,
-        choice.reset_coords(drop=True),
-        values.reset_coords(drop=True),
-        input_core_dims=[[], ["predictor"]],
-        dask="parallelized",
-        output_dtypes=[np.float32],
-    )
-    return found.assign_attrs(long_name=long_name, units=units)
-
-
-def _pick(choice: NDArray[np.integer], values: Array) -> Array:
-    """choice (...), values (..., predictor) or (predictor): the value at the choice, NaN where it is negative."""
-    values = np.broadcast_to(values, (*choice.shape, values.shape[-1]))
-    index = np.maximum(choice, 0).astype(np.intp)[..., None]
-    picked = np.take_along_axis(values, index, axis=-1)[..., 0]
-    return np.where(choice >= 0, picked, np.nan).astype(np.float32)
-
-
-def _least(errors: Array) -> Array:
-    return errors.min(axis=-1).astype(np.float32)
-
-
-def _place_of_least(errors: Array) -> NDArray[np.int16]:
-    return np.where(np.isnan(errors).any(axis=-1), -1, errors.argmin(axis=-1)).astype(np.int16)
-
-
-def _norm(probe: Array) -> Array:
-    return np.linalg.norm(probe.astype(np.float32), axis=-1)
+def _place_of_least(errors: Array) -> NDArray[np.integer]:
+    return np.where(np.isnan(errors).any(axis=-1), -1, errors.argmin(axis=-1))

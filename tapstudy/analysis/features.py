@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import dask
 import numpy as np
@@ -103,6 +103,33 @@ def at_steps(array: xr.DataArray, steps: Sequence[int]) -> xr.DataArray:
     """Some steps of a lazy array, in one chunk along everything but the leading dimensions."""
     found = array if list(steps) == list(range(array.sizes["step"])) else array.isel(step=list(steps))
     return found.chunk({dim: -1 for dim in array.dims if dim in OF_TRAJECTORY})
+
+
+def on_trajectories(
+    function: Callable[..., tuple[Any, ...]],
+    arrays: Mapping[str, xr.DataArray],
+    outputs: Mapping[str, tuple[Sequence[str], Any]],
+    sizes: Mapping[str, int],
+) -> xr.Dataset:
+    """Apply a function of arrays (step, token, channel) to the trajectories of lazy arrays, one by one.
+
+    Args:
+        arrays: by name, whose steps are those of `at_steps`.
+        outputs: name -> dimensions and dtype of what the function gives.
+        sizes: of these dimensions.
+    """
+    found = xr.apply_ufunc(
+        function,
+        *(array.rename(step="held", token="held token", channel=f"channel of {n}") for n, array in arrays.items()),
+        input_core_dims=[["held", "held token", f"channel of {name}"] for name in arrays],
+        output_core_dims=[list(dims) for dims, _ in outputs.values()],
+        join="exact",
+        vectorize=True,
+        dask="parallelized",
+        output_dtypes=[dtype for _, dtype in outputs.values()],
+        dask_gufunc_kwargs={"output_sizes": {dim: sizes[dim] for dims, _ in outputs.values() for dim in dims}},
+    )
+    return xr.Dataset(dict(zip(outputs, found, strict=True)))
 
 
 def token_grid(recording: xr.Dataset) -> Grid | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from math import factorial
 
 import numpy as np
 import xarray as xr
@@ -10,86 +10,69 @@ from numpy.typing import NDArray
 from scipy.signal import detrend, get_window
 from scipy.stats import rankdata
 
+from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.require import require
-from tapstudy.analysis.result import means, shares
+from tapstudy.analysis.result import described, lazily, means, shares
 
 Array = NDArray[np.floating]
 HIGHEST_ORDER = 3
+TOLERANCE = 0.1  # how much worse than the best a lower order may be
+CUT = 0.125  # cycles per step, of which there are at most 0.5
 
-_PER_STEP = {  # name: (long_name, units), with {u} for one unit of the coordinate
-    "velocity": ("speed of the token's feature", "feature / {u}"),
-    "relative_velocity": ("speed over the norm of the feature", "1 / {u}"),
-    "acceleration": ("norm of the second derivative of the feature", "feature / {u}2"),
+_PER_STEP = {  # name: (long_name, units)
+    "velocity": ("speed of the token's feature", "feature / step"),
+    "relative_velocity": ("speed over the norm of the feature", "1 / step"),
+    "acceleration": ("norm of the second derivative of the feature", "feature / step2"),
     "curvature": ("curvature of the token's path", "1 / feature"),
     "turning_angle": ("angle between successive increments", "degree"),
     "effective_order": ("lowest order that extrapolates about as well as any", "1"),
 }
 
 
-def token_dynamics(
-    recording: xr.Dataset,
-    *,
-    variable: str = "residual",
-    coordinate: Literal["step", "sigma"] = "step",
-    tolerance: float = 0.1,
-    cut: float = 0.125,
-) -> xr.Dataset:
+def token_dynamics(recording: xr.Dataset, *, variable: str = "residual") -> xr.Dataset:
     """Local shape of every token's trajectory F_i (a vector over channels), lazily.
 
-    With u the coordinate and F[..] divided differences on it, at step i and from steps up to i alone:
+    With divided differences F[..] on the steps, at step i and from steps up to i alone:
 
     - velocity |F[i, i-1]|, and the same over |F_i|; acceleration 2 |F[i, i-1, i-2]|;
     - curvature |a_perp| / |v|^2 (Frenet; arc-length curvature in any dimension), with v and a the derivatives, at the
       middle one, of the parabola through steps i-2, i-1, i;
     - turning angle between F_i - F_(i-1) and F_(i-1) - F_(i-2), in degrees: 180 where the token goes back;
     - effective order: the polynomial of degree m through the m + 1 steps before i misses F_i by e_m. The lowest m of
-      0..3 with e_m <= (1 + tolerance) * min(e) + 4 eps |F_i|; the last term is what rounding to the stored dtype
+      0..3 with e_m <= 1.1 min(e) + 4 eps |F_i|; the last term is what rounding to the stored dtype
       contributes to a fourth difference (sqrt(70) eps / 2), so that rounding decides nothing.
 
-    Over all steps of a token, `high_frequency_share`: share of the temporal energy above `cut`, summed over channels,
-    after taking out a straight line per channel and under a Hann window. Always per step, whatever the coordinate.
+    Over all steps of a token, `high_frequency_share`: share of the temporal energy above `CUT`, summed over channels,
+    after taking out a straight line per channel and under a Hann window.
 
     Args:
         recording: with `variable` (..., step, ..., token, channel), or `latent_channel` for "latent_residual".
         variable: "residual", "probe" or "latent_residual".
-        coordinate: what derivatives are taken against.
-        tolerance: how much worse than the best a lower order may be.
-        cut: in cycles per step; 0.5 is the highest there is.
 
     Returns:
         Variables of the dimensions of `variable` without channels; NaN at the first steps (1 for the velocity, 2 for
         second derivatives, 4 for the order) and where a quotient is 0 / 0.
 
     Raises:
-        ValueError: a missing variable or coordinate, fewer than five steps, a cut outside (0, 0.5).
+        ValueError: a missing variable, fewer than five steps.
     """
     channel = "latent_channel" if variable == "latent_residual" else "channel"
     require(recording, "token_dynamics", **{variable: ("step", "token", channel)})
-    if coordinate not in recording.coords:
-        raise ValueError(f"token_dynamics: no coordinate {coordinate!r}, only {sorted(map(str, recording.coords))}")
-    if not 0 < cut < 0.5:
-        raise ValueError(f"token_dynamics: cut must lie between 0 and 0.5 cycles per step, got {cut}")
     if recording.sizes["step"] < HIGHEST_ORDER + 2:
         raise ValueError(
             f"token_dynamics needs at least {HIGHEST_ORDER + 2} steps (order {HIGHEST_ORDER} is extrapolated from "
             f"{HIGHEST_ORDER + 1}), got {recording.sizes['step']}"
         )
     features = recording[variable].chunk({"step": -1, channel: -1})
-    positions = np.abs(recording[coordinate].values.astype(np.float64) - float(recording[coordinate][0]))
-    found = xr.apply_ufunc(
-        lambda values: _dynamics(values, positions, tolerance=tolerance, cut=cut),
-        features,
-        input_core_dims=[["step", channel]],
-        output_core_dims=[["step"]] * len(_PER_STEP) + [[]],
-        dask="parallelized",
-        output_dtypes=[np.float32] * (len(_PER_STEP) + 1),
-    )
+    found = lazily(
+        _dynamics, features, core=(f"step {channel}",), out=(*["step"] * len(_PER_STEP), ""),
+        dtypes=[np.float32] * (len(_PER_STEP) + 1),
+    )  # fmt: skip
     order = [dim for dim in features.dims if dim != channel]
-    units = {name: (text, unit.format(u=coordinate)) for name, (text, unit) in _PER_STEP.items()}
-    units["high_frequency_share"] = (f"share of temporal energy above {cut} cycles per step", "1")
-    return xr.Dataset({
-        name: values.transpose(*[dim for dim in order if dim in values.dims]).assign_attrs(long_name=text, units=unit)
-        for values, (name, (text, unit)) in zip(found, units.items(), strict=True)
+    units = {**_PER_STEP, "high_frequency_share": (f"share of temporal energy above {CUT} cycles per step", "1")}
+    return described({
+        name: (values.transpose(*[dim for dim in order if dim in values.dims]), *about)
+        for values, (name, about) in zip(found, units.items(), strict=True)
     })  # fmt: skip
 
 
@@ -103,15 +86,14 @@ def dynamics_summary(found: xr.Dataset) -> xr.Dataset:
     return means(found, *measured).assign(effective_order_share=effective)
 
 
-def _dynamics(features: Array, positions: Array, *, tolerance: float, cut: float) -> tuple[Array, ...]:
+def _dynamics(features: Array) -> tuple[Array, ...]:
     """Features (..., step, channel) -> the variables (..., step) in the order of `_PER_STEP`, and the share (...)."""
     epsilon = float(np.finfo(features.dtype).eps)
     wide = features.astype(np.promote_types(features.dtype, np.float32), copy=False)
     levels = [wide]  # divided differences F[i, .., i-m], NaN for the first m steps
     for m in range(1, HIGHEST_ORDER + 2):
         level = np.full_like(wide, np.nan)
-        gaps = (positions[m:] - positions[:-m]).astype(wide.dtype)[:, None]
-        level[..., m:, :] = (levels[-1][..., m:, :] - levels[-1][..., m - 1 : -1, :]) / gaps
+        level[..., m:, :] = (levels[-1][..., m:, :] - levels[-1][..., m - 1 : -1, :]) / m
         levels.append(level)
     first, second = levels[1], levels[2]
     before = np.full_like(first, np.nan)
@@ -119,9 +101,7 @@ def _dynamics(features: Array, positions: Array, *, tolerance: float, cut: float
     size = _norm(wide)
     velocity, acceleration = _norm(first), 2 * _norm(second)
 
-    gap_before = np.full(len(positions), np.nan, wide.dtype)
-    gap_before[2:] = (positions[1:-1] - positions[:-2]).astype(wide.dtype)
-    tangent = before + second * gap_before[:, None]  # derivative of the parabola at its middle step
+    tangent = before + second  # derivative of the parabola at its middle step
     speed = _norm(tangent)
     along = _ratio(2 * (second * tangent).sum(axis=-1), speed)
     across = _norm(2 * second - along[..., None] * _ratio(tangent, speed[..., None]))
@@ -130,23 +110,16 @@ def _dynamics(features: Array, positions: Array, *, tolerance: float, cut: float
     a, b = _ratio(first, velocity[..., None]), _ratio(before, _norm(before)[..., None])
     angle = np.degrees(2 * np.arctan2(_norm(a - b), _norm(a + b)))
 
-    errors = [_norm(levels[m + 1]) * _reach(positions, m) for m in range(HIGHEST_ORDER + 1)]  # (..., step) each
+    # times the product of the distances from a step to those before it
+    errors = [_norm(levels[m + 1]) * float(factorial(m + 1)) for m in range(HIGHEST_ORDER + 1)]  # (..., step) each
     misses = np.stack(errors)
-    enough = misses <= (1 + tolerance) * misses.min(axis=0) + 4 * epsilon * size
+    enough = misses <= (1 + TOLERANCE) * misses.min(axis=0) + 4 * epsilon * size
     effective = np.where(np.isnan(misses[-1]), np.nan, enough.argmax(axis=0))
     results = (velocity, _ratio(velocity, size), acceleration, curvature, angle, effective)
-    return *(values.astype(np.float32) for values in results), _high_share(wide, cut, epsilon).astype(np.float32)
+    return *(values.astype(np.float32) for values in results), _high_share(wide, epsilon).astype(np.float32)
 
 
-def _reach(positions: Array, order: int) -> Array:
-    """(step,): the product of the distances from a step to the order + 1 steps before it."""
-    reach = np.full(len(positions), np.nan)
-    for i in range(order + 1, len(positions)):
-        reach[i] = np.prod(positions[i] - positions[i - order - 1 : i])
-    return reach
-
-
-def _high_share(features: Array, cut: float, epsilon: float) -> Array:
+def _high_share(features: Array, epsilon: float) -> Array:
     """(..., step, channel) -> (...); NaN for a straight line, whose remainder is rounding."""
     steps = features.shape[-2]
     window = get_window("hann", steps, fftbins=False).astype(features.dtype)[:, None]
@@ -154,7 +127,7 @@ def _high_share(features: Array, cut: float, epsilon: float) -> Array:
     energy = (np.abs(np.fft.rfft(bent, axis=-2)) ** 2).sum(axis=-1)  # (..., frequency)
     rounding = (epsilon + 8 * np.sqrt(steps) * np.finfo(features.dtype).eps) * _norm(features).max(axis=-1)
     total = np.where(_norm(bent).max(axis=-1) > rounding, energy.sum(axis=-1), np.nan)
-    return _ratio(energy[..., np.fft.rfftfreq(steps) > cut].sum(axis=-1), total)
+    return _ratio(energy[..., np.fft.rfftfreq(steps) > CUT].sum(axis=-1), total)
 
 
 def _norm(vectors: Array) -> Array:
@@ -172,13 +145,10 @@ def chosen_order(recording: xr.Dataset) -> xr.DataArray:
         recording: with `choice` (..., step, token) and the coordinate `order` (predictor).
     """
     require(recording, "chosen_order", choice=("step", "token"), order=("predictor",))
-    orders = recording["order"].values.astype(np.float32)
-    return xr.apply_ufunc(
-        lambda choice: np.where(choice >= 0, orders[np.maximum(choice, 0)], np.nan).astype(np.float32),
-        recording["choice"],
-        dask="parallelized",
-        output_dtypes=[np.float32],
-    ).assign_attrs(long_name="order of the chosen predictor", units="1")
+    order = of_the_choice(recording["order"].astype(np.float32), recording["choice"]).reset_coords(drop=True)
+    return order.assign_coords(recording["choice"].coords).assign_attrs(
+        long_name="order of the chosen predictor", units="1"
+    )
 
 
 def relation(dynamics: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
@@ -198,15 +168,10 @@ def relation(dynamics: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
         if "token" not in values.dims:
             raise ValueError(f"relation: {name} has no dimension 'token': it has {tuple(map(str, values.dims))}")
     names = [str(values.attrs.get("long_name", values.name)) for values in (dynamics, other)]
-    return xr.apply_ufunc(
-        _spearman,
-        dynamics.chunk({"token": -1}),
-        other.chunk({"token": -1}),
-        input_core_dims=[["token"], ["token"]],
-        join="exact",
-        dask="parallelized",
-        output_dtypes=[np.float64],
-    ).assign_attrs(long_name=f"rank correlation across tokens: {names[0]}, {names[1]}", units="1")
+    both = dynamics.chunk({"token": -1}), other.chunk({"token": -1})
+    return lazily(_spearman, *both, core=("token", "token"), join="exact").assign_attrs(
+        long_name=f"rank correlation across tokens: {names[0]}, {names[1]}", units="1"
+    )
 
 
 def _spearman(a: Array, b: Array) -> Array:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import sobel, uniform_filter
 
 from tapstudy.analysis.require import require
-from tapstudy.analysis.result import means, shares
+from tapstudy.analysis.result import described, lazily, means, shares
 
 Array = NDArray[np.floating]
 Starts = NDArray[np.integer]
@@ -18,7 +18,7 @@ Starts = NDArray[np.integer]
 CLASSES = ("background", "edge", "interior")
 
 
-def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> xr.Dataset:
+def image_content(recording: xr.Dataset) -> xr.Dataset:
     """Content of the pixels behind every token, lazily.
 
     Gray values are the mean over bands. Per token, means over its patch of pixels (and frames of a video):
@@ -33,7 +33,6 @@ def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> x
     Args:
         recording: with `image` (sample, y, x, band) or `video` (sample, time, y, x, band) in [0, 1], and `row`, `col`
             (and `frame`) on token.
-        bright_foreground: False where the background is the brighter part.
 
     Returns:
         Dims (..., token), every leading dimension of the image kept. `token_class` has the CF attributes
@@ -61,7 +60,7 @@ def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> x
 
     def content(image: Array) -> tuple[NDArray[Any], ...]:
         film = image.astype(np.float64).mean(axis=-1)  # (time, y, x), or (y, x)
-        found = _content(film.reshape(-1, *film.shape[-2:]), starts, bright=bright_foreground)
+        found = _content(film.reshape(-1, *film.shape[-2:]), starts)
         return tuple(values[place] for values in found)  # (token,) each
 
     texts = {
@@ -72,19 +71,13 @@ def image_content(recording: xr.Dataset, *, bright_foreground: bool = True) -> x
         "token_class": "content class",
     }
     types = [np.float32, np.float32, np.float32, np.bool_, np.int8]
-    found = xr.apply_ufunc(
-        content,
-        recording[name].chunk(dict.fromkeys(core, -1)),
-        input_core_dims=[core],
-        output_core_dims=[["token"]] * len(texts),
-        vectorize=True,
-        dask="parallelized",
-        output_dtypes=types,
-        dask_gufunc_kwargs={"output_sizes": {"token": len(row)}},
-    )
+    found = lazily(
+        content, recording[name].chunk(dict.fromkeys(core, -1)), core=(" ".join(core),), out=["token"] * len(texts),
+        dtypes=types, sizes={"token": len(row)}, vectorize=True,
+    )  # fmt: skip
     grid = {dim: recording[dim] for dim in ("row", "col", "frame") if dim in recording.coords}
-    result = xr.Dataset({
-        key: values.assign_attrs(long_name=text, units="1 / pixel" if key == "gradient" else "1")
+    result = described({
+        key: (values, text, "1 / pixel" if key == "gradient" else "1")
         for values, (key, text) in zip(found, texts.items(), strict=True)
     }).assign_coords(grid)  # fmt: skip
     result["token_class"].attrs |= {
@@ -111,7 +104,7 @@ def _starts(axis: str, size: int, count: int) -> Starts:
     raise ValueError(f"image_content: {size} pixels along {axis} do not divide into {count} tokens")
 
 
-def _content(film: Array, starts: tuple[Starts, ...], *, bright: bool) -> tuple[NDArray[Any], ...]:
+def _content(film: Array, starts: tuple[Starts, ...]) -> tuple[NDArray[Any], ...]:
     """Film (time, y, x) -> five arrays (frame, row, col)."""
     patch = film.shape[-1] // len(starts[-1])
     window = (1, *(max(3, patch),) * 2)
@@ -123,9 +116,7 @@ def _content(film: Array, starts: tuple[Starts, ...], *, bright: bool) -> tuple[
     brightness, slope, texture = (
         _pool(values, starts) for values in (film, gradient, np.sqrt(np.maximum(variance, 0)))
     )
-    cut = otsu_threshold(brightness)
-    foreground = brightness > cut if bright else brightness <= cut
-    foreground &= np.ptp(brightness) > 0
+    foreground = brightness > otsu_threshold(brightness)
     edge = slope > otsu_threshold(slope)
     token_class = np.where(edge, CLASSES.index("edge"), np.where(foreground, CLASSES.index("interior"), 0))
     return brightness.astype("f4"), slope.astype("f4"), texture.astype("f4"), foreground, token_class.astype("i1")

@@ -35,7 +35,7 @@ def settle(recording: xr.Dataset, asked: Asked, analysis: str) -> Settled:
     """What to rescore a recording with.
 
     Raises:
-        TypeError, ValueError: settings that cannot be meant; a recording that has no one schedule of its own.
+        TypeError, ValueError: invalid settings; a recording that has no one schedule of its own.
     """
     if isinstance(asked, TAPConfig):
         return Settled(asked, "as asked")

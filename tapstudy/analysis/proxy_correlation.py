@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from tapstudy.analysis.require import require
-from tapstudy.analysis.result import means
+from tapstudy.analysis.result import described, lazily, means
 from tapstudy.analysis.token_measures import MEASURES, token_measures
 
 DEFAULT_MEASURES = ("spearman", "kendall", "pearson", "top1", "regret", "normalised_regret")
@@ -43,25 +43,12 @@ def proxy_correlation(scores: xr.Dataset, *, measures: Sequence[str] = DEFAULT_M
         raise ValueError(f"proxy_correlation: unknown measures {unknown}: choose from {list(MEASURES)}")
     predictor = ("predictor",)
     require(scores, "proxy_correlation", proxy_loss=predictor, true_error=predictor, is_distinct=predictor)
-    found = xr.apply_ufunc(
-        _measures,
-        scores["proxy_loss"],
-        scores["true_error"],
-        _distinct(scores),
-        kwargs={"measures": tuple(measures)},
-        input_core_dims=[["predictor"]] * 3,
-        output_core_dims=[[] for _ in measures],
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
-        output_dtypes=[np.float64] * len(measures),
-    )
+    found = lazily(
+        _measures, scores["proxy_loss"], scores["true_error"], _distinct(scores), core=("predictor",) * 3,
+        out=[""] * len(measures), dtypes=[np.float64] * len(measures), kwargs={"measures": tuple(measures)},
+    )  # fmt: skip
     arrays = found if isinstance(found, tuple) else (found,)
-    dataset = xr.Dataset(
-        {
-            name: array.assign_attrs(long_name=MEASURES[name], units="1")
-            for name, array in zip(measures, arrays, strict=True)
-        }
-    )
+    dataset = described({name: (array, MEASURES[name], "1") for name, array in zip(measures, arrays, strict=True)})
     return dataset.assign_coords(distance=scores["distance"]) if "distance" in scores.variables else dataset
 
 
@@ -85,18 +72,10 @@ def shuffled_proxy(scores: xr.Dataset, *, seed: int) -> xr.Dataset:
     leading = [dim for dim in proxy.dims if dim not in ("token", "predictor")]
     sizes = tuple(proxy.sizes[dim] for dim in leading)
     stream = xr.DataArray(np.arange(int(np.prod(sizes))).reshape(sizes), dims=leading)  # one per permutation
-    shuffled = xr.apply_ufunc(
-        _permute_tokens,
-        proxy,
-        stream,
-        kwargs={"seed": seed},
-        input_core_dims=[["token", "predictor"], []],
-        output_core_dims=[["token", "predictor"]],
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True},
-        output_dtypes=[proxy.dtype],
-        keep_attrs=False,
-    )
+    shuffled = lazily(
+        _permute_tokens, proxy, stream, core=("token predictor", ""), out=("token predictor",), dtypes=(proxy.dtype,),
+        kwargs={"seed": seed}, keep_attrs=False,
+    )  # fmt: skip
     attrs = {"long_name": "proxy loss of another token of the step", "units": proxy.attrs.get("units", "1")}
     return scores.drop_vars("choice", errors="ignore").assign(
         proxy_loss=shuffled.transpose(*proxy.dims).assign_attrs(attrs)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from tapstudy.analysis.choice_maps import of_the_choice
 from tapstudy.analysis.features import (
-    Grid,
-    Site,
     at_steps,
     grid_for,
     in_blocks,
     is_trajectory,
+    on_trajectories,
     probe_at,
     residual_at,
     site_of,
@@ -27,26 +25,19 @@ from tapstudy.analysis.features import (
 )
 from tapstudy.analysis.heterogeneity import chosen_order
 from tapstudy.analysis.own_settings import Asked, settle
-from tapstudy.analysis.result import means, shares
-from tapstudy.analysis.selection import ErrorForms, Selection, fused_selection
+from tapstudy.analysis.result import described, means, shares
 from tapstudy.analysis.teacher_forced import (
     Array,
-    Trajectories,
-    Windows,
+    Features,
+    Job,
+    Scores,
     anchors_at,
-    boxed,
     full_steps_of,
     held_steps,
     one_torch_thread,
-    windows_of,
+    scored,
 )
-from tapstudy.analysis.window_scores import WindowScores
-from tapstudy.core.scoring import least, select
-from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Family, candidates
-
-# Losses found in one call: few enough that they stay in a processor's cache.
-AT_ONCE = 1 << 17
 
 # name -> dims after the leading ones, dtype, value at full steps, long name
 Outputs = dict[str, tuple[tuple[str, ...], str, float, str]]
@@ -73,8 +64,6 @@ def rescore(
     config: Asked = None,
     *,
     family: Family | None = None,
-    depth: int | None = None,
-    site: Site | None = None,
     selected_only: bool = False,
 ) -> xr.Dataset:
     """Score a family along recorded trajectories, teacher-forced, as a recording under `config` would have.
@@ -89,8 +78,6 @@ def rescore(
         config: schedule, family, distance, granularity, probe depth and residual site; or a mapping of fields of
             `TAPConfig` to change in the recording's own configuration. None is that one as it is, schedule and all.
         family: any other family of linear predictors.
-        depth: block of the probe; `config.probe_depth` if None.
-        site: variable that holds the residual; by default the one that holds `config.residual`.
         selected_only: small outputs: no losses of every token and predictor, but the choice, what it costs, the best
             there is, and the means of every predictor over tokens.
 
@@ -112,16 +99,23 @@ def rescore(
     config = settled.config
     family = family or config.family
     num_steps = is_trajectory(recording, "rescore")
-    probe = in_blocks(probe_at(recording, config.probe_depth if depth is None else depth, "rescore"))
-    residual = in_blocks(residual_at(recording, site or site_of(recording, config, "rescore"), "rescore"))
+    probe = in_blocks(probe_at(recording, config.probe_depth, "rescore"))
+    residual = in_blocks(residual_at(recording, site_of(recording, config, "rescore"), "rescore"))
     full = full_steps_of(config, num_steps)
-    grid = grid_for(recording, config, "rescore")
     outputs = SELECTED if selected_only else SCORES
+    job = Job(config, family, full, grid_for(recording, config, "rescore"))
     parts = []
     for steps in step_runs((probe, residual), num_steps):
         held = held_steps(steps, full, family.num_anchors)
-        kernel = _Kernel(config, family, full, tuple(held), tuple(steps), grid, outputs)
-        parts.append(_apply(kernel, at_steps(probe, held), at_steps(residual, held)))
+        found = on_trajectories(
+            partial(_score_steps, job=job, held=held, wanted=steps, outputs=outputs),
+            {"probe": at_steps(probe, held), "residual": at_steps(residual, held)},
+            {name: (dims, dtype) for name, (dims, dtype, *_) in outputs.items()},
+            {"step": len(steps), "token": probe.sizes["token"], "predictor": len(family.labels)},
+        )
+        for name, (*_, long_name) in outputs.items():
+            found[name].attrs = {"long_name": long_name, "units": "1"}
+        parts.append(found)
     scores = xr.concat(parts, dim="step", coords="minimal", compat="override") if len(parts) > 1 else parts[0]
     leading = {dim: probe.sizes[dim] for dim in probe.dims if dim not in ("step", "token", "channel")}
     scores = scores.assign(_schedule(family, full, num_steps, leading)).set_coords(["order", "shift"])
@@ -137,14 +131,11 @@ def rescoring_summary(scores: xr.Dataset) -> xr.Dataset:
     choice = scores["choice"]
     proxy, error = (of_the_choice(scores[name], choice) for name in ("proxy_loss", "true_error"))
     best = scores["true_error"].min("predictor", skipna=False)
-    measured = xr.Dataset({
-        name: values.assign_attrs(long_name=text, units="1")
-        for name, values, text in (
-            ("proxy_loss", proxy, "proxy loss of the choice"),
-            ("true_error", error, "true error of the choice"),
-            ("best_true_error", best, "least true error of any predictor"),
-            ("regret", error - best, "true error of the choice minus the least"),
-        )
+    measured = described({
+        "proxy_loss": (proxy, "proxy loss of the choice", "1"),
+        "true_error": (error, "true error of the choice", "1"),
+        "best_true_error": (best, "least true error of any predictor", "1"),
+        "regret": (error - best, "true error of the choice minus the least", "1"),
     })  # fmt: skip
     orders = {order: f"order {order}" for order in np.unique(scores["order"].values).tolist()}
     order_share = shares(
@@ -153,161 +144,50 @@ def rescoring_summary(scores: xr.Dataset) -> xr.Dataset:
     return means(measured, *map(str, measured.data_vars)).assign(order_share=order_share)
 
 
-@dataclass(frozen=True)
-class _Kernel:
-    """Scores `wanted` steps of some trajectories, of which the features at the steps `held` are there."""
-
-    config: TAPConfig
-    family: Family
-    full: tuple[int, ...]
-    held: tuple[int, ...]
-    wanted: tuple[int, ...]
-    grid: Grid | None
-    outputs: Outputs
-    known: dict[tuple[int, ...], StepCandidates] = field(default_factory=dict, compare=False, repr=False)
-
-    def __call__(self, probe: Array, residual: Array) -> tuple[Array, ...]:
-        """Objects (held, token, channel), (...) twice -> the outputs, (..., wanted, ...)."""
-        with one_torch_thread(), torch.inference_mode():
-            h, r = Trajectories(probe, self.held), Trajectories(residual, self.held)
-            sizes = {"step": len(self.wanted), "token": h.values[0].shape[1], "predictor": len(self.family.labels)}
-            results = {
-                name: torch.full((h.count, *(sizes[dim] for dim in dims)), fill, dtype=getattr(torch, dtype))
-                for name, (dims, dtype, fill, _) in self.outputs.items()
-            }
-            for windows in windows_of(self.wanted, self.full, self.family.num_anchors, size=h.windows_at_once):
-                found = self._candidates(windows)
-                proxies = WindowScores(h, windows, history_dtype=self.config.probe_dtype)
-                errors = WindowScores(r, windows, history_dtype=self.config.history_dtype)
-                for start, scores in self._scores(found, proxies, errors):
-                    for name, values in scores.items():
-                        values = values.unflatten(1, (h.count, -1))  # (S, B, W, ...)
-                        for window, steps in enumerate(windows.steps):
-                            first = steps[start] - self.wanted[0]
-                            results[name][:, first : first + len(values)] = values[:, :, window].transpose(0, 1)
-        return tuple(result.view(*probe.shape, *result.shape[1:]).numpy() for result in results.values())
-
-    def _candidates(self, windows: Windows) -> StepCandidates:
-        """The predictors of windows; of alike ones they are found once, which takes as long as some hundred tokens."""
-        newest = windows.anchors[0][0]
-        alike = tuple(step - newest for step in (*windows.anchors[0], *windows.steps[0]))
-        if alike not in self.known:
-            self.known[alike] = StepCandidates.of(self.family, windows)
-        return self.known[alike]
-
-    def _scores(
-        self, found: StepCandidates, proxies: WindowScores, errors: WindowScores
-    ) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-        """The first of some steps, and the outputs at these, (S, B * W, ...)."""
-        config, rows = self.config, proxies.rows
-        if self.outputs is SELECTED and config.granularity == "token":
-            fused = fused_selection(proxies, errors, found.forms, distance=config.distance)
-            if fused is not None:
-                yield 0, _selected(found, fused, rows)
-                return
-        count = max(1, AT_ONCE // (found.weights.shape[1] * proxies.tokens))
-        for start in range(0, len(found.weights), count):
-            some = found[start : start + count]
-            proxy = proxies.losses(some.weights, config.distance, start=start)  # (S, P, T)
-            error = errors.losses(some.weights, "l2", start=start)
-            choice = self._choose(proxy, rows)
-            if self.outputs is SELECTED:
-                yield start, _selected(some, Selection.of(proxy, error, choice, rows=rows), rows)
-            else:
-                every = torch.arange(len(proxy))[:, None], some.inverse
-                scores = {"proxy_loss": proxy[every].mT, "true_error": error[every].mT, "choice": some.labels(choice)}
-                yield start, {name: values.unflatten(1, (rows, -1)) for name, values in scores.items()}
-
-    def _choose(self, proxy: Tensor, rows: int) -> Tensor:
-        """(S, P, T) -> (S, T)."""
-        config = self.config
-        if config.granularity == "token":
-            return least(proxy)[1]  # what `select` does; of these losses all or none are not numbers
-        tokens = proxy.unflatten(-1, (rows, -1)).movedim(1, -1)  # (S, B * W, N, P)
-        return select(
-            tokens.flatten(0, 1), granularity=config.granularity, grid=self.grid, region_size=config.region_size
-        ).reshape(len(proxy), -1)
-
-
-def _selected(found: StepCandidates, selection: Selection, rows: int) -> Mapping[str, Tensor]:
-    """The outputs of `SELECTED`, (S, B * W, ...)."""
-    of_tokens = {
-        "choice": found.labels(selection.choice),
-        "best": found.labels(selection.best),
-        "chosen_proxy_loss": selection.chosen_proxy,
-        "chosen_true_error": selection.chosen_error,
-        "best_true_error": selection.best_error,
-        "regret": selection.chosen_error - selection.best_error,
+def _score_steps(
+    probe: Array, residual: Array, *, job: Job, held: Sequence[int], wanted: Sequence[int], outputs: Outputs
+) -> tuple[Array, ...]:
+    """Score `wanted` steps of a trajectory, whose features (held, token, channel) are there."""
+    sizes = {"step": len(wanted), "token": probe.shape[1], "predictor": len(job.family.labels)}
+    results = {
+        name: np.full([sizes[dim] for dim in dims], fill, dtype) for name, (dims, dtype, fill, _) in outputs.items()
     }
-    means = {"mean_proxy_loss": selection.mean_proxy, "mean_true_error": selection.mean_error}
-    return {name: values.unflatten(1, (rows, -1)) for name, values in of_tokens.items()} | {
-        name: values.take_along_dim(found.inverse[..., None], 1).mT for name, values in means.items()
+    tell = _selected if outputs is SELECTED else _all
+    with one_torch_thread(), torch.inference_mode():
+        h, r = Features(probe, held, job.config.probe_dtype), Features(residual, held, job.config.history_dtype)
+        for position, one in scored(h, r, job, wanted):
+            for name, values in tell(one).items():
+                results[name][position] = values
+    return tuple(results.values())
+
+
+def _all(one: Scores) -> dict[str, Tensor]:
+    """Make the outputs of `SCORES`."""
+    found = one.found
+    return {
+        "proxy_loss": one.proxy[:, found.inverse],
+        "true_error": one.error[:, found.inverse],
+        "choice": found.first[one.choice],
     }
 
 
-@dataclass(frozen=True)
-class StepCandidates:
-    """The distinct predictors at each of S steps; where there are fewer, the first one comes again at the end.
-
-    Attributes:
-        weights: (S, P, J).
-        first: (S, P), as in `Candidates`.
-        inverse: (S, label), as in `Candidates`.
-    """
-
-    weights: Tensor
-    first: Tensor
-    inverse: Tensor
-
-    @classmethod
-    def of(cls, family: Family, windows: Windows) -> StepCandidates:
-        """At the steps of windows."""
-        found = [candidates(family, windows.anchors[0], step) for step in windows.steps[0]]
-        count = max(len(one.first) for one in found)
-        count = count if count < 32 else -(-count // 8) * 8  # as `least` likes it
-        padded = [[*range(len(one.first)), *[0] * (count - len(one.first))] for one in found]
-        return cls(
-            torch.stack([one.weights[rows] for one, rows in zip(found, padded, strict=True)]),
-            torch.stack([one.first[rows] for one, rows in zip(found, padded, strict=True)]),
-            torch.stack([one.inverse for one in found]),
-        )
-
-    @cached_property
-    def forms(self) -> ErrorForms:
-        """For the compiled loops."""
-        return ErrorForms.of(self.weights)
-
-    def __getitem__(self, steps: slice) -> StepCandidates:
-        return StepCandidates(self.weights[steps], self.first[steps], self.inverse[steps])
-
-    def labels(self, choice: Tensor) -> Tensor:
-        """Of the family, by position among the distinct predictors, (S, T) -> (S, T)."""
-        return self.first.gather(1, choice)
-
-
-def _apply(kernel: _Kernel, probe: xr.DataArray, residual: xr.DataArray) -> xr.Dataset:
-    found = xr.apply_ufunc(
-        kernel,
-        boxed(probe),
-        boxed(residual),
-        output_core_dims=[dims for dims, *_ in kernel.outputs.values()],
-        join="exact",
-        dask="parallelized",
-        output_dtypes=[dtype for _, dtype, *_ in kernel.outputs.values()],
-        dask_gufunc_kwargs={
-            "output_sizes": {
-                "step": len(kernel.wanted),
-                "token": probe.sizes["token"],
-                "predictor": len(kernel.family.labels),
-            },
-        },
+def _selected(one: Scores) -> dict[str, Tensor]:
+    """Make the outputs of `SELECTED`."""
+    found = one.found
+    proxy, error, least = (
+        losses.gather(1, index[:, None])[:, 0]
+        for losses, index in ((one.proxy, one.choice), (one.error, one.choice), (one.error, one.best))
     )
-    return xr.Dataset(
-        {
-            name: array.assign_attrs(long_name=long_name, units="1")
-            for array, (name, (*_, long_name)) in zip(found, kernel.outputs.items(), strict=True)
-        }
-    )
+    return {
+        "choice": found.first[one.choice],
+        "best": found.first[one.best],
+        "chosen_proxy_loss": proxy,
+        "chosen_true_error": error,
+        "best_true_error": least,
+        "regret": error - least,
+        "mean_proxy_loss": one.proxy.mean(dim=0)[found.inverse],
+        "mean_true_error": one.error.mean(dim=0)[found.inverse],
+    }
 
 
 def _schedule(

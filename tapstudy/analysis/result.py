@@ -6,7 +6,7 @@ a dataset with one value per image, (sample,), or one per image and label. `mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,44 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.analysis.stats import mean_interval
+
+Described = tuple[xr.DataArray, str, str]  # an array, its long name and its units
+
+
+def lazily(
+    function: Callable[..., Any],
+    *arrays: xr.DataArray,
+    core: Sequence[str],
+    out: Sequence[str] = ("",),
+    dtypes: Sequence[Any] = (np.float64,),
+    sizes: Mapping[str, int] | None = None,
+    **options: Any,
+) -> Any:
+    """Apply a function of numpy arrays, chunk by chunk where the arrays are lazy.
+
+    Args:
+        core: dimensions of each array, between spaces, that the function sees whole, last.
+        out: those of each result.
+        sizes: of dimensions that only results have.
+        options: of `xarray.apply_ufunc`.
+    """
+    return xr.apply_ufunc(
+        function,
+        *arrays,
+        input_core_dims=[dims.split() for dims in core],
+        output_core_dims=[dims.split() for dims in out],
+        dask="parallelized",
+        output_dtypes=list(dtypes),
+        dask_gufunc_kwargs={"allow_rechunk": True, "output_sizes": dict(sizes or {})},
+        **options,
+    )
+
+
+def described(found: Mapping[str, Described]) -> xr.Dataset:
+    """Make a dataset of arrays with their long names and units."""
+    return xr.Dataset({
+        name: values.assign_attrs(long_name=text, units=units) for name, (values, text, units) in found.items()
+    })  # fmt: skip
 
 
 def open_result(path: str | Path) -> xr.Dataset:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from tapstudy.analysis.require import require
@@ -209,3 +211,25 @@ def _common(quality: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
     if has.sum() < 2:
         raise ValueError(f"no two images that all of these runs have: {list(names)}")
     return quality.isel(sample=np.flatnonzero(has))
+
+
+COLUMNS = ("model", "method", "name", "interval", "speedup", "metric", "value", "source")
+
+
+def published_table(path: str | Path) -> xr.Dataset:
+    """A CSV of published numbers, one per row: `value` (row), with the other columns as coordinates.
+
+    `speedup` is as published (FLOPs), `interval` NaN where the method has none, `source` says where it was read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no table {path}")
+    frame = pd.read_csv(path)
+    if lacking := [name for name in COLUMNS if name not in frame]:
+        raise ValueError(f"{path} lacks the columns {lacking}: it has {list(frame)}")
+    coords = {name: ("row", frame[name].to_numpy()) for name in COLUMNS if name != "value"}
+    return xr.Dataset({"value": ("row", frame["value"].to_numpy(), {"long_name": "as published"})}, coords=coords)

@@ -7,18 +7,15 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from tapstudy.analysis.features import in_blocks, is_trajectory, residual_at
 from tapstudy.analysis.mask_search import cheapest_mask, mask_cost, skip_errors
 from tapstudy.analysis.require import require
 from tapstudy.analysis.step_gram import step_gram
 from tapstudy.core.schedule import full_steps
-from tapstudy.predictors.family import Family
 from tapstudy.predictors.taylor import TaylorFamily
 
 Mask = tuple[int, ...]
-Array = NDArray[np.float64]
 
 
 def even_mask(num_steps: int, passes: int) -> Mask:
@@ -49,52 +46,35 @@ def end_dense_mask(num_steps: int, passes: int, *, power: float = 2.0) -> Mask:
     return (0, *(int(step) for step in np.cumsum(gaps)[:-1]))
 
 
-def masks(num_steps: int, passes: int, *, warmup_steps: int = 3, power: float = 2.0) -> dict[str, Mask]:
+def masks(num_steps: int, passes: int) -> dict[str, Mask]:
     """Masks of exactly `passes` full steps by name, for `grid(full_steps=list(masks(50, 8).values()))`, say.
 
-    S(N, w) is there for every interval N that makes as many full steps.
+    S(N, 3) is there for every interval N that makes as many full steps.
     """
-    found = {
-        f"S({interval},{warmup_steps})": full_steps(num_steps, interval=interval, warmup_steps=warmup_steps)
-        for interval in range(1, num_steps + 1)
-    }
+    found = {f"S({n},3)": full_steps(num_steps, interval=n, warmup_steps=3) for n in range(1, num_steps + 1)}
     return {name: mask for name, mask in found.items() if len(mask) == passes} | {
         "even": even_mask(num_steps, passes),
-        "start dense": start_dense_mask(num_steps, passes, power=power),
-        "end dense": end_dense_mask(num_steps, passes, power=power),
+        "start dense": start_dense_mask(num_steps, passes),
+        "end dense": end_dense_mask(num_steps, passes),
     }
 
 
-def best_mask(
-    recording: xr.Dataset,
-    passes: int,
-    *,
-    order: int | Literal["best"] = 1,
-    family: Family | None = None,
-    variable: str = "residual",
-    weights: Literal["solver", "none"] = "solver",
-    max_gap: int | None = None,
-    samples: Sequence[int] | None = None,
-) -> xr.Dataset:
-    """The `passes` full steps that cost least on recorded trajectories, by dynamic programming.
+def best_mask(recording: xr.Dataset, passes: int, *, order: int | Literal["best"] = 1) -> xr.Dataset:
+    """Find the `passes` full steps that cost least on recorded trajectories, by dynamic programming.
 
     The cost of a mask is the sum over its skip steps of the squared error of the predicted residual, over all tokens
     and channels, as a share of the mean squared residual of its trajectory, mean over trajectories, times the squared
-    length of the solver's step. Predictions are made from exact residuals (teacher-forced). A prediction is linear in
-    the residuals, so all costs follow from one steps-by-steps Gram matrix. The mask is the best of all masks, not of
-    a neighbourhood. Choose it on other seeds than those it is judged on.
+    length of the solver's step, (sigma_(i+1) - sigma_i)^2 with sigma 0 after the last step, which is how far an error
+    of the velocity moves an Euler step. Predictions are made from exact residuals (teacher-forced). A prediction is
+    linear in the residuals, so all costs follow from one steps-by-steps Gram matrix. The mask is the best of all masks,
+    not of a neighbourhood. Choose it on other seeds than those it is judged on.
 
     Args:
-        recording: with `variable` (..., step, token, channel), every step of the trajectory; for `weights="solver"`
-            with the coordinate `sigma` on step.
+        recording: with `residual` (..., step, token, channel), every step of the trajectory, and the coordinate `sigma`
+            on step.
         passes: number of full steps.
         order: of the Taylor predictor with the exact horizon (0, 1 or 2), or "best": at every skip step the single
-            predictor of the family that is best for these trajectories.
-        family: for `order="best"`, with at most three anchors; TAP's by default.
-        weights: "solver": (sigma_(i+1) - sigma_i)^2, with sigma 0 after the last step, which is how far an error of the
-            velocity moves an Euler step; "none": 1.
-        max_gap: longest distance from a full step to the next, or to the end.
-        samples: which samples to calibrate on (indices); all by default.
+            predictor of TAP's family that is best for these trajectories.
 
     Returns:
         `full_steps` (pass,), `mask` (step,), `cost` (), and for comparison `schedule_cost` (schedule,) and
@@ -105,43 +85,23 @@ def best_mask(
     """
     num_steps = is_trajectory(recording, "best_mask")
     _check_passes(num_steps, passes)
-    if max_gap is not None and max_gap * passes < num_steps:
-        raise ValueError(f"best_mask: {passes} full steps at most {max_gap} apart do not reach over {num_steps} steps")
-    chosen = _family(order, family)
-    part = recording if samples is None else recording.isel(sample=list(samples))
-    gram = step_gram(in_blocks(residual_at(part, variable, "best_mask")))  # (..., step, step2)
+    if order not in (0, 1, 2, "best"):
+        raise ValueError(f"best_mask: order must be 0, 1, 2 or 'best', got {order!r}")
+    family = TaylorFamily() if order == "best" else TaylorFamily(orders=(order,), shifts=(0,))
+    require(recording, "best_mask", sigma=("step",))
+    importance = np.diff(recording["sigma"].values.astype(np.float64), append=0.0) ** 2
+    gram = step_gram(in_blocks(residual_at(recording, "residual", "best_mask")))  # (..., step, step2)
     size = sum(gram.isel(step=i, step2=i) for i in range(num_steps)) / num_steps
     share = (gram / size).mean([dim for dim in gram.dims if dim not in ("step", "step2")])
     inner = np.asarray(share.transpose("step", "step2"), dtype=np.float64)
-    importance = _step_weights(recording, weights, num_steps)
-    errors = skip_errors(inner, chosen, importance, longest=min(max_gap or num_steps, num_steps))
-    best, _ = cheapest_mask(errors, passes)
+    best, _ = cheapest_mask(skip_errors(inner, family, importance, longest=num_steps), passes)
     named = {"best": best, **masks(num_steps, passes)}
-    return _described(named, [mask_cost(inner, chosen, importance, mask) for mask in named.values()], num_steps)
+    return _described(named, [mask_cost(inner, family, importance, mask) for mask in named.values()], num_steps)
 
 
 def _check_passes(num_steps: int, passes: int) -> None:
     if not 1 <= passes <= num_steps:
         raise ValueError(f"a mask of {num_steps} steps has between 1 and {num_steps} full ones, got {passes}")
-
-
-def _family(order: int | Literal["best"], family: Family | None) -> Family:
-    if order == "best":
-        return family or TaylorFamily()
-    if family is not None:
-        raise ValueError("best_mask: a family needs order='best'")
-    if order not in (0, 1, 2):
-        raise ValueError(f"best_mask: order must be 0, 1, 2 or 'best', got {order!r}")
-    return TaylorFamily(orders=(order,), shifts=(0,))
-
-
-def _step_weights(recording: xr.Dataset, weights: str, num_steps: int) -> Array:
-    if weights == "none":
-        return np.ones(num_steps)
-    if weights != "solver":
-        raise ValueError(f"best_mask: weights must be 'solver' or 'none', got {weights!r}")
-    require(recording, "best_mask", sigma=("step",))
-    return np.diff(recording["sigma"].values.astype(np.float64), append=0.0) ** 2
 
 
 def _described(named: Mapping[str, Mask], costs: Sequence[float], num_steps: int) -> xr.Dataset:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from tapstudy.analysis.own_settings import Asked, settle
 from tapstudy.analysis.rescoring import rescore
-from tapstudy.analysis.result import means
+from tapstudy.analysis.result import described, means
 
 
 def stored_probes(recording: xr.Dataset, config: Asked = None) -> xr.Dataset:
@@ -37,20 +37,16 @@ def stored_probes(recording: xr.Dataset, config: Asked = None) -> xr.Dataset:
     skips = exact["is_full"] == 0  # (..., step)
     dims = [dim for dim in exact["choice"].dims if dim != "sample"]
     error = exact["chosen_true_error"].mean(dims)  # of skip steps, as others have none
-    found = xr.Dataset({
-        "changed": (exact["choice"] != stored["choice"]).where(skips).mean(dims),
-        "true_error": error,
-        "true_error_change": stored["chosen_true_error"].mean(dims) / error - 1,
-    })  # fmt: skip
     name = str(rounded.probe_dtype).removeprefix("torch.")
-    about = {
-        "changed": f"share of tokens that choose otherwise by probes stored in {name}",
-        "true_error": "relative error of the choice by exact probes",
-        "true_error_change": f"growth of that error by probes stored in {name}, relative",
-    }
-    described = {n: found[n].assign_attrs(long_name=text, units="1") for n, text in about.items()}
+    changed = (exact["choice"] != stored["choice"]).where(skips).mean(dims)
+    growth = stored["chosen_true_error"].mean(dims) / error - 1
+    found = described({
+        "changed": (changed, f"share of tokens that choose otherwise by probes stored in {name}", "1"),
+        "true_error": (error, "relative error of the choice by exact probes", "1"),
+        "true_error_change": (growth, f"growth of that error by probes stored in {name}, relative", "1"),
+    })  # fmt: skip
     told = settled.told(recording.sizes["step"], family=repr(config.family))
-    return found.assign(described).assign_attrs(probe_dtype=name, rescoring=told)
+    return found.assign_attrs(probe_dtype=name, rescoring=told)
 
 
 def stored_summary(found: xr.Dataset) -> xr.Dataset:

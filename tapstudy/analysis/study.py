@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import xarray as xr
 
+from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.netcdf import write_netcdf
 
 TABLES = ("quality", "ranking", "tokens", "propagation")
 CHOSEN = "chosen.json"
 
 
-class Tables(Protocol):
-    """What `save_study` needs of the evidence for the claims."""
-
-    @property
-    def quality(self) -> xr.Dataset: ...
-    @property
-    def ranking(self) -> xr.Dataset: ...
-    @property
-    def tokens(self) -> xr.Dataset: ...
-    @property
-    def propagation(self) -> xr.Dataset: ...
-    @property
-    def chosen(self) -> Mapping[str, str]: ...
-
-
-def save_study(evidence: Tables, folder: str | Path) -> list[Path]:
+def save_study(evidence: Evidence, folder: str | Path) -> list[Path]:
     """Write the tables of `evidence` and what was chosen on held-out images; files of the same names are replaced."""
     folder = Path(folder)
     paths = [save_table(getattr(evidence, name), folder, name) for name in TABLES]

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from tapstudy.analysis.require import require
-from tapstudy.analysis.stats import mean_interval
+from tapstudy.analysis.stats import BOUNDS, mean_interval
 
 
 def image_means(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
@@ -31,33 +31,29 @@ def image_means(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
     labels = _labels(per_token, by)
     dim = str(labels.name or "group")
     groups = _unique(labels)
+    foreign = [dim for dim in labels.dims if dim not in {dim for v in per_token.data_vars.values() for dim in v.dims}]
+    if foreign:
+        raise ValueError(f"labels have the dimensions {foreign}, which the variables lack: {dict(per_token.sizes)}")
+    labels = labels.drop_vars([name for name in labels.coords if name not in labels.dims])
     parts = {}
     for name, values in per_token.data_vars.items():
         require(per_token, "image_means", **{str(name): ("sample",)})
-        total, count = _group_sums(values, labels, groups)
-        parts[f"total {name}"], parts[f"count {name}"] = total, count
-    found = xr.Dataset(parts).compute()  # one pass over the data for all variables
+        values, own = xr.align(values.astype(np.float64), labels, join="exact")
+        inner = [dim for dim in values.dims if dim != "sample"]
+        of_group = [values.where(own == group) for group in groups]
+        parts[f"mean {name}"] = xr.concat([one.mean(inner) for one in of_group], "group")
+        parts[f"count {name}"] = xr.concat([one.count(inner) for one in of_group], "group")
+    found = xr.Dataset(parts).compute().transpose("sample", "group")
     counts = xr.concat(
         [found[f"count {name}"] for name in per_token.data_vars], dim=xr.Variable("measure", list(per_token.data_vars))
     )
     counts = counts.assign_attrs(long_name="values in the group", units="1")
-    means = {
-        name: (found[f"total {name}"] / found[f"count {name}"].where(found[f"count {name}"] > 0)).assign_attrs(v.attrs)
-        for name, v in per_token.data_vars.items()
-    }
-    kept = counts.sum(["measure", "sample"]).values > 0
-    result = xr.Dataset({**means, "num_values": counts}).assign_coords(group=groups).isel(group=kept)
-    return result.rename(group=dim)
+    means = {name: found[f"mean {name}"].assign_attrs(v.attrs) for name, v in per_token.data_vars.items()}
+    result = xr.Dataset({**means, "num_values": counts}).assign_coords(group=groups)
+    return result.isel(group=counts.sum(["measure", "sample"]).values > 0).rename(group=dim)
 
 
-def summarise(
-    per_token: xr.Dataset,
-    by: str | xr.DataArray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> xr.Dataset:
+def summarise(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
     """Mean of every variable in every group, with an interval over images.
 
     The mean is that of `image_means`, so every image that has values in a group counts the same.
@@ -83,7 +79,7 @@ def summarise(
         kept = row[~np.isnan(row)]
         if len(kept) < 2:
             return np.array([kept.mean() if len(kept) else np.nan, np.nan, np.nan])
-        return np.array(mean_interval(kept, confidence=confidence, resamples=resamples, seed=seed))
+        return np.array(mean_interval(kept))
 
     found = xr.apply_ufunc(
         interval,
@@ -96,7 +92,7 @@ def summarise(
     return found.assign(
         num_values=counts.sum("sample").assign_attrs(counts.attrs),
         num_images=(counts > 0).sum("sample").assign_attrs(long_name="images with values in the group", units="1"),
-    ).assign_coords(bound=["mean", "low", "high"], **{dim: means[dim]})
+    ).assign_coords(bound=BOUNDS, **{dim: means[dim]})
 
 
 def _labels(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.DataArray:
@@ -110,42 +106,3 @@ def _labels(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.DataArray:
 def _unique(labels: xr.DataArray) -> NDArray[Any]:
     groups = da.unique(labels.data).compute() if labels.chunks else np.unique(labels.values)
     return groups[groups == groups]  # NaN is no group
-
-
-def _group_sums(values: xr.DataArray, labels: xr.DataArray, groups: NDArray[Any]) -> tuple[xr.DataArray, xr.DataArray]:
-    """Sum and number of the values that are not NaN, (sample, group) each."""
-    foreign = [dim for dim in labels.dims if dim not in values.dims]
-    if foreign:
-        raise ValueError(f"labels have the dimensions {foreign}, which {values.name!r} with {values.dims} lacks")
-    labels = labels.drop_vars([name for name in labels.coords if name not in labels.dims])
-    values, labels = xr.align(values, labels, join="exact")
-    if values.chunks and not labels.chunks:
-        labels = labels.chunk({"sample": 1} if "sample" in labels.dims else {})  # broadcast a block at a time
-    inner = [dim for dim in values.dims if dim != "sample"]
-    found: tuple[xr.DataArray, xr.DataArray] = xr.apply_ufunc(
-        _block_sums,
-        values,
-        labels.broadcast_like(values),
-        kwargs={"groups": groups},
-        input_core_dims=[inner, inner],
-        output_core_dims=[["group"], ["group"]],
-        dask="parallelized",
-        dask_gufunc_kwargs={"allow_rechunk": True, "output_sizes": {"group": len(groups)}},
-        output_dtypes=[np.float64, np.int64],
-    )
-    return found
-
-
-def _block_sums(
-    values: NDArray[Any], labels: NDArray[Any], *, groups: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(sample, ...), (sample, ...) -> (sample, group) twice."""
-    samples, count = len(values), len(groups)
-    values, labels = values.reshape(samples, -1), labels.reshape(samples, -1)
-    code = np.searchsorted(groups, labels).clip(max=max(count - 1, 0))
-    kept = ~np.isnan(values) & (groups[code] == labels)
-    cell = (code + count * np.arange(samples)[:, None])[kept]
-    cells = samples * count
-    total: NDArray[np.float64] = np.bincount(cell, weights=values[kept], minlength=cells).astype(np.float64)
-    number: NDArray[np.int64] = np.bincount(cell, minlength=cells).astype(np.int64)
-    return total.reshape(samples, count), number.reshape(samples, count)

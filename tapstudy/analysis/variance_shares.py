@@ -10,9 +10,7 @@ Array = NDArray[np.floating]
 SOURCES = ("sample", "step", "position", "token", "residual")
 
 
-def variance_shares(
-    values: xr.DataArray, *, log: bool = False, permutations: int = 200, confidence: float = 0.95, seed: int = 0
-) -> xr.Dataset:
+def variance_shares(values: xr.DataArray, *, log: bool = False, permutations: int = 200, seed: int = 0) -> xr.Dataset:
     """Analysis of variance of one quantity per (sample, step, token), with a permutation null for the tokens' shares.
 
     Sums of squares over the balanced table, as shares of the total (their sum is 1):
@@ -31,7 +29,6 @@ def variance_shares(
             by one. Steps where no value is finite (the first ones of a derivative, full steps) are left out.
         log: decompose the logarithm: for quantities that spread over decades.
         permutations: of the null; 0 leaves it out.
-        confidence: of the null interval.
         seed: of the permutations.
 
     Returns:
@@ -51,18 +48,17 @@ def variance_shares(
     attrs = {"quantity": f"log of {quantity}" if log else quantity, "permutations": permutations}
     other = next((dim for dim in values.dims if dim not in ("sample", "step", "token")), None)
     if other is None:
-        found = _table(values, log=log, permutations=permutations, confidence=confidence, seed=seed)
+        found = _table(values, log=log, permutations=permutations, seed=seed)
         return found.assign_attrs(attrs)
     parts = [
-        variance_shares(values.isel({other: i}), log=log, permutations=permutations, confidence=confidence, seed=seed)
+        variance_shares(values.isel({other: i}), log=log, permutations=permutations, seed=seed)
         for i in range(values.sizes[other])
     ]
     return xr.concat(parts, dim=values[other] if other in values.coords else str(other))
 
 
-def _table(values: xr.DataArray, *, log: bool, permutations: int, confidence: float, seed: int) -> xr.Dataset:
+def _table(values: xr.DataArray, *, log: bool, permutations: int, seed: int) -> xr.Dataset:
     shares = _shares(values.transpose("sample", "step", "token"), log=log, permutations=permutations, seed=seed)
-    tail = (1 - confidence) / 2
     null = np.full((max(permutations, 1), len(SOURCES)), np.nan)
     p_value = np.full(len(SOURCES), np.nan)
     if permutations:
@@ -73,8 +69,8 @@ def _table(values: xr.DataArray, *, log: bool, permutations: int, confidence: fl
     columns = {
         "share": (shares[0], "share of the variance"),
         "null_mean": (null.mean(axis=0), "share under the permutation null, mean"),
-        "null_low": (np.quantile(null, tail, axis=0), "share under the permutation null, lower bound"),
-        "null_high": (np.quantile(null, 1 - tail, axis=0), "share under the permutation null, upper bound"),
+        "null_low": (np.quantile(null, 0.025, axis=0), "share under the permutation null, lower bound"),
+        "null_high": (np.quantile(null, 0.975, axis=0), "share under the permutation null, upper bound"),
         "p_value": (p_value, "p-value of the share under the permutation null"),
     }
     return xr.Dataset(

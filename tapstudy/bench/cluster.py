@@ -28,7 +28,7 @@ def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, xr.Data
         for future in as_completed(futures):
             if future.status == "cancelled":
                 raise ConnectionError(
-                    f"the dask scheduler at {address} went away; what is finished is kept, and the same command goes on"
+                    f"the dask scheduler at {address} went away; what is finished is kept, and the same command resumes"
                 )
             job, error = futures.pop(future), future.exception()
             yield job, error or future.result()

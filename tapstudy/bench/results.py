@@ -1,4 +1,4 @@
-"""What has been computed is kept on disk, so that the same call goes on after a kill."""
+"""What has been computed is kept on disk, so that the same call resumes after a kill."""
 
 from __future__ import annotations
 

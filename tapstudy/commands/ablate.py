@@ -21,7 +21,7 @@ drift, two-depths, tap+hermite, oracle, random, shuffled and more"""
 
 def ablate(
     axis: Annotated[list[str] | None, typer.Option(help=AXIS)] = None,
-    out: Annotated[Path, typer.Option(help="folder of the results; the same command goes on with it")] = Path("sweep"),
+    out: Annotated[Path, typer.Option(help="folder of the results; the same command resumes")] = Path("sweep"),
     model: Annotated[str, typer.Option(help="embedded model or model folder, or one with -untrained behind it")] = (
         "mnist-dit"
     ),

@@ -30,7 +30,7 @@ def speed(
     interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
     warmup_steps: Annotated[int, typer.Option(help="w: the first w steps run in full")] = 3,
     methods: Annotated[str, typer.Option(help="methods separated by commas; all by default")] = "",
-    repeats: Annotated[int, typer.Option(help="turns that count; methods alternate within each")] = 3,
+    repeats: Annotated[int, typer.Option(help="how many count; methods alternate within each")] = 3,
     batch_size: Annotated[int | None, typer.Option(help="images; by default 8 of an embedded model, 1 of a preset")] = (
         None
     ),
@@ -91,7 +91,7 @@ def memory(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
     out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
 ) -> None:
-    """Memory of the history, measured and by formula; and that of peers."""
+    """Memory of the history, measured and by formula; and that of third-party caches."""
     with user_errors():
         from tapstudy.analysis.study import save_table
         from tapstudy.bench.speed import table as speed_table
@@ -129,8 +129,7 @@ def errors(
     """
     with user_errors():
         from tapstudy import TAPConfig
-        from tapstudy.analysis.error_propagation import error_propagation
-        from tapstudy.analysis.error_steps import per_step
+        from tapstudy.analysis.error_propagation import error_propagation, per_step
         from tapstudy.analysis.study import save_table
         from tapstudy.bench.claims.solver_runs import solver_runs
         from tapstudy.bench.image_set import ImageSet
@@ -193,9 +192,7 @@ def quality(
 
 @app.command("frontier")
 def frontier(
-    work: Annotated[Path, typer.Option(help="folder of the results; the same command goes on with it")] = Path(
-        "frontier"
-    ),
+    work: Annotated[Path, typer.Option(help="folder of the results; the same command resumes")] = Path("frontier"),
     out: Annotated[Path, typer.Option(help="netCDF file to write")] = Path("frontier.nc"),
     page: Annotated[Path | None, typer.Option(help="also write the tables as a page of Markdown")] = None,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
@@ -222,9 +219,8 @@ def frontier(
         import sys
 
         from tapstudy.bench.frontier.comparison import frontier as run
-        from tapstudy.bench.frontier.page import frontier_page
         from tapstudy.bench.frontier.plan import FrontierPlan
-        from tapstudy.bench.frontier.table import COLUMNS, tables
+        from tapstudy.bench.frontier.table import COLUMNS, frontier_page, tables
         from tapstudy.models.machine import Machine
         from tapstudy.netcdf import write_netcdf
 

@@ -21,9 +21,7 @@ PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "scipy")
 
 
 def claims(
-    work: Annotated[Path, typer.Option(help="folder of the results; the same command goes on with it")] = Path(
-        "claims"
-    ),
+    work: Annotated[Path, typer.Option(help="folder of the results; the same command resumes")] = Path("claims"),
     out: Annotated[
         Path | None, typer.Option(help="page to write; docs/claims.md by default, of a quick run quick.md in --work")
     ] = None,

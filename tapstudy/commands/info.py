@@ -74,8 +74,6 @@ def _row(adapter: Adapter, kind: type) -> str:
         "probe": f"first input of a block's {adapter.attention}",
         "tail": adapter.tail,
         "idle": ", ".join(adapter.idle) or "nothing, beside blocks, at a skip step",
-        "constant": ", ".join(f"{path} ({argument})" for path, argument in adapter.constant) or "nothing",
-        "modulation": "all" if adapter.modulation is None else "{1} of {2} parts of {0}".format(*adapter.modulation),
         "grid": f"from {grid[0].lower()}{grid[1:].rstrip('.')}",
         "contexts": f"told apart by {named}{adapter.key}",
     }

@@ -100,37 +100,40 @@ def score(
 
 
 def anchor_products(anchors: Sequence[Tensor]) -> Tensor:
-    """Multiply d_1, .., d_(J-1) with each other: (J - 1, J - 1, T), T = batch * token. Good for these anchors only."""
+    """Multiply [A_0, d_1, .., d_(J-1)] with each other: (J, J, T), T = batch * token. Good for these anchors only."""
 
-    def differ(vectors: Vectors) -> tuple[Vectors, Vectors]:  # A_1, .., A_0
-        for vector in vectors[:-1]:
-            vector.sub_(vectors[-1])
-        return vectors[:-1], vectors[:-1]
+    def multiply(vectors: Vectors) -> Tensor:  # of A_0, A_1, ..
+        for vector in vectors[1:]:
+            vector.sub_(vectors[0])
+        return torch.stack([_dots(vector, vectors) for vector in vectors])
 
-    return _inner_products([*anchors[1:], anchors[0]], differ)
+    return _by_token(anchors, multiply)
 
 
 def step_products(anchors: Sequence[Tensor], actual: Tensor, known: Tensor) -> Tensor:
     """Multiply all pairs of [F, d_1, .., d_(J-1), g], in the order of `pairs_of`.
 
     Args:
-        known: `anchor_products`. New are those of F and g, which are taken with the anchors as they are.
+        known: `anchor_products`. Between full steps, new are |F|^2 and the products of g; the others follow, and lose
+            precision where F is a million times smaller than A_0.
 
     Returns:
         (K, T), K = (J + 1) (J + 2) / 2, in float64 where the device has it.
     """
 
-    def differ(vectors: Vectors) -> tuple[Vectors, Vectors]:  # A_1, .., F, A_0
-        vectors[-1].sub_(vectors[-2])
-        return vectors[-2:], vectors
+    def multiply(vectors: Vectors) -> Tensor:  # of A_1, .., F, A_0
+        *_, actual, last = vectors
+        square = torch.linalg.vector_norm(actual, dim=-1).square_()
+        return torch.cat([_dots(last.sub_(actual), vectors), square[None]])
 
-    along, across = _inner_products([*anchors[1:], actual, anchors[0]], differ)  # of F and of g, (J + 1, T) each
-    along_newest, across_newest = along[-2:].sum(dim=0), across[-2:].sum(dim=0)  # A_0 = F + g
-    rows = [along[-2:-1], along[:-2] - along_newest, along[-1:]]  # of F with F, d_j and g
-    across = torch.cat([across[:-2] - across_newest, across[-1:]])  # of g with d_j and g
-    for j, others in enumerate(known):
-        rows += [others[j:], across[j : j + 1]]
-    return torch.cat([*rows, across[-1:]])
+    *older, ahead, last, square = _by_token([*anchors[1:], actual, anchors[0]], multiply).split(1)  # (1, T) each
+    newest = ahead + last  # A_0 = F + g
+    across = torch.cat([*older, last])  # of g with d_1, .., g
+    across[:-1] -= newest
+    rows = [square, known[0, 1:] - across[:-1], ahead]  # of F with F, d_j and g
+    for j in range(1, len(known)):
+        rows += [known[j, j:], across[j - 1 : j]]
+    return torch.cat([*rows, last])
 
 
 def scores_from_products(
@@ -288,26 +291,20 @@ def quadratic_form(coefficients: Tensor) -> Tensor:
     return torch.where(first == second, 1, 2) * coefficients[..., first] * coefficients[..., second]
 
 
-def _inner_products(features: Sequence[Tensor], differ: Callable[[Vectors], tuple[Vectors, Vectors]]) -> Tensor:
-    """Multiply vectors token by token.
+def _dots(vector: Tensor, others: Vectors) -> Tensor:
+    """Multiply a vector with n others, token by token: (T, D) and n of (T, D) -> (n, T)."""
+    if torch.compiler.is_compiling():
+        return torch.stack([(vector * other).sum(dim=-1) for other in others])
+    return torch.bmm(vector[:, None], torch.as_tensor(others).permute(1, 2, 0)).squeeze(1).T  # faster than n sums
 
-    Args:
-        features: n tensors (..., channel).
-        differ: takes these in float64, n of (chunk, D), may change them in place, and gives L and R vectors.
 
-    Returns:
-        Products of every left vector with every right one, (L, R, T).
-    """
+def _by_token(features: Sequence[Tensor], multiply: Callable[[Vectors], Tensor]) -> Tensor:
+    """Apply `multiply` to n tensors (..., channel) in float64, which it may change in place: (..., T) of all tokens."""
     if torch.compiler.is_compiling():  # makes one loop of it, without vectors in memory
         # by way of float32, since processors are slow to go from half precision to float64 at once
         single, wide = torch.promote_types(features[0].dtype, torch.float32), wide_dtype(features[0].device)
-        left, right = differ([feature.flatten(0, -2).to(single).to(wide, copy=True) for feature in features])
-        return torch.stack([torch.stack([(one * other).sum(dim=-1) for other in right]) for one in left])
-    found = []
-    for vectors in _chunks(features):
-        left, right = (torch.as_tensor(part).transpose(0, 1) for part in differ(vectors))  # (chunk, .., D)
-        found.append(torch.bmm(left, right.mT))
-    return torch.cat(found).permute(1, 2, 0).contiguous()  # what follows takes the tokens of a product together
+        return multiply([feature.flatten(0, -2).to(single).to(wide, copy=True) for feature in features])
+    return torch.cat([multiply(vectors) for vectors in _chunks(features)], dim=-1)
 
 
 def _chunks(features: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -32,15 +32,6 @@ def quantise(values: NDArray[np.floating]) -> tuple[NDArray[np.uint16], dict[str
     }  # fmt: skip
 
 
-def dequantise(codes: NDArray[np.uint16], scale: dict[str, float]) -> NDArray[np.float64]:
-    """What the page computes from the codes."""
-    step = (scale["high"] - scale["low"]) / (scale["levels"] - 1)
-    found = np.exp(scale["low"] + (codes.astype(np.float64) - FIRST) * step)
-    found[codes == MISSING] = np.nan
-    found[codes == ZERO] = 0.0
-    return found
-
-
 def pack(values: NDArray[Any]) -> dict[str, Any]:
     """An array of 1- or 2-byte integers as text.
 
@@ -50,11 +41,3 @@ def pack(values: NDArray[Any]) -> dict[str, Any]:
     planes = little.reshape(-1, 1).view(np.uint8).T  # (byte, value)
     data = base64.b64encode(zlib.compress(planes.tobytes(), level=9)).decode("ascii")
     return {"shape": list(values.shape), "dtype": values.dtype.name, "data": data}
-
-
-def unpack(packed: dict[str, Any]) -> NDArray[Any]:
-    """The array again, as the page reads it."""
-    dtype = np.dtype(packed["dtype"])
-    raw = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), np.uint8)
-    planes = np.ascontiguousarray(raw.reshape(dtype.itemsize, -1).T)
-    return planes.view(dtype.newbyteorder("<")).reshape(packed["shape"]).astype(dtype)

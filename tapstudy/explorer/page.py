@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.explorer.encode import pack, quantise
-from tapstudy.plots.explorer_style import (
+from tapstudy.explorer.layers import (
     BEST,
     CHOSEN,
     NOTHING,
@@ -63,6 +63,14 @@ def write_page(data: xr.Dataset, path: str | Path) -> Path:
         raise ValueError(f"cannot write {path}: it is a folder; name a file, such as {path / 'page.html'}")
     path.write_text(page(data), encoding="utf-8")
     return path
+
+
+def embed(data: xr.Dataset, *, height: int = 1200) -> Any:
+    """Show the page of a prepared dataset in a frame of a notebook, `height` pixels high."""
+    from IPython.display import HTML
+
+    frame = f'<iframe srcdoc="{html.escape(page(data))}" style="width: 100%; height: {height}px; border: 0"></iframe>'
+    return HTML(f"<div>{frame}</div>")
 
 
 def contents(data: xr.Dataset) -> dict[str, Any]:

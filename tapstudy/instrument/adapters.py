@@ -49,14 +49,6 @@ class Adapter:
             is read after all.
         refiners: paths of modules in front of the blocks that hold attention or feed-forward layers and run at every
             step.
-        once: paths of modules that the forward calls again with the very same arguments.
-        constant: pairs of the path of a module and the one argument of the forward, a small one, that its output
-            depends on beside the shapes of all. What it gave at a full step it hands out at skip steps until that
-            argument changes. Models that lack the module, or hold None there, have none.
-        modulation: path of the linear layer that makes the modulation of the first block; how many parts of its output,
-            counted from its start, reach the modulated input; and of how many parts. Nothing else reads the rest.
-        patches: path of the convolution that makes tokens of the latent, if what follows may find its output (batch,
-            channel, row, column), or with frames, in any order in memory.
 
     Raises:
         ValueError: `streams` or `image_start` of another length than `blocks`.
@@ -77,10 +69,6 @@ class Adapter:
     bypass: Callable[[Arguments], str | None] = lambda arguments: None
     idle: tuple[str, ...] = ()
     refiners: tuple[str, ...] = ()
-    once: tuple[str, ...] = ()
-    constant: tuple[tuple[str, str], ...] = ()
-    modulation: tuple[str, int, int] | None = None
-    patches: str | None = None
 
     def __post_init__(self) -> None:
         if not self.image_start:
@@ -246,81 +234,56 @@ def _uneven(arguments: Arguments) -> str | None:
 
 
 _TWO_STACKS = ("transformer_blocks", "single_transformer_blocks")
-# Shift and scale come first of the six parts of most modulations. Of the nine of SD3.5 that share is one part more.
-_NORM1 = ("transformer_blocks.0.norm1.linear", 2, 6)
-_GUIDANCE_AND_TEXT = (
-    ("time_text_embed.guidance_embedder", "guidance"),
-    ("time_text_embed.text_embedder", "pooled_projections"),
-)
 
 ADAPTERS: dict[str, Adapter] = {
     "CogVideoXTransformer3DModel": Adapter(
         ("transformer_blocks",), _frames_first, (0,), tail="norm_final", channel_dim=2,
-        idle=("patch_embed.text_proj",), constant=(("ofs_embedding", "ofs"),), modulation=_NORM1,
-        patches="patch_embed.proj",
+        idle=("patch_embed.text_proj",),
     ),
     "DiTTransformer2DModel": Adapter(
         ("transformer_blocks",), _image, key="class_labels", branches=("cond", "uncond"),
-        once=("transformer_blocks.0.norm1.emb",), modulation=_NORM1, patches="pos_embed.proj",
     ),
     "Flux2Transformer2DModel": Adapter(
         _TWO_STACKS, _position_ids, (1, None), (None, _after_text), attention="attn", bypass=_fills_cache,
         references=_other_ids,
         idle=("context_embedder", "pos_embed", "double_stream_modulation_txt", "single_stream_modulation"),
-        constant=(("time_guidance_embed.guidance_embedder", "guidance"),),
-        modulation=("double_stream_modulation_img.linear", 2, 6),
     ),
     "FluxTransformer2DModel": Adapter(
         _TWO_STACKS, _position_ids, (1, 1), (None, _after_text), attention="attn", references=_other_ids,
         idle=("context_embedder", "pos_embed", "transformer_blocks.0.norm1_context"),
-        constant=_GUIDANCE_AND_TEXT, modulation=_NORM1,
     ),
     "HunyuanVideoTransformer3DModel": Adapter(
         _TWO_STACKS, _video, (0, 0), attention="attn",
         idle=("context_embedder", "rope", "transformer_blocks.0.norm1_context"),
-        constant=_GUIDANCE_AND_TEXT, modulation=_NORM1, patches="x_embedder.proj",
     ),
     "LTXVideoTransformer3DModel": Adapter(
         ("transformer_blocks",), _given_sizes, idle=("caption_projection", "rope"),
-        modulation=("time_embed.linear", 2, 6),
     ),
     "Lumina2Transformer2DModel": Adapter(
         ("layers",), _image, image_start=(_after_captions,), attention="attn",
         idle=("time_caption_embed.caption_embedder", "context_refiner"), refiners=("noise_refiner",),
-        modulation=("layers.0.norm1.linear", 1, 4),
     ),
     "PixArtTransformer2DModel": Adapter(
         ("transformer_blocks",), _image, idle=("caption_projection",),
-        constant=(
-            ("adaln_single.emb.resolution_embedder", "added_cond_kwargs"),
-            ("adaln_single.emb.aspect_ratio_embedder", "added_cond_kwargs"),
-        ),
-        modulation=("adaln_single.linear", 2, 6), patches="pos_embed.proj",
     ),
     "QwenImageTransformer2DModel": Adapter(
         ("transformer_blocks",), _image_shapes, (1,), attention="attn", references=_other_shapes,
         idle=("txt_norm", "txt_in", "transformer_blocks.0.txt_mod"),
-        modulation=("transformer_blocks.0.img_mod.1", 2, 6),
     ),
     "SD3Transformer2DModel": Adapter(
         ("transformer_blocks",), _image, (1,), attention="attn", bypass=_skip_layers,
         idle=("context_embedder", "transformer_blocks.0.norm1_context"),
-        constant=_GUIDANCE_AND_TEXT[1:], modulation=_NORM1, patches="pos_embed.proj",
     ),
     "SanaTransformer2DModel": Adapter(
         ("transformer_blocks",), _image, idle=("caption_projection", "caption_norm"),
-        constant=(("time_embed.guidance_embedder", "guidance"),), modulation=("time_embed.linear", 2, 6),
-        patches="patch_embed.proj",
     ),
     "WanTransformer3DModel": Adapter(
         ("blocks",), _video, idle=("rope", "condition_embedder.text_embedder", "condition_embedder.image_embedder"),
-        modulation=("condition_embedder.time_proj", 2, 6), patches="patch_embedding",
     ),
     "ZImageTransformer2DModel": Adapter(
         ("layers",), _listed, image_start=(_after_conditions,), attention="attention", tail="all_final_layer",
         key="cap_feats", latent="x", timestep="t", branches=("cond", "uncond"), bypass=_uneven,
         idle=("cap_embedder", "context_refiner", "siglip_embedder", "siglip_refiner"), refiners=("noise_refiner",),
-        modulation=("layers.0.adaLN_modulation.0", 1, 4),
     ),
 }  # fmt: skip
 

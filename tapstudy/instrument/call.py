@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,18 +17,20 @@ from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, Prediction, ProbeKind
 
+State = Literal["full", "skip", "shadow", "undecided"]
+
 
 @dataclass
 class Call:
     """One forward pass of the transformer in progress.
 
     Attributes:
-        skips: no block beyond the probe runs.
-        predicts: the residual is predicted; without `skips` this is a shadow pass, which also knows the truth.
+        state: "full"; "skip", where no block beyond the probe runs and the residual is predicted; "shadow", a full pass
+            beside a prediction; "undecided", until the policy has seen the probe.
+        shadow: what is predicted has its truth computed beside it.
         latent: what is predicted lives in latent space.
         relative: it is a difference, to the model input or to the hidden state entering the first block.
         probe_kind: None if the policy reads no probe.
-        undecided: the policy decides whether to skip once it has the probe.
         hidden_tokens: where the image tokens are in the input of the first block and of the tail.
         probe_tokens: where they are in what the probe is read from.
         model_input: the latent.
@@ -42,22 +44,17 @@ class Call:
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
         latent_residual: the residual in latent space beside one in hidden space, likewise.
-        described: description of the arguments, where some modules may idle or are constant.
-        kept: arguments that constant modules depend on, by name.
-        outputs: what all those modules gave in this pass, by path, call for call.
+        described: description of the arguments, where some modules may idle.
+        outputs: what idle modules gave in this pass, by path, call for call.
         blanks: what idle modules hand out instead of running; without those that run.
-        constants: what constant modules hand out, likewise.
-        repeated: arguments and output of modules that run once in a skip step, by path.
-        spared: a module gave less than it gives at a full step, or the same in other rounding.
     """
 
     run: ContextRun
     step: int
     timestep: Tensor | float | None
-    skips: bool
-    predicts: bool
+    state: State
+    shadow: bool
     probe_kind: ProbeKind | None
-    undecided: bool
     latent: bool
     relative: bool
     grid: Grid
@@ -75,21 +72,17 @@ class Call:
     deeper_inputs: dict[int, Tensor] = field(default_factory=dict)
     latent_residual: Tensor | None = None
     described: dict[str, Any] | None = None
-    kept: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, list[Any]] = field(default_factory=dict)
     blanks: dict[str, list[Any]] = field(default_factory=dict)
-    constants: dict[str, list[Any]] = field(default_factory=dict)
-    repeated: dict[str, tuple[tuple[Any, ...], Any]] = field(default_factory=dict)
-    spared: bool = False
 
     @property
-    def kind(self) -> str:
-        return "skip" if self.skips else "shadow" if self.predicts else "full"
+    def stops(self) -> bool:
+        """Whether the pass stops at the probe, as far as is known."""
+        return self.state == "skip" or (self.state == "undecided" and not self.shadow)
 
-    @property
-    def certain(self) -> bool:
-        """Whether it skips, the policy will not change its mind, and nobody asks for a gradient."""
-        return self.skips and not self.undecided and not torch.is_grad_enabled()
+    def decide(self, *, full: bool) -> None:
+        """Settle what an undecided pass is."""
+        self.state = "full" if full else "shadow" if self.shadow else "skip"
 
     @property
     def probe(self) -> Tensor | None:
@@ -111,13 +104,9 @@ class Call:
 
     def give_up(self, reason: str) -> None:
         """Let this pass run in full although the policy wants to skip."""
-        if self.predicts:
+        if self.state != "full":
             self.run.fail_opens[reason] += 1
-        self.skips = self.predicts = False
-
-    def start_again(self) -> None:
-        """Run the model once more, every module of it."""
-        self.blanks, self.constants, self.outputs, self.spared = {}, {}, {}, False
+        self.state = "full"
 
     def incomplete(self, *sequences: Tensor | None) -> str | None:
         """Why a full pass that showed these hidden states cannot enter the history, or None."""
@@ -131,6 +120,35 @@ class Call:
         if self.probed is not None and self.probe_kind != "latent":
             fits.append(self.probe_tokens.fit(self.probed))
         return None if all(fits) else f"no room for a token grid of {self.grid}"
+
+
+class Host(Protocol):
+    """What the hooks need of the instrument that they belong to.
+
+    Attributes:
+        call: the pass in progress, None outside of one and in a pass that no history is about.
+        context_name: what the pipeline names its calls.
+    """
+
+    call: Call | None
+    context_name: str | None
+
+    def forward(
+        self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the transformer's forward under the policy."""
+
+    def passed_by(self) -> None:
+        """Take note that the first block runs outside a call that came to the policy."""
+
+    def decide(self, call: Call) -> None:
+        """Let the policy, which can see the probe now, settle an undecided pass."""
+
+    def at_tail(self, call: Call, tail: Tensor) -> Tensor:
+        """Take the input of the tail, (batch, sequence, channel), and return what the tail shall see."""
+
+    def end_trajectory(self) -> None:
+        """Free the histories, since the pipeline call is over."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +201,7 @@ class StepEvent:
         if probe is not None and call.probe_kind == "modulated":
             probes[call.run.policy.probe_depth] = probe
         return cls(
-            call.run.name, call.step, call.timestep, call.kind, call.grid, probe, call.residual, call.prediction,
+            call.run.name, call.step, call.timestep, call.state, call.grid, probe, call.residual, call.prediction,
             call.run.policy, probes,
             to_tokens(call.model_input.detach(), call.grid, adapter.channel_dim) if latent else None,
             call.latent_residual, adapter.branches, span,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter, Grid
 from tapstudy.instrument.call import StepEvent
-from tapstudy.instrument.examine import misplaced, moving_constants, stray_streams, unknown_names
+from tapstudy.instrument.examine import misplaced, stray_streams, unknown_names
 from tapstudy.instrument.handle import find_transformers
-from tapstudy.instrument.idle import idle_modules
+from tapstudy.instrument.idle import blank, idle_modules
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.latent import Form
 from tapstudy.policies.base import Policy, Prediction, ResidualSite
@@ -33,8 +33,7 @@ class SiteReport:
     Attributes:
         full_error: largest difference between the outputs of the plain model and of the full step; must be 0.
         skip_error: the same for the skip step, over the image tokens, relative to the largest output. Modules that
-            the adapter lets idle hand out NaN, and so do the parts of the modulation that it says nobody reads, so it
-            is NaN if the tail reads one. Patches and modulation are computed as at a full step, to the last bit.
+            the adapter lets idle hand out NaN, so it is NaN if the tail reads one.
         probe_error: the same between the probes of the two steps.
         kinds: what the two steps turned out to be; must be full, skip.
         reasons: why the second step was not skipped.
@@ -67,7 +66,7 @@ class SiteReport:
         if not self.probe_error <= TOLERANCE:
             found.append(
                 f"the probe of the skip step is off by {self.probe_error:.1e}: if not a number, it reads a module that "
-                "the adapter names as idle, or parts of the modulation beyond those it names"
+                "the adapter names as idle"
             )
         if self.stray:
             found.append(f"these should not have run at the skip step: {', '.join(self.stray)}")
@@ -129,10 +128,10 @@ def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) 
 
     First the adapter's row itself: modules and arguments that it names must exist and be what it says they are; tokens
     of the latent must be found where grid, channel_dim and image_start say; blocks must return the image stream where
-    streams says; modules named as constant must not change with another argument. Then, with the residual in hidden and
-    in latent space, a full step under the instrument, which must give the output of the plain model to the last bit;
-    and a skip step that is given the true residual, which must give it up to rounding. At the skip step no attention
-    and no feed-forward layer may run but in the refiners that the row names, and nothing between blocks and tail.
+    streams says. Then, with the residual in hidden and in latent space, a full step under the instrument, which must
+    give the output of the plain model to the last bit; and a skip step that is given the true residual, which must give
+    it up to rounding. At the skip step no attention and no feed-forward layer may run but in the refiners that the row
+    names, and nothing between blocks and tail.
 
     What no run can tell: the names of the guidance branches; and whether `key`, if it is conditioning, always differs
     from branch to branch.
@@ -180,7 +179,7 @@ def _run(
     faults = stray_streams(model, adapter, inputs)
     if faults:  # such a model would stumble at the first skip step
         return faults, []
-    faults = [*moving_constants(model, adapter, inputs), *misplaced(model, adapter, inputs)]
+    faults = misplaced(model, adapter, inputs)
     sites = []
     site: ResidualSite
     for site in ("hidden", "latent"):
@@ -215,8 +214,6 @@ def _check_site(
     events: list[StepEvent] = []
     blocks, tails = adapter.modules(model)
     instrument = Instrument(model, adapter, policy)
-    instrument.blank_value = float("nan")
-    instrument.rounds_alike = True
     instrument.listeners.append(events.append)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report tells what was not skipped, and why
@@ -224,6 +221,8 @@ def _check_site(
             instrument.attach()
             with Trace(model, [blocks[0][0], *tails]) as at_full:
                 full, _ = Form.read(model(**inputs))
+            for run in instrument.runs.values():  # whoever reads the output of an idle module shall be found out
+                run.blanks = blank(run.blanks, fill=float("nan"))
             with Trace(model, [blocks[0][0], *tails]) as at_skip:
                 skip, _ = Form.read(model(**inputs))
             reasons = {reason for run in instrument.runs.values() for reason in run.fail_opens}

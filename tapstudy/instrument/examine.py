@@ -1,8 +1,7 @@
-"""What is wrong with a row of the adapter table, found without skipping anything: names, streams, constants, places."""
+"""What is wrong with a row of the adapter table, found without skipping anything: names, streams, places."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
@@ -12,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter, Grid
-from tapstudy.instrument.hooks import StopForward
-from tapstudy.instrument.idle import constant_modules, idle_modules
+from tapstudy.instrument.idle import idle_modules
 from tapstudy.instrument.latent import from_tokens, misfit, read_latent, to_tokens
 from tapstudy.instrument.tokens import ImageTokens
-from tapstudy.instrument.trajectory import alike, same_value
 
 Inputs = Mapping[str, Any]
 FIRST, TAIL = "the first block", "the tail"
@@ -32,17 +29,8 @@ def _unknown_modules(model: nn.Module, adapter: Adapter) -> Iterator[str]:
         *((f"blocks {path!r}", lambda path=path: model.get_submodule(path)) for path in adapter.blocks),
         (f"tail {adapter.tail!r}", lambda: model.get_submodule(adapter.tail)),
         *((f"refiners {path!r}", lambda path=path: model.get_submodule(path)) for path in adapter.refiners),
-        *((f"once {path!r}", lambda path=path: model.get_submodule(path)) for path in adapter.once),
         *((f"idle {path!r}", lambda path=path: idle_modules(model, [path])) for path in adapter.idle),
-        *(
-            (f"constant {path!r}", lambda path=path: constant_modules(model, [(path, "")]))
-            for path, _ in adapter.constant
-        ),
     ]
-    if adapter.patches is not None:
-        named.append((f"patches {adapter.patches!r}", lambda: model.get_submodule(adapter.patches or "")))
-    if adapter.modulation is not None:
-        named.append((f"modulation {adapter.modulation!r}", lambda: _modulation(model, adapter)))
     faults = []
     for name, look in named:
         try:
@@ -73,25 +61,16 @@ def _unknown_modules(model: nn.Module, adapter: Adapter) -> Iterator[str]:
             yield f"idle {path!r}: a block, its attention or the tail is in it"
 
 
-def _modulation(model: nn.Module, adapter: Adapter) -> None:
-    assert adapter.modulation is not None
-    path, read, parts = adapter.modulation
-    outputs = getattr(model.get_submodule(path), "out_features", None)
-    if outputs is None or not 0 <= read <= parts or not parts or outputs % parts:
-        raise ValueError(
-            f"no linear layer of whose outputs ({outputs}) the first {read} of {parts} parts could be read"
-        )
-
-
 def _unknown_arguments(model: nn.Module, adapter: Adapter, inputs: Inputs) -> Iterator[str]:
     known = set(inspect.signature(type(model).forward).parameters) - {"self"}
     moving = {"latent": adapter.latent, "timestep": adapter.timestep}
-    kept = {name for _, name in adapter.constant}
-    for what, name in [*moving.items(), *(("constant", name) for name in sorted(kept))]:
+    for what, name in moving.items():
         if name not in known:
             yield f"{what} {name!r}: forward has no such argument, only {', '.join(sorted(known))}"
-        elif what in moving and inputs.get(name) is None:
+        elif inputs.get(name) is None:
             yield f"{what} {name!r}: check was given no such input"
+    if adapter.timestep != "timestep" and "timestep" in known:
+        yield f"timestep {adapter.timestep!r}: forward has an argument 'timestep'"
     timestep = inputs.get(adapter.timestep)
     if timestep is not None and not (isinstance(timestep, float | int) or _is_tensor(timestep, most=2)):
         yield f"timestep {adapter.timestep!r}: neither a number nor one per sample or token"
@@ -164,66 +143,6 @@ def stray_streams(model: nn.Module, adapter: Adapter, inputs: Inputs) -> list[st
         f"{adapter.streams} say"
         for number in sorted(stray)
     ]
-
-
-# Constants
-
-
-def moving_constants(model: nn.Module, adapter: Adapter, inputs: Inputs) -> list[str]:
-    """Constant modules that give something else when every argument but theirs changes."""
-    modules = constant_modules(model, adapter.constant)
-    names = dict(adapter.constant)
-    before = _outputs(model, adapter, modules, inputs) if modules else {}
-    moving: list[str] = []
-    for kept in dict.fromkeys(names[path] for path in modules):
-        changed = {name: value if name == kept else _another(value) for name, value in inputs.items()}
-        if kept != adapter.timestep:
-            changed[adapter.timestep] = _another_timestep(inputs[adapter.timestep])
-        after = _outputs(model, adapter, modules, changed)
-        moving += [path for path in modules if names[path] == kept and not alike(before[path], after[path], same_value)]
-    faults = [f"{path} is not constant: it depends on more than {names[path]!r}" for path in moving]
-    stepping = {name for _, name in adapter.constant} & {adapter.latent, adapter.timestep}
-    return faults + [f"constant {name!r}: it changes from step to step" for name in sorted(stepping)]
-
-
-def _another(value: Any) -> Any:
-    """Half of every number; integers stay, for they may be shapes or masks."""
-    if isinstance(value, Tensor):
-        return value / 2 if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {name: _another(part) for name, part in value.items()}
-    return type(value)(map(_another, value)) if type(value) in (list, tuple) else value
-
-
-def _another_timestep(timestep: Any) -> Any:
-    """Half of it, also where it is an integer."""
-    if isinstance(timestep, Tensor) and not timestep.is_floating_point():
-        return timestep // 2
-    return timestep / 2
-
-
-def _outputs(
-    model: nn.Module, adapter: Adapter, modules: Mapping[str, nn.Module], inputs: Inputs
-) -> dict[str, list[Any]]:
-    """What these modules give in a call of the model that ends at the attention of its first block."""
-    found: dict[str, list[Any]] = {path: [] for path in modules}
-
-    def stop(*_: Any) -> None:
-        raise StopForward
-
-    handles = [
-        module.register_forward_hook(lambda _module, _args, output, path=path: found[path].append(output))
-        for path, module in modules.items()
-    ]
-    (first, _), *_ = adapter.modules(model)[0]
-    handles.append(first.get_submodule(adapter.attention).register_forward_pre_hook(stop))
-    try:
-        with contextlib.suppress(StopForward):
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 # Places
@@ -352,3 +271,10 @@ def _moved_latent(adapter: Adapter, inputs: Inputs, change: Tensor, grid: Grid) 
         return {**inputs, adapter.latent: moved}
     samples = [[*old[:-1], new] if isinstance(old, list) else new for old, new in zip(given, moved, strict=True)]
     return {**inputs, adapter.latent: samples}
+
+
+def _another_timestep(timestep: Any) -> Any:
+    """Half of it, also where it is an integer."""
+    if isinstance(timestep, Tensor) and not timestep.is_floating_point():
+        return timestep // 2
+    return timestep / 2

@@ -13,15 +13,13 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tapstudy.instrument.call import Host
 from tapstudy.instrument.places import Method
-
-if TYPE_CHECKING:
-    from tapstudy.instrument.instrument import Instrument
 
 # Decisions between steps stay in Python under torch.compile. The reason is what a user of fullgraph=True gets to read.
 _REASON = {
@@ -40,7 +38,7 @@ class StopForward(Exception):
 class RootHook:
     """On the transformer."""
 
-    def __init__(self, instrument: Instrument) -> None:
+    def __init__(self, instrument: Host) -> None:
         self.instrument = instrument
 
     @in_python(recursive=False)  # the transformer's own forward, called from here, is compiled
@@ -51,7 +49,7 @@ class RootHook:
 class ContextHook:
     """On the transformer's `cache_context`, where pipelines name their calls."""
 
-    def __init__(self, instrument: Instrument) -> None:
+    def __init__(self, instrument: Host) -> None:
         self.instrument = instrument
 
     @contextmanager
@@ -67,7 +65,7 @@ class ContextHook:
 class EndHook:
     """On the method that pipelines look for at the end of a run; classes without caches of their own lack it."""
 
-    def __init__(self, instrument: Instrument) -> None:
+    def __init__(self, instrument: Host) -> None:
         self.instrument = instrument
 
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -85,7 +83,7 @@ class BlockHook:
             one compiled graph then serves all blocks of a kind.)
     """
 
-    def __init__(self, instrument: Instrument, stream: int | None, *, first: bool, place: int) -> None:
+    def __init__(self, instrument: Host, stream: int | None, *, first: bool, place: int) -> None:
         self.instrument, self.stream, self.first, self.place = instrument, stream, first, place
 
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,7 +94,7 @@ class BlockHook:
             return inner(*args, **kwargs)
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
-            if call.skips and not call.undecided:
+            if call.state == "skip":
                 # patch embeddings leave channels first in memory: norm, sum and tail norm would each reorder it
                 call.start = call.start.contiguous()
                 if args:
@@ -105,11 +103,11 @@ class BlockHook:
                     kwargs = {**kwargs, "hidden_states": call.start}
         if self.place == 0 and call.probe_kind == "stream":
             call.stream = args[0] if args else kwargs["hidden_states"]
-            if call.undecided:
+            if call.state == "undecided":
                 self.instrument.decide(call)
-            if call.skips and call.latent:
+            if call.stops and call.latent:
                 raise StopForward
-        if not call.skips or self.place < 0:
+        if not call.stops or self.place < 0:
             return inner(*args, **kwargs)
         if self.place == 0 and call.probe_kind == "modulated":
             try:
@@ -118,9 +116,9 @@ class BlockHook:
                 if call.latent:
                     raise
             else:
-                if call.skips:  # its attention was not called: no probe, but nothing is lost, all blocks so far ran
+                if call.stops:  # its attention was not called: no probe
                     call.give_up("probe not reached")
-                    if call.spared:  # except what modules were spared: once more, from the start
+                    if call.blanks:  # nothing else is lost, all blocks so far ran, but on blanks: from the start
                         raise StopForward
                 return output
         return self._pass_through(args, kwargs)
@@ -136,16 +134,16 @@ class BlockHook:
 class ProbeHook:
     """On the self-attention of the probed block: takes the probe, and stops there at a skip step."""
 
-    def __init__(self, instrument: Instrument) -> None:
+    def __init__(self, instrument: Host) -> None:
         self.instrument = instrument
 
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.instrument.call
         if call is not None and call.probe_kind == "modulated":
             call.attention_input = args[0] if args else kwargs["hidden_states"]
-            if call.undecided:
+            if call.state == "undecided":
                 self.instrument.decide(call)
-            if call.skips:
+            if call.stops:
                 raise StopForward
         return inner(*args, **kwargs)
 
@@ -153,7 +151,7 @@ class ProbeHook:
 class DepthHook:
     """On the self-attention of another block: takes its modulated input along, for recordings."""
 
-    def __init__(self, instrument: Instrument, depth: int) -> None:
+    def __init__(self, instrument: Host, depth: int) -> None:
         self.instrument, self.depth = instrument, depth
 
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -166,7 +164,7 @@ class DepthHook:
 class TailHook:
     """On the first module after the blocks: reads the residual of a full step, or puts the predicted one in."""
 
-    def __init__(self, instrument: Instrument) -> None:
+    def __init__(self, instrument: Host) -> None:
         self.instrument = instrument
 
     @in_python

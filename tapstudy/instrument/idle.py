@@ -4,25 +4,20 @@ Text projections, refiners and modulation of the text, rotary tables: blocks rea
 comes further than the first modulation of the image. Such a module then hands out zeros of the shape its output had at
 the last full step, which takes no memory (one number, repeated). That is exact, not an approximation; `tapstudy.check`
 proves it for a model by handing out NaN instead.
-
-Other modules depend on one argument that stays the same along a run, such as embedders of the guidance scale and of
-pooled text. What they give is read, so they hand out again what they gave at the last full step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tapstudy.instrument.adapters import Adapter
+from tapstudy.instrument.call import Call, Host
+from tapstudy.instrument.places import Method
 from tapstudy.instrument.trajectory import alike, same_value
-
-if TYPE_CHECKING:
-    from tapstudy.instrument.adapters import Adapter
-    from tapstudy.instrument.call import Call
 
 
 def idle_modules(model: nn.Module, paths: Collection[str]) -> dict[str, nn.Module]:
@@ -33,7 +28,8 @@ def idle_modules(model: nn.Module, paths: Collection[str]) -> dict[str, nn.Modul
     """
     found: dict[str, nn.Module] = {}
     for path in paths:
-        module = _named(model, path)
+        parent, _, name = path.rpartition(".")
+        module = getattr(model.get_submodule(parent), name)
         if isinstance(module, nn.ModuleList):
             found |= {f"{path}.{index}": child for index, child in enumerate(module)}
         elif module is not None:
@@ -54,92 +50,42 @@ def blank(output: Any, fill: float = 0.0) -> Any:
     return output
 
 
-def constant_modules(model: nn.Module, constant: Collection[tuple[str, str]]) -> dict[str, nn.Module]:
-    """The modules that these pairs of a path and an argument name, by path; without those that this model lacks.
+class IdleHook:
+    """On a module whose output neither the probe nor the tail reads: hands out blanks at a skip step.
 
-    Raises:
-        AttributeError: the model has not even the parent of one.
+    Inside a compiled graph the module always runs.
     """
-    modules = {path: _named(model, path, None) for path, _ in constant}
-    return {path: module for path, module in modules.items() if module is not None}
 
+    def __init__(self, instrument: Host, path: str) -> None:
+        self.instrument, self.path = instrument, path
 
-def _named(model: nn.Module, path: str, *default: Any) -> Any:
-    """What the parent of a path holds under its last name, which may be None."""
-    parent, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(parent), name, *default)
+    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = None if torch.compiler.is_compiling() else self.instrument.call
+        blanks = call and call.blanks.get(self.path)
+        if blanks:
+            return blanks.pop(0)
+        output = inner(*args, **kwargs)
+        if call is not None:
+            call.outputs.setdefault(self.path, []).append(output)
+        return output
 
 
 def hand_out(call: Call, adapter: Adapter, arguments: Mapping[str, Any]) -> None:
-    """Decide what modules of this pass hand out instead of running: what they gave at the last full step, or blanks.
+    """Decide whether idle modules hand out blanks in this pass.
 
     The shapes inside the pass must be known to be the same. A pass that may still turn into a full one needs what idle
-    modules give, and a gradient needs all. Of constants the one argument they depend on must be unchanged.
+    modules give, and a gradient needs all.
     """
-    run, constant = call.run, dict(adapter.constant)
-    if not (adapter.idle or constant):
+    if not adapter.idle:
         return
     call.described = describe(arguments, (adapter.latent, adapter.timestep))
-    call.kept = {name: keep(arguments.get(name)) for name in constant.values()}
-    if not call.skips or torch.is_grad_enabled() or not same_description(run.described, call.described):
-        return
-    if call.certain:
-        call.blanks = {path: list(outputs) for path, outputs in run.blanks.items()}
-    call.constants = {
-        path: list(outputs)
-        for path, outputs in run.constants.items()
-        if alike(run.kept[constant[path]], arguments.get(constant[path]), _certainly_equal)
-    }
+    if call.state == "skip" and not torch.is_grad_enabled() and same_description(call.run.described, call.described):
+        call.blanks = {path: list(outputs) for path, outputs in call.run.blanks.items()}
 
 
-def keep_outputs(call: Call, adapter: Adapter, fill: float) -> None:
-    """Keep what this full pass has shown for the skip steps to come."""
-    constant, run = dict(adapter.constant), call.run
-    run.described, run.kept = call.described, call.kept
-    run.constants = {path: _detached(outputs) for path, outputs in call.outputs.items() if path in constant}
-    run.blanks = blank({path: outputs for path, outputs in call.outputs.items() if path not in constant}, fill)
-
-
-def _detached(output: Any) -> Any:
-    """The same values without the graph that made them, which would keep a whole pass in memory."""
-    if isinstance(output, Tensor):
-        return output.detach()
-    if isinstance(output, dict):
-        return {name: _detached(part) for name, part in output.items()}
-    if isinstance(output, list | tuple) and type(output) in (list, tuple):
-        return type(output)(map(_detached, output))
-    return output
-
-
-@dataclass(frozen=True, eq=False)
-class Untouched:
-    """A tensor on an accelerator: certainly the same only if it is this object and nobody has written to it since."""
-
-    tensor: Tensor
-    version: int | None
-
-    def still(self, given: Any) -> bool:
-        return given is self.tensor and self.version is not None and self.version == given._version
-
-
-def keep(value: Any) -> Any:
-    """What tells later, without waiting for an accelerator, whether an argument is certainly the same as now.
-
-    Tensors in host memory are copied, for their values cost nothing to compare: only name arguments that are small.
-    """
-    if isinstance(value, Tensor):
-        if value.device.type == "cpu":
-            return value.detach().clone()
-        return Untouched(value, None if value.is_inference() else value._version)
-    if isinstance(value, Mapping):
-        return {name: keep(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [keep(part) for part in value]
-    return value
-
-
-def _certainly_equal(held: Any, given: Any) -> bool:
-    return held.still(given) if isinstance(held, Untouched) else _equal(held, given)
+def keep_blanks(call: Call) -> None:
+    """Keep blanks of what idle modules gave in this full pass, for the skip steps to come."""
+    call.run.described, call.run.blanks = call.described, blank(call.outputs)
 
 
 def describe(arguments: Mapping[str, Any], moving: Collection[str]) -> dict[str, Any]:

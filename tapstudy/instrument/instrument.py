@@ -19,7 +19,7 @@ from tapstudy.instrument.call import Call, StepEvent
 from tapstudy.instrument.caution import Cautions
 from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.driver import Value, run_info
-from tapstudy.instrument.idle import hand_out, keep_outputs
+from tapstudy.instrument.idle import hand_out, keep_blanks
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
 from tapstudy.instrument.presence import Presence, refuse_other_caches
 from tapstudy.instrument.tokens import ImageTokens, add_into
@@ -61,9 +61,6 @@ class Instrument:
         self.presence = Presence(self)
         self._cautions = Cautions(type(model).__name__)
         self._wants_latent = False
-        # for tapstudy.check: what nobody shall read is not a number, and nothing may differ by rounding
-        self.blank_value = 0.0
-        self.rounds_alike = False
 
     # Attaching and detaching
 
@@ -196,17 +193,17 @@ class Instrument:
         try:
             with run.clock.measure(device) as note:
                 output = None
-                if call is None or not call.skips or not call.latent or call.probe_kind in ("modulated", "stream"):
+                if call is None or not call.stops or not call.latent or call.probe_kind in ("modulated", "stream"):
                     with contextlib.suppress(hooks.StopForward):
                         output = original(*args, **kwargs)
-                    if call is not None and call.spared and not call.skips:  # it cannot skip after all
-                        call.start_again()
+                    if call is not None and call.blanks and not call.stops:  # it cannot skip after all
+                        call.blanks, call.outputs = {}, {}
                         output = original(*args, **kwargs)
                 if call is not None and call.latent:
                     output = self._finish_latent(call, output)
-                elif call is not None and self._wants_latent and call.kind == "full":
+                elif call is not None and self._wants_latent and call.state == "full":
                     call.latent_residual = self._latent_tokens(call, Form.read(output)[0])
-                note["kind"] = "full" if call is None else call.kind
+                note["kind"] = "full" if call is None else call.state
             self._conclude(run, call)
         except BaseException:
             self._trajectories.latest.clear()  # a half-done step has no place in a history
@@ -250,10 +247,9 @@ class Instrument:
             run,
             run.step,
             run.timestep,
-            skips=not (full or self.shadow),
-            predicts=not full,
+            state="undecided",
+            shadow=self.shadow,
             probe_kind=kind,
-            undecided=policy.decides_by_probe and not full,
             latent=policy.residual_site in ("latent", "output"),
             relative=policy.residual_site in ("latent", "hidden"),
             grid=run.grid,
@@ -263,9 +259,11 @@ class Instrument:
             return_dict=arguments.get("return_dict", True),
             list_starts={index: self.adapter.start(index, arguments) for index in set(self.presence.deeper.values())},
         )
+        if full or not policy.decides_by_probe:
+            call.decide(full=full)
         if kind == "latent":
             call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
-            if call.undecided:
+            if call.state == "undecided":
                 self.decide(call)
         hand_out(call, self.adapter, arguments)
         return call
@@ -277,14 +275,14 @@ class Instrument:
         if call is None:
             run.finish("full", None)
             return
-        if call.predicts and call.prediction is None:
+        if call.state != "full" and call.prediction is None:
             raise RuntimeError(
                 f"{type(self.model).__name__} skipped its blocks, but its tail {self.adapter.tail!r} did not run: "
                 "the adapter does not fit this model; tapstudy.check tells more"
             )
-        run.finish(call.kind, call.prediction)
-        if not call.predicts:
-            keep_outputs(call, self.adapter, self.blank_value)
+        run.finish(call.state, call.prediction)
+        if call.state == "full":
+            keep_blanks(call)
         if not self.listeners:
             return
         span = self._trajectories.latest.span
@@ -294,19 +292,19 @@ class Instrument:
 
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
         """Called with the input of the tail, (batch, sequence, channel); returns what the tail shall see."""
-        if not call.skips:
+        if call.state != "skip":
             reason = call.incomplete(call.start, tail)
             if reason is not None:
                 return self._unobserved(call, reason, tail)
         assert call.start is not None
         start = call.hidden_tokens.take(call.start)  # (B, N, D)
-        if not call.skips:
+        if call.state != "skip":
             # float32 (or better) keeps start + residual equal to the tail input when the model runs in bf16
             wide = torch.promote_types(tail.dtype, torch.float32)
             call.residual = call.hidden_tokens.take(tail).detach().to(wide)
             if call.relative:
                 call.residual = call.residual - start.detach()  # in `wide`, without a copy of start in it
-        if not call.predicts:
+        if call.state == "full":
             return self._observe(call, tail)
         predicted = self._predict(call)  # (B, N, D)
         if call.relative:
@@ -319,7 +317,7 @@ class Instrument:
     def _finish_latent(self, call: Call, output: Any) -> Any:
         """With the residual in latent space: the output of this pass. `output` is what the model gave, if it ran."""
         channels = self.adapter.channel_dim
-        if not call.skips:
+        if call.state != "skip":
             sample, call.run.form = Form.read(output)
             reason = call.incomplete()
             if reason is not None:
@@ -328,7 +326,7 @@ class Instrument:
                 call.residual = self._latent_tokens(call, sample, relative=call.relative)
             except ValueError as error:
                 return self._unobserved(call, str(error), output)
-            if not call.predicts:
+            if call.state == "full":
                 return self._observe(call, output)
         form = call.run.form
         assert form is not None
@@ -370,6 +368,4 @@ class Instrument:
     def decide(self, call: Call) -> None:
         """The probe is known: the policy may turn this pass into a full one, which goes on from here."""
         assert call.probe is not None
-        call.undecided = False
-        if call.run.policy.wants_full_given(call.step, call.probe):
-            call.skips = call.predicts = False
+        call.decide(full=call.run.policy.wants_full_given(call.step, call.probe))

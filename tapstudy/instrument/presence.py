@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tapstudy.instrument import hooks
+from tapstudy.instrument.idle import IdleHook, idle_modules
 from tapstudy.instrument.places import Hook, Place, occupied, replaced
-from tapstudy.instrument.savings import saving_hooks
 
 if TYPE_CHECKING:
     from tapstudy.instrument.instrument import Instrument
@@ -59,7 +59,7 @@ class Presence:
         attention = probed.get_submodule(self.adapter.attention)
         # blocks before a deeper probe run at a skip step, and read everything
         reads_blocks = policy.needs_probe and policy.probe_kind != "latent"
-        savings = list(saving_hooks(instrument, early=depth == 0 or not reads_blocks))
+        idle = idle_modules(self.model, self.adapter.idle if depth == 0 or not reads_blocks else ())
         for index, (block, block_list) in enumerate(blocks):
             stream = self.adapter.streams[block_list]
             place = (index > depth) - (index < depth)
@@ -69,9 +69,9 @@ class Presence:
         for tail in tails:
             self._put(tail, hooks.TailHook(instrument))
         hooked = {place.module for place in self._others}
-        for module, hook in savings:
+        for path, module in idle.items():
             if module not in hooked:  # one hook is enough, and the others matter more
-                self._put(module, hook)
+                self._put(module, IdleHook(instrument, path))
         if hasattr(self.model, "cache_context"):
             self._put(self.model, hooks.ContextHook(instrument), name="cache_context")
         self._put(self.model, hooks.EndHook(instrument), name=END_OF_RUN)

@@ -50,8 +50,6 @@ class ContextRun:
         form: what the transformer's last output looked like.
         described: description of the arguments of its last full step, None before.
         blanks: what modules that idle at a skip step hand out then, by path, call for call.
-        constants: what modules gave at that step whose output changes with one argument only, likewise.
-        kept: those arguments, as `idle.keep` keeps them, by name.
     """
 
     name: str
@@ -79,8 +77,6 @@ class ContextRun:
     form: Form | None = None
     described: dict[str, Any] | None = None
     blanks: dict[str, list[Any]] = field(default_factory=dict)
-    constants: dict[str, list[Any]] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -96,7 +92,7 @@ class ContextRun:
     def free(self) -> None:
         """Let go of all tensors; what the summary needs stays."""
         self.key = self.timestep = self.latent = self.described = None
-        self.blanks, self.constants, self.kept = {}, {}, {}
+        self.blanks = {}
 
     def finish(self, kind: str, prediction: Prediction | None) -> None:
         """Book a completed step."""

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from tapstudy.plots.style import predictor_colour, style, subplots
 
 
+@style()
 def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "cond") -> Figure:
     """One row per window between anchors, one column per distance k; colour is the chosen predictor.
 
@@ -24,34 +25,33 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
     window = np.cumsum(distance == 1) - 1
     colours = _palette(scores)  # (predictor, 3)
     rows, columns = int(scores["row"].max()) + 1, int(scores["col"].max()) + 1
-    with style():
-        figure, axes = subplots(
-            window[-1] + 1, distance.max() + 1, squeeze=False,
-            figsize=(1.0 * (distance.max() + 1) + 0.4, 1.05 * (window[-1] + 1) + 1.0),
-            gridspec_kw={"wspace": 0.06, "hspace": 0.06},
-        )  # fmt: skip
-        for axis in axes.flat:
-            axis.axis("off")
-        for i, step in enumerate(choice["step"].values):
-            axis = axes[window[i], distance[i]]
-            axis.axis("on")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-            axis.imshow(colours[choice.sel(step=step).values].reshape(rows, columns, 3))
-            if window[i] == 0:
-                axis.set_title(f"k = {distance[i]}", fontsize=8, pad=3)
-        for w, axis in enumerate(axes[:, 0]):
-            anchor = int(choice["step"].values[window == w][0]) - 1
-            if "clean_image" in scores:
-                title = f"clean image\nexpected at step {anchor}" if w == 0 else f"at step {anchor}"
-                image = scores["clean_image"].isel(sample=sample).sel(step=anchor)  # (y, x, band)
-            else:
-                title, image = "final image", scores["image"].isel(sample=sample)
-            axis.set_title(title, fontsize=7, pad=2)
-            axis.imshow(image if image.sizes["band"] == 3 else image[..., 0], cmap="gray_r", vmin=0, vmax=1)
-        _draw_legend(figure, scores)
-        figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)
+    figure, axes = subplots(
+        window[-1] + 1, distance.max() + 1, squeeze=False,
+        figsize=(1.0 * (distance.max() + 1) + 0.4, 1.05 * (window[-1] + 1) + 1.0),
+        gridspec_kw={"wspace": 0.06, "hspace": 0.06},
+    )  # fmt: skip
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, step in enumerate(choice["step"].values):
+        axis = axes[window[i], distance[i]]
+        axis.axis("on")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+        axis.imshow(colours[choice.sel(step=step).values].reshape(rows, columns, 3))
+        if window[i] == 0:
+            axis.set_title(f"k = {distance[i]}", fontsize=8, pad=3)
+    for w, axis in enumerate(axes[:, 0]):
+        anchor = int(choice["step"].values[window == w][0]) - 1
+        if "clean_image" in scores:
+            title = f"clean image\nexpected at step {anchor}" if w == 0 else f"at step {anchor}"
+            image = scores["clean_image"].isel(sample=sample).sel(step=anchor)  # (y, x, band)
+        else:
+            title, image = "final image", scores["image"].isel(sample=sample)
+        axis.set_title(title, fontsize=7, pad=2)
+        axis.imshow(image if image.sizes["band"] == 3 else image[..., 0], cmap="gray_r", vmin=0, vmax=1)
+    _draw_legend(figure, scores)
+    figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)
     return figure
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.bands import draw_interval, draw_level
-from tapstudy.plots.style import BLUE, GREEN, PURPLE, style, subplots
+from tapstudy.plots.style import BLUE, GREEN, PURPLE, draw_interval, draw_level, style, subplots
 
 CONTROLS = {"shuffled": ("first block, losses shuffled over tokens", PURPLE), "untrained": ("untrained model", GREEN)}
 
 
+@style()
 def plot_correlation(table: xr.Dataset) -> Figure:
     """Rank correlation of proxy loss and true error over predictors, within a token; 95 % intervals over images.
 
@@ -18,24 +18,21 @@ def plot_correlation(table: xr.Dataset) -> Figure:
         table: from `rank_by_depth`: `spearman` (depth, bound), `of_control` (control, bound), `at_distance` (distance,
             bound), attribute `images`.
     """
-    with style():
-        figure, (left, right) = subplots(1, 2, figsize=(7.2, 3.0), constrained_layout=True, sharey=True)
-        look = {"color": BLUE, "marker": "o", "markersize": 4}
-        draw_interval(left, table["spearman"], "depth", label="TAP's probe", **look)
-        for name in table["control"].values:
-            label, colour = CONTROLS[str(name)]
-            draw_level(left, table["of_control"].sel(control=name), color=colour, linestyle="--", label=label)
-        left.set_xticks(table["depth"].values)
-        left.set_xlabel("depth of the probe (blocks run at a skip step)")
-        left.set_ylabel("Spearman over predictors")
-        left.legend(frameon=False, fontsize=7, loc="lower right")
-        draw_interval(right, table["at_distance"], "distance", **look)
-        right.set_xticks(table["distance"].values)
-        right.set_xlabel("distance k to the last anchor (steps)")
-        for axis in (left, right):
-            axis.axhline(0, color="0.6", linewidth=0.8)
-            axis.set_ylim(-0.2, 1)
-        figure.suptitle(
-            f"rank correlation within a token (95 % interval over {table.attrs['images']} images)", fontsize=9
-        )
+    figure, (left, right) = subplots(1, 2, figsize=(7.2, 3.0), constrained_layout=True, sharey=True)
+    look = {"color": BLUE, "marker": "o", "markersize": 4}
+    draw_interval(left, table["spearman"], "depth", label="TAP's probe", **look)
+    for name in table["control"].values:
+        label, colour = CONTROLS[str(name)]
+        draw_level(left, table["of_control"].sel(control=name), color=colour, linestyle="--", label=label)
+    left.set_xticks(table["depth"].values)
+    left.set_xlabel("depth of the probe (blocks run at a skip step)")
+    left.set_ylabel("Spearman over predictors")
+    left.legend(frameon=False, fontsize=7, loc="lower right")
+    draw_interval(right, table["at_distance"], "distance", **look)
+    right.set_xticks(table["distance"].values)
+    right.set_xlabel("distance k to the last anchor (steps)")
+    for axis in (left, right):
+        axis.axhline(0, color="0.6", linewidth=0.8)
+        axis.set_ylim(-0.2, 1)
+    figure.suptitle(f"rank correlation within a token (95 % interval over {table.attrs['images']} images)", fontsize=9)
     return figure

@@ -7,14 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from tapstudy.plots.bands import bar_lengths
-from tapstudy.plots.methods import look_of
-from tapstudy.plots.style import style, subplots
+from tapstudy.plots.style import bar_lengths, look_of, style, subplots
 
 COSTS = {"flops": ("FLOPs of one image", "FLOP"), "seconds": ("wall time of one image, this machine", "s")}
 QUALITIES = {"psnr": "PSNR to the reference (dB)", "accuracy": "label accuracy (1)"}
 
 
+@style()
 def plot_frontier(table: xr.Dataset) -> Figure:
     """One line per method, one point per interval N; 95 % intervals over images.
 
@@ -25,14 +24,13 @@ def plot_frontier(table: xr.Dataset) -> Figure:
         table: from `run_tables.frontier`.
     """
     costs = [name for name in COSTS if name in table]
-    with style():
-        figure, axes = subplots(len(costs), 2, figsize=(9.4, 3.5 * len(costs)), squeeze=False, constrained_layout=True)
-        for row, cost in zip(axes, costs, strict=True):
-            for axis, quality in zip(row, QUALITIES, strict=True):
-                _panel(axis, table, cost, quality)
-        handles, labels = axes[0, 1].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
-        figure.suptitle(f"95 % interval over {table.attrs['images']} images, the same for all methods", fontsize=9)
+    figure, axes = subplots(len(costs), 2, figsize=(9.4, 3.5 * len(costs)), squeeze=False, constrained_layout=True)
+    for row, cost in zip(axes, costs, strict=True):
+        for axis, quality in zip(row, QUALITIES, strict=True):
+            _panel(axis, table, cost, quality)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
+    figure.suptitle(f"95 % interval over {table.attrs['images']} images, the same for all methods", fontsize=9)
     return figure
 
 

@@ -9,10 +9,10 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.bands import bar_lengths
-from tapstudy.plots.style import BLUE, SKY, style, subplots
+from tapstudy.plots.style import BLUE, SKY, bar_lengths, style, subplots
 
 
+@style()
 def plot_gains(groups: Mapping[str, xr.Dataset], *, baseline: str) -> Figure:
     """One row per run: PSNR minus that of the baseline on the same images: every image, their mean, its 95 % interval.
 
@@ -22,25 +22,24 @@ def plot_gains(groups: Mapping[str, xr.Dataset], *, baseline: str) -> Figure:
         baseline: what the differences are to, for the axis label.
     """
     rows = [table.sizes["run"] for table in groups.values()]
-    with style():
-        figure, axes = subplots(
-            len(groups), 1, figsize=(6.0, 0.9 + 0.27 * sum(rows) + 0.28 * len(rows)), squeeze=False, sharex=True,
-            gridspec_kw={"height_ratios": [n + 0.6 for n in rows]}, constrained_layout=True,
-        )  # fmt: skip
-        for axis, (title, table) in zip(axes[:, 0], groups.items(), strict=True):
-            mean = table["gain"].sel(bound="mean").values
-            place = np.arange(table.sizes["run"])
-            of_image = table["gain_of_image"].to_dataframe().reset_index()
-            sns.stripplot(of_image, x="gain_of_image", y="run", jitter=False, marker="|", linewidth=0.8, size=7,
-                          color=SKY, alpha=0.6, ax=axis, zorder=1)  # fmt: skip
-            axis.errorbar(mean, place, xerr=bar_lengths(table["gain"]), color=BLUE, marker="o", markersize=4, capsize=2,
-                          linestyle="none")  # fmt: skip
-            axis.axvline(0, color="0.5", linewidth=0.8)
-            axis.set_ylim(place[-1] + 0.6, -0.6)
-            axis.set_yticks(place, [str(name) for name in table["run"].values], fontsize=8)
-            axis.set_ylabel("")
-            axis.set_title(f"{title} ({_images(table)} images)", loc="left", fontsize=8, pad=3)
-        axes[-1, 0].set_xlabel(f"PSNR minus that of {baseline} (dB; ticks: images; mean with 95 % interval)")
+    figure, axes = subplots(
+        len(groups), 1, figsize=(6.0, 0.9 + 0.27 * sum(rows) + 0.28 * len(rows)), squeeze=False, sharex=True,
+        gridspec_kw={"height_ratios": [n + 0.6 for n in rows]}, constrained_layout=True,
+    )  # fmt: skip
+    for axis, (title, table) in zip(axes[:, 0], groups.items(), strict=True):
+        mean = table["gain"].sel(bound="mean").values
+        place = np.arange(table.sizes["run"])
+        of_image = table["gain_of_image"].to_dataframe().reset_index()
+        sns.stripplot(of_image, x="gain_of_image", y="run", jitter=False, marker="|", linewidth=0.8, size=7,
+                      color=SKY, alpha=0.6, ax=axis, zorder=1)  # fmt: skip
+        axis.errorbar(mean, place, xerr=bar_lengths(table["gain"]), color=BLUE, marker="o", markersize=4, capsize=2,
+                      linestyle="none")  # fmt: skip
+        axis.axvline(0, color="0.5", linewidth=0.8)
+        axis.set_ylim(place[-1] + 0.6, -0.6)
+        axis.set_yticks(place, [str(name) for name in table["run"].values], fontsize=8)
+        axis.set_ylabel("")
+        axis.set_title(f"{title} ({_images(table)} images)", loc="left", fontsize=8, pad=3)
+    axes[-1, 0].set_xlabel(f"PSNR minus that of {baseline} (dB; ticks: images; mean with 95 % interval)")
     return figure
 
 

@@ -8,8 +8,17 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tapstudy.plots.stacks import draw_stack
-from tapstudy.plots.style import BLACK, BLUE, ORANGE, ORDER_COLOURS, VERMILION, plain_log_scale, style, subplots
+from tapstudy.plots.style import (
+    BLACK,
+    BLUE,
+    ORANGE,
+    ORDER_COLOURS,
+    VERMILION,
+    draw_stack,
+    plain_log_scale,
+    style,
+    subplots,
+)
 
 CLASS_COLOURS = {"background": "0.55", "edge": VERMILION, "interior": BLUE}
 WIDTH = 0.8  # of the bars of a source
@@ -22,6 +31,7 @@ SOURCES = {
 }
 
 
+@style()
 def plot_heterogeneity(speed: xr.DataArray, orders: xr.DataArray, shares: dict[str, xr.Dataset]) -> Figure:
     """Speed over the steps and effective order of every token class, and whose the variance is.
 
@@ -30,13 +40,12 @@ def plot_heterogeneity(speed: xr.DataArray, orders: xr.DataArray, shares: dict[s
         orders: (token_class, value), from `shares_by_class` of the effective order.
         shares: quantity -> table from `variance_shares` over `source`, of one context.
     """
-    with style():
-        figure, (left, middle, right) = subplots(
-            1, 3, figsize=(9.6, 3.1), constrained_layout=True, gridspec_kw={"width_ratios": (1.25, 1, 1.25)}
-        )
-        _speed(left, speed)
-        _orders(middle, orders)
-        _shares(right, shares)
+    figure, (left, middle, right) = subplots(
+        1, 3, figsize=(9.6, 3.1), constrained_layout=True, gridspec_kw={"width_ratios": (1.25, 1, 1.25)}
+    )
+    _speed(left, speed)
+    _orders(middle, orders)
+    _shares(right, shares)
     return figure
 
 

@@ -7,11 +7,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tapstudy.plots.bands import bar_lengths
-from tapstudy.plots.methods import look_of
-from tapstudy.plots.style import style, subplots
+from tapstudy.plots.style import bar_lengths, look_of, style, subplots
 
 
+@style()
 def plot_published(published: xr.Dataset, ours: xr.Dataset, *, model: str) -> Figure:
     """PSNR by method: a panel per published model, at the speed-up it was published for, and one of our own.
 
@@ -25,23 +24,18 @@ def plot_published(published: xr.Dataset, ours: xr.Dataset, *, model: str) -> Fi
     psnr = published.isel(row=published["metric"].values == "PSNR")
     models = list(dict.fromkeys(psnr["model"].values.tolist()))
     ours = ours.isel(run=ours["method"].values != "reference")
-    with style():
-        figure, axes = subplots(
-            1, len(models) + 1, figsize=(3.3 * (len(models) + 1) + 0.6, 3.6), constrained_layout=True
-        )
-        for axis, name in zip(axes, models, strict=False):
-            _published_panel(axis, psnr.isel(row=psnr["model"].values == name))
-            axis.set_title(f"{name}\nas published by TAP's authors")
-        _own_panel(axes[-1], ours)
-        axes[-1].set_title(f"{model}\nmeasured here, {ours.attrs['images']} images")
-        for axis in axes:
-            axis.set_xlabel("PSNR to the reference (dB)")
-            axis.invert_yaxis()
-            axis.margins(x=0.15)
-        source = str(psnr["source"].values[0])
-        figure.supxlabel(
-            f"Published: {source}.\nOther models, images and protocols: only the order compares.", fontsize=7
-        )
+    figure, axes = subplots(1, len(models) + 1, figsize=(3.3 * (len(models) + 1) + 0.6, 3.6), constrained_layout=True)
+    for axis, name in zip(axes, models, strict=False):
+        _published_panel(axis, psnr.isel(row=psnr["model"].values == name))
+        axis.set_title(f"{name}\nas published by TAP's authors")
+    _own_panel(axes[-1], ours)
+    axes[-1].set_title(f"{model}\nmeasured here, {ours.attrs['images']} images")
+    for axis in axes:
+        axis.set_xlabel("PSNR to the reference (dB)")
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+    source = str(psnr["source"].values[0])
+    figure.supxlabel(f"Published: {source}.\nOther models, images and protocols: only the order compares.", fontsize=7)
     return figure
 
 

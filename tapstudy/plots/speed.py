@@ -7,12 +7,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tapstudy.plots.stacks import draw_stack
-from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, style, subplots
+from tapstudy.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, draw_stack, style, subplots
 
 COLOURS = (BLUE, SKY, VERMILION, ORANGE, GREEN, "0.7", PURPLE, YELLOW)
 
 
+@style()
 def plot_speed(table: xr.Dataset) -> Figure:
     """A row per model. Left: parts of a skip step in percent of a full one. Right: latency ratio against its bound.
 
@@ -23,21 +23,20 @@ def plot_speed(table: xr.Dataset) -> Figure:
     """
     models = table["model"].values.tolist()
     shown = table.isel(method=table["text"].values != "no acceleration")
-    with style():
-        figure, axes = subplots(
-            len(models), 2, figsize=(9.4, 0.9 + 2.5 * len(models)), squeeze=False, constrained_layout=True,
-            gridspec_kw={"width_ratios": [1, 2]},
-        )  # fmt: skip
-        for row, model in zip(axes, models, strict=True):
-            one = shown.sel({"model": model})
-            _parts(row[0], one["part_share"].sel(quartile=0.5).dropna("skip", how="all"))
-            _ratios(row[1], one)
-            row[1].set_title(f"{one['label'].item()}, {one['dtype'].item()}, batch {int(one['batch'])}")
-        attrs = table.attrs
-        figure.suptitle(
-            f"{attrs['steps']} steps, {attrs['device']}, threads: {attrs['threads']}; medians, whiskers: quartiles",
-            fontsize=9,
-        )
+    figure, axes = subplots(
+        len(models), 2, figsize=(9.4, 0.9 + 2.5 * len(models)), squeeze=False, constrained_layout=True,
+        gridspec_kw={"width_ratios": [1, 2]},
+    )  # fmt: skip
+    for row, model in zip(axes, models, strict=True):
+        one = shown.sel({"model": model})
+        _parts(row[0], one["part_share"].sel(quartile=0.5).dropna("skip", how="all"))
+        _ratios(row[1], one)
+        row[1].set_title(f"{one['label'].item()}, {one['dtype'].item()}, batch {int(one['batch'])}")
+    attrs = table.attrs
+    figure.suptitle(
+        f"{attrs['steps']} steps, {attrs['device']}, threads: {attrs['threads']}; medians, whiskers: quartiles",
+        fontsize=9,
+    )
     return figure
 
 

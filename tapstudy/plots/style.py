@@ -1,14 +1,19 @@
-"""One look for all figures: colour-blind safe, legible in print."""
+"""One look for all figures: colour-blind safe, legible in print; how methods are named, and what figures share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -93,3 +98,104 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
         figure.savefig(paths[0], metadata={"Software": None}, bbox_inches="tight")
         figure.savefig(paths[1], metadata={"Date": None}, bbox_inches="tight")
     return paths
+
+
+@dataclass(frozen=True)
+class Look:
+    """Markers differ as well as colours, so that print in grey can be read."""
+
+    label: str
+    colour: str
+    marker: str
+    line: str = "-"
+    width: float = 1.1
+
+
+LOOKS = {
+    "reference": Look("no acceleration", BLACK, "*", ":"),
+    "fewer": Look("fewer plain steps", BLACK, "s", "--"),
+    "order0": Look("order 0 (FORA)", "0.55", "v"),
+    "order1": Look("Taylor order 1", BLUE, "^"),
+    "order2": Look("Taylor order 2", SKY, "D"),
+    "best-fixed": Look("best fixed predictor (held out)", GREEN, "P"),
+    "random": Look("random choice", PURPLE, "X", "--"),
+    "shuffled": Look("TAP, losses shuffled over tokens", PURPLE, "d"),
+    "step": Look("TAP, one choice per step", ORANGE, "h"),
+    "tap": Look("TAP", VERMILION, "o", "-", 2.0),
+    "oracle": Look("oracle per token (cost of TAP)", "0.3", "_", ":"),
+}
+
+
+def look_of(method: str) -> Look:
+    """The look of a method; of an unknown one, grey and under its own name."""
+    return LOOKS.get(method, Look(method, "0.7", "."))
+
+
+def draw_interval(axis: Axes, values: xr.DataArray, dim: str, **look: Any) -> None:
+    """Mean against `dim` with bars from low to high; `values` (dim, bound). A bound that is missing has no bar."""
+    axis.errorbar(values[dim].values, values.sel(bound="mean").values, yerr=bar_lengths(values), capsize=2, **look)
+
+
+def draw_band(axis: Axes, values: xr.DataArray, dim: str, **look: Any) -> None:
+    """Mean against `dim` as a line in a band from low to high; `values` (dim, bound)."""
+    mean, low, high = _bounds(values)
+    (line,) = axis.plot(values[dim].values, mean, **look)
+    axis.fill_between(values[dim].values, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def draw_level(axis: Axes, bounds: xr.DataArray, **look: Any) -> None:
+    """A horizontal line at the mean in a band from low to high; `bounds` (bound)."""
+    mean, low, high = (float(bounds.sel(bound=name)) for name in ("mean", "low", "high"))
+    line = axis.axhline(mean, **look)
+    axis.axhspan(low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def bar_lengths(values: xr.DataArray) -> list[np.ndarray]:
+    """Lengths of bars around the mean, to `low` and to `high`; not negative where rounding put the mean outside."""
+    mean, low, high = _bounds(values)
+    return [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
+
+
+def shade_full_steps(axis: Axes, steps: Sequence[int]) -> None:
+    """A grey span, one step wide, at every full step."""
+    for step in steps:
+        axis.axvspan(step - 0.5, step + 0.5, color="0.9", linewidth=0, zorder=0)
+
+
+def _bounds(values: xr.DataArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    mean, low, high = (values.sel(bound=name).values for name in ("mean", "low", "high"))
+    return mean, low, high
+
+
+def draw_stack(
+    axis: Axes,
+    shares: xr.DataArray,
+    colours: Mapping[str, Any],
+    *,
+    horizontal: bool = False,
+    legend: Mapping[str, Any],
+    **look: Any,
+) -> None:
+    """A bar per value of the first dimension, its parts, of the second one, stacked in the order of `colours`.
+
+    The legend has the parts as they are seen, from top to bottom or from left to right.
+
+    Args:
+        shares: (place, part), at least 0; missing ones have no height. Places that are whole numbers stand there.
+        colours: name of every part -> its colour.
+        legend: where it goes and how it looks.
+        look: of the bars.
+    """
+    place, part = (str(name) for name in shares.dims)
+    table = shares.fillna(0).assign_coords({part: list(colours)}).to_dataframe("share").reset_index()
+    order = list(colours) if horizontal else list(colours)[::-1]
+    sns.histplot(
+        table, weights="share", hue=part, hue_order=list(colours)[::-1], palette=dict(colours), multiple="stack",
+        discrete=True, alpha=1, ax=axis, **{"y" if horizontal else "x": place}, **look,
+    )  # fmt: skip
+    found = axis.get_legend()
+    assert found is not None
+    handles: dict[str, Any] = {
+        text.get_text(): handle for text, handle in zip(found.get_texts(), found.legend_handles, strict=True)
+    }
+    axis.legend([handles[name] for name in order], order, **legend)

@@ -12,6 +12,7 @@ from tapstudy.plots.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION, plain_l
 COLOURS = {"probe": GREEN, "residual": VERMILION, "output": BLUE}
 
 
+@style()
 def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") -> Figure:
     """Second differences when time alone moves, those of real steps, the share of the clock, and Taylor forecasts.
 
@@ -21,62 +22,59 @@ def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") ->
     """
     mean = roughness.mean("sample", keep_attrs=True)
     own = mean.sel(quantity=quantity)
-    with style():
-        figure, axes = subplots(2, 2, figsize=(8.4, 6.0), constrained_layout=True)
-        clock, steps, share, forecast = axes.flat
+    figure, axes = subplots(2, 2, figsize=(8.4, 6.0), constrained_layout=True)
+    clock, steps, share, forecast = axes.flat
 
-        offsets = own["offset"].values
-        shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, own.sizes["place"]))
-        for shade, (_, place) in zip(shades, own.groupby("place_time"), strict=True):
-            label = f"t = {float(place['place_time'].item()):.0f}"
-            clock.plot(
-                offsets, place["clock_second_difference"].values.ravel(), "o-", color=shade, markersize=3, label=label
-            )
-        found = own["clock_second_difference"]
-        first = float(found.isel(offset=-1).mean())
-        clock.plot(offsets, first * (offsets / offsets[-1]) ** 2, ":", color="0.4", label="smooth: as $d^2$")
-        clock.set_xlabel("time moved by d (of 1000), latent fixed")
-        clock.set_ylabel(f"second difference of the {quantity},\nrelative")
-        clock.set_title("if the time alone moves")
-        plain_log_scale(clock.xaxis)
-        clock.set_yscale("log")
-        clock.legend(frameon=False, fontsize=7)
-
-        for colour, count in zip((ORANGE, PURPLE, BLUE, GREEN, VERMILION) * 9, own["steps"].values, strict=False):
-            one = own.sel(steps=count)
-            steps.plot(one["time"], one["second_difference"], color=colour, linewidth=1.2, label=f"T = {count}")
-            at = one["point_step"].values
-            there = at >= 0
-            steps.plot(one["time"].values[at[there]], one["tremble"].values[there], "x", color=colour, markersize=5)
-        steps.plot([], [], "x", color="0.3", label="the clock's part")
-        steps.invert_xaxis()
-        steps.set_xlabel("time (of 1000, noise first)")
-        steps.set_ylabel(f"second difference of the {quantity},\nrelative")
-        steps.set_title("of a step of the trajectory")
-        plain_log_scale(steps.yaxis)
-        steps.legend(frameon=False, fontsize=7)
-
-        places = np.arange(mean.sizes["steps"])
-        labels = [f"T = {count}" for count in mean["steps"].values]
-        for index, name in enumerate(mean["quantity"].values):
-            values = 100 * mean["clock_share"].sel(quantity=name).values
-            share.bar(places + 0.25 * (index - 1), values, 0.22, color=COLOURS[str(name)], label=str(name))
-        share.set(xticks=places, xticklabels=labels, ylim=(0, 105))
-        share.set_ylabel("share of the clock in a step's\nsecond difference (%)")
-        share.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=3, fontsize=7)
-
-        greys = ("0.75", "0.5", "0.2")
-        for index, order in enumerate(mean["order"].values):
-            values = mean["forecast_error"].sel(order=order).values
-            forecast.bar(places + 0.25 * (index - 1), values, 0.22, color=greys[index], label=f"order {order}")
-        forecast.set(xticks=places, xticklabels=labels)
-        forecast.set_ylabel(
-            f"error of Taylor forecasts of the\nresidual on S({roughness.attrs['interval']}, 3), relative"
+    offsets = own["offset"].values
+    shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, own.sizes["place"]))
+    for shade, (_, place) in zip(shades, own.groupby("place_time"), strict=True):
+        label = f"t = {float(place['place_time'].item()):.0f}"
+        clock.plot(
+            offsets, place["clock_second_difference"].values.ravel(), "o-", color=shade, markersize=3, label=label
         )
-        plain_log_scale(forecast.yaxis)
-        forecast.legend(frameon=False, fontsize=7)
+    found = own["clock_second_difference"]
+    first = float(found.isel(offset=-1).mean())
+    clock.plot(offsets, first * (offsets / offsets[-1]) ** 2, ":", color="0.4", label="smooth: as $d^2$")
+    clock.set_xlabel("time moved by d (of 1000), latent fixed")
+    clock.set_ylabel(f"second difference of the {quantity},\nrelative")
+    clock.set_title("if the time alone moves")
+    plain_log_scale(clock.xaxis)
+    clock.set_yscale("log")
+    clock.legend(frameon=False, fontsize=7)
 
-        low_pass = roughness.attrs["smooth_time"]
-        under = f", low-pass of the clock of sigma {low_pass:g}" if low_pass else ""
-        figure.suptitle(f"roughness in time (mean over {roughness.sizes['sample']} images{under})", fontsize=9)
+    for colour, count in zip((ORANGE, PURPLE, BLUE, GREEN, VERMILION) * 9, own["steps"].values, strict=False):
+        one = own.sel(steps=count)
+        steps.plot(one["time"], one["second_difference"], color=colour, linewidth=1.2, label=f"T = {count}")
+        at = one["point_step"].values
+        there = at >= 0
+        steps.plot(one["time"].values[at[there]], one["tremble"].values[there], "x", color=colour, markersize=5)
+    steps.plot([], [], "x", color="0.3", label="the clock's part")
+    steps.invert_xaxis()
+    steps.set_xlabel("time (of 1000, noise first)")
+    steps.set_ylabel(f"second difference of the {quantity},\nrelative")
+    steps.set_title("of a step of the trajectory")
+    plain_log_scale(steps.yaxis)
+    steps.legend(frameon=False, fontsize=7)
+
+    places = np.arange(mean.sizes["steps"])
+    labels = [f"T = {count}" for count in mean["steps"].values]
+    for index, name in enumerate(mean["quantity"].values):
+        values = 100 * mean["clock_share"].sel(quantity=name).values
+        share.bar(places + 0.25 * (index - 1), values, 0.22, color=COLOURS[str(name)], label=str(name))
+    share.set(xticks=places, xticklabels=labels, ylim=(0, 105))
+    share.set_ylabel("share of the clock in a step's\nsecond difference (%)")
+    share.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=3, fontsize=7)
+
+    greys = ("0.75", "0.5", "0.2")
+    for index, order in enumerate(mean["order"].values):
+        values = mean["forecast_error"].sel(order=order).values
+        forecast.bar(places + 0.25 * (index - 1), values, 0.22, color=greys[index], label=f"order {order}")
+    forecast.set(xticks=places, xticklabels=labels)
+    forecast.set_ylabel(f"error of Taylor forecasts of the\nresidual on S({roughness.attrs['interval']}, 3), relative")
+    plain_log_scale(forecast.yaxis)
+    forecast.legend(frameon=False, fontsize=7)
+
+    low_pass = roughness.attrs["smooth_time"]
+    under = f", low-pass of the clock of sigma {low_pass:g}" if low_pass else ""
+    figure.suptitle(f"roughness in time (mean over {roughness.sizes['sample']} images{under})", fontsize=9)
     return figure

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tapstudy.analysis.choice_maps import choice_maps, choice_statistics
-from tapstudy.analysis.map_measures import morans_i, switching
+from tapstudy.analysis.choice_maps import choice_maps, choice_statistics, morans_i, switching
 from tests.analysis.synthetic import planted_scores
 
 # order and shift of each predictor

@@ -6,8 +6,8 @@ import xarray as xr
 
 from tapstudy.analysis.claims.all_claims import all_claims
 from tapstudy.analysis.claims.finding import Claim, Part, judge
+from tapstudy.analysis.claims.hypothesis import equal_cost
 from tapstudy.analysis.claims.measure import agreement, propagation_table, ranking_table, token_table
-from tapstudy.analysis.claims.probe import equal_cost
 from tapstudy.analysis.claims.report import claims_page
 from tapstudy.policies.config import TAPConfig
 from tests.analysis.synthetic_claims import make_evidence
@@ -128,7 +128,7 @@ def test_part_needs_images(values):
 def test_missing_runs_are_named():
     evidence = make_evidence()
     with pytest.raises(ValueError, match="no run 'tap N=7' in psnr"):
-        evidence.gain("tap N=7", "tap N=8")
+        evidence.mix({"tap N=7": 1, "tap N=8": -1})
     with pytest.raises(ValueError, match="no run 'tap N=9'"):
         evidence.cells("tap N=9")
     other = evidence.ranking.assign_coords(seed=evidence.ranking["seed"] + 50)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 import tapstudy
 from tapstudy.analysis.error_propagation import (
     against,
-    compare_regimes,
     error_propagation,
     per_image,
     teacher_forced_error,
@@ -177,26 +176,3 @@ def test_teacher_forced_members():
         teacher_forced_error(scores, {"x": (7, 0)})
     with pytest.raises(ValueError, match=r"\['choice'\] are missing"):
         teacher_forced_error(scores.drop_vars("choice"), {"x": "choice"})
-
-
-def test_regimes():
-    errors = np.ones((2, 4, 1, 1))
-    errors[:, :2] = 0  # full steps
-    runs = linear_runs(0.0, errors, start=1.0)
-    runs["velocity_exact"][:] = 2.0
-    runs["velocity_used"][1:] = 2.0 + errors[:, None]
-    found = error_propagation(runs)
-    names = ["p2", "p1", "p9"]
-    forced = xr.DataArray(
-        np.full((3, 1, 2, 4, 5), 0.25), dims=("policy", "sample", "context", "step", "token"),
-        coords={"policy": names, "step": range(4), "seed": ("sample", [0]), "label": ("sample", ["3"])},
-    )  # fmt: skip
-    both = compare_regimes(found, forced)
-    assert set(both.policy.values) == {"p1", "p2"}
-    assert both.closed_loop.isel(policy=0, sample=0).values == pytest.approx([np.nan, np.nan, 0.5, 0.5], nan_ok=True)
-    assert both.teacher_forced.isel(step=slice(2)).isnull().all()
-    assert both.ratio.isel(policy=1, sample=0).values == pytest.approx([np.nan, np.nan, 2, 2], nan_ok=True)
-    with pytest.raises(ValueError, match=r"images differ: seed is \[0\] and \[1\]"):
-        compare_regimes(found, forced.assign_coords(seed=("sample", [1])))
-    with pytest.raises(ValueError, match="no policy and step in common"):
-        compare_regimes(found, forced.isel(policy=[2]))

@@ -12,7 +12,7 @@ import tapstudy
 from tapstudy import TAPConfig
 from tapstudy.analysis import features as features_module
 from tapstudy.analysis.rescoring import rescore
-from tapstudy.analysis.teacher_forced import one_torch_thread, windows_of
+from tapstudy.analysis.teacher_forced import one_torch_thread
 from tapstudy.core.schedule import full_steps
 from tapstudy.predictors.taylor import TaylorFamily
 from tests.analysis.trajectories import make_features, predicted
@@ -168,20 +168,6 @@ def test_another_family_and_attributes():
     assert all({"long_name", "units"} <= set(found[name].attrs) for name in ("choice", "is_full", "true_error"))
 
 
-@pytest.mark.parametrize(("interval", "steps"), [(1, 6), (8, 30), (5, 23)])
-def test_windows_hold_every_skip_step_once(interval, steps):
-    full = full_steps(steps, interval=interval, warmup_steps=3)
-    windows = windows_of(range(steps), full, 3, size=2)
-    found = sorted(step for alike in windows for some in alike.steps for step in some)
-    assert found == sorted(set(range(steps)) - set(full))
-    for alike in windows:
-        assert len(alike.steps) == len(alike.anchors) <= 2
-        for some, anchors in zip(alike.steps, alike.anchors, strict=True):
-            for i, step in enumerate(some):
-                assert list(anchors) == [a for a in full if a < step][-3:][::-1]
-                assert [step - a for a in anchors] == [alike.steps[0][i] - a for a in alike.anchors[0]]
-
-
 def test_torch_threads_are_given_back():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -204,4 +190,4 @@ def test_what_cannot_be_rescored():
     with pytest.raises(ValueError, match="'residual'"):
         rescore(data.drop_vars("residual"))
     with pytest.raises(ValueError, match="does not tell its depths"):
-        rescore(make_features(), depth=1)
+        rescore(make_features(), {"probe_depth": 1})

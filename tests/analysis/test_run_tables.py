@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tapstudy.analysis.published import published_table
 from tapstudy.analysis.run_tables import (
     at_fewest_passes,
     cost_and_quality,
     fixed_quality,
     frontier,
     gains,
+    published_table,
     rank_by_depth,
 )
 from tapstudy.analysis.study import load_study, load_table, save_study, save_table

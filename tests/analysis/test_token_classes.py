@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tapstudy.analysis.error_propagation import error_propagation, per_image
-from tapstudy.analysis.error_steps import per_step
+from tapstudy.analysis.error_propagation import error_propagation, per_image, per_step
 from tapstudy.analysis.token_classes import by_class, shares_by_class
 
 

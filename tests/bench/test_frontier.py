@@ -13,8 +13,7 @@ from tapstudy.bench import engine
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, HeldOut
 from tapstudy.bench.fit.masks import best_window_mask, window_errors
-from tapstudy.bench.fit.search import improve_mask
-from tapstudy.bench.fit.tuning import Tuner
+from tapstudy.bench.fit.tuning import Tuner, improve_mask
 from tapstudy.bench.frontier import comparison as module
 from tapstudy.bench.frontier.comparison import EVERYWHERE, Row, compared, frontier, rows_of
 from tapstudy.bench.frontier.distance import distribution_distance, kernel_distance

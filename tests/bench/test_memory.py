@@ -12,7 +12,7 @@ from tapstudy.bench.speed.memory import (
     history_bytes,
     memory,
 )
-from tapstudy.bench.speed.methods import Plan
+from tapstudy.bench.speed.methods import THIRD_PARTY, Plan
 from tapstudy.bench.speed.real_sizes import history_bytes as one_sample_bytes
 from tapstudy.cli import app
 from tapstudy.policies.tap import TAPPolicy
@@ -34,7 +34,6 @@ def test_flux_dev_by_hand():
     assert history_bytes(FLUX_DEV, anchors=3, history_dtype=torch.float32) == 226_492_416
     assert history_bytes(FLUX_DEV, anchors=3, history_dtype=torch.bfloat16) == 150_994_944
     assert history_bytes(FLUX_DEV, anchors=3, history_dtype=torch.float32) == one_sample_bytes(4096, 3072)
-    assert history_bytes(FLUX_DEV, anchors=3, history_dtype=torch.float32, contexts=2) == 2 * 226_492_416
 
 
 def test_latent_residuals_by_hand():
@@ -75,7 +74,7 @@ def test_calls_of_several_contexts():
                 tiny.model(**tiny.at(5, 6))
     batch, tokens, width = anchors[0].probes[0].shape
     shape = Features(batch, tokens, width, anchors[0].residuals[0].shape[-1], anchors[0].probes[0].dtype)
-    assert held_bytes(anchors) == history_bytes(shape, anchors=3, history_dtype=torch.float32, contexts=2)
+    assert held_bytes(anchors) == 2 * history_bytes(shape, anchors=3, history_dtype=torch.float32)
 
 
 def test_held_bytes_count_storages_once():
@@ -92,10 +91,9 @@ def test_held_bytes_count_storages_once():
 
 
 def test_table(model):
-    found = memory([model, "flux-dev"], Plan(steps=12), peers=["peer-magcache", "peer-taylorseer"], batch_size=1,
-                   device="cpu")  # fmt: skip
+    found = memory([model, "flux-dev"], Plan(steps=12), batch_size=1, device="cpu")
     assert found["model"].values.tolist() == ["tiny", "flux-dev"]
-    assert found["method"].values.tolist() == ["tap float32", "tap bfloat16", "peer-magcache", "peer-taylorseer"]
+    assert found["method"].values.tolist() == ["tap float32", "tap bfloat16", *THIRD_PARTY]
     assert all({"long_name", "units"} <= set(values.attrs) for values in found.data_vars.values())
     tap = found.isel(method=[0, 1])
     assert tap["history"].equals(tap["history_formula"].rename("history"))

@@ -15,7 +15,7 @@ from tapstudy import TAPConfig, apply_policy
 from tapstudy.analysis.study import load_table, save_table
 from tapstudy.bench.speed import table as speed_table
 from tapstudy.bench.speed.example_inputs import example_inputs
-from tapstudy.bench.speed.methods import EXTRA, SPEED_METHODS, Plan, find_methods, mask_of, why_not_compiled
+from tapstudy.bench.speed.methods import EXTRA, TAP_VARIANTS, TEXTS, Plan, find_methods, setting_of, why_not_compiled
 from tapstudy.bench.speed.real_sizes import RealSize
 from tapstudy.bench.speed.run import speed, time_subject, with_ratios
 from tapstudy.bench.speed.steps import PARTS, MarkedTAP, Marks, middle, plain_steps, tap_steps
@@ -165,11 +165,9 @@ def test_euler_loop_against_its_sum():
         for now, then in zip(levels, [*levels[1:], 0.0], strict=True):
             x = x + (then - now) * model(**inputs | {"hidden_states": x, "timestep": torch.full((2,), now)}).sample
     torch.testing.assert_close(loop(3), x, rtol=1e-5, atol=1e-6)
-    with apply_policy(loop, TAPPolicy(PLAN.config)) as handle:
+    with setting_of("tap", PLAN).attach(loop) as told:
         assert torch.equal(loop(12), loop(12))  # a new run is recognised as one
-    assert mask_of(handle, 12) == PLAN.mask
-    with pytest.raises(ValueError, match="one call a step is expected"):
-        mask_of(handle, 11)
+    assert told()[0] == PLAN.mask
 
 
 def test_several_models(tmp_path, monkeypatch):
@@ -207,14 +205,9 @@ def test_preset_sizes():
 
 def test_methods_put_the_reference_first():
     assert find_methods(["tap", "reference", "tap"]) == ["reference", "tap"]
-    assert find_methods([]) == [name for name in SPEED_METHODS if name not in EXTRA]
-    assert [len(policy_of(name).labels) for name in ("tap", "tap-compiled", "tap-150", "order0")] == [15, 15, 150, 1]
-
-
-def policy_of(name):
-    pipe = make_tiny_pipe()
-    with SPEED_METHODS[name].apply(pipe, PLAN) as handle:
-        return handle._instruments["transformer"].policy
+    assert find_methods([]) == [name for name in TEXTS if name not in EXTRA]
+    assert [len(form.config(PLAN).family.labels) for form in TAP_VARIANTS.values()] == [15, 15, 150]
+    assert "compile=True" not in setting_of("tap", PLAN).text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tapstudy.explorer.encode import dequantise, pack, quantise, unpack
+from tapstudy.explorer.encode import pack, quantise
+from tests.explorer.decode import dequantise, unpack
 
 positive = st.floats(1e-8, 1e8)
 values = arrays(np.float64, array_shapes(max_dims=3), elements=st.one_of(positive, st.just(0.0), st.just(float("nan"))))

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from tapstudy.cli import app
-from tapstudy.explorer.encode import dequantise, unpack
 from tapstudy.explorer.page import page, write_page
 from tapstudy.explorer.prepare import prepare
 from tapstudy.plots.style import predictor_colour
+from tests.explorer.decode import dequantise, unpack
 
 
 def data_of(text):

@@ -85,9 +85,8 @@ def test_refuses_a_second_policy():
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # some old schedulers under numpy 2
-@pytest.mark.parametrize(
-    ("name", "options", "noisy"),
-    [
+def test_knows_schedulers_that_draw_noise():
+    for name, options, noisy in (
         ("DDPMScheduler", {}, True),
         ("EulerAncestralDiscreteScheduler", {}, True),
         ("LCMScheduler", {}, True),
@@ -100,10 +99,8 @@ def test_refuses_a_second_policy():
         ("DPMSolverMultistepScheduler", {}, False),
         ("UniPCMultistepScheduler", {}, False),
         ("FlowMatchHeunDiscreteScheduler", {}, False),
-    ],
-)
-def test_knows_schedulers_that_draw_noise(name, options, noisy):
-    assert draws_noise(getattr(diffusers, name)(**options)) == noisy
+    ):
+        assert draws_noise(getattr(diffusers, name)(**options)) == noisy, (name, options)
 
 
 def test_warns_once_of_a_stochastic_scheduler():
@@ -126,19 +123,17 @@ def test_warns_of_too_few_steps():
         run(tiny, pipe, 3)
 
 
-@pytest.mark.parametrize(
-    ("config", "steps", "short"),
-    [
+def test_too_short_means_no_skip_here_but_some_in_a_longer_run():
+    for config, steps, short in (
         ({"interval": 2, "warmup_steps": 3}, 3, True),
         ({"interval": 2, "warmup_steps": 3}, 4, False),
         ({"interval": 4, "warmup_steps": 3, "cooldown_steps": 5}, 8, True),
         ({"interval": 4, "warmup_steps": 3, "cooldown_steps": 5}, 9, False),
         ({"interval": 1}, 3, False),  # asked for
         ({"full_steps": (0, 1, 2)}, 3, True),
-    ],
-)
-def test_too_short_means_no_skip_here_but_some_in_a_longer_run(config, steps, short):
-    assert too_short(tapstudy.policies.tap.TAPPolicy(tapstudy.TAPConfig(**config)), RunInfo(steps)) == short
+    ):
+        policy = tapstudy.policies.tap.TAPPolicy(tapstudy.TAPConfig(**config))
+        assert too_short(policy, RunInfo(steps)) == short, (config, steps)
 
 
 def test_image_to_image_counts_the_remaining_steps():

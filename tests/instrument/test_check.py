@@ -58,7 +58,7 @@ def probe_that_stops_too_late(monkeypatch):
         call = self.instrument.call
         call.attention_input = args[0] if args else kwargs["hidden_states"]
         output = inner(*args, **kwargs)
-        if call.skips:
+        if call.stops:
             raise hooks.StopForward
         return output
 
@@ -70,7 +70,7 @@ def blocks_that_run_anyway(monkeypatch):
         call = self.instrument.call
         if self.first:
             call.start = args[0] if args else kwargs["hidden_states"]
-        if self.place == 0 and call.skips:
+        if self.place == 0 and call.stops:
             try:
                 inner(*args, **kwargs)
             except hooks.StopForward:
@@ -115,9 +115,17 @@ HOOK_MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("mutate", HOOK_MUTATIONS)
-def test_finds_broken_hooks(monkeypatch, mutate, name):
+EACH = list(HOOK_MUTATIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "mutate"),
+    [
+        *((name, EACH[number % len(EACH)]) for number, name in enumerate(CLASSES) if name != "Flux2"),
+        *(("Flux2", one) for one in EACH),
+    ],
+)
+def test_finds_broken_hooks(monkeypatch, name, mutate):
     tiny = make(name)
     mutate(monkeypatch)
     report = tapstudy.check(tiny.model, tiny.inputs)
@@ -138,18 +146,10 @@ def test_finds_a_changed_full_step(monkeypatch):
 
 
 ROW_MUTATIONS = {
-    ("SD3", "streams", (0,)): "image stream",
     ("SD3", "streams", (None,)): "image stream",
-    ("Flux", "streams", (0, 1)): "image stream",
-    ("Flux", "streams", (1, 0)): "image stream",
     ("Flux2", "streams", (0, None)): "image stream",
-    ("Flux2", "streams", (1, 1)): "image stream",
-    ("QwenImage", "streams", (0,)): "image stream",
-    ("HunyuanVideo", "streams", (1, 0)): "image stream",
-    ("CogVideoX", "streams", (1,)): "image stream",
     ("Wan", "streams", (0,)): "image stream",
     ("Wan", "attention", "attn2"): "should not have run",
-    ("PixArt", "attention", "attn2"): "should not have run",
     ("Lumina2", "image_start", (None,)): "is off by",
     ("ZImage", "image_start", (lambda arguments: 1,)): "is off by",
     ("Wan", "grid", lambda model, arguments: (1, 2, 3)): "is off by",

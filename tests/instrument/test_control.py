@@ -53,10 +53,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("absent", ABSENT)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("site", ["hidden", "latent"])
-@pytest.mark.parametrize("name", RESIDUALS)
+@pytest.mark.parametrize(
+    ("name", "site", "case", "absent"),
+    [
+        (name, ("hidden", "latent")[(row + column) % 2], case, list(ABSENT)[(row + column) % 3])
+        for row, name in enumerate(RESIDUALS)
+        for column, case in enumerate(CASES)
+    ],
+)
 def test_a_full_step_where_a_controlnet_comes_or_goes(name, site, case, absent):
     controlled, mask = CASES[case]
     config = TAPConfig(interval=4, warmup_steps=2, residual=site)

@@ -153,7 +153,7 @@ def test_runs_do_not_see_each_other(tiny_pipe, sample):
         assert handle.summary().contexts[0].mask == "FFF.......F.......F."
 
 
-@pytest.mark.parametrize("stop_at", [0, 1, 4, 10, 18])
+@pytest.mark.parametrize("stop_at", [0, 4, 18])
 def test_exception_in_mid_run(tiny_pipe, sample, stop_at):
     def stop(_pipe, step, _timestep, _tensors):
         if step == stop_at:

@@ -125,14 +125,14 @@ def observed(name, depth, *, calls=1):
     return events[-1].probe, block, seen
 
 
-@pytest.mark.parametrize("calls", [1, 2], ids=["full step", "skip step"])
-@pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_probe_is_the_modulated_input(name, depth, calls):
-    probe, block, seen = observed(name, depth, calls=calls)
-    with torch.no_grad():
-        expected = FORMULAS[name](block, seen)
-    torch.testing.assert_close(probe, expected, rtol=1e-5, atol=2e-6)
+def test_probe_is_the_modulated_input(name):
+    """At a skip step, and in the second block at a full step, too."""
+    for depth, calls in ((0, 2), (1, 1)):
+        probe, block, seen = observed(name, depth, calls=calls)
+        with torch.no_grad():
+            expected = FORMULAS[name](block, seen)
+        torch.testing.assert_close(probe, expected, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize(

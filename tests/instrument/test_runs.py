@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tapstudy
 from tapstudy.instrument.adapters import ADAPTERS
 from tapstudy.instrument.driver import Driver, Value
-from tests.instrument.tiny_models import CLASSES, make
+from tests.instrument.tiny_models import make
 
 CONFIG = tapstudy.TAPConfig(interval=3, warmup_steps=2)
 T = 7
@@ -64,7 +64,7 @@ def reasons(handle):
 # Several calls of a step with the same conditioning
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ["DiT", "Flux", "PixArt", "ZImage"])
 def test_windows_of_a_step_are_contexts(name):
     tiny = make(name)
     expected = {number: alone(tiny, number) for number in (0, 1, 2)}
@@ -178,8 +178,7 @@ def test_calls_that_change_in_number_do_not_mix():
 # Runs
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5])
-@pytest.mark.parametrize("numbers", [(0,), (0, 1)])
+@pytest.mark.parametrize(("stop", "numbers"), [(1, (0,)), (2, (0, 1)), (5, (0,)), (5, (0, 1))])
 def test_a_loop_cut_short_leaves_nothing_behind(stop, numbers):
     tiny = make("SD3")
     expected = {number: alone(tiny, number) for number in numbers}
@@ -213,12 +212,12 @@ plan = st.lists(
 )
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6)
 @given(plan)
 # a scheduler left at its last step waits at the timestep that bare loops begin with
 @example([((0,), 5, 4, "stepped"), ((0,), 5, None, "bare"), ((0,), 5, None, "bare")])
 @example([((0,), 5, None, "stepped"), ((0,), 5, None, "stepped")])
-@pytest.mark.parametrize("name", ["SD3", "Lumina2", "Wan", "Flux"])
+@pytest.mark.parametrize("name", ["SD3", "Lumina2"])
 def test_runs_in_any_sequence_are_as_alone(name, runs):
     """Windows, lengths, interruptions, with and without a scheduler: as on fresh handles, to the last bit."""
     tiny = make(name)
@@ -303,13 +302,13 @@ def test_a_scheduler_replaced_on_the_pipeline():
         assert masks(handle) == {"default": "FF...F...F"}
 
 
-@pytest.mark.parametrize("given", [lambda t: t, lambda t: t / 1000, lambda t: 1 - t / 1000, lambda t: t.bfloat16()])
-def test_a_step_is_found_by_its_timestep(given):
+def test_a_step_is_found_by_its_timestep():
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(12)
-    driver = Driver(scheduler)
-    for step, t in enumerate(scheduler.timesteps[:6]):
-        assert driver.index(Value(given(t)), after=step) == step
+    for shown in (lambda t: t, lambda t: t / 1000, lambda t: 1 - t / 1000, lambda t: t.bfloat16()):
+        driver = Driver(scheduler)
+        for step, t in enumerate(scheduler.timesteps[:6]):
+            assert driver.index(Value(shown(t)), after=step) == step
     assert Driver(scheduler).index(Value(torch.tensor(123.0))) is None
 
 

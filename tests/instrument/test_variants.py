@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-import accelerate
 import diffusers
 import pytest
 import torch
@@ -13,12 +12,12 @@ from packaging.version import Version
 
 import tapstudy
 from tests.instrument.replay import Replay, relative_error, steps
-from tests.instrument.tiny_models import CLASSES, make
+from tests.instrument.tiny_models import make
 
 CPU = torch.device("cpu")
-T = 8
+T = 6
 CONFIG = tapstudy.TAPConfig(interval=3, warmup_steps=2)
-MASK = "FF..F..F"
+MASK = "FF..F."
 
 
 def trajectory(tiny, handle=None, *, name=None):
@@ -41,7 +40,7 @@ def assert_skips(handle):
 # Gradient checkpointing
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ["DiT", "Flux", "Wan", "ZImage"])
 def test_gradient_checkpointing(name):
     tiny = make(name)
     plain = tiny()
@@ -78,16 +77,11 @@ def graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("first", ["compile", "tap"])
-@pytest.mark.parametrize("name", ["Flux", "Wan"])
-def test_compiled_blocks(graphs, name, first):
-    expected = eager_tap(name)
-    tiny = make(name)
-    if first == "compile":
-        tiny.model.compile_repeated_blocks(backend=graphs, fullgraph=True)
+def test_blocks_compiled_under_a_policy(graphs):
+    expected = eager_tap("Flux")
+    tiny = make("Flux")
     with tapstudy.apply_tap(tiny.model, CONFIG) as handle:
-        if first == "tap":
-            tiny.model.compile_repeated_blocks(backend=graphs, fullgraph=True)
+        tiny.model.compile_repeated_blocks(backend=graphs, fullgraph=True)
         outputs = trajectory(tiny)
         assert_skips(handle)
     assert len(graphs.captured) > 0
@@ -95,9 +89,7 @@ def test_compiled_blocks(graphs, name, first):
         assert relative_error(output, reference) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("name", "how", "context"), [("Flux", "wrapper", "cond"), ("Wan", "in place", "cond"), ("SD3", "wrapper", None)]
-)
+@pytest.mark.parametrize(("name", "how", "context"), [("Wan", "in place", "cond"), ("SD3", "wrapper", None)])
 def test_compiled_model_really_skips(graphs, name, how, context):
     expected = eager_tap(name)
     tiny = make(name)
@@ -143,8 +135,9 @@ def test_one_graph_for_the_whole_model_is_refused(graphs):
 # Storage
 
 
-@pytest.mark.parametrize("name", ["Flux", "Wan", "SD3", "ZImage"])
-@pytest.mark.parametrize("first", ["casting", "tap"])
+@pytest.mark.parametrize(
+    ("name", "first"), [("Flux", "casting"), ("SD3", "tap"), ("Wan", "casting"), ("ZImage", "tap")]
+)
 def test_fp8_layerwise_casting(name, first):
     tiny = make(name)
 
@@ -166,9 +159,15 @@ def test_fp8_layerwise_casting(name, first):
     Version(diffusers.__version__) < Version("0.42") and not torch.accelerator.is_available(),
     reason="group offloading of this diffusers needs an accelerator",
 )
-@pytest.mark.parametrize("name", ["Flux", "Wan", "SD3", "Lumina2"])
-@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-@pytest.mark.parametrize("first", ["offload", "tap"])
+@pytest.mark.parametrize(
+    ("name", "kind", "first"),
+    [
+        ("Flux", "block_level", "offload"),
+        ("SD3", "block_level", "tap"),
+        ("Wan", "leaf_level", "offload"),
+        ("Lumina2", "leaf_level", "tap"),
+    ],
+)
 def test_group_offloading(name, kind, first):
     tiny = make(name)
     plain = tiny()
@@ -189,20 +188,3 @@ def test_group_offloading(name, kind, first):
     assert torch.equal(outputs[0], plain)
     assert max(relative_error(output, plain) for output in outputs) < 1e-5
     assert torch.equal(tiny(), plain)  # removal leaves the offloading as it was
-
-
-@pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("first", ["offload", "tap"])
-def test_accelerate_cpu_offload(name, first):
-    """Weights live in a state dict and are brought in for every module's forward."""
-    tiny = make(name)
-    plain = tiny()
-    if first == "offload":
-        accelerate.cpu_offload(tiny.model, execution_device=CPU)
-    with tapstudy.apply_policy(tiny.model, Replay(full=(0, 2))) as handle:
-        if first == "tap":
-            accelerate.cpu_offload(tiny.model, execution_device=CPU)
-        outputs = [tiny() for _ in range(4)]
-        assert handle.summary().contexts[0].mask == "F.F."
-    assert torch.equal(outputs[0], plain)
-    assert max(relative_error(output, plain) for output in outputs) < 1e-5

@@ -5,7 +5,7 @@ import pytest
 from tests.pipelines.tiny import FACTORIES, Built
 
 
-@pytest.fixture(scope="module", params=FACTORIES)
+@pytest.fixture(scope="session", params=FACTORIES)
 def built(request: pytest.FixtureRequest) -> Built:
     """Every pipeline with the arguments of a call; a test leaves it as it was."""
     return FACTORIES[request.param]()

@@ -81,7 +81,10 @@ def expected(request: pytest.FixtureRequest) -> dict[tuple[str, str], str]:
     return MASKS[request.node.callspec.params["built"]]
 
 
-def test_skips_as_scheduled(built: Built, expected: dict[tuple[str, str], str]) -> None:
+def test_skips_as_scheduled_and_runs_do_not_remember_each_other(
+    built: Built, expected: dict[tuple[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an equal run, nor one of two images, nor one that was broken off; and no history outlives a run."""
     pipe, call = built
     ran: Counter[str] = Counter()
     watches = []
@@ -90,22 +93,57 @@ def test_skips_as_scheduled(built: Built, expected: dict[tuple[str, str], str]) 
         # a layer inside the last block runs only when the block does: no hook of ours sits on it
         layer = next(module for module in blocks[-1][0].modules() if isinstance(module, nn.Linear))
         watches.append(layer.register_forward_hook(lambda *_, name=name: ran.update([name])))
-    try:
-        with tapstudy.apply_tap(pipe, CONFIG) as handle:
-            sample(pipe, call)
-    finally:
+    pairs = {"prompt": text.PROMPTS, "negative_prompt": text.NEGATIVES, "class_labels": [3, 7]}
+    two = {key: value for key, value in pairs.items() if key in call}
+    with tapstudy.apply_tap(pipe, CONFIG) as handle:
+        first = sample(pipe, call)
         for watch in watches:
             watch.remove()
+        assert masks(handle) == expected
+        full: Counter[str] = Counter()
+        for (name, _), mask in expected.items():
+            full[name] += mask.count("F")
+        assert ran == full
+        assert all(not entry.fail_opens for entry in handle.summary().contexts if entry.context != "skip_layers")
+        runs = [run for instrument in handle._instruments.values() for run in instrument.runs.values()]
+        assert any(run.cache_bytes > 0 for run in runs)
+        assert all(run.policy.cache_bytes == 0 for run in runs)
 
-    assert masks(handle) == expected
-    full: Counter[str] = Counter()
-    for (name, _), mask in expected.items():
-        full[name] += mask.count("F")
-    assert ran == full
-    assert all(not entry.fail_opens for entry in handle.summary().contexts if entry.context != "skip_layers")
+        assert torch.equal(sample(pipe, call), first)
+        assert len(sample(pipe, call, **two)) == 2
+        assert masks(handle) == expected
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            sample(pipe, call, **interruption(pipe, patch))
+        assert torch.equal(sample(pipe, call), first)
+        assert masks(handle) == expected
 
 
-@pytest.mark.parametrize("settings", [{}, {"residual": "latent"}, {"probe_depth": 2}], ids=str)
+def test_full_steps_change_nothing_and_removal_leaves_no_trace(built: Built) -> None:
+    pipe, call = built
+    reference = sample(pipe, call)
+    parts = [module for model in transformers(pipe).values() for module in model.modules()]
+    attributes = [set(vars(module)) for module in parts]
+    handle = tapstudy.apply_tap(pipe, tapstudy.TAPConfig(interval=1, warmup_steps=2))
+    assert torch.equal(sample(pipe, call), reference)
+    assert all(set(mask) == {"F"} for mask in masks(handle).values())
+    handle.remove()
+    # fewer is fine: a plain run of some classes leaves an empty register of hooks behind
+    assert all(set(vars(module)) <= before for module, before in zip(parts, attributes, strict=True))
+    assert torch.equal(sample(pipe, call), reference)
+
+
+@pytest.mark.parametrize(
+    ("built", "settings"),
+    [
+        ("dit", {}),
+        ("flux_true_cfg", {"residual": "latent"}),
+        ("wan22", {"probe_depth": 1}),
+        ("cogvideox", {}),
+        ("lumina2", {"residual": "latent"}),
+        ("z_image", {}),
+    ],
+    indirect=["built"],
+)
 def test_image_is_near_the_reference(built: Built, settings: dict[str, Any]) -> None:
     pipe, call = built
     call = call | {"num_inference_steps": 2 * STEPS}
@@ -117,36 +155,6 @@ def test_image_is_near_the_reference(built: Built, settings: dict[str, Any]) -> 
     # unrelated seeds correlate at 0.7 or less
     correlation = torch.corrcoef(torch.stack([accelerated.flatten(), reference.flatten()]))[0, 1]
     assert correlation > 0.85
-
-
-def test_runs_do_not_remember_each_other(built: Built) -> None:
-    pipe, call = built
-    with tapstudy.apply_tap(pipe, CONFIG) as handle:
-        first = sample(pipe, call)
-        again = masks(handle)
-        assert torch.equal(sample(pipe, call), first)
-        assert masks(handle) == again
-
-
-def test_batch_size_may_change_between_runs(built: Built, expected: dict[tuple[str, str], str]) -> None:
-    pipe, call = built
-    pairs = {"prompt": text.PROMPTS, "negative_prompt": text.NEGATIVES, "class_labels": [3, 7]}
-    two = {key: value for key, value in pairs.items() if key in call}
-    with tapstudy.apply_tap(pipe, CONFIG) as handle:
-        one = sample(pipe, call)
-        pair = sample(pipe, call, **two)
-        assert len(pair) == 2
-        assert masks(handle) == expected
-        assert torch.equal(sample(pipe, call), one)
-
-
-def test_run_after_an_exception_is_clean(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, call = built
-    with tapstudy.apply_tap(pipe, CONFIG):
-        first = sample(pipe, call)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            sample(pipe, call, **interruption(pipe, patch))
-        assert torch.equal(sample(pipe, call), first)
 
 
 def interruption(pipe: Any, patch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -164,33 +172,3 @@ def interruption(pipe: Any, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     kept = pipe.scheduler.step
     patch.setattr(pipe.scheduler, "step", interrupt)
     return {}
-
-
-def test_removal_leaves_no_trace(built: Built) -> None:
-    pipe, call = built
-    reference = sample(pipe, call)
-    parts = [module for model in transformers(pipe).values() for module in model.modules()]
-    attributes = [set(vars(module)) for module in parts]
-    handle = tapstudy.apply_tap(pipe, CONFIG)
-    sample(pipe, call)
-    handle.remove()
-    # fewer is fine: a plain run of some classes leaves an empty register of hooks behind
-    assert all(set(vars(module)) <= before for module, before in zip(parts, attributes, strict=True))
-    assert torch.equal(sample(pipe, call), reference)
-
-
-def test_no_history_outlives_a_run(built: Built) -> None:
-    pipe, call = built
-    with tapstudy.apply_tap(pipe, CONFIG) as handle:
-        sample(pipe, call)
-        runs = [run for instrument in handle._instruments.values() for run in instrument.runs.values()]
-        assert any(run.cache_bytes > 0 for run in runs)
-        assert all(run.policy.cache_bytes == 0 for run in runs)
-
-
-def test_full_steps_change_nothing(built: Built) -> None:
-    pipe, call = built
-    reference = sample(pipe, call)
-    with tapstudy.apply_tap(pipe, tapstudy.TAPConfig(interval=1, warmup_steps=2)) as handle:
-        assert torch.equal(sample(pipe, call), reference)
-        assert all(set(mask) == {"F"} for mask in masks(handle).values())

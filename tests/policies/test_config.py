@@ -7,9 +7,8 @@ import torch
 from tapstudy import TAPConfig
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
+def test_bad_settings():
+    for settings, error, message in (
         ({"interval": 0}, ValueError, "interval must be at least 1, got 0"),
         ({"interval": 2.5}, TypeError, "interval must be an integer"),
         ({"interval": True}, TypeError, "interval must be an integer"),
@@ -43,11 +42,9 @@ from tapstudy import TAPConfig
         ({"full_steps": (0, 1, 5), "orders": (0, 7)}, ValueError, "order 7 needs 8 anchors, but full_steps has only 3"),
         ({"intervall": 4}, TypeError, "no field 'intervall'; did you mean 'interval'"),
         ({"zzz": 4}, TypeError, "known fields: interval, warmup_steps"),
-    ],
-)
-def test_bad_settings(settings, error, message):
-    with pytest.raises(error, match=message):
-        TAPConfig.of(settings)
+    ):
+        with pytest.raises(error, match=message):
+            TAPConfig.of(settings)
 
 
 def test_settings_are_frozen_and_sorted():

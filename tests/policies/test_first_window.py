@@ -35,13 +35,10 @@ def test_tap_in_the_first_window_and_fixed_later(order, shift):
     assert differ == 9
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
+def test_what_cannot_be_meant():
+    for config, message in (
         (TAPConfig(full_steps=(0, 1, 2, 5)), "full_steps have no warm-up"),
         (TAPConfig(orders=(0, 2)), "no predictor of order 1 and shift 0"),
-    ],
-)
-def test_what_cannot_be_meant(config, message):
-    with pytest.raises(ValueError, match=message):
-        FirstWindowPolicy(1, config=config)
+    ):
+        with pytest.raises(ValueError, match=message):
+            FirstWindowPolicy(1, config=config)

@@ -108,33 +108,27 @@ def test_rows_of_taylor_make_the_fixed_policy():
     same(found, fixed)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
+def test_rows_that_cannot_be_meant():
+    for rows, message in (
         ({1: (1.0, 0.0)}, "step 1 has 1 full steps before it, but 2 weights"),
         ({0: (1.0,)}, "0 full steps"),
         ({2: ()}, "0 w"),
-    ],
-)
-def test_rows_that_cannot_be_meant(rows, message):
-    with pytest.raises(ValueError, match=message):
-        CalibratedPolicy(rows)
+    ):
+        with pytest.raises(ValueError, match=message):
+            CalibratedPolicy(rows)
 
 
-@pytest.mark.parametrize(
-    ("gram", "full", "settings", "message"),
-    [
+def test_fits_that_cannot_be_meant():
+    for gram, full, settings, message in (
         (torch.ones(3), (0,), {}, "finite square"),
         (torch.eye(3) * torch.nan, (0,), {}, "finite square"),
         (torch.eye(3), (1,), {}, "must hold 0"),
         (torch.eye(3), (0, 3), {}, r"lie in 0\.\.2"),
         (torch.eye(3), (0,), {"ridge": -1}, "ridge of at least 0"),
         (torch.eye(3), (0,), {"num_anchors": 0}, "num_anchors of at least 1"),
-    ],
-)
-def test_fits_that_cannot_be_meant(gram, full, settings, message):
-    with pytest.raises(ValueError, match=message):
-        fit_rows(gram, full, **settings)
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_rows(gram, full, **settings)
 
 
 def test_calibrated_rows_run_on_a_model(tiny_pipe, sample):

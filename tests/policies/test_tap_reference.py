@@ -8,10 +8,14 @@ from tests.conftest import make_tiny_pipe
 from tests.reference import tap as reference_tap
 
 
-@pytest.mark.parametrize("distance", ["cosine", "l2", "l1"])
-@pytest.mark.parametrize("residual", ["hidden", "latent"])
-@pytest.mark.parametrize("warmup", [1, 3])
-@pytest.mark.parametrize("interval", [3, 5, 8])
+@pytest.mark.parametrize(
+    ("interval", "warmup", "residual", "distance"),
+    [
+        (3, 3, "hidden", "cosine"), (5, 1, "latent", "cosine"), (8, 3, "hidden", "cosine"),
+        (3, 1, "hidden", "l2"), (5, 3, "hidden", "l2"), (8, 3, "latent", "l2"),
+        (3, 3, "latent", "l1"), (5, 3, "hidden", "l1"), (8, 1, "hidden", "l1"),
+    ],
+)  # fmt: skip
 def test_choices_and_image(interval, warmup, residual, distance):
     pipe = make_tiny_pipe(seed=3, dtype=torch.float64)
     labels, steps = torch.tensor([4, 7]), 20

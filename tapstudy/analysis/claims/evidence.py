@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from tapstudy.analysis.claims.finding import Part
 from tapstudy.analysis.require import require
 
 Array = NDArray[np.floating]
@@ -55,18 +54,17 @@ class Evidence:
         for name in ("quality", "ranking"):
             object.__setattr__(self, name, getattr(self, name).transpose("cell", "sample", ...))
 
-    def psnr(self, *cells: str) -> list[Array]:
-        """PSNR of cells on the images that all of them have, (image,) each."""
-        return self._paired(self.quality["psnr"], cells)
+    def mix(self, weights: Mapping[str, float], measure: str = "psnr") -> Array:
+        """Add up what runs reached, weighted, on the images that all of them have, (image,)."""
+        return np.asarray(
+            sum(w * row for w, row in zip(weights.values(), self.rows(list(weights), measure), strict=True))
+        )
 
-    def gain(self, cell: str, baseline: str) -> Array:
-        """PSNR of a cell minus that of another on the same images, (image,)."""
-        own, other = self.psnr(cell, baseline)
-        return own - other
-
-    def rank(self, *cells: str, measure: str = "spearman") -> list[Array]:
-        """Agreement of probe and truth, (image,) for each cell."""
-        return self._paired(self.ranking[measure], cells)
+    def rows(self, cells: Sequence[str], measure: str = "psnr") -> list[Array]:
+        """List PSNR, or the measure of the ranking table, on the images that all of these have, (image,) each."""
+        table = self.quality["psnr"] if measure == "psnr" else self.ranking[measure]
+        found = np.stack([_row(table, cell) for cell in cells])  # (cell, image)
+        return list(found[:, np.isfinite(found).all(axis=0)])
 
     def cells(self, prefix: str, *, ranked: bool = False) -> list[str]:
         """Names that begin so, of runs or of ranked settings; raises ValueError if there are none."""
@@ -80,10 +78,6 @@ class Evidence:
         """FLOPs of one image."""
         return float(_row(self.quality["flops"], cell).mean())
 
-    def shown(self, *cells: str) -> tuple[Part, ...]:
-        """PSNR of cells, to be reported."""
-        return tuple(Part(f"PSNR of {cell}", self.psnr(cell)[0]) for cell in cells)
-
     def on_ranked(self, cells: Sequence[str]) -> NDArray[np.floating]:
         """PSNR of cells on the images of the ranking table, (cell, image)."""
         known = _images(self.quality)
@@ -92,11 +86,6 @@ class Evidence:
             raise ValueError(f"claims: the ranked images {missing} were not run: record those of the closed-loop runs")
         columns = [known.index(image) for image in _images(self.ranking)]
         return np.stack([_row(self.quality["psnr"], cell)[columns] for cell in cells])
-
-    @staticmethod
-    def _paired(table: xr.DataArray, cells: Sequence[str]) -> list[Array]:
-        rows = np.stack([_row(table, cell) for cell in cells])  # (cell, image)
-        return list(rows[:, np.isfinite(rows).all(axis=0)])
 
 
 def _row(table: xr.DataArray, cell: str) -> Array:

@@ -1,9 +1,8 @@
-"""Runs the model for everything the claims need; what is done is kept, and the same call goes on."""
+"""Runs the model for everything the claims need; what is done is kept, and the same call resumes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +15,6 @@ from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.analysis.claims.measure import agreement, propagation_table, ranking_table, token_table
 from tapstudy.analysis.schedules import best_mask, even_mask, start_dense_mask
 from tapstudy.bench.claims.runs import (
-    FIXED,
-    INTERVALS,
-    SMALL_INTERVALS,
     Plan,
     claim_cells,
     held_out_cells,
@@ -34,7 +30,6 @@ from tapstudy.core.schedule import mask_text
 from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.recording.record import record
 
-SECONDS_PER_PASS = 0.045  # of one image of the embedded model on two cores
 QUALITY = ("psnr", "ssim", "correct", "full_passes", "flops", "flops_ratio")
 
 
@@ -48,7 +43,7 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
         plan: images and model.
         folder: keeps all results. A plan has its own.
         scheduler: address of a dask scheduler whose workers do the accelerated runs; None does all here.
-        progress: show bars, and before every stage about how long it all still takes.
+        progress: show bars, and what begins.
 
     Raises:
         ValueError: a folder of another plan or of other weights, runs that failed.
@@ -56,23 +51,23 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
 
     Disk: 0.1 GB per image of `few_seeds` with the embedded model. Memory: one such image.
     """
-    results = Results(folder, say=tqdm.write if progress else lambda _: None)
+    say: Callable[[str], object] = tqdm.write if progress else lambda _: None
+    results = Results(folder, say=say)
     results.belongs_to(_told(plan))
     pipe = pipe_of(plan.model)
-    stages = _Stages(_costs(plan), tqdm.write if progress else lambda _: None)
 
-    stages.begin("single predictors on held-out images")
+    say("[1/6] single predictors on held-out images")
     best_fixed = choose_fixed(held_out_cells(plan), results.folder, scheduler=scheduler, progress=progress)
-    stages.begin("full steps on held-out images")
+    say("[2/6] full steps on held-out images")
     masks = choose_masks(pipe, plan, results, progress=progress)
-    stages.begin("accelerated runs")
+    say("[3/6] accelerated runs")
     quality = _run_cells(claim_cells(plan, best_fixed, masks), results.folder, scheduler=scheduler, progress=progress)
-    stages.begin("features along exact trajectories")
+    say("[4/6] features along exact trajectories")
     ranking, tokens = _features(pipe, plan, results, progress=progress)
-    stages.begin("scores of the untrained model")
+    say("[5/6] scores of the untrained model")
     untrained = _untrained(plan, results, progress=progress)
     ranking = _below(ranking[[*untrained.data_vars]], untrained).merge(ranking.drop_dims("cell"))
-    stages.begin("local errors along accelerated trajectories")
+    say("[6/6] local errors along accelerated trajectories")
     propagation = results.dataset(
         "propagation",
         None,
@@ -189,38 +184,3 @@ def _told(plan: Plan) -> dict[str, Any]:
         "weights": weights_fingerprint(plan.model),
         "settings": {name: repr(config) for name, config in ranked_settings(plan).items()},
     }
-
-
-def _costs(plan: Plan) -> list[int]:
-    """Full passes of every stage, nearly."""
-
-    def of(cells: Sequence[Cell]) -> int:
-        passes = [plan.steps if cell.method.startswith("oracle") else len(cell.full_steps) for cell in cells]
-        return sum(n * len(cell.seeds) * len(plan.labels) for n, cell in zip(passes, cells, strict=True))
-
-    exact = plan.steps * len(plan.labels)  # of one seed
-    masks = dict.fromkeys(("even", "start-dense", "best-mask"), even_mask(plan.steps, plan.passes))
-    some = dict.fromkeys((*SMALL_INTERVALS, *INTERVALS), FIXED[0])
-    follow = exact * (2 + 2 * len(propagation_policies()))
-    return [
-        of(list(held_out_cells(plan).values())) + exact * len(plan.held_out),
-        exact,
-        of(list(claim_cells(plan, some, masks).values())),
-        5 * exact * plan.few,  # writing and scoring them take longer than the passes
-        exact * plan.few,
-        follow,
-    ]
-
-
-class _Stages:
-    """Says how long what is left still takes, going by what took place."""
-
-    def __init__(self, costs: Sequence[int], say: Callable[[str], object]) -> None:
-        self.costs, self.say = costs, say
-        self.started, self.number = time.monotonic(), 0
-
-    def begin(self, name: str) -> None:
-        spent, done, left = time.monotonic() - self.started, sum(self.costs[: self.number]), self.costs[self.number :]
-        seconds = spent / done if done else SECONDS_PER_PASS
-        self.number += 1
-        self.say(f"[{self.number}/{len(self.costs)}] {name}; about {seconds * sum(left) / 60:.0f} min left")

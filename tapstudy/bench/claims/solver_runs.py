@@ -29,7 +29,6 @@ def solver_runs(
     images: ImageSet,
     *,
     batch_size: int = BATCH,
-    teacher_forced: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """Sample `images` exactly and under every policy, and ask the plain model for its velocity at all visited states.
@@ -42,11 +41,10 @@ def solver_runs(
         policies: name -> policy that has seen nothing. They start from the same noise.
         images: what to sample with it.
         batch_size: images of one call.
-        teacher_forced: also let every policy predict along the exact trajectory (each state is put back on it).
 
     Returns:
         In memory, float32: `state` (policy, sample, node, token, latent_channel) with one node more than steps,
-        `velocity_used` and `velocity_exact` (policy, sample, step, token, latent_channel), `velocity_forced` if asked,
+        `velocity_used` and `velocity_exact` (policy, sample, step, token, latent_channel),
         `is_full` (policy, sample, step). Policy "reference" comes first. Coordinates: `sigma` and `timestep` on step,
         `node_sigma` on node, `seed` and `label` on sample, `row` and `col` on token.
 
@@ -62,7 +60,7 @@ def solver_runs(
     parts, batches = [], images.batches(batch_size)
     with tqdm(total=len(batches) * (1 + len(policies)), desc="runs", unit="run", disable=not progress) as bar:
         for batch in batches:
-            parts.append(_run_batch(pipe, policies, batch, teacher_forced=teacher_forced, bar=bar))
+            parts.append(_run_batch(pipe, policies, batch, bar=bar))
     return xr.concat(parts, dim="sample", coords="minimal", compat="override").transpose("policy", "sample", ...)
 
 
@@ -79,9 +77,7 @@ def _check(pipe: EmbeddedPipeline, policies: Mapping[str, Policy]) -> None:
         raise ValueError(f"solver_runs: the name {REFERENCE!r} is taken by the exact run: rename that policy")
 
 
-def _run_batch(
-    pipe: EmbeddedPipeline, policies: Mapping[str, Policy], batch: ImageSet, *, teacher_forced: bool, bar: Any
-) -> xr.Dataset:
+def _run_batch(pipe: EmbeddedPipeline, policies: Mapping[str, Policy], batch: ImageSet, *, bar: Any) -> xr.Dataset:
     noise = pipe.prepare_latents(len(batch), batch.generators())  # (B, C, H, W)
     exact_path = _sample(pipe, batch, noise)  # (T + 1, B, C, H, W)
     timesteps, sigmas = pipe.scheduler.timesteps, pipe.scheduler.sigmas.double().cpu().numpy()
@@ -92,26 +88,27 @@ def _run_batch(
 
     rows = []
     for name, policy in ((REFERENCE, None), *policies.items()):
-        mask, forced = "F" * batch.steps, exact_path
-        path = exact_path
+        mask, path = "F" * batch.steps, exact_path
         if policy is not None:
             with apply_policy(pipe, policy) as handle:
                 path = _sample(pipe, batch, noise)
                 mask = handle.summary().contexts[0].mask
-                if teacher_forced:
-                    forced = _sample(pipe, batch, noise, onto=exact_path)
-        row = {
-            "state": (("node", "sample", "token", "latent_channel"), tokens(path)),
-            "velocity_used": (("step", "sample", "token", "latent_channel"), used(path[1:], path[:-1])),
-            "velocity_exact": (
-                ("step", "sample", "token", "latent_channel"),
-                tokens(_velocities(pipe, batch, path, timesteps)),
-            ),
-            "is_full": (("sample", "step"), np.array([[letter == "F" for letter in mask]] * len(batch.labels), "i1")),
-        }
-        if teacher_forced:
-            row["velocity_forced"] = (row["velocity_used"][0], used(forced[1:], exact_path[:-1]))
-        rows.append(xr.Dataset(row))
+        rows.append(
+            xr.Dataset(
+                {
+                    "state": (("node", "sample", "token", "latent_channel"), tokens(path)),
+                    "velocity_used": (("step", "sample", "token", "latent_channel"), used(path[1:], path[:-1])),
+                    "velocity_exact": (
+                        ("step", "sample", "token", "latent_channel"),
+                        tokens(_velocities(pipe, batch, path, timesteps)),
+                    ),
+                    "is_full": (
+                        ("sample", "step"),
+                        np.array([[letter == "F" for letter in mask]] * len(batch.labels), "i1"),
+                    ),
+                }
+            )
+        )
         bar.set_postfix_str(name)
         bar.update()
     runs = xr.concat(rows, dim="policy")
@@ -128,8 +125,7 @@ def _run_batch(
         col=("token", number % columns),
     )
     for name, text in _TEXTS.items():
-        if name in runs:
-            runs[name].attrs = {"long_name": text, "units": "1"}
+        runs[name].attrs = {"long_name": text, "units": "1"}
     return runs.transpose("policy", "sample", "node", "step", "token", "latent_channel")
 
 
@@ -137,7 +133,6 @@ _TEXTS = {
     "state": "state of the sampler before each step, and after the last",
     "velocity_used": "guided velocity the sampler used",
     "velocity_exact": "guided velocity of the plain model at the same state",
-    "velocity_forced": "guided velocity the policy predicts along the exact trajectory",
     "is_full": "the model ran in full (1) or was skipped (0)",
     "timestep": "timestep given to the model",
     "sigma": "noise level before the step",
@@ -149,13 +144,13 @@ _TEXTS = {
 }
 
 
-def _sample(pipe: EmbeddedPipeline, batch: ImageSet, noise: Tensor, *, onto: Tensor | None = None) -> Tensor:
-    """All states (T + 1, B, C, H, W). With `onto` each step starts from that path; states are then after one step."""
+def _sample(pipe: EmbeddedPipeline, batch: ImageSet, noise: Tensor) -> Tensor:
+    """All states (T + 1, B, C, H, W)."""
     states = [noise]
 
-    def keep(_: Any, step: int, __: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+    def keep(_: Any, __: int, ___: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         states.append(tensors["latents"].clone())
-        return {} if onto is None else {"latents": onto[step + 1]}
+        return {}
 
     pipe(
         batch.labels,  # type: ignore[arg-type]

@@ -17,8 +17,7 @@ from tapstudy.analysis.step_gram import step_gram
 from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.fit.amplification import measure_amplification
 from tapstudy.bench.fit.masks import best_window_mask
-from tapstudy.bench.fit.search import improve_mask
-from tapstudy.bench.fit.tuning import Tuner, best_of
+from tapstudy.bench.fit.tuning import Tuner, best_of, improve_mask
 from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.image_error import psnr
 from tapstudy.bench.results import Results

@@ -72,7 +72,7 @@ def frontier(
 
     Args:
         plan: images, numbers of passes, held-out images.
-        folder: keeps the results, method by method and seed by seed; the same call goes on with them. A plan has its
+        folder: keeps the results, method by method and seed by seed; the same call resumes. A plan has its
             own, but methods and passes may differ from call to call.
         methods: names from `METHODS`; all by default.
         thorough: run all of them at every number of passes, not only those in `CORE` and what is named.
@@ -89,7 +89,7 @@ def frontier(
         has no values), `chosen` (the schedule of the method that is best on held-out images).
 
     Raises:
-        ValueError: unknown methods, a folder of another plan or of other weights, a plan that cannot be meant.
+        ValueError: unknown methods, a folder of another plan or of other weights, an invalid plan.
         FileNotFoundError: no such model.
     """
     wanted = compared_methods(methods)

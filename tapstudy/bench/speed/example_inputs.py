@@ -50,6 +50,31 @@ class _Maker:
         """Rows and columns of a latent that is cut into square patches."""
         return self.grid[1] * self.config.patch_size, self.grid[2] * self.config.patch_size
 
+    @property
+    def latent(self) -> Tensor:
+        """A latent that is cut into square patches."""
+        return self.random(self.config.in_channels, *self.pixels)
+
+    @property
+    def tokens(self) -> Tensor:
+        """A latent that is tokens already."""
+        return self.random(prod(self.grid), self.config.in_channels)
+
+    def captioned(self, latent: Tensor, time: float, width: str) -> dict[str, Any]:
+        """What most models take: a latent, a time, text whose width is a field of the configuration."""
+        text = self.random(self.text, getattr(self.config, width))
+        return {"hidden_states": latent, "timestep": self.constant(time), "encoder_hidden_states": text}
+
+    def pooled(self) -> dict[str, Any]:
+        return {"pooled_projections": self.random(self.config.pooled_projection_dim)}
+
+    def guidance(self, value: float) -> dict[str, Any]:
+        return {"guidance": self.constant(value)} if self.config.guidance_embeds else {}
+
+    def positions(self, columns: int) -> dict[str, Any]:
+        text = torch.zeros(self.text, columns, device=self.device)
+        return {"img_ids": self.position_ids(columns), "txt_ids": text}
+
 
 def _cogvideox(make: _Maker) -> dict[str, Any]:
     config = make.config
@@ -68,117 +93,19 @@ def _cogvideox(make: _Maker) -> dict[str, Any]:
     return inputs
 
 
-def _dit(make: _Maker) -> dict[str, Any]:
-    return {
-        "hidden_states": make.random(make.config.in_channels, *make.pixels),
-        "timestep": make.constant(500.0),
-        "class_labels": torch.zeros(make.batch, device=make.device, dtype=torch.int64),
-    }
-
-
-def _flux(make: _Maker, *, columns: int = 3) -> dict[str, Any]:
-    config = make.config
-    inputs = {
-        "hidden_states": make.random(prod(make.grid), config.in_channels),
-        "timestep": make.constant(0.5),
-        "encoder_hidden_states": make.random(make.text, config.joint_attention_dim),
-        "img_ids": make.position_ids(columns),
-        "txt_ids": torch.zeros(make.text, columns, device=make.device),
-    }
-    return inputs | ({"guidance": make.constant(3.5)} if config.guidance_embeds else {})
-
-
-def _flux1(make: _Maker) -> dict[str, Any]:
-    return _flux(make) | {"pooled_projections": make.random(make.config.pooled_projection_dim)}
-
-
-def _flux2(make: _Maker) -> dict[str, Any]:
-    return _flux(make, columns=4)
-
-
-def _hunyuan(make: _Maker) -> dict[str, Any]:
-    config = make.config
-    inputs = {
-        "hidden_states": make.random(config.in_channels, make.grid[0] * config.patch_size_t, *make.pixels),
-        "timestep": make.constant(500.0),
-        "encoder_hidden_states": make.random(make.text, config.text_embed_dim),
-        "encoder_attention_mask": make.mask(),
-        "pooled_projections": make.random(config.pooled_projection_dim),
-    }
-    return inputs | ({"guidance": make.constant(6000.0)} if config.guidance_embeds else {})
-
-
-def _ltx(make: _Maker) -> dict[str, Any]:
-    frames, height, width = make.grid
-    return {
-        "hidden_states": make.random(prod(make.grid), make.config.in_channels),
-        "timestep": make.constant(500.0),
-        "encoder_hidden_states": make.random(make.text, make.config.caption_channels),
-        "encoder_attention_mask": make.mask(),
-        "num_frames": frames,
-        "height": height,
-        "width": width,
-    }
-
-
-def _lumina2(make: _Maker) -> dict[str, Any]:
-    return {
-        "hidden_states": make.random(make.config.in_channels, *make.pixels),
-        "timestep": make.constant(0.5),
-        "encoder_hidden_states": make.random(make.text, make.config.cap_feat_dim),
-        "encoder_attention_mask": make.mask(),
-    }
-
-
-def _captioned(make: _Maker) -> dict[str, Any]:
-    return {
-        "hidden_states": make.random(make.config.in_channels, *make.pixels),
-        "timestep": make.constant(500.0),
-        "encoder_hidden_states": make.random(make.text, make.config.caption_channels),
-        "encoder_attention_mask": make.mask(),
-    }
-
-
 def _pixart(make: _Maker) -> dict[str, Any]:
-    config = make.config
-    asks = config.use_additional_conditions
-    if config.sample_size == 128 if asks is None else asks:
+    inputs, asks = make.captioned(make.latent, 500.0, "caption_channels"), make.config.use_additional_conditions
+    size = ratio = None
+    if make.config.sample_size == 128 if asks is None else asks:
         size = torch.full((make.batch, 2), 1024.0, device=make.device, dtype=make.dtype)
         ratio = torch.ones(make.batch, 1, device=make.device, dtype=make.dtype)
-        return _captioned(make) | {"added_cond_kwargs": {"resolution": size, "aspect_ratio": ratio}}
-    return _captioned(make) | {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
-
-
-def _qwen(make: _Maker) -> dict[str, Any]:
-    return {
-        "hidden_states": make.random(prod(make.grid), make.config.in_channels),
-        "timestep": make.constant(0.5),
-        "encoder_hidden_states": make.random(make.text, make.config.joint_attention_dim),
-        "encoder_hidden_states_mask": make.mask(),
-        "img_shapes": [[make.grid]] * make.batch,
-    }
-
-
-def _sana(make: _Maker) -> dict[str, Any]:
-    return _captioned(make) | ({"guidance": make.constant(4.5)} if make.config.guidance_embeds else {})
-
-
-def _sd3(make: _Maker) -> dict[str, Any]:
-    return {
-        "hidden_states": make.random(make.config.in_channels, *make.pixels),
-        "timestep": make.constant(500.0),
-        "encoder_hidden_states": make.random(make.text, make.config.joint_attention_dim),
-        "pooled_projections": make.random(make.config.pooled_projection_dim),
-    }
+    added = {"resolution": size, "aspect_ratio": ratio}
+    return inputs | {"encoder_attention_mask": make.mask(), "added_cond_kwargs": added}
 
 
 def _wan(make: _Maker) -> dict[str, Any]:
     size = (count * patch for count, patch in zip(make.grid, make.config.patch_size, strict=True))
-    return {
-        "hidden_states": make.random(make.config.in_channels, *size),
-        "timestep": make.constant(500.0),
-        "encoder_hidden_states": make.random(make.text, make.config.text_dim),
-    }
+    return make.captioned(make.random(make.config.in_channels, *size), 500.0, "text_dim")
 
 
 def _z_image(make: _Maker) -> dict[str, Any]:
@@ -195,19 +122,46 @@ def _z_image(make: _Maker) -> dict[str, Any]:
 
 _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "CogVideoXTransformer3DModel": _cogvideox,
-    "DiTTransformer2DModel": _dit,
-    "Flux2Transformer2DModel": _flux2,
-    "FluxTransformer2DModel": _flux1,
-    "HunyuanVideoTransformer3DModel": _hunyuan,
-    "LTXVideoTransformer3DModel": _ltx,
-    "Lumina2Transformer2DModel": _lumina2,
+    "DiTTransformer2DModel": lambda make: {
+        "hidden_states": make.latent, "timestep": make.constant(500.0),
+        "class_labels": torch.zeros(make.batch, device=make.device, dtype=torch.int64),
+    },
+    "Flux2Transformer2DModel": lambda make: {
+        **make.captioned(make.tokens, 0.5, "joint_attention_dim"), **make.positions(4), **make.guidance(3.5),
+    },
+    "FluxTransformer2DModel": lambda make: {
+        **make.captioned(make.tokens, 0.5, "joint_attention_dim"), **make.positions(3), **make.guidance(3.5),
+        **make.pooled(),
+    },
+    "HunyuanVideoTransformer3DModel": lambda make: {
+        **make.captioned(
+            make.random(make.config.in_channels, make.grid[0] * make.config.patch_size_t, *make.pixels), 500.0,
+            "text_embed_dim",
+        ),
+        "encoder_attention_mask": make.mask(), **make.pooled(), **make.guidance(6000.0),
+    },
+    "LTXVideoTransformer3DModel": lambda make: {
+        **make.captioned(make.tokens, 500.0, "caption_channels"), "encoder_attention_mask": make.mask(),
+        **dict(zip(("num_frames", "height", "width"), make.grid, strict=True)),
+    },
+    "Lumina2Transformer2DModel": lambda make: {
+        **make.captioned(make.latent, 0.5, "cap_feat_dim"), "encoder_attention_mask": make.mask(),
+    },
     "PixArtTransformer2DModel": _pixart,
-    "QwenImageTransformer2DModel": _qwen,
-    "SD3Transformer2DModel": _sd3,
-    "SanaTransformer2DModel": _sana,
+    "QwenImageTransformer2DModel": lambda make: {
+        **make.captioned(make.tokens, 0.5, "joint_attention_dim"), "encoder_hidden_states_mask": make.mask(),
+        "img_shapes": [[make.grid]] * make.batch,
+    },
+    "SD3Transformer2DModel": lambda make: {
+        **make.captioned(make.latent, 500.0, "joint_attention_dim"), **make.pooled(),
+    },
+    "SanaTransformer2DModel": lambda make: {
+        **make.captioned(make.latent, 500.0, "caption_channels"), "encoder_attention_mask": make.mask(),
+        **make.guidance(4.5),
+    },
     "WanTransformer3DModel": _wan,
     "ZImageTransformer2DModel": _z_image,
-}
+}  # fmt: skip
 _VIDEO = ("CogVideoX", "HunyuanVideo", "LTXVideo", "Wan")
 
 

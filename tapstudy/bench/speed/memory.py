@@ -1,4 +1,4 @@
-"""Memory that a policy or a peer holds between steps, measured, beside what the formula says.
+"""Memory that a policy or a third-party cache holds between steps, measured, beside what the formula says.
 
 Measured are the storages of all tensors that the state holds, each counted once.
 """
@@ -16,14 +16,12 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from tapstudy.bench.speed.methods import SPEED_METHODS, Plan
+from tapstudy.bench.speed.methods import THIRD_PARTY, Plan
 from tapstudy.bench.speed.subjects import PRESETS, Subject, check_name, find_device, make_subject, split_name
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
-
-PEERS = ("peer-first-block", "peer-taylorseer-lite", "peer-taylorseer", "peer-magcache", "peer-dbcache")
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ class Features:
     probe_dtype: torch.dtype
 
 
-def history_bytes(shape: Features, *, anchors: int, history_dtype: torch.dtype, contexts: int = 1) -> int:
-    """J x contexts x batch x tokens x (probe width x probe bytes + residual width x residual bytes)."""
+def history_bytes(shape: Features, *, anchors: int, history_dtype: torch.dtype) -> int:
+    """J x batch x tokens x (probe width x probe bytes + residual width x residual bytes)."""
     token = shape.probe_width * shape.probe_dtype.itemsize + shape.residual_width * history_dtype.itemsize
-    return anchors * contexts * shape.batch * shape.tokens * token
+    return anchors * shape.batch * shape.tokens * token
 
 
 def held_bytes(*owners: Any) -> int:
@@ -78,18 +76,17 @@ def memory(
     plan: Plan | None = None,
     *,
     history_dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
-    peers: Sequence[str] = PEERS,
     batch_size: int | None = None,
     device: str = "auto",
 ) -> xr.Dataset:
-    """Memory of TAP and of peers on models, at the end of a loop that is just long enough.
+    """Memory of TAP and of third-party caches on models, at the end of a loop that is just long enough.
 
     Presets do not run on a CPU: the policy is shown features of their shape that have no values, in bfloat16.
 
     Returns:
         Dims `model`, `method`. `history` (anchors), `history_formula` and `peak` (growth of the device's peak over
-        plain sampling, NaN on a CPU), in bytes. Peers have `history`, all that their state holds, or NaN where they do
-        not run.
+        plain sampling, NaN on a CPU), in bytes. Third-party caches have `history`, all that their state holds, or NaN
+        where they do not run.
 
     Raises:
         ValueError: no such model or device.
@@ -111,7 +108,7 @@ def memory(
             row["peak"] -= plain
             rows[f"tap {str(dtype).removeprefix('torch.')}"] = row
         if subject is not None:
-            rows |= {peer: {"history": _peer_bytes(subject, plan, peer)} for peer in peers}
+            rows |= {name: {"history": _third_party_bytes(subject, plan, name)} for name in THIRD_PARTY}
         found.append(_dataset(name, rows))
     methods = dict.fromkeys(method for one in found for method in one["method"].values.tolist())
     whole = xr.concat([one.reindex({"method": list(methods)}) for one in found], dim="model", join="exact")
@@ -161,19 +158,19 @@ def _anchors(config: TAPConfig, plan: Plan) -> int:
     return min(config.family.num_anchors, len(plan.full))
 
 
-def _peer_bytes(subject: Subject, plan: Plan, name: str) -> float:
-    """What a peer's state holds when the model's last call ends."""
+def _third_party_bytes(subject: Subject, plan: Plan, name: str) -> float:
+    """Measure what a third-party cache holds when the model's last call ends."""
     held = [0]
     try:
-        with SPEED_METHODS[name].apply(subject.target, plan) as peer:
+        with THIRD_PARTY[name](subject.target, plan) as cache:
             # cache-dit keeps its state in an object on the transformer
-            owners = [peer.managers, getattr(subject.model, "_context_manager", None)]
+            owners = [cache.managers, getattr(subject.model, "_context_manager", None)]
             hook = subject.model.register_forward_hook(lambda *_: held.append(held_bytes(owners)))
             try:
                 subject.loop(plan.steps)
             finally:
                 hook.remove()
-    except Exception:  # a peer that does not run on this model has no memory to measure
+    except Exception:  # one that does not run on this model has no memory to measure
         return np.nan
     return max(held)
 

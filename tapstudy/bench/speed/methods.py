@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
-from tapstudy.bench.speed import third_party as peers
+from tapstudy.bench.engine import Setting
+from tapstudy.bench.methods import find_method
+from tapstudy.bench.speed import third_party
+from tapstudy.bench.speed.third_party import ThirdPartyCache
 from tapstudy.core.schedule import full_steps, mask_text
-from tapstudy.instrument.handle import Handle, apply_policy
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
-from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.tap import TAPPolicy
 
 REFERENCE = "reference"
@@ -65,23 +66,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class SpeedMethod:
-    """A row.
-
-    Attributes:
-        text: what it is.
-        apply: puts it on a pipeline for the length of a `with` block.
-    """
-
-    text: str
-    apply: Callable[[Any, Plan], AbstractContextManager[Any]]
-
-
-def _policy(make: Callable[[Plan], Policy]) -> Callable[[Any, Plan], AbstractContextManager[Any]]:
-    return lambda target, plan: apply_policy(target, make(plan))
-
-
-@dataclass(frozen=True)
 class TAPVariant:
     """TAP in a form of its own.
 
@@ -123,75 +107,63 @@ def why_not_compiled(device: torch.device) -> str:
     return ""
 
 
-def _magcache(target: Any, plan: Plan) -> AbstractContextManager[Any]:
+def _taylorseer(target: Any, plan: Plan, *, lite: bool) -> AbstractContextManager[ThirdPartyCache]:
+    return third_party.taylorseer_cache(target, lite=lite, interval=plan.interval, before=plan.warmup_steps)
+
+
+def _magcache(target: Any, plan: Plan) -> AbstractContextManager[ThirdPartyCache]:
     # magnitudes that never change: then the limits alone say when it runs in full
-    return peers.mag_cache(
-        target,
-        (1.0,) * plan.steps,
-        num_steps=plan.steps,
-        max_skips=plan.interval - 1,
+    return third_party.mag_cache(
+        target, (1.0,) * plan.steps, num_steps=plan.steps, max_skips=plan.interval - 1,
         retention=plan.warmup_steps / plan.steps,
-    )
+    )  # fmt: skip
 
 
-def _dbcache(target: Any, plan: Plan) -> AbstractContextManager[Any]:
-    return peers.dbcache(
-        target,
-        Fn_compute_blocks=1,
-        Bn_compute_blocks=0,
-        max_warmup_steps=plan.warmup_steps,
+def _dbcache(target: Any, plan: Plan) -> AbstractContextManager[ThirdPartyCache]:
+    return third_party.dbcache(
+        target, Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=plan.warmup_steps,
         max_continuous_cached_steps=plan.interval - 1,
         residual_diff_threshold=1e6,  # the limit alone says when it runs in full
-    )
+    )  # fmt: skip
 
 
-def _taylorseer(*, lite: bool) -> Callable[[Any, Plan], AbstractContextManager[Any]]:
-    return lambda target, plan: peers.taylorseer_cache(
-        target, lite=lite, interval=plan.interval, before=plan.warmup_steps
-    )
-
-
-SPEED_METHODS = {
-    REFERENCE: SpeedMethod("no acceleration", lambda target, plan: nullcontext()),
-    "tap": SpeedMethod("TAP, 15 candidates", _policy(partial(_tap, "tap"))),
-    "tap-compiled": SpeedMethod("TAP, 15 candidates, compiled", _policy(partial(_tap, "tap-compiled"))),
-    "tap-150": SpeedMethod("TAP, 150 candidates", _policy(partial(_tap, "tap-150"))),
-    "order0": SpeedMethod("order 0 (FORA)", _policy(lambda plan: FixedPolicy(0, config=plan.config))),
-    TUNED: SpeedMethod(
-        "diffusers FirstBlockCache", lambda target, plan: peers.first_block_cache(target, plan.threshold)
-    ),
-    "peer-taylorseer-lite": SpeedMethod("diffusers TaylorSeerCache, lite", _taylorseer(lite=True)),
-    "peer-taylorseer": SpeedMethod("diffusers TaylorSeerCache", _taylorseer(lite=False)),
-    "peer-magcache": SpeedMethod("diffusers MagCache", _magcache),
-    "peer-dbcache": SpeedMethod("cache-dit DBCache, one block ahead", _dbcache),
+THIRD_PARTY: dict[str, Callable[[Any, Plan], AbstractContextManager[ThirdPartyCache]]] = {
+    TUNED: lambda target, plan: third_party.first_block_cache(target, plan.threshold),
+    "peer-taylorseer-lite": partial(_taylorseer, lite=True),
+    "peer-taylorseer": partial(_taylorseer, lite=False),
+    "peer-magcache": _magcache,
+    "peer-dbcache": _dbcache,
+}
+TEXTS = {
+    REFERENCE: "no acceleration",
+    "tap": "TAP, 15 candidates",
+    "tap-compiled": "TAP, 15 candidates, compiled",
+    "tap-150": "TAP, 150 candidates",
+    "order0": "order 0 (FORA)",
+    TUNED: "diffusers FirstBlockCache",
+    "peer-taylorseer-lite": "diffusers TaylorSeerCache, lite",
+    "peer-taylorseer": "diffusers TaylorSeerCache",
+    "peer-magcache": "diffusers MagCache",
+    "peer-dbcache": "cache-dit DBCache, one block ahead",
 }
 
 
+def setting_of(name: str, plan: Plan) -> Setting:
+    """Make a method of `TEXTS` a way to sample."""
+    if name in TAP_VARIANTS:
+        return Setting.of(_tap(name, plan))
+    if name in THIRD_PARTY:
+        return Setting.third_party(lambda target: THIRD_PARTY[name](target, plan), name)
+    return find_method(name).setting(plan.config, steps=plan.steps)
+
+
 def find_methods(names: Sequence[str]) -> list[str]:
-    """The methods of these names, the reference first; all but `EXTRA` when there are none.
+    """Check names of methods, and put the reference first; all but `EXTRA` when there are none.
 
     Raises:
         ValueError: an unknown one.
     """
-    names = list(names) or [name for name in SPEED_METHODS if name not in EXTRA]
-    if unknown := [name for name in names if name not in SPEED_METHODS]:
-        raise ValueError(f"no method {', '.join(map(repr, unknown))}: there are {', '.join(SPEED_METHODS)}")
+    names = list(names) or [name for name in TEXTS if name not in EXTRA]
+    if unknown := [name for name in names if name not in TEXTS]:
+        raise ValueError(f"no method {', '.join(map(repr, unknown))}: there are {', '.join(TEXTS)}")
     return [REFERENCE, *dict.fromkeys(name for name in names if name != REFERENCE)]
-
-
-def mask_of(applied: Any, steps: int) -> str:
-    """What the last run did, one letter per step: F full, . skipped.
-
-    Args:
-        applied: what the method's `with` block gave.
-        steps: of that run.
-
-    Raises:
-        ValueError: the model was called several times a step.
-    """
-    if applied is None:
-        return "F" * steps
-    mask = applied.summary().contexts[0].mask if isinstance(applied, Handle) else applied.mask
-    if len(mask) != steps:
-        raise ValueError(f"{steps} steps called the model {len(mask)} times: one call a step is expected")
-    return mask

@@ -20,7 +20,7 @@ def recording_overhead(
 ) -> dict[str, tuple[float, float]]:
     """Median seconds of sampling a batch, and of recording it, with the share that recording adds.
 
-    The runs take turns, so that a change of the machine's speed reaches all of them.
+    The runs alternate, so that a change of the machine's speed reaches all of them.
 
     Returns:
         For "sampling", "default fields" and "probe and residual": seconds and overhead.

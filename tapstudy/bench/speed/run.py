@@ -2,9 +2,9 @@
 
 Conventions. A loop is one call of the pipeline, from its noise to its last step, with an empty history at its start.
 The first loop of every method, a short one, is not counted; First-Block Cache, which has no schedule, gets the
-threshold that makes about as many full passes as the others. Then come turns, `repeats` of them. In a turn every method
+threshold that makes about as many full passes as the others. Then come `repeats`. In a repeat every method
 runs before plain sampling and, in reverse order, behind it, and its mean counts: a machine that slows down steadily
-does so for all alike. Whatever stands in one ratio was measured in the same turn. Steps are timed in loops of their
+does so for all alike. Whatever stands in one ratio was measured in the same repeat. Steps are timed in loops of their
 own. On a GPU times of steps are those of its stream, all else is the clock's.
 """
 
@@ -28,19 +28,19 @@ import tapstudy
 from tapstudy.bench.fit.tuning import Tuner
 from tapstudy.bench.speed.methods import (
     REFERENCE,
-    SPEED_METHODS,
     TAP_VARIANTS,
+    TEXTS,
+    THIRD_PARTY,
     TUNED,
     Plan,
     find_methods,
-    mask_of,
+    setting_of,
     why_not_compiled,
 )
 from tapstudy.bench.speed.steps import PARTS, Step, middle, plain_steps, tap_steps
 from tapstudy.bench.speed.subjects import Subject, check_name, find_device, make_subject
 
 FULL = ("full", "full, hooked")
-PEER = "peer-"
 
 
 def speed(
@@ -58,8 +58,8 @@ def speed(
     Args:
         names: presets, embedded models or folders of models, see `speed_subjects`.
         plan: steps and schedule.
-        methods: of `SPEED_METHODS`; all but `EXTRA` by default, and always the reference.
-        repeats: turns that count.
+        methods: of `TEXTS`; all but `EXTRA` by default, and always the reference.
+        repeats: how many count.
         batch_size, dtype: see `make_subject`.
         device: "auto", "cpu" or "cuda".
 
@@ -99,14 +99,14 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
     variants = [name for name in TAP_VARIANTS if name in methods and not failures[methods.index(name)]] or ["tap"]
     kinds: list[list[float]] = []
     parts: list[list[list[float]]] = []
-    for turn in range(repeats):
+    for repeat in range(repeats):
         gc.collect()
         seconds: list[list[float]] = [[] for _ in methods]
         for row in [*reversed(range(len(methods))), *range(1, len(methods))]:  # the reference is the first
             if not failures[row]:
                 once, masks[row] = _loop(subject, plan, methods[row])
                 seconds[row].append(once)
-        loops[:, turn] = [fmean(times) if times else np.nan for times in seconds]
+        loops[:, repeat] = [fmean(times) if times else np.nan for times in seconds]
         full, skips = _steps(subject, plan, variants)
         kinds.append([sum(step.values()) for step in (*full, *skips)])
         parts.append([[skip.get(part, 0.0) for part in PARTS] for skip in skips])
@@ -124,7 +124,7 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
         },
         coords={
             "method": list(methods),
-            "text": ("method", [SPEED_METHODS[method].text for method in methods], _about("the method")),
+            "text": ("method", [TEXTS[method] for method in methods], _about("the method")),
             "kind": [*FULL, *names],
             "skip": names,
             "part": list(PARTS),
@@ -140,11 +140,19 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
     }
     table = table.expand_dims(model=[Path(subject.name).name])
     table = table.assign_coords({name: ("model", [value], attrs) for name, (value, attrs) in about.items()})
-    return with_ratios(table.assign_attrs(_machine(subject.device), **_settings(plan)))
+    return with_ratios(
+        table.assign_attrs(
+            _machine(subject.device),
+            steps=plan.steps,
+            interval=plan.interval,
+            warmup_steps=plan.warmup_steps,
+            tap_mask=plan.mask,
+        )
+    )
 
 
 def with_ratios(table: xr.Dataset) -> xr.Dataset:
-    """Add what follows from the measured times, turn by turn.
+    """Add what follows from the measured times, repeat by repeat.
 
     Args:
         table: `loop_seconds` (model, method, repeat), `full_passes` (model, method), `step_seconds` (model, kind,
@@ -180,7 +188,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Short loops of every method, just long enough to skip; empty masks, and why some peers do not run."""
+    """Short loops of every method, just long enough to skip; empty masks, and why some caches do not run."""
     short = plan.mask.index(".") + 2
     failures = []
     for method in methods:
@@ -190,10 +198,10 @@ def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list
             failures.append(failure)
             continue
         try:
-            with SPEED_METHODS[method].apply(subject.target, plan):
+            with setting_of(method, plan).attach(subject.target):
                 subject.loop(min(short, plan.steps))
         except Exception as error:  # whatever a foreign package stumbles over
-            if not method.startswith(PEER):
+            if method not in THIRD_PARTY:
                 raise
             failure = f"{type(error).__name__}: {error}"
         failures.append(failure)
@@ -211,19 +219,22 @@ def _threshold(subject: Subject, plan: Plan) -> float:
 
 def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:
     """Seconds of a loop, and its mask."""
-    with SPEED_METHODS[method].apply(subject.target, plan) as applied:
+    with setting_of(method, plan).attach(subject.target) as told:
         synchronize(subject.device)
         started = time.perf_counter()
         subject.loop(plan.steps)
         synchronize(subject.device)
         seconds = time.perf_counter() - started
-        return seconds, mask_of(applied, plan.steps)
+        mask, _ = told()
+    if len(mask) != plan.steps:
+        raise ValueError(f"{plan.steps} steps called the model {len(mask)} times: one call a step is expected")
+    return seconds, mask
 
 
 def _steps(subject: Subject, plan: Plan, variants: Sequence[str]) -> tuple[tuple[Step, Step], list[Step]]:
     """A full step without hooks and one under TAP; the skip step of every variant by parts.
 
-    Loops without and with TAP take turns, so that the two kinds of full steps see the same machine.
+    Loops without and with TAP alternate, so that the two kinds of full steps see the same machine.
     """
     full, hooked, skips = [], [], []
     for index, name in enumerate(variants):
@@ -243,15 +254,6 @@ def _steps(subject: Subject, plan: Plan, variants: Sequence[str]) -> tuple[tuple
 
 def _about(long_name: str, units: str = "1") -> dict[str, str]:
     return {"long_name": long_name, "units": units}
-
-
-def _settings(plan: Plan) -> dict[str, Any]:
-    return {
-        "steps": plan.steps,
-        "interval": plan.interval,
-        "warmup_steps": plan.warmup_steps,
-        "tap_mask": plan.mask,
-    }
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

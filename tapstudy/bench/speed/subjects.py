@@ -78,7 +78,7 @@ PRESETS = {
 
 
 class EulerLoop:
-    """Euler steps with a bare transformer. Stands where policies and peers expect a pipeline.
+    """Euler steps with a bare transformer. Stands where policies and third-party caches expect a pipeline.
 
     Args:
         inputs: of one call of the transformer; its latent and timestep are replaced at every step.
@@ -163,7 +163,7 @@ def find_device(device: str) -> torch.device:
 def split_name(name: str) -> tuple[str, int | None]:
     """Model and number of images of "model@images"; None where only the model is named.
 
-    Raises ValueError on a number of images that is none.
+    Raises ValueError on an invalid number of images.
     """
     model, at, count = name.rpartition("@")
     if not at or Path(name).is_dir():

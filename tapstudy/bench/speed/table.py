@@ -1,4 +1,4 @@
-"""The measured times in short: quartiles over the turns, and rows of text."""
+"""The measured times in short: quartiles over the repeats, and rows of text."""
 
 from __future__ import annotations
 

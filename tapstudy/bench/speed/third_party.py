@@ -1,10 +1,11 @@
 """Other people's caches on the same model: diffusers' own, and cache-dit's, each as a context manager.
 
-They are run as they are, with their own schedules and flaws; `Peer.mask` says what they really did. Which classes they
-accept is theirs to say. With diffusers 0.42: First-Block Cache and MagCache know blocks by class and refuse Lumina2 and
-Sana; First-Block Cache fails in the first call of Flux2, SD3 and Z-Image, MagCache in that of Z-Image. TaylorSeer finds
-attention by the name `attn`, so that it would do nothing where it is called `attn1` or `attention`; its lite mode needs
-an output layer `proj_out` (none in DiT, Lumina2 and Z-Image) and fails on SD3. cache-dit knows pipelines by name.
+They are run as they are, with their own schedules and flaws; `ThirdPartyCache.mask` says what they really did. Which
+classes they accept is theirs to say. With diffusers 0.42: First-Block Cache and MagCache know blocks by class and
+refuse Lumina2 and Sana; First-Block Cache fails in the first call of Flux2, SD3 and Z-Image, MagCache in that of
+Z-Image. TaylorSeer finds attention by the name `attn`, so that it would do nothing where it is called `attn1` or
+`attention`; its lite mode needs an output layer `proj_out` (none in DiT, Lumina2 and Z-Image) and fails on SD3.
+cache-dit knows pipelines by name.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tapstudy.instrument.watch import StepWatch
 OWN = "tapstudy"
 
 
-class Peer:
+class ThirdPartyCache:
     """A cache in force on one transformer.
 
     Attributes:
@@ -96,7 +97,7 @@ def _context_name(manager: Any) -> str | None:
 
 
 @contextmanager
-def diffusers_cache(target: Any, config: Any) -> Iterator[Peer]:
+def diffusers_cache(target: Any, config: Any) -> Iterator[ThirdPartyCache]:
     """Run the transformer of `target` (a pipeline, or itself) under one of diffusers' caches.
 
     With `enable_cache` where the class has it; otherwise through the function behind it, with one context for all
@@ -113,12 +114,12 @@ def diffusers_cache(target: Any, config: Any) -> Iterator[Peer]:
     model, adapter = _only_transformer(target)
     apply = _apply_function(model, config)
     before = {module: set(_hooks(module)) for module in model.modules()}
-    peer = Peer(model, adapter, target)
+    cache = ThirdPartyCache(model, adapter, target)
     try:
         apply(config)
         if all(set(_hooks(module)) == names for module, names in before.items()):
             raise ValueError(f"{type(config).__name__} finds nothing to act on in {type(model).__name__}")
-        peer.managers = [
+        cache.managers = [
             value
             for module in model.modules()
             for name, hook in _hooks(module).items()
@@ -126,8 +127,8 @@ def diffusers_cache(target: Any, config: Any) -> Iterator[Peer]:
             for value in vars(hook).values()
             if isinstance(value, StateManager)
         ]
-        with peer.watching():
-            yield peer
+        with cache.watching():
+            yield cache
     finally:
         if getattr(model, "is_cache_enabled", False):
             model.disable_cache()  # type: ignore[operator]
@@ -209,7 +210,7 @@ def mag_cache(
 
 
 @contextmanager
-def dbcache(target: Any, *, taylor_order: int | None = None, **settings: Any) -> Iterator[Peer]:
+def dbcache(target: Any, *, taylor_order: int | None = None, **settings: Any) -> Iterator[ThirdPartyCache]:
     """cache-dit's DBCache on a pipeline or a transformer, with its TaylorSeer calibrator of that order or without.
 
     Pipelines that cache-dit knows by name it patches as a class: run nothing else of that class meanwhile. Of others it
@@ -230,14 +231,14 @@ def dbcache(target: Any, *, taylor_order: int | None = None, **settings: Any) ->
     calibrator = None if taylor_order is None else cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=taylor_order)
     configs = {"cache_config": cache_dit.DBCacheConfig(**settings), "calibrator_config": calibrator}
     known = target if cache_dit.BlockAdapterRegister.is_supported(target) else model
-    peer = Peer(model, adapter, target)
+    cache = ThirdPartyCache(model, adapter, target)
     with _left_as_it_was(model), ExitStack() as stack:
         stack.callback(cache_dit.disable_cache, known)
         cache_dit.enable_cache(known, **copy.deepcopy(configs))
         if known is model:
-            peer.on_start = lambda: cache_dit.refresh_context(model, **copy.deepcopy(configs))
-        stack.enter_context(peer.watching())
-        yield peer
+            cache.on_start = lambda: cache_dit.refresh_context(model, **copy.deepcopy(configs))
+        stack.enter_context(cache.watching())
+        yield cache
 
 
 @contextmanager

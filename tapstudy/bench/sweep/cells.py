@@ -41,7 +41,7 @@ class Cell:
         config: everything else.
 
     Raises:
-        TypeError, ValueError: what cannot be meant.
+        TypeError, ValueError: invalid settings.
     """
 
     method: str
@@ -151,7 +151,7 @@ def product_of(axes: Mapping[str, Sequence[Any]], **common: Any) -> list[Cell]:
 
     Raises:
         TypeError: an unknown setting.
-        ValueError: a value that cannot be meant, or an axis that no method reads.
+        ValueError: an invalid value, or an axis that no method reads.
     """
     for name in axes:
         check_setting(name, SETTINGS)

@@ -1,4 +1,4 @@
-"""The layers of the map explorer and their colours, for the page and the notebook view alike."""
+"""The layers of the map explorer and their colours."""
 
 from __future__ import annotations
 
