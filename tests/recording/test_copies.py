@@ -117,6 +117,6 @@ def test_nothing_is_overwritten(run, tmp_path):
     for out in (tmp_path, tmp_path / "thesis.txt", run):
         with pytest.raises(tapstudy.RecordingError, match="there is something at"):
             to_zarr(run, out)
-    with pytest.raises(tapstudy.RecordingError, match="the dataset is none"):
+    with pytest.raises(tapstudy.RecordingError, match="the dataset has no schema_version"):
         to_zarr(xr.Dataset({"a": ("x", [1, 2])}), tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
