@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from tapstudy.analysis.ablation import ablate, grid
 from tapstudy.analysis.choice_maps import choice_statistics
+from tapstudy.analysis.claims.report import verdict_table
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.analysis.error_propagation import teacher_forced_error
 from tapstudy.analysis.heterogeneity import token_dynamics
@@ -29,7 +30,6 @@ from tapstudy.analysis.stats import with_interval
 from tapstudy.analysis.summaries import summarise
 from tapstudy.analysis.token_classes import by_class, shares_by_class
 from tapstudy.analysis.variance_shares import variance_shares
-from tapstudy.analysis.verdict_table import verdict_table
 from tapstudy.bench.speed.table import quartiles
 from tapstudy.plots.ablation_errors import plot_ablation_errors
 from tapstudy.plots.choice_entropy import plot_choice_entropy

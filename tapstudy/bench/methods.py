@@ -12,8 +12,7 @@ import torch
 
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit import calibrated
-from tapstudy.bench.fit.held_out import SCHEDULES, USUAL
-from tapstudy.bench.fit.slot import Slot
+from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, Slot
 from tapstudy.bench.flops import StepFlops, step_flops
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.models.embedded import EmbeddedPipeline

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tapstudy.commands.checks import listed, out_folder, seeds_of_noise
+from tapstudy.commands.checks import LABELS, listed, numbers, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import LABELS, numbers
 from tapstudy.tables import Table
 
 AXIS = """NAME=VALUE,VALUE,...; again for every axis. NAME is method, model, steps, guidance, policy_seed or a field of

@@ -7,9 +7,18 @@ from typing import Annotated
 
 import typer
 
-from tapstudy.commands.checks import at_least, labelled, listed, out_file, out_folder, seeds_of_noise
+from tapstudy.commands.checks import (
+    LABELS,
+    at_least,
+    find_dtype,
+    labelled,
+    listed,
+    numbers,
+    out_file,
+    out_folder,
+    seeds_of_noise,
+)
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import LABELS, find_dtype, numbers
 from tapstudy.tables import Table
 
 NETCDF, MARKDOWN = (".nc",), (".md",)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tapstudy.commands.checks import at_least, listed, out_file, out_folder, seeds_of_noise
+from tapstudy.commands.checks import LABELS, at_least, listed, numbers, out_file, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import LABELS, numbers
 
 if TYPE_CHECKING:
     from tapstudy.bench.claims.runs import Plan

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tapstudy.commands.checks import out_file
+from tapstudy.commands.checks import numbers, out_file
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import numbers
 
 
 def explore(

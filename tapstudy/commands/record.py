@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import embedded, negative_prompt, usual_guidance, wanted_of
+from tapstudy.commands.checks import embedded, negative_prompt, numbers, usual_guidance, wanted_of
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import numbers
 
 
 class RecordedPolicy(StrEnum):

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import at_least, out_file, seeds_of_noise, usual_guidance, wanted_of
+from tapstudy.commands.checks import at_least, numbers, out_file, seeds_of_noise, usual_guidance, wanted_of
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import numbers
 from tapstudy.tables import Table
 
 

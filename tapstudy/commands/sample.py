@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import asked_of, at_least, negative_prompt, out_file, seeds_of_noise
+from tapstudy.commands.checks import asked_of, at_least, find_dtype, negative_prompt, numbers, out_file, seeds_of_noise
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.parse import find_dtype, numbers
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_proxy
+from tapstudy.analysis.proxy_correlation import MEASURES, proxy_correlation, shuffled_proxy, token_measures
 from tapstudy.analysis.stats import mean_interval, with_interval
-from tapstudy.analysis.token_measures import MEASURES, token_measures
 from tests.analysis.synthetic import expected_kendall, expected_spearman, planted_scores, score_dataset
 from tests.table import each_row
 

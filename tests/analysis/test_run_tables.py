@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from tapstudy.analysis.claims.report import verdict_table
 from tapstudy.analysis.run_tables import (
     at_fewest_passes,
     cost_and_quality,
@@ -14,7 +15,6 @@ from tapstudy.analysis.run_tables import (
     rank_by_depth,
 )
 from tapstudy.analysis.study import load_study, load_table, save_study, save_table
-from tapstudy.analysis.verdict_table import verdict_table
 
 
 def table(**rows):

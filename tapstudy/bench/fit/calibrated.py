@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 
 from tapstudy.bench.engine import Setting
-from tapstudy.bench.fit.slot import Slot
+from tapstudy.bench.fit.held_out import Slot
 from tapstudy.bench.fit.tuning import Tuner
 from tapstudy.bench.frontier.plan import WARMUP
 from tapstudy.bench.speed import third_party

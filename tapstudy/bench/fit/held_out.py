@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -12,8 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tapstudy.analysis.schedules import best_mask, end_dense_mask, even_mask, start_dense_mask
-from tapstudy.analysis.step_gram import step_gram
+from tapstudy.analysis.schedules import best_mask, end_dense_mask, even_mask, start_dense_mask, step_gram
 from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.fit.amplification import measure_amplification
 from tapstudy.bench.fit.masks import best_window_mask
@@ -227,3 +227,39 @@ class HeldOut:
         )
         index = [f"{site} {anchors}" for site, anchors in ROWS].index(found)
         return policy(*ROWS[index])
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Hold a schedule with so many full passes, and what a method may be fitted to.
+
+    Attributes:
+        held_out: what may be fitted and chosen on.
+        passes: number of full passes.
+        schedule: its name.
+        config: with the schedule and all else at its default.
+    """
+
+    held_out: HeldOut
+    passes: int
+    schedule: str
+    config: TAPConfig
+
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """Return the full steps."""
+        return self.held_out.mask(self.schedule, self.passes)
+
+    @property
+    def steps(self) -> int:
+        """Return T."""
+        return self.held_out.plan.steps
+
+    def threshold(self, name: str, make: Callable[[float], Setting], *, low: float = 1e-4) -> float:
+        """Return the one at which the tuning images take `passes` full passes, about."""
+        return self.held_out.threshold(name, make, self.passes, low=low)
+
+    @property
+    def name(self) -> str:
+        """Return for files."""
+        return f"{self.schedule}-{self.passes}"

@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 
 from tapstudy.analysis.stats import BOUNDS, interval_where_finite, paired_interval
 from tapstudy.bench.engine import Setting, kept, measure_costs
-from tapstudy.bench.fit.held_out import USUAL, HeldOut
-from tapstudy.bench.fit.slot import Slot
+from tapstudy.bench.fit.held_out import USUAL, HeldOut, Slot
 from tapstudy.bench.frontier.distance import distribution_distance
 from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.image_error import MASK, MEASURES, measures
