@@ -226,10 +226,9 @@ def test_home_is_expanded(model, monkeypatch, tmp_path):
     assert (tmp_path / "new" / "one.png").is_file()
 
 
-@each_row("arguments", ["sample --out file/x.png", "ablate --out /proc/x"])
-def test_in_a_process_of_its_own(tmp_path, arguments):
+def test_in_a_process_of_its_own(tmp_path):
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "tapstudy.cli", *arguments.split()]
+    command = [sys.executable, "-m", "tapstudy.cli", "sample", "--out", "file/x.png"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1
