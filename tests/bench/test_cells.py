@@ -11,11 +11,12 @@ from tapstudy.bench.sweep.axes import parse_axes
 from tapstudy.bench.sweep.cells import SETTINGS, Cell, product_of
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.shuffled import ShuffledPolicy
+from tests.table import each_row
 
 NAMES = [*(name for name, method in METHODS.items() if method.fit is None), "fixed0", "fixed2-1", "fixed1-0.5"]
 
 
-@pytest.mark.parametrize("method", NAMES)
+@each_row("method", NAMES)
 def test_json_and_back(method):
     config = TAPConfig(
         interval=5, shifts=(0, 0.5), clip="zero", history_dtype=torch.float16, probe_dtype=torch.bfloat16,
@@ -87,7 +88,7 @@ def test_parts_share_their_reference():
     assert [images.seeds for images, _ in parts] == [[0, 0], [1, 1]]
 
 
-@pytest.mark.parametrize("method", ["best-fixed", "teacache", "peer-dbcache"])
+@each_row("method", ["best-fixed", "teacache", "peer-dbcache"])
 def test_methods_that_must_be_fitted_say_where(method):
     with pytest.raises(ValueError, match=f"{method} is fitted on held-out images: `tapstudy bench frontier` runs it"):
         Cell(method=method)
@@ -127,7 +128,7 @@ def test_axes_of_every_setting():
     assert axes["interval"] == axes["policy_seed"] == [1, 2]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "error", "message"),
     [
         ("intervall=4", TypeError, "no setting 'intervall'; did you mean 'interval'"),
@@ -150,7 +151,7 @@ def test_bad_axes(text, error, message):
         parse_axes([text])
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("axes", "common", "error", "message"),
     [
         ({"intervall": [4]}, {}, TypeError, "did you mean 'interval'"),

@@ -9,6 +9,7 @@ from tapstudy.bench.results import Results
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.policies.config import TAPConfig
 from tests.conftest import make_tiny_pipe
+from tests.table import each_row
 
 MASK = dict.fromkeys(("even", "start-dense", "best-mask"), (0, 1, 5, 9))
 BEST = dict.fromkeys((2, 3, 4, 6, 8), "fixed1-2")
@@ -26,7 +27,7 @@ def plan(model):
     return Plan(model=model, seeds=(3,), held_out=(4,), few=1, labels=(1, 2), steps=12, depths=(1,))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("changes", "message"),
     [
         ({"held_out": (12, 30)}, r"seeds \[12\] are both tested and held out"),

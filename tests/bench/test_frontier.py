@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tapstudy.bench import engine
@@ -27,6 +27,7 @@ from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.predictors.taylor import TaylorFamily
 from tests.conftest import make_tiny_pipe
+from tests.table import each_row
 
 ORDER1 = TaylorFamily(orders=(1,), shifts=(0,))
 
@@ -49,9 +50,8 @@ def window_cost(features, lengths, mask, family):
     return total
 
 
-@pytest.mark.parametrize("family", [None, ORDER1], ids=["fitted", "order1"])
-@pytest.mark.parametrize("passes", [2, 3, 4])
-def test_the_window_mask_is_the_best_of_all(family, passes):
+@pytest.mark.parametrize(("passes", "family"), [(2, ORDER1), (3, None), (4, ORDER1)])
+def test_the_window_mask_is_the_best_of_all(passes, family):
     rng = np.random.default_rng(passes)
     features, lengths = rng.standard_normal((9, 12)).cumsum(axis=0), rng.uniform(-2, -1, 9)
     found = best_window_mask(features @ features.T, lengths, passes, family=family, ridge=0)
@@ -101,7 +101,6 @@ def test_a_search_ends_where_no_move_helps():
 # Distance
 
 
-@settings(deadline=None)
 @given(st.integers(3, 8), st.integers(0, 99))
 def test_kernel_distance_against_loops(count, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -169,7 +168,7 @@ def test_intervals_of_passes():
     assert plan.tuned_on.labels == [7, 8, 9]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("changes", "message"),
     [
         ({"held_out": (12,)}, r"\[12\] are both tested and held out"),

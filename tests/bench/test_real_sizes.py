@@ -13,6 +13,7 @@ from tapstudy.bench.speed.example_inputs import example_inputs
 from tapstudy.bench.speed.real_sizes import REAL_SIZES, RealSizeCosts, history_bytes, real_size_costs
 from tapstudy.instrument.adapters import ADAPTERS
 from tests.instrument.tiny_models import VARIANTS, make
+from tests.table import each_row
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 costs = cache(real_size_costs)
@@ -71,8 +72,7 @@ def test_dit_against_its_paper():
     assert costs("DiTTransformer2DModel").full == pytest.approx(2 * 118.6e9, rel=0.01)
 
 
-@pytest.mark.parametrize("residual", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["Flux", "Lumina2"])
+@pytest.mark.parametrize(("name", "residual"), [("Flux", torch.bfloat16), ("Lumina2", torch.float32)])
 def test_memory_formula_on_a_model_that_runs(name, residual):
     tiny = make(name)
     tiny.model.to(torch.bfloat16)
@@ -90,7 +90,7 @@ def test_memory_formula_on_a_model_that_runs(name, residual):
     assert context.cache_bytes == samples * history_bytes(tiny.tokens, width, residual=residual)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@each_row("name", VARIANTS)
 def test_example_inputs_pass_the_check(name):
     model = make(name).model
     report = tapstudy.check(model, example_inputs(model))
@@ -104,7 +104,7 @@ def test_unknown_class():
         example_inputs(torch.nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@each_row("name", ADAPTERS)
 def test_page_lists_every_class(name):
     (row,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` |")]
     found: RealSizeCosts = costs(name)

@@ -5,6 +5,7 @@ from tapstudy.analysis.rescoring import rescore
 from tapstudy.bench.speed.rescoring import FAMILIES, rescoring_speed, synthetic_features
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.taylor import TaylorFamily
+from tests.table import each_row
 
 
 def test_rates_are_scores_over_seconds():
@@ -18,7 +19,7 @@ def test_rates_are_scores_over_seconds():
     assert found.sel(candidates=150, output="selected")["rate"].attrs["units"] == "1/s"
 
 
-@pytest.mark.parametrize("count", FAMILIES)
+@each_row("count", FAMILIES)
 def test_families_have_the_size_they_are_named_by(count):
     assert len(TaylorFamily(shifts=FAMILIES[count]).labels) == count
     features = synthetic_features(samples=1, steps=6, tokens=4, channels=3)

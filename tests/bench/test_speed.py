@@ -24,6 +24,7 @@ from tapstudy.cli import app
 from tapstudy.plots.speed import plot_speed
 from tapstudy.policies.tap import TAPPolicy
 from tests.conftest import make_tiny_pipe
+from tests.table import each_row
 
 CPU = torch.device("cpu")
 PLAN = Plan(steps=12, interval=5)
@@ -210,7 +211,7 @@ def test_methods_put_the_reference_first():
     assert "compile=True" not in setting_of("tap", PLAN).text
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("call", "message"),
     [
         (lambda: speed(["flux-201m"]), "did you mean 'flux-200m'"),
@@ -237,7 +238,7 @@ def test_a_gpu_that_is_not_there():
     assert find_device("auto") == CPU
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "parts"),
     [("mnist-dit", ("mnist-dit", None)), ("mnist-dit@32", ("mnist-dit", 32)), ("flux-dev@2", ("flux-dev", 2))],
 )

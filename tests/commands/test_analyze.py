@@ -16,6 +16,7 @@ from tapstudy.commands.analyze import ANALYSES, Analysis
 from tapstudy.models.embedded import data_folder
 from tests.conftest import make_tiny_pipe
 from tests.recording.runs import ALL
+from tests.table import each_row
 
 run = CliRunner().invoke
 SCORES = data_folder() / "recordings" / "closed_loop.zarr"
@@ -49,15 +50,6 @@ def own_analyses(monkeypatch):
     monkeypatch.setitem(ANALYSES, "settings", Analysis(__name__, "settings", None, configured=True))
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory):
-    """A recording with every field."""
-    path = tmp_path_factory.mktemp("run") / "run.zarr"
-    call = {"class_labels": [1, 2], "seed": 0, "num_inference_steps": 14}
-    tapstudy.record(make_tiny_pipe(), [call], path, fields=ALL, progress=False)
-    return path
-
-
 @pytest.mark.parametrize("where", ["threads", "cluster"])
 def test_writes_what_the_function_finds(tmp_path, where):
     out = tmp_path / "found.nc"
@@ -87,16 +79,6 @@ def test_array_results_and_the_usual_name(tmp_path):
     with xr.open_dataset(tmp_path / "run.clean-images.nc") as found:
         expected = clean_images(tapstudy.open_recording(run_folder))
         np.testing.assert_array_equal(found["clean_image"].values, expected.values)
-
-
-@pytest.mark.parametrize("name", [name for name in ANALYSES if name not in ("regret", "settings")])
-def test_every_analysis_runs(name, tmp_path, everything):
-    out = tmp_path / "found.nc"
-    result = run(app, ["analyze", str(everything), "--analysis", name, "--out", str(out)])
-    assert result.exit_code == 0, result.output
-    with xr.open_dataset(out) as found:
-        assert all("units" in variable.attrs for variable in found.data_vars.values())
-        assert any(np.isfinite(variable.values.astype(float)).any() for variable in found.data_vars.values())
 
 
 def test_settings_reach_the_function(tmp_path):
@@ -158,10 +140,13 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", [name for name in ANALYSES if name not in ("regret", "settings")])
-def test_no_means_of_codes_or_constants(name, scored, tmp_path):
+def test_every_analysis_has_no_means_of_codes_or_constants(name, scored, tmp_path):
     """Shares instead of means of names, each set of which adds up to 1; the rest differs between two images."""
     result = run(app, ["analyze", str(scored), "--analysis", name, "--out", str(tmp_path / "out.nc")])
     assert result.exit_code == 0, result.output
+    with xr.open_dataset(tmp_path / "out.nc") as found:
+        assert all("units" in variable.attrs for variable in found.data_vars.values())
+        assert any(np.isfinite(variable.values.astype(float)).any() for variable in found.data_vars.values())
     if name == "clean-images":
         assert "│" not in result.stdout
         assert "clean_image (sample 2, step 8" in result.stdout
@@ -213,7 +198,7 @@ def test_no_result_in_a_recording_or_in_place_of_a_folder(scored, tmp_path):
     assert not (recording / "a").exists()
 
 
-@pytest.mark.parametrize("where", [".", "run.zarr", "../here/run.zarr", "~/here/run.zarr"])
+@pytest.mark.parametrize("where", [".", "../here/run.zarr", "~/here/run.zarr"])
 def test_beside_the_recording_however_it_is_named(scored, tmp_path, monkeypatch, where):
     (tmp_path / "here").mkdir()
     recording = shutil.copytree(scored, tmp_path / "here" / "run.zarr")
@@ -224,7 +209,7 @@ def test_beside_the_recording_however_it_is_named(scored, tmp_path, monkeypatch,
     assert sorted(path.name for path in recording.parent.iterdir()) == ["run.choice-maps.nc", "run.zarr"]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         ([str(SCORES), "--analysis", "proxy-corelation"], "did you mean 'proxy-correlation'"),

@@ -92,7 +92,7 @@ def test_the_readme_survives_a_kill(tmp_path):
     assert following[0] == ["tapstudy", "record", "--resume", "run.zarr"]
     assert len(following) >= 4  # resume, two analyses, explore
     environment = os.environ | {"PYTHONPATH": str(README.parent)}
-    started = [sys.executable, "-m", "tapstudy.cli", *first[1:], "--steps", "12"]  # not 50, to be quick
+    started = [sys.executable, "-m", "tapstudy.cli", *first[1:], "--steps", "8"]  # not 50, to be quick
     with subprocess.Popen(started, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and finished(tmp_path / "run.zarr") < 2:
             time.sleep(0.05)

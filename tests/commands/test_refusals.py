@@ -15,6 +15,7 @@ from tapstudy.cli import app
 from tapstudy.models.pipeline import LabelPipeline
 from tests.conftest import make_tiny_pipe
 from tests.instrument.tiny_models import make
+from tests.table import each_row
 
 run = CliRunner().invoke
 
@@ -84,7 +85,6 @@ OUTPUTS = {
     "bench frontier ": ("--work", ""),
     "bench frontier  ": ("--page", ".md"),
 }
-FILES = [command for command, (_, suffix) in OUTPUTS.items() if suffix]
 
 
 def words(command, recording):
@@ -93,28 +93,23 @@ def words(command, recording):
 
 
 @pytest.mark.parametrize("command", OUTPUTS)
-def test_places_that_take_no_files(place, recording, command):
+def test_outputs_that_cannot_be(place, recording, command):
+    """In a place that takes no files, in a recording, where a folder or a file of another kind is."""
     option, suffix = OUTPUTS[command]
     for parent, reason in ((place / "file", "is not a folder"), (place / "file" / "b", "is not a folder"),
                            (Path("/proc"), "takes no files"), (Path("/proc/self/b"), "takes no files")):  # fmt: skip
         line = refuse(*words(command, recording), option, parent / f"x{suffix}")
         for part in (f"{option} {parent / f'x{suffix}'} cannot be written", reason, "name another place"):
             assert part in line
-
-
-@pytest.mark.parametrize("command", OUTPUTS)
-def test_nothing_is_written_into_a_recording(place, recording, command):
-    option, suffix = OUTPUTS[command]
     before = sorted(recording.rglob("*"))
     for out in (recording / f"x{suffix}", recording / "choice" / "b" / f"x{suffix}", *([] if suffix else [recording])):
         line = refuse(*words(command, recording), option, out)
         assert f"{option} {out} would write into the recording {recording}" in line
     assert sorted(recording.rglob("*")) == before
-
-
-@pytest.mark.parametrize("command", FILES)
-def test_files_that_are_folders_or_of_another_kind(place, recording, command):
-    option, suffix = OUTPUTS[command]
+    if not suffix:
+        line = refuse(*words(command, recording), option, "file")
+        assert f"{place / 'file'} is not a folder" in line
+        return
     assert "is a folder: name a file, such as" in refuse(*words(command, recording), option, "folder.d")
     for name in ("results", f"results{suffix}x", "results.xyz"):
         line = refuse(*words(command, recording), option, name)
@@ -122,16 +117,10 @@ def test_files_that_are_folders_or_of_another_kind(place, recording, command):
         assert suffix in line
 
 
-@pytest.mark.parametrize("command", [command for command in OUTPUTS if command not in FILES])
-def test_folders_that_are_files(place, recording, command):
-    line = refuse(*words(command, recording), OUTPUTS[command][0], "file")
-    assert f"{place / 'file'} is not a folder" in line
-
-
 SAMPLERS = ("sample", "ablate", "claims", "bench errors", "bench record", "bench quality", "bench frontier")
 
 
-@pytest.mark.parametrize("command", SAMPLERS)
+@each_row("command", SAMPLERS)
 def test_models(place, stock, command, tmp_path_factory):
     def refused(model):
         return refuse(*command.split(), "--model", model)
@@ -154,14 +143,14 @@ def test_models_of_an_axis(place, stock):
     assert f"{stock} holds a DiTPipeline" in line
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1"])
-@pytest.mark.parametrize("command", ["sample", "ablate", "bench quality", "bench frontier"])
-def test_guidance(place, command, value):
-    line = refuse(*command.split(), "--guidance", value)
-    assert "guidance must be a finite number of at least 0" in line
+@each_row("command", ["sample", "ablate", "bench quality", "bench frontier"])
+def test_guidance(place, command):
+    for value in ("nan", "-inf", "-1"):
+        line = refuse(*command.split(), "--guidance", value)
+        assert "guidance must be a finite number of at least 0" in line
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         ("ablate --axis guidance=2,nan", "guidance must be a finite number of at least 0, got nan"),
@@ -237,10 +226,9 @@ def test_home_is_expanded(model, monkeypatch, tmp_path):
     assert (tmp_path / "new" / "one.png").is_file()
 
 
-@pytest.mark.parametrize("arguments", ["sample --out file/x.png", "ablate --out /proc/x"])
-def test_in_a_process_of_its_own(tmp_path, arguments):
+def test_in_a_process_of_its_own(tmp_path):
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "tapstudy.cli", *arguments.split()]
+    command = [sys.executable, "-m", "tapstudy.cli", "sample", "--out", "file/x.png"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.table import each_row
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = (
     "00_quickstart", "01_proxy_versus_true_error", "03_heterogeneity", "04_probe_depth", "05_orders_horizons_intervals",
@@ -14,9 +16,8 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.fixture(params=NAMES)
-def cells(request):
-    return json.loads((FOLDER / f"{request.param}.ipynb").read_text())["cells"]
+CELLS = [json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"] for name in NAMES]
+every_notebook = each_row(("name", "cells"), zip(NAMES, CELLS, strict=True))
 
 
 def code(cells):
@@ -25,18 +26,21 @@ def code(cells):
     return re.sub(r"^( *)!.*$", r"\1pass", text, flags=re.MULTILINE)
 
 
-def test_outputs_are_stripped(cells):
+@every_notebook
+def test_outputs_are_stripped(name, cells):
     for cell in cells:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == []
             assert cell["execution_count"] is None
 
 
-def test_cell_ids_are_stable(cells):
+@every_notebook
+def test_cell_ids_are_stable(name, cells):
     assert [cell["id"] for cell in cells] == [f"cell-{i:02d}" for i in range(len(cells))]
 
 
-def test_story_begins_with_a_title_and_one_switch_which_is_off(cells):
+@every_notebook
+def test_story_begins_with_a_title_and_one_switch_which_is_off(name, cells):
     assert cells[0]["cell_type"] == "markdown"
     assert cells[0]["source"][0].startswith("# ")
     tree = ast.parse(code(cells))
@@ -50,7 +54,8 @@ def test_story_begins_with_a_title_and_one_switch_which_is_off(cells):
                for node in ast.walk(tree))  # fmt: skip
 
 
-def test_only_public_modules_and_names_are_imported(cells):
+@every_notebook
+def test_only_public_modules_and_names_are_imported(name, cells):
     for node in ast.walk(ast.parse(code(cells))):
         if isinstance(node, ast.ImportFrom):
             names = [*node.module.split("."), *(alias.name for alias in node.names)]
@@ -62,7 +67,8 @@ def test_only_public_modules_and_names_are_imported(cells):
         assert names[0] != "tests"
 
 
-def test_commands_of_the_shell_exist(cells):
+@every_notebook
+def test_commands_of_the_shell_exist(name, cells):
     """Every command behind RECOMPUTE is one of the command line's, with options that it knows."""
     from typer.main import get_command
 
@@ -82,5 +88,6 @@ def test_commands_of_the_shell_exist(cells):
         assert asked <= known, line
 
 
-def test_cells_are_short(cells):
+@every_notebook
+def test_cells_are_short(name, cells):
     assert max(len(cell["source"]) for cell in cells if cell["cell_type"] == "code") <= 30
