@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from tapstudy.analysis.rescoring import rescore
 from tapstudy.bench.speed.rescoring import FAMILIES, rescoring_speed, synthetic_features
