@@ -1,6 +1,7 @@
 """The imports of every module obey the house's arrows."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,16 @@ def test_no_folder_is_flat():
 def test_no_file_grows_beyond_one_reading():
     files = [*ROOT.rglob("*.py"), *TRAINING.rglob("*.py")]
     assert not [str(path) for path in files if len(path.read_text().splitlines()) > 400]
+
+
+def imported_modules(path, known):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{name.name}" for name in node.names}
+            yield from (names & known) or {node.module} & known
+
+
+def test_no_circle():
+    """Neither when modules are loaded, nor by imports inside of functions or for annotations."""
+    paths = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+    TopologicalSorter({name: imported_modules(path, {*paths}) for name, path in paths.items()}).prepare()

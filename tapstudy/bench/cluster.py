@@ -1,18 +1,22 @@
-"""Jobs of the engine on the workers of a dask scheduler."""
+"""Run jobs on the workers of a dask scheduler."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
-import xarray as xr
 
 from tapstudy.analysis.cluster import scheduler as dask_scheduler
-from tapstudy.bench.engine import Job, run_job
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
-def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, xr.Dataset | BaseException]]:
-    """Run jobs on all workers; this process gets the results as they come.
+def on_cluster(
+    run: Callable[[Job], Result], jobs: Sequence[Job], address: str
+) -> Iterator[tuple[Job, Result | BaseException]]:
+    """Run `run` of every job on all workers; this process gets the results as they come.
 
     The work of a worker that dies is done again by another; a job that kills `distributed.scheduler.allowed-failures`
     (3) workers and one more has failed.
@@ -24,7 +28,7 @@ def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, xr.Data
         from distributed import as_completed
 
         assert client is not None
-        futures = {client.submit(run_on_worker, job, pure=False): job for job in jobs}
+        futures = {client.submit(run_on_worker, run, job, pure=False): job for job in jobs}
         for future in as_completed(futures):
             if future.status == "cancelled":
                 raise ConnectionError(
@@ -35,8 +39,8 @@ def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, xr.Data
             future.release()
 
 
-def run_on_worker(job: Job) -> xr.Dataset:
-    """Return `run_job`, as a task for a worker of `dask.distributed`.
+def run_on_worker(run: Callable[[Job], Result], job: Job) -> Result:
+    """Run a job as a task of a worker of `dask.distributed`.
 
     A worker process loads a model once and runs one job at a time, with as many torch threads as dask gave the worker.
     So one thread to a worker is best: `dask worker ADDRESS --nworkers 8 --nthreads 1`.
@@ -46,6 +50,6 @@ def run_on_worker(job: Job) -> xr.Dataset:
     before = torch.get_num_threads()
     torch.set_num_threads(get_worker().state.nthreads)
     try:
-        return run_job(job)
+        return run(job)
     finally:
         torch.set_num_threads(before)

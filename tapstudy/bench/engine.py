@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from tapstudy.bench.cluster import on_cluster
 from tapstudy.bench.flops import count_flops
 from tapstudy.bench.image_set import BATCH, ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.results import Results, short_hash
@@ -188,9 +189,7 @@ def run_all(
     if scheduler is None:
         outcomes: Iterator[tuple[Job, xr.Dataset | BaseException]] = _here(missing)
     else:
-        from tapstudy.bench.cluster import on_cluster
-
-        outcomes = on_cluster(missing, scheduler)
+        outcomes = on_cluster(run_job, missing, scheduler)
     done = len(parts) - len(missing)
     with tqdm(total=len(parts), initial=done, desc="runs", unit="run", disable=not progress) as bar:
         for part, outcome in outcomes if missing else ():

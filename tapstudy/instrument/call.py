@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, Literal, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter, Grid, Start
 from tapstudy.instrument.driver import Span
@@ -126,12 +126,20 @@ class Host(Protocol):
     """What the hooks need of the instrument that they belong to.
 
     Attributes:
+        model, adapter, policy: as given.
         call: the pass in progress, None outside of one and in a pass that no history is about.
         context_name: what the pipeline names its calls.
     """
 
+    model: nn.Module
+    adapter: Adapter
+    policy: Policy
     call: Call | None
     context_name: str | None
+
+    @property
+    def target_timesteps(self) -> Any:
+        """Timesteps of the scheduler that belongs to what the policy was put on, None if it has none."""
 
     def forward(
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from tapstudy.instrument import hooks
+from tapstudy.instrument.call import Host
 from tapstudy.instrument.idle import IdleHook, idle_modules
 from tapstudy.instrument.places import Hook, Place, occupied, replaced
-
-if TYPE_CHECKING:
-    from tapstudy.instrument.instrument import Instrument
 
 # at the end of a run pipelines look for this method; classes without caches of their own lack it
 END_OF_RUN = "_reset_stateful_cache"
@@ -30,7 +28,7 @@ class Presence:
         deeper: block lists of other blocks whose probes a recording asked for, by depth.
     """
 
-    def __init__(self, instrument: Instrument) -> None:
+    def __init__(self, instrument: Host) -> None:
         self.instrument, self.model, self.adapter = instrument, instrument.model, instrument.adapter
         self.probed_list = 0
         self.deeper: dict[int, int] = {}
