@@ -60,6 +60,8 @@ def test_policies():
     tap = policy_of(Cell(method="tap", config=TAPConfig(interval=4, probe_depth=2)))
     assert (tap.config.interval, tap.probe_depth, tap.config.granularity) == (4, 2, "token")
     assert policy_of(Cell(method="step")).config.granularity == "step"
+    # images of a batch that choose together are sampled one by one
+    assert [Cell(method=name).setting.alone for name in ("tap", "step", "global")] == [False, False, True]
     fixed = policy_of(Cell(method="fixed2-0.5", config=TAPConfig(interval=4)))
     assert [(label.order, label.shift) for label in fixed.labels] == [(2, 0.5)]
     assert isinstance(policy_of(Cell(method="oracle")), OraclePolicy)

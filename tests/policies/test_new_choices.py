@@ -69,6 +69,16 @@ def test_fitted_rows_are_least_squares():
         assert row == pytest.approx(expected, rel=1e-7)
 
 
+def test_a_ridge_is_a_share_of_the_mean_square_of_the_anchors():
+    features = path(3)
+    for step, row in fit_rows(gram_of(features), FULL, num_anchors=3, ridge=0.1).items():
+        anchors = [at for at in reversed(FULL) if at < step][:3]
+        design = np.stack([features[at].flatten().numpy() for at in anchors], axis=1)
+        penalty = 0.1 * (design**2).sum(axis=0).mean() * np.eye(len(anchors))
+        right = design.T @ features[step].flatten().numpy() + penalty[:, 0]  # towards (1, 0, ..)
+        assert row == pytest.approx(np.linalg.solve(design.T @ design + penalty, right), rel=1e-6)
+
+
 def test_a_large_ridge_is_reuse():
     rows = fit_rows(gram_of(path(3)), FULL, ridge=1e12)
     assert all(row == pytest.approx((1.0, *(0 for _ in row[1:])), abs=1e-9) for row in rows.values())
