@@ -37,9 +37,7 @@ How to read it:
 * **Full step** and **skip step, true residual** come from `tapstudy.check` on tiny random models in float32 on a CPU
   (`tests/instrument/tiny_models.py`, all variants of a class): the output of a full step under the hooks against the
   plain model, and of a skip step that is handed the true residual against a full step, relative to the largest output;
-  the worse of residuals in hidden and in latent space. What is left at the skip step is rounding. (Here patches and
-  modulation are computed as at a full step. Otherwise a skip step makes the patches by one matrix product instead of a
-  convolution, which rounds in another way.)
+  the worse of residuals in hidden and in latent space. What is left at the skip step is rounding.
 * **Real size**: computed on torch's meta device, so without weights, for one sample. Configurations are the
   defaults of the diffusers classes with a few changes (`tapstudy/bench/speed/real_sizes.py`), not read from released
   files; what vouches for them is the number of parameters, in units of 1e9: {parameters}.
@@ -48,8 +46,7 @@ How to read it:
   A **skip step** is TAP's with the default 15 predictors on three anchors, as a share of a full pass. It includes what
   the model computes on image tokens before its blocks; text projections, text refiners and rotary tables do not run
   at a skip step, for neither the probe nor the tail reads them (`tapstudy info CLASS` names them; with a deeper probe
-  they run). Of the first block's modulation only shift and scale are computed. Embedders of the guidance scale and of
-  pooled text hand out what they gave at the last full step, until their input changes.
+  they run).
 * **History**: three probes in bf16 and three residuals in float32, `3 * tokens * width * (2 + 4)` bytes per context and
   sample, GB = 1e9 bytes; in brackets `history_dtype=torch.bfloat16`, `3 * tokens * width * (2 + 2)` bytes. Guidance in
   one batch keeps two samples in one context, guidance in two calls keeps one sample in each of two: twice the number

@@ -120,7 +120,7 @@ def ablate(recording: xr.Dataset, settings: Mapping[str, Asked] | Sequence[Asked
 
 
 def best_fixed_elsewhere(fixed: xr.DataArray, seed: xr.DataArray | None = None) -> xr.DataArray:
-    """Return for every image, the error of the fixed predictor that is best on average on images of other seeds.
+    """Return, for every image, the error of the fixed predictor that is best on average on images of other seeds.
 
     So no image takes part in choosing the predictor that it is judged by, nor does one that began from its noise.
     Without seeds, or with a single one, the other images choose. NaN where there is no other image.

@@ -174,7 +174,7 @@ def predictor_share(choice: NDArray[Any], *, predictors: int) -> Array:
 
 
 def switching(choice: NDArray[Any], anchor: NDArray[Any]) -> tuple[Array, Array]:
-    """Return share of the tokens whose choice differs from that at the skip step before.
+    """Return the share of the tokens whose choice differs from that at the skip step before.
 
     Args:
         choice: (..., step, token), -1 at full steps.

@@ -30,7 +30,7 @@ _PER_STEP = {  # name: (long_name, units)
 
 
 def token_dynamics(recording: xr.Dataset, *, variable: str = "residual") -> xr.Dataset:
-    """Return local shape of every token's trajectory F_i (a vector over channels), lazily.
+    """Return the local shape of every token's trajectory F_i (a vector over channels), lazily.
 
     With divided differences F[..] on the steps, at step i and from steps up to i alone:
 
@@ -152,7 +152,7 @@ def chosen_order(recording: xr.Dataset) -> xr.DataArray:
 
 
 def relation(dynamics: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
-    """Return Spearman correlation of two quantities across the tokens of every image and step.
+    """Return the Spearman correlation of two quantities across the tokens of every image and step.
 
     For "do fast tokens choose a higher order": `relation(token_dynamics(r)["velocity"], chosen_order(r))`, then the
     mean over contexts and steps and `with_interval` over images.

@@ -70,7 +70,7 @@ def means(result: xr.Dataset, *names: str, along: str | None = None) -> xr.Datas
 
 
 def shares(codes: xr.DataArray, labels: Mapping[Any, Any], *, dim: str, long_name: str) -> xr.DataArray:
-    """Return share of each code among those of an image that are any of them, (sample, dim), labelled.
+    """Return the share of each code among those of an image that are any of them, (sample, dim), labelled.
 
     Args:
         codes: (sample, ...); others, such as the -1 of full steps, count for nothing.

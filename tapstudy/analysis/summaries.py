@@ -14,7 +14,7 @@ from tapstudy.analysis.stats import BOUNDS, mean_interval
 
 
 def image_means(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
-    """Return mean of every variable over the tokens of a group, for every image.
+    """Return the mean of every variable over the tokens of a group, for every image.
 
     Args:
         per_token: variables with the dimension `sample`, such as those of `proxy_correlation`; NaN is left out.
@@ -54,7 +54,7 @@ def image_means(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
 
 
 def summarise(per_token: xr.Dataset, by: str | xr.DataArray) -> xr.Dataset:
-    """Return mean of every variable in every group, with an interval over images.
+    """Return the mean of every variable in every group, with an interval over images.
 
     The mean is that of `image_means`, so every image that has values in a group counts the same.
 

@@ -1,4 +1,4 @@
-"""Scores predictors along a recorded trajectory: from exact features at its full steps, against exact ones."""
+"""Score predictors along a recorded trajectory: from exact features at its full steps, against exact ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """Names what is scored: settings, a family, the full steps, the token grid where regions need it."""
+    """Name what is scored: settings, a family, the full steps, the token grid where regions need it."""
 
     config: TAPConfig
     family: Family
@@ -40,7 +40,7 @@ class Job:
 
 
 class Scores(NamedTuple):
-    """Holds what a skip step comes to: the distinct predictors, their losses (token, distinct), choices (token,)."""
+    """Hold what a skip step comes to: the distinct predictors, their losses (token, distinct), choices (token,)."""
 
     found: Candidates
     proxy: Tensor
@@ -50,7 +50,7 @@ class Scores(NamedTuple):
 
 
 class Features:
-    """Holds one variable of one trajectory, and the products of its vectors, which serve all predictors and distances.
+    """Hold one variable of one trajectory, and the products of its vectors, which serve all predictors and distances.
 
     Args:
         values: (step, token, channel); float16 is raised to float32.

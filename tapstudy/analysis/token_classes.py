@@ -61,7 +61,7 @@ def shares_by_class(values: xr.DataArray, content: xr.Dataset) -> xr.DataArray:
 
 
 def _check(values: xr.DataArray, content: xr.Dataset, analysis: str) -> list[str]:
-    """Names of the classes."""
+    """Return the names of the classes."""
     require(content, analysis, token_class=("token",))
     require(values.to_dataset(name="values"), analysis, values=("step", "token"))
     return str(content["token_class"].attrs["flag_meanings"]).split()

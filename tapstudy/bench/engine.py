@@ -86,7 +86,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Return for files: equal settings have equal names."""
+        """Return a name for files: equal settings have equal names."""
         kind = re.match(r"[\w-]*", self.text)
         assert kind is not None
         return f"{kind[0]}-{short_hash(self.text)}"
@@ -147,7 +147,7 @@ Job = tuple[ImageSet, Setting]
 
 
 def kept(job: Job, results: Results, *, pipe: EmbeddedPipeline | None = None) -> xr.Dataset:
-    """Return `run`, each job once: equal settings share their images, a file per seed.
+    """Do what `run` does, each job once: equal settings share their images, a file per seed.
 
     Args:
         pipe: with the model of the images; loaded when it is needed if None.
@@ -210,7 +210,7 @@ def split(jobs: Sequence[Job]) -> list[Job]:
 
 
 def run_job(job: Job) -> xr.Dataset:
-    """Return `run` with the model of the images."""
+    """Call `run` with the pipeline of the images' model."""
     return run(pipe_of(job[0].model), *job)
 
 
@@ -236,7 +236,7 @@ def measure_costs(
     repeats: int,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Return FLOPs and wall time of one image.
+    """Measure FLOPs and wall time of one image.
 
     Every setting runs once to warm up, when FLOPs are counted, and then the settings alternate, so that a change of
     the machine's speed reaches all of them.

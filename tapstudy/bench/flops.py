@@ -20,19 +20,19 @@ class StepFlops(NamedTuple):
     skip: int
 
     def of(self, mask: str) -> int:
-        """Return FLOPs of a run with this mask; whatever is no full step counts as a skip step."""
+        """Return the FLOPs of a run with this mask; whatever is no full step counts as a skip step."""
         return self.full * mask.count("F") + self.skip * (len(mask) - mask.count("F"))
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """Return FLOPs of everything `run` computes."""
+    """Count the FLOPs of everything `run` computes."""
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
 
 
 def step_flops(pipe: Any, policy: Policy | None, sample: Callable[[int], object]) -> StepFlops:
-    """Return FLOPs of one full and of one skip step of `policy` on `pipe`; None never skips.
+    """Count the FLOPs of one full and of one skip step of `policy` on `pipe`; None never skips.
 
     Args:
         policy: fills its history at its first steps and then skips one.

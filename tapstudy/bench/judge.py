@@ -23,7 +23,7 @@ class Judge:
     @classmethod
     @lru_cache(maxsize=2)
     def of(cls, model: str) -> Judge:
-        """Load that of a model; of images like those of no data set that of digits, which then says little."""
+        """Load the judge of a model; of images like those of no data set that of digits, which then says little."""
         try:
             return cls(load_classifier(model.removesuffix(UNTRAINED)))
         except ValueError:

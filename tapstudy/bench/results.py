@@ -45,7 +45,7 @@ class Results:
         file.write_text(text)
 
     def dataset(self, name: str, key: Any, make: Callable[[], xr.Dataset]) -> xr.Dataset:
-        """Tell what `make` returns, in memory; made now unless the file holds it."""
+        """Return what `make` returns, in memory; made now unless the file holds it."""
         found = self.read(name, key)
         return self.write(name, key, make()) if found is None else found
 

@@ -80,7 +80,7 @@ def embedded(model: str) -> LabelPipeline | TextPipeline:
 
 
 def labelled(model: str, labels: Sequence[int] = (), option: str = "--labels") -> LabelPipeline:
-    """Load the model, which must be one that samples labels, and know these.
+    """Load the model, which must sample labels, and know these.
 
     Raises:
         FileNotFoundError: no such model, or an incomplete one.

@@ -50,7 +50,7 @@ def _run(out: Path, seeds: int, model: str) -> None:
     Table(columns, table_rows(comparison, mean_interval), title, left=4, breaks=5).show(width=170)
     typer.echo(
         "PSNR on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix products and "
-        "convolutions. Latency: one timed call per row after a warm-up."
+        "convolutions. Latency: the timed calls of a row, one per seed, after a warm-up."
     )
 
     typer.echo("Scoring every predictor along the exact trajectory of four images ...")

@@ -80,7 +80,7 @@ def _tell(found: Any) -> None:
 
 
 def _percent(values: Any) -> str:
-    """Return mean over images, with its interval where there are two."""
+    """Return the mean over images, with its interval where there are two."""
     from tapstudy.analysis.stats import mean_interval
 
     if len(values) < 2:

@@ -46,7 +46,7 @@ def layers_of(data: xr.Dataset) -> list[Layer]:
 
 
 def category_colours(data: xr.Dataset) -> dict[str, dict[float, str]]:
-    """Return for each layer of categories, the colour of every value.
+    """Return, for each layer of categories, the colour of every value.
 
     Args:
         data: with the coordinates `order` and `shift` on predictor.

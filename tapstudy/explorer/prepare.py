@@ -1,4 +1,4 @@
-"""A few samples of a recording, loaded and laid out on the token grid: what the page and the notebook view draw."""
+"""A few samples of a recording, loaded and laid out on the token grid: what the page draws."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _on_grid(chosen: xr.Dataset) -> tuple[xr.Dataset, list[int]]:
 
 
 def _images(chosen: xr.Dataset) -> xr.DataArray | None:
-    """Return uint8; at every step where latents tell, else the final image, or none."""
+    """Return images, uint8: at every step where latents tell, else the final one, or none."""
     if "image" not in chosen:
         return None
     final = chosen["image"].transpose("sample", "y", "x", "band")

@@ -77,7 +77,7 @@ class Call:
 
     @property
     def stops(self) -> bool:
-        """Whether the pass stops at the probe, as far as is known."""
+        """Tell whether the pass stops at the probe, as far as is known."""
         return self.state == "skip" or (self.state == "undecided" and not self.shadow)
 
     def decide(self, *, full: bool) -> None:
@@ -123,7 +123,7 @@ class Call:
 
 
 class Host(Protocol):
-    """What the hooks need of the instrument that they belong to.
+    """Offer what the hooks need of the instrument that they belong to.
 
     Attributes:
         model, adapter, policy: as given.

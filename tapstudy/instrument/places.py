@@ -183,7 +183,7 @@ def _below(module: nn.Module, method: Any) -> Slot | None:
 
 
 def _reference_slots(reference: HookFunctionReference) -> list[Slot]:
-    """Return the one that leads inwards."""
+    """Find the slot that leads inwards."""
     return [(reference, "forward" if reference.original_forward is None else "original_forward")]
 
 

@@ -163,7 +163,7 @@ def draw_level(axis: Axes, bounds: xr.DataArray, **look: Any) -> None:
 
 
 def bar_lengths(values: xr.DataArray) -> list[np.ndarray]:
-    """Return lengths of bars from the mean to `low` and to `high`; not negative where rounding put it outside."""
+    """Return the lengths of bars from the mean to `low` and to `high`; not negative where rounding put it outside."""
     mean, low, high = _bounds(values)
     return [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
 

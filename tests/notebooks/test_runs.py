@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-# what a figure comes from; the explorer shows a widget and a page instead
+# what a figure comes from; the explorer shows a page instead
 FIGURES = re.compile(r"^(show\(|plot_|figure$|plt\.)", re.MULTILINE)
 # those with code of their own; of the others one stands for all that only show figures of the study
 AGAIN = ("00_quickstart", "01_proxy_versus_true_error", "02_predictor_maps", "08_your_own")

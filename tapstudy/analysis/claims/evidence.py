@@ -67,7 +67,7 @@ class Evidence:
         return list(found[:, np.isfinite(found).all(axis=0)])
 
     def cells(self, prefix: str, *, ranked: bool = False) -> list[str]:
-        """Names that begin so, of runs or of ranked settings; raises ValueError if there are none."""
+        """List the names that begin so, of runs or of ranked settings; raise ValueError if there are none."""
         names = (self.ranking if ranked else self.quality)["cell"].values.tolist()
         found = [name for name in names if name.startswith(prefix)]
         if not found:

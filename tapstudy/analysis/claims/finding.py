@@ -49,7 +49,7 @@ class Part:
 
     @cached_property
     def interval(self) -> Interval:
-        """Return mean and bounds of its 95 % interval."""
+        """Return the mean and the bounds of its 95 % interval."""
         return mean_interval(self.values)
 
     @cached_property

@@ -21,7 +21,7 @@ ON_MASKS = [f"{predictor} {mask}" for mask in MASKS for predictor in PREDICTORS]
 
 
 class Values(NamedTuple):
-    """Tells one number per image: a weighted sum of what runs reached, or a function of the evidence; its threshold."""
+    """Name one number per image: a weighted sum of what runs reached, or a function of the evidence; its threshold."""
 
     name: str
     of: Mapping[str, float] | Callable[[Evidence], Array]
@@ -40,7 +40,7 @@ Several = Sequence[Values] | Callable[[Evidence], Sequence[Values]]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Tells a claim before anything was measured; fields as in `Claim`."""
+    """Hold a claim before anything was measured; fields as in `Claim`."""
 
     name: str
     statement: str
@@ -71,7 +71,7 @@ def rank(name: str, run: str, minus: str = "", threshold: float = 0.0, *, measur
 
 
 def pure(name: str, of: Callable[[Evidence], Array], threshold: float = 0.0, *, above: bool = True) -> Values:
-    """Tell numbers without a unit."""
+    """Take numbers without a unit."""
     return Values(name, of, threshold, above, measure="")
 
 
@@ -149,7 +149,7 @@ def range_of(axis: int) -> Callable[[Evidence], Array]:
 
 
 def log_ratio(measure: str, policy: str = "oracle", *, per: str = "") -> Callable[[Evidence], Array]:
-    """Tell a log ratio to order 1, perhaps minus another."""
+    """Take a log ratio to order 1, perhaps minus another."""
 
     def of(evidence: Evidence) -> Array:
         log = evidence.propagation.sel(policy=policy)

@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Return full steps at N = 8."""
+        """Return the number of full steps at N = 8."""
         return len(full_steps(self.steps, interval=8, warmup_steps=3))
 
     def cell(self, method: str, seeds: tuple[int, ...], **settings: Any) -> Cell:
@@ -82,7 +82,7 @@ class Plan:
 
 
 def held_out_cells(plan: Plan) -> dict[tuple[int, str], Cell]:
-    """Turn every single predictor at every interval on held-out images: (interval, method) into cell."""
+    """Make a cell of every single predictor at every interval on held-out images: (interval, method) -> cell."""
     return {
         (interval, method): plan.cell(method, plan.held_out if interval >= 6 else plan.held_out[:1], interval=interval)
         for interval in (*SMALL_INTERVALS, *INTERVALS)

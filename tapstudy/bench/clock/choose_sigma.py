@@ -103,11 +103,11 @@ def least_within_one_error(values: np.ndarray[Any, np.dtype[np.float64]]) -> int
 
 
 def _sampled(pipe: Any, call: Mapping[str, Any]) -> torch.Tensor:
-    """Return images (batch, ...) of one call."""
+    """Return the images (batch, ...) of one call."""
     (images, *_) = pipe(**pipeline_arguments(call), return_dict=False)
     return torch.as_tensor(np.asarray(images) if isinstance(images, list) else images).double().cpu()
 
 
 def _rms(images: torch.Tensor, reference: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return root mean square of the differences, (batch,)."""
+    """Return the root mean square of the differences, (batch,)."""
     return (images - reference).flatten(1).square().mean(dim=1).sqrt().numpy()

@@ -39,7 +39,7 @@ def powers(features: Sequence[Tensor], samples: int) -> Array:
 
 
 def relative(difference: Array, of: Array) -> Array:
-    """Return root of the share of two powers, 0 where nothing differs, be it of nothing."""
+    """Return the root of the share of two powers, 0 where nothing differs, be it of nothing."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(difference == 0, 0.0, np.sqrt(difference / of))
 
@@ -85,7 +85,7 @@ class TrajectoryDifferences:
         self._skipped = False
 
     def add(self, one: FullPass) -> None:
-        """Return one more pass, in the order they ran. Differences across a change of the transformer mean nothing."""
+        """Take one more pass, in the order they ran. Differences across a change of the transformer mean nothing."""
         branch = self._branches[one.context]
         step, features = branch.steps, wide(one.features)
         if one.transformer != branch.transformer:

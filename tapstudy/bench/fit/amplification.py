@@ -18,7 +18,7 @@ POINTS = 7  # places along the trajectory
 
 
 def measure_amplification(pipe: EmbeddedPipeline, images: ImageSet, velocities: Array, *, lengths: Array) -> Array:
-    """Return full steps but for one window, at several places: the distance at the end over that after the window.
+    """Skip one window, at several places: the distance from the exact run at the end over that after the window.
 
     The window takes order 1 of the latent residual. Up to it the trajectory is exact, so the error it adds to the state
     is known from the recording: the sum of the errors of the predicted residuals times the lengths of the steps.

@@ -159,7 +159,7 @@ def ertacache(slot: Slot) -> Setting:
 
 
 def zeus(slot: Slot) -> Setting:
-    """Return published rules from the warm-up to the last step, with the period that gives the passes."""
+    """Take the published rules from the warm-up to the last step, with the period that gives the passes."""
     steps = slot.steps
     start, end = WARMUP - 1, steps - 1
 

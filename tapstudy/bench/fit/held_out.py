@@ -127,12 +127,12 @@ class HeldOut:
         return torch.from_numpy(found["image"].values)
 
     def quality(self, setting: Setting) -> float:
-        """Return mean PSNR over the tuning images."""
+        """Return the mean PSNR over the tuning images."""
         found = run(self.pipe, self.plan.tuned_on, setting)
         return float(psnr(torch.from_numpy(found["image"].values), self.exact, data_range=1.0).clamp(max=200).mean())
 
     def kept_quality(self, name: str, setting: Setting) -> float:
-        """Return `quality`, kept under a name."""
+        """Return what `quality` returns, kept under a name."""
         return float(self._chosen(f"quality-{name}", lambda: self.quality(setting)))
 
     def choose(self, name: str, options: Callable[[], dict[str, Setting]]) -> str:
@@ -140,7 +140,7 @@ class HeldOut:
         return best_of(self._chosen(name, lambda: {key: self.quality(setting) for key, setting in options().items()}))
 
     def threshold(self, name: str, make: Callable[[float], Setting], passes: int, *, low: float = 1e-4) -> float:
-        """Return the one at which the tuning images take `passes` full passes, about."""
+        """Return the threshold at which the tuning images take `passes` full passes, about."""
 
         def passes_of(threshold: float) -> float:
             masks = run(self.pipe, self.plan.tuned_on, make(threshold))["mask"].values
@@ -252,14 +252,14 @@ class Slot:
 
     @property
     def steps(self) -> int:
-        """Return T."""
+        """Return the number of steps T."""
         return self.held_out.plan.steps
 
     def threshold(self, name: str, make: Callable[[float], Setting], *, low: float = 1e-4) -> float:
-        """Return the one at which the tuning images take `passes` full passes, about."""
+        """Return the threshold at which the tuning images take `passes` full passes, about."""
         return self.held_out.threshold(name, make, self.passes, low=low)
 
     @property
     def name(self) -> str:
-        """Return for files."""
+        """Return a name for files."""
         return f"{self.schedule}-{self.passes}"

@@ -158,7 +158,7 @@ def _slot(held: HeldOut, row: Row, method: Method) -> Slot:
 
 
 def _held_out_psnr(held: HeldOut, settings: Mapping[Row, Setting], rows: Sequence[Row]) -> list[float]:
-    """Return on the tuning images, of methods that are run on several schedules at this number of passes; else NaN."""
+    """Measure on the tuning images methods that are run on several schedules at this number of passes; else NaN."""
     found = []
     for row in rows:
         others = [other for other in settings if (other.method, other.passes) == (row.method, row.passes)]

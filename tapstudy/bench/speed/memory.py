@@ -48,7 +48,7 @@ def history_bytes(shape: Features, *, anchors: int, history_dtype: torch.dtype) 
 
 
 def held_bytes(*owners: Any) -> int:
-    """Return bytes of the storages of all tensors that are reachable from objects, but not through modules."""
+    """Count the bytes of the storages of all tensors that are reachable from objects, but not through modules."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors(owners)}
     return sum(storages.values())
 
@@ -116,7 +116,7 @@ def memory(
 
 
 def _shown(name: str, batch: int, config: TAPConfig, plan: Plan) -> dict[str, float]:
-    """Return a policy that is shown features on the meta device."""
+    """Measure a policy that is shown features on the meta device."""
     preset = PRESETS[name]
     shape = Features(batch, prod(preset.size.grid), preset.width, preset.width, torch.bfloat16)
     policy = TAPPolicy(config)
@@ -130,7 +130,7 @@ def _shown(name: str, batch: int, config: TAPConfig, plan: Plan) -> dict[str, fl
 
 
 def _run(subject: Subject, config: TAPConfig, plan: Plan) -> dict[str, float]:
-    """Return a policy along a loop."""
+    """Measure a policy along a loop."""
     states: dict[str, int] = {}
     shapes: dict[str, Features] = {}
 

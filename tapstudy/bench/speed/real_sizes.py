@@ -104,7 +104,7 @@ class RealSizeCosts:
 
     @property
     def history_bfloat16(self) -> int:
-        """Return bytes of the history with residuals in bf16 too."""
+        """Return the bytes of the history with residuals in bf16 too."""
         return history_bytes(self.tokens, self.width, residual=torch.bfloat16)
 
     def __str__(self) -> str:
@@ -167,7 +167,7 @@ def real_size_costs(name: str) -> RealSizeCosts:
 def _skip_step(
     model: nn.Module, adapter: Adapter, inputs: Mapping[str, Any], residual: ResidualSite
 ) -> tuple[int, Tensor, ContextRun]:
-    """Return FLOPs of the skip step after three full ones; its probe; the context at its end.
+    """Return the FLOPs of the skip step after three full ones; its probe; the context at its end.
 
     Leaves one block in every list: the others do not run at a skip step.
     """

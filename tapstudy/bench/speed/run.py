@@ -56,7 +56,7 @@ def speed(
     """Time models, one after the other.
 
     Args:
-        names: presets, embedded models or folders of models, see `speed_subjects`.
+        names: presets, embedded models or folders of models, see `make_subject`.
         plan: steps and schedule.
         methods: of `TEXTS`; all but `EXTRA` by default, and always the reference.
         repeats: how many count.
@@ -91,7 +91,7 @@ def speed(
 
 
 def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeats: int) -> xr.Dataset:
-    """Return `speed` of one model; the first of the methods is the reference."""
+    """Do what `speed` does for one model; the first of the methods is the reference."""
     masks, failures = _warm_up(subject, plan, methods)
     if TUNED in methods and not failures[methods.index(TUNED)]:
         plan = replace(plan, threshold=_threshold(subject, plan))
@@ -188,7 +188,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return short loops of every method, just long enough to skip; empty masks, and why some caches do not run."""
+    """Run a loop of every method, just long enough to skip; return empty masks, and why some caches do not run."""
     short = plan.mask.index(".") + 2
     failures = []
     for method in methods:
@@ -209,7 +209,7 @@ def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list
 
 
 def _threshold(subject: Subject, plan: Plan) -> float:
-    """Find that with which First-Block Cache runs in full about as often as the schedule."""
+    """Find the threshold with which First-Block Cache runs in full about as often as the schedule."""
 
     def passes(threshold: float) -> float:
         return _loop(subject, replace(plan, threshold=threshold), TUNED)[1].count("F")
@@ -218,7 +218,7 @@ def _threshold(subject: Subject, plan: Plan) -> float:
 
 
 def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:
-    """Return seconds of a loop, and its mask."""
+    """Time a loop: seconds, and its mask."""
     with setting_of(method, plan).attach(subject.target) as told:
         synchronize(subject.device)
         started = time.perf_counter()
@@ -232,7 +232,7 @@ def _loop(subject: Subject, plan: Plan, method: str) -> tuple[float, str]:
 
 
 def _steps(subject: Subject, plan: Plan, variants: Sequence[str]) -> tuple[tuple[Step, Step], list[Step]]:
-    """Return a full step without hooks and one under TAP; the skip step of every variant by parts.
+    """Time a full step without hooks and one under TAP; the skip step of every variant by parts.
 
     Loops without and with TAP alternate, so that the two kinds of full steps see the same machine.
     """

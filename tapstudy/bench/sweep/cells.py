@@ -126,7 +126,7 @@ class Cell:
         return {name: plain[name] for name in own} | {n: v for n, v in plain["config"].items() if n in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON could hold."""
+        """Return the fields as JSON could hold them."""
         return json.loads(json.dumps({**asdict(self), "config": self.config.to_dict()}))
 
     @property

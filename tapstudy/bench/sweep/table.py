@@ -94,7 +94,7 @@ def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Resul
 
 
 def _flops(cell: Cell, results: Results) -> StepFlops:
-    """Count those of a full and a skip step of one image, kept for all schedules."""
+    """Count the FLOPs of a full and a skip step of one image, kept for all schedules."""
     guided = cell.guidance > 1
     image = ImageSet.of(cell.model, seeds=(0,), labels=cell.labels[:1], guidance=2.0 if guided else 1.0)
     config = replace(cell.config, full_steps=None, interval=1, warmup_steps=1, cooldown_steps=0)
