@@ -54,7 +54,7 @@ def token_dynamics(recording: xr.Dataset, *, variable: str = "residual") -> xr.D
         second derivatives, 4 for the order) and where a quotient is 0 / 0.
 
     Raises:
-        ValueError: a missing variable, fewer than five steps.
+        ValueError: a missing variable, fewer than five steps, or steps left out between others.
     """
     channel = "latent_channel" if variable == "latent_residual" else "channel"
     require(recording, "token_dynamics", **{variable: ("step", "token", channel)})
@@ -62,6 +62,10 @@ def token_dynamics(recording: xr.Dataset, *, variable: str = "residual") -> xr.D
         raise ValueError(
             f"token_dynamics needs at least {HIGHEST_ORDER + 2} steps (order {HIGHEST_ORDER} is extrapolated from "
             f"{HIGHEST_ORDER + 1}), got {recording.sizes['step']}"
+        )
+    if "step" in recording.coords and (np.diff(recording["step"].values) != 1).any():
+        raise ValueError(
+            f"token_dynamics needs steps one after the other, got {recording['step'].values.tolist()}: leave none out"
         )
     features = recording[variable].chunk({"step": -1, channel: -1})
     found = lazily(

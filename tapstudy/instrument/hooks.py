@@ -107,6 +107,8 @@ class BlockHook:
                 self.instrument.decide(call)
             if call.stops and call.latent:
                 raise StopForward
+        if self.place > 0 and call.state == "undecided":  # the model left the probed block out
+            call.give_up(call.incomplete(call.start) or "probe not reached")
         if not call.stops or self.place < 0:
             return inner(*args, **kwargs)
         if self.place == 0 and call.probe_kind == "modulated":

@@ -153,6 +153,7 @@ def test_lazy_and_real():
         (lambda d: d.drop_vars("residual"), {}, r"\['residual'\] are missing"),
         (lambda d: d.rename(token="place"), {}, r"lacks \['token'\]"),
         (lambda d: d.isel(step=slice(4)), {}, "at least 5 steps"),
+        (lambda d: d.isel(step=[0, 1, 2, 3, 5]), {}, r"one after the other, got \[0, 1, 2, 3, 5\]"),
     ],
 )
 def test_bad_input(change, options, message):

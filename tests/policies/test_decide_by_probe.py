@@ -42,6 +42,24 @@ class Gate(Policy):
         assert probe is not None
 
 
+@pytest.mark.filterwarnings("ignore:no step of")
+@pytest.mark.parametrize(("depth", "reason"), [(0, "first block not reached"), (1, "probe not reached")])
+def test_a_pass_without_the_probed_block_runs_all_that_is_left(depth, reason):
+    """Nobody decided that it skips, so nothing else may be left out."""
+    tiny, tinier = make("DiT"), make("DiT")
+    del tinier.model.transformer_blocks[depth]
+    whole = tiny.model.transformer_blocks
+    with apply_policy(tiny.model, Gate(depth=depth)) as handle:
+        tiny()
+        tiny.model.transformer_blocks = torch.nn.ModuleList(block for i, block in enumerate(whole) if i != depth)
+        with pytest.warns(UserWarning, match=reason):
+            output = tiny()
+        assert torch.equal(output, tinier())
+        tiny.model.transformer_blocks = whole
+        assert handle.summary().contexts[0].mask == "FF"
+        assert handle.summary().contexts[0].fail_opens == {reason: 1}
+
+
 @pytest.mark.parametrize(
     ("kind", "depth", "site"),
     [
