@@ -13,11 +13,15 @@ import xarray as xr
 
 from tapstudy import TAPConfig
 from tapstudy.bench import cluster, engine
+from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.image_error import psnr, ssim
+from tapstudy.bench.image_set import ImageSet, pipe_of
 from tapstudy.bench.results import Results
 from tapstudy.bench.sweep.cells import Cell, product_of
 from tapstudy.bench.sweep.run import sweep
 from tapstudy.bench.sweep.table import table_rows
+from tapstudy.policies.full import FullPolicy
+from tapstudy.policies.teacache import TeaCachePolicy
 
 TINY = {"seeds": (0, 1), "labels": (3,), "steps": 6, "guidance": 1.5}
 CONFIG = TAPConfig(interval=2, warmup_steps=2)  # FF.F.F
@@ -253,3 +257,25 @@ def test_cluster_with_a_killed_worker(tmp_path, cells, finished):
         assert len(victims) == 1
         assert victims[0] in before
     same(found, finished[0].isel(cell=slice(1, 4)))
+
+
+def test_settings_told_apart_by_six_digits():
+    """What is fitted differs in the last bits from run to run, and is the same setting all the same."""
+    near, other = (TeaCachePolicy(threshold=0.1 * (1 + change)) for change in (1e-9, 1e-3))
+    assert Setting.of(near) == Setting.of(TeaCachePolicy(threshold=0.1))
+    assert Setting.of(near).name == Setting.of(TeaCachePolicy(threshold=0.1)).name
+    assert Setting.of(near) != Setting.of(other)
+
+
+@pytest.mark.parametrize(("alone", "sizes"), [(True, [1, 1, 1]), (False, [3])])
+def test_what_decides_for_a_batch_samples_image_by_image(monkeypatch, alone, sizes):
+    seen, sample_images = [], ImageSet.sample
+
+    def sample(self, *arguments, **named):
+        seen.append(len(self))
+        return sample_images(self, *arguments, **named)
+
+    monkeypatch.setattr(ImageSet, "sample", sample)
+    images = ImageSet("mnist-dit", pairs=((0, 1), (0, 2), (0, 3)), steps=2, guidance=2.0)
+    run(pipe_of("mnist-dit"), images, Setting.of(FullPolicy(), alone=alone))
+    assert seen == sizes
