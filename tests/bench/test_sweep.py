@@ -15,7 +15,7 @@ from tapstudy import TAPConfig
 from tapstudy.bench import cluster, engine
 from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.image_error import psnr, ssim
-from tapstudy.bench.image_set import ImageSet, pipe_of
+from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.results import Results
 from tapstudy.bench.sweep.cells import Cell, product_of
 from tapstudy.bench.sweep.run import sweep
@@ -269,7 +269,8 @@ def test_settings_told_apart_by_six_digits():
 
 @pytest.mark.parametrize(("alone", "sizes"), [(True, [1, 1, 1]), (False, [3])])
 def test_what_decides_for_a_batch_samples_image_by_image(monkeypatch, alone, sizes):
-    seen, sample_images = [], ImageSet.sample
+    pipe, seen, sample_images = pipe_of("mnist-dit"), [], ImageSet.sample
+    weights_fingerprint("mnist-dit")  # is made once, of a sample
 
     def sample(self, *arguments, **named):
         seen.append(len(self))
@@ -277,5 +278,5 @@ def test_what_decides_for_a_batch_samples_image_by_image(monkeypatch, alone, siz
 
     monkeypatch.setattr(ImageSet, "sample", sample)
     images = ImageSet("mnist-dit", pairs=((0, 1), (0, 2), (0, 3)), steps=2, guidance=2.0)
-    run(pipe_of("mnist-dit"), images, Setting.of(FullPolicy(), alone=alone))
+    run(pipe, images, Setting.of(FullPolicy(), alone=alone))
     assert seen == sizes
