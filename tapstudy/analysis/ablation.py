@@ -29,7 +29,6 @@ from tapstudy.analysis.teacher_forced import (
     Array,
     Features,
     Job,
-    full_steps_of,
     held_steps,
     one_torch_thread,
     scored,
@@ -86,7 +85,7 @@ def ablate(recording: xr.Dataset, settings: Mapping[str, Asked] | Sequence[Asked
     num_steps = is_trajectory(recording, "ablate")
     named = {name: settle(recording, one, "ablate") for name, one in asked.items()}
     configs = [one.config for one in named.values()]
-    full = [full_steps_of(config, num_steps) for config in configs]
+    full = [config.schedule.steps(num_steps) for config in configs]
     for name, steps in zip(named, full, strict=True):
         if len(steps) == num_steps:
             raise ValueError(f"ablate: setting {name!r} skips none of the {num_steps} steps: there is nothing to score")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from tapstudy.analysis.teacher_forced import full_steps_of
 from tapstudy.core.schedule import mask_text
 from tapstudy.policies.config import TAPConfig
 
@@ -27,7 +26,7 @@ class Settled:
 
     def told(self, num_steps: int, **more: str) -> str:
         """Write it as JSON, for the attributes of a result."""
-        mask = mask_text(full_steps_of(self.config, num_steps), num_steps)
+        mask = mask_text(self.config.schedule.steps(num_steps), num_steps)
         return json.dumps({"config": self.config.to_dict(), "mask": mask, "schedule": self.schedule, **more})
 
 
@@ -77,4 +76,4 @@ def _recorded_config(recording: xr.Dataset, analysis: str, *, needs_schedule: bo
             "schedule: say which, with interval or full_steps"
         )
     steps = tuple(np.flatnonzero(full).tolist())
-    return config if steps == full_steps_of(config, len(full)) else replace(config, full_steps=steps)
+    return config if steps == config.schedule.steps(len(full)) else replace(config, full_steps=steps)

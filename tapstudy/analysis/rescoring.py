@@ -32,7 +32,6 @@ from tapstudy.analysis.teacher_forced import (
     Job,
     Scores,
     anchors_at,
-    full_steps_of,
     held_steps,
     one_torch_thread,
     scored,
@@ -101,7 +100,7 @@ def rescore(
     num_steps = is_trajectory(recording, "rescore")
     probe = in_blocks(probe_at(recording, config.probe_depth, "rescore"))
     residual = in_blocks(residual_at(recording, site_of(recording, config, "rescore"), "rescore"))
-    full = full_steps_of(config, num_steps)
+    full = config.schedule.steps(num_steps)
     outputs = SELECTED if selected_only else SCORES
     job = Job(config, family, full, grid_for(recording, config, "rescore"))
     parts = []

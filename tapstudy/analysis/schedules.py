@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tapstudy.analysis.features import in_blocks, is_trajectory, residual_at
 from tapstudy.analysis.mask_search import cheapest_mask, mask_cost, skip_errors
 from tapstudy.analysis.require import require
-from tapstudy.core.schedule import full_steps
+from tapstudy.core.schedule import Schedule
 from tapstudy.predictors.taylor import TaylorFamily
 
 Mask = tuple[int, ...]
@@ -52,7 +52,7 @@ def masks(num_steps: int, passes: int) -> dict[str, Mask]:
 
     S(N, 3) is there for every interval N that makes as many full steps.
     """
-    found = {f"S({n},3)": full_steps(num_steps, interval=n, warmup_steps=3) for n in range(1, num_steps + 1)}
+    found = {f"S({n},3)": Schedule(n, 3).steps(num_steps) for n in range(1, num_steps + 1)}
     return {name: mask for name, mask in found.items() if len(mask) == passes} | {
         "even": even_mask(num_steps, passes),
         "start dense": start_dense_mask(num_steps, passes),

@@ -101,11 +101,6 @@ def scored(probe: Features, residual: Features, job: Job, steps: Sequence[int]) 
         yield position, Scores(found, proxy, error, choice, least(error.mT)[1])
 
 
-def full_steps_of(config: TAPConfig, num_steps: int) -> tuple[int, ...]:
-    """List the full steps of a configuration, in a trajectory of `num_steps` steps."""
-    return config.schedule.steps(num_steps)
-
-
 def anchors_at(step: int, full: Sequence[int], count: int) -> tuple[int, ...]:
     """List the last `count` full steps before `step`, newest first."""
     return tuple(anchor for anchor in reversed(full) if anchor < step)[:count]

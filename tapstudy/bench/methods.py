@@ -110,7 +110,7 @@ class Method:
             return Setting.of(self.policy(config, seed), alone=self.alone or None)
         if self.fit is not None:
             raise ValueError(f"{self.name} is fitted on held-out images: run it with `tapstudy bench frontier`")
-        return Setting.plain(len(schedule_of(config, steps)) if self.reads else steps)
+        return Setting.plain(len(config.schedule.steps(steps)) if self.reads else steps)
 
     def flops(self, pipe: EmbeddedPipeline, image: ImageSet, config: TAPConfig) -> StepFlops:
         """Count what a full and a skip step of one image cost; the same for all schedules."""
@@ -128,11 +128,6 @@ class Method:
         if self.policy is None:
             return Setting.plain(slot.passes)
         return self.setting(replace(slot.config, **self.implied), steps=slot.held_out.plan.steps)
-
-
-def schedule_of(config: TAPConfig, steps: int) -> tuple[int, ...]:
-    """Return the full steps of a run of so many."""
-    return config.schedule.steps(steps)
 
 
 def fixed(order: int, shift: float = 0, *, name: str = "", **more: Any) -> Method:

@@ -62,11 +62,6 @@ class Schedule:
         return tuple(step for step in range(num_steps) if self.is_full(step, num_steps))
 
 
-def full_steps(num_steps: int, *, interval: int, warmup_steps: int, cooldown_steps: int = 0) -> tuple[int, ...]:
-    """List the steps of S(interval, warmup_steps) below `num_steps`, plus the last `cooldown_steps` steps."""
-    return Schedule(interval, warmup_steps, cooldown_steps).steps(num_steps)
-
-
 def mask_text(full: Collection[int], num_steps: int) -> str:
     """Write a mask that one can read: `F` for a full step, `.` for a skip step."""
     return "".join("F" if step in full else "." for step in range(num_steps))

@@ -13,7 +13,7 @@ from tapstudy import TAPConfig
 from tapstudy.analysis import features as features_module
 from tapstudy.analysis.rescoring import rescore
 from tapstudy.analysis.teacher_forced import one_torch_thread
-from tapstudy.core.schedule import full_steps
+from tapstudy.core.schedule import Schedule
 from tapstudy.predictors.taylor import TaylorFamily
 from tests.analysis.trajectories import make_features, predicted
 from tests.conftest import make_tiny_pipe
@@ -103,7 +103,7 @@ def test_naive_loops(kind):
     data = make_features(samples=1, contexts=0, steps=12)
     config = TAPConfig(interval=4, distance=kind, shifts=(0, 0.5, 3))
     found = rescore(data, config).isel(sample=0)
-    full = full_steps(12, interval=4, warmup_steps=3)
+    full = Schedule(4, 3).steps(12)
     for step in set(range(12)) - set(full):
         k = step - max(a for a in full if a < step)
         for p, label in enumerate(config.family.labels):

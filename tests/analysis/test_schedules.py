@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapstudy.analysis.schedules import best_mask, end_dense_mask, even_mask, masks, start_dense_mask
-from tapstudy.core.schedule import full_steps
+from tapstudy.core.schedule import Schedule
 from tapstudy.predictors.taylor import TaylorFamily
 from tests.analysis.trajectories import make_features, predicted
 
@@ -35,7 +35,7 @@ def test_masks_by_hand():
     assert even_mask(10, 4) == (0, 2, 5, 7)
     assert start_dense_mask(16, 4) == (0, 1, 4, 9)
     assert end_dense_mask(16, 4) == (0, 7, 12, 15)
-    assert masks(50, 8)["S(8,3)"] == full_steps(50, interval=8, warmup_steps=3)
+    assert masks(50, 8)["S(8,3)"] == Schedule(8, 3).steps(50)
     with pytest.raises(ValueError, match="between 1 and 5 full ones, got 6"):
         even_mask(5, 6)
     with pytest.raises(ValueError, match="power must be at least 1"):

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tapstudy.core.change import relative_change
-from tapstudy.core.schedule import full_steps, mask_text
+from tapstudy.core.schedule import Schedule, mask_text
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.cg_taylor import CGTaylorPolicy
 from tapstudy.policies.dicache import DiCachePolicy
@@ -274,5 +274,5 @@ def test_phase_of_diffusers_taylorseer():
     fulls = [0, 1, 2, 4, 9, 14, 19, 24, 29, 34, 39, 44, 49]
     assert mask == mask_text(fulls, 50)
     assert mask.startswith("FFF.F....F....F")
-    assert mask != mask_text(full_steps(50, interval=5, warmup_steps=3), 50)
+    assert mask != mask_text(Schedule(5, 3).steps(50), 50)
     assert mask_of(DiffusersTaylorPolicy(after=12), 15) == "FFF.F....F..FFF"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tapstudy.bench.image_set import Condition, ImageSet
 from tapstudy.bench.sweep.cells import Cell
-from tapstudy.core.schedule import full_steps
+from tapstudy.core.schedule import Schedule
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
@@ -70,7 +70,7 @@ class Plan:
     @property
     def passes(self) -> int:
         """Return the number of full steps at N = 8."""
-        return len(full_steps(self.steps, interval=8, warmup_steps=3))
+        return len(Schedule(8, 3).steps(self.steps))
 
     def cell(self, method: str, seeds: tuple[int, ...], **settings: Any) -> Cell:
         own = {"model": self.model, "labels": self.labels, "steps": self.steps, "guidance": self.guidance}

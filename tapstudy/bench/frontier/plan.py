@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tapstudy.bench.image_set import Condition, ImageSet
-from tapstudy.core.schedule import full_steps
+from tapstudy.core.schedule import Schedule
 
 WARMUP = 3  # of all schedules
 
@@ -66,7 +66,7 @@ class FrontierPlan:
         return found[passes]
 
     def usual_mask(self, interval: int) -> tuple[int, ...]:
-        return full_steps(self.steps, interval=interval, warmup_steps=WARMUP)
+        return Schedule(interval, WARMUP).steps(self.steps)
 
     def images(self, seeds: Sequence[int]) -> ImageSet:
         """Return every label with each of these seeds."""

@@ -14,7 +14,7 @@ from tapstudy.bench.engine import Setting
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.speed import third_party
 from tapstudy.bench.speed.third_party import ThirdPartyCache
-from tapstudy.core.schedule import full_steps, mask_text
+from tapstudy.core.schedule import Schedule, mask_text
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
@@ -58,7 +58,7 @@ class Plan:
     @property
     def full(self) -> tuple[int, ...]:
         """Return the full steps of S(N, w)."""
-        return tuple(full_steps(self.steps, interval=self.interval, warmup_steps=self.warmup_steps))
+        return Schedule(self.interval, self.warmup_steps).steps(self.steps)
 
     @property
     def mask(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.image_set import Condition, ImageSet
-from tapstudy.bench.methods import find_method, schedule_of
+from tapstudy.bench.methods import find_method
 from tapstudy.bench.results import short_hash
 from tapstudy.policies.config import DECISIVE, TAPConfig
 
@@ -103,7 +103,7 @@ class Cell:
     @property
     def full_steps(self) -> tuple[int, ...]:
         """List the full steps of the schedule."""
-        return tuple(range(self.steps)) if self.method == "reference" else schedule_of(self.config, self.steps)
+        return tuple(range(self.steps)) if self.method == "reference" else self.config.schedule.steps(self.steps)
 
     @property
     def reference(self) -> Cell:
