@@ -11,7 +11,7 @@ import xarray as xr
 from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.netcdf import write_netcdf
 
-TABLES = ("quality", "ranking", "tokens", "propagation")
+TABLES = ("quality", "ranking", "tokens", "untrained", "propagation")
 CHOSEN = "chosen.json"
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.bench.engine import kept
-from tapstudy.bench.frontier.plan import WARMUP
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.bench.methods import find_method
+from tapstudy.bench.plan import WARMUP
 from tapstudy.bench.results import Results
 from tapstudy.bench.sweep.cells import Cell
 from tapstudy.bench.sweep.run import sweep

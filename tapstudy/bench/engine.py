@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -22,6 +22,7 @@ from tapstudy.bench.image_set import BATCH, ImageSet, pipe_of, weights_fingerpri
 from tapstudy.bench.results import Results, short_hash
 from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.handle import apply_policy
+from tapstudy.instrument.smooth_time import smooth_time
 from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
 
@@ -83,6 +84,18 @@ class Setting:
                 yield lambda: (cache.mask, float("nan"))
 
         return cls(attach, rounded(text), alone=True)
+
+    def on_smooth_clock(self, sigma: float) -> Setting:
+        """Return the same with the model smoothed by `smooth_time`; 0 changes nothing."""
+        if not sigma:
+            return self
+
+        @contextmanager
+        def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
+            with smooth_time(pipe, sigma), self.attach(pipe) as told:
+                yield told
+
+        return replace(self, attach=attach, text=f"{self.text}, smoothed in time by {sigma:g}")
 
     @property
     def name(self) -> str:

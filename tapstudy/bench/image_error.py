@@ -15,6 +15,7 @@ from tapstudy.bench.judge import Judge
 MEASURES = {
     "psnr": ("PSNR to the reference (data range 1)", "dB"),
     "ssim": ("SSIM to the reference (data range 1)", "1"),
+    "perceptual": ("distance in the judge's features to the reference", "1"),
     "correct": ("classified as its label", "1"),
     "full_passes": ("full passes of the model", "1"),
 }
@@ -27,6 +28,7 @@ def measures(own: xr.Dataset, reference: xr.Dataset, judge: Judge) -> dict[str, 
     return {
         "psnr": psnr(images, exact, data_range=1.0),
         "ssim": ssim(images, exact, data_range=1.0),
+        "perceptual": judge.perceptual_distance(images, exact),
         "correct": judge.correct(images, own["label"].values.tolist()),
         "full_passes": [mask.count("F") for mask in own["mask"].values],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from tapstudy.models.embedded import (
 Condition = int | str  # a label or a prompt
 Pair = tuple[int, Condition]  # seed and condition of an image
 
-UNTRAINED = "-untrained"  # behind the name of a model: with random weights
+UNTRAINED = "-untrained"  # behind the name of a model: with random weights, of the seed that follows or 0
 BATCH = 10  # larger ones leave the processor's cache: a fifth slower an image at 20
 
 
@@ -34,7 +35,8 @@ class ImageSet:
     """Hold images of one model, each with noise of its own.
 
     Args:
-        model: embedded model or model folder; with "-untrained" behind it: random weights.
+        model: embedded model or model folder; with "-untrained" behind it: random weights, "-untrained3" those of
+            seed 3.
         pairs: seed and label (or prompt) of every image.
         steps: T.
         guidance: scale of classifier-free guidance.
@@ -123,12 +125,19 @@ def noise_seed(seed: int, label: Condition) -> int:
     return 1000 * seed + (label if isinstance(label, int) else zlib.crc32(label.encode()) % 1000)
 
 
+def trained_model(model: str) -> tuple[str, int | None]:
+    """Split the name of a set's model: the model that was trained, and the seed of random weights in its place."""
+    found = re.fullmatch(rf"(.+){UNTRAINED}(\d*)", model, re.DOTALL)
+    return (found[1], int(found[2] or 0)) if found else (model, None)
+
+
 @lru_cache(maxsize=2)
 def pipe_of(model: str) -> EmbeddedPipeline:
     """Return the pipeline of a set's model, quiet and warm; a process has one copy of it."""
-    pipe = load(model.removesuffix(UNTRAINED))
-    if model.endswith(UNTRAINED):
-        pipe = untrained_like(pipe)
+    trained, seed = trained_model(model)
+    pipe = load(trained)
+    if seed is not None:
+        pipe = untrained_like(pipe, seed=seed)
     pipe.set_progress_bar_config(disable=True)
     ImageSet.of(model, seeds=(0,), labels=conditions(pipe, 1)).sample(pipe, steps=2)
     return pipe
@@ -137,7 +146,7 @@ def pipe_of(model: str) -> EmbeddedPipeline:
 @lru_cache
 def weights_fingerprint(model: str) -> str:
     """Tells whether a result was made with the weights, and the pipeline's settings, that there are now."""
-    folder = model_folder(model.removesuffix(UNTRAINED))
+    folder = model_folder(trained_model(model)[0])
     found = hashlib.sha256((folder / "model_index.json").read_bytes())
     for file in weight_files(folder):
         found.update(file.read_bytes())

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from tapstudy.bench.image_set import UNTRAINED, Condition
+from tapstudy.bench.image_set import Condition, trained_model
 from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.embedded import load_classifier
 
@@ -25,13 +26,28 @@ class Judge:
     def of(cls, model: str) -> Judge:
         """Load the judge of a model; of images like those of no data set that of digits, which then says little."""
         try:
-            return cls(load_classifier(model.removesuffix(UNTRAINED)))
+            return cls(load_classifier(trained_model(model)[0]))
         except ValueError:
             return cls(load_classifier())
 
     def features(self, images: Tensor) -> Tensor:
         """Tell what the last layer sees, (batch, feature)."""
         return classify(self.classifier, self.classifier.fitting(2 * images - 1))[1]
+
+    def perceptual_distance(self, images: Tensor, reference: Tensor) -> Tensor:
+        """Compare images as the judge's convolutions see them, 0 for equal ones, (batch,).
+
+        LPIPS without learnt weights (R. Zhang et al., CVPR 2018): feature vectors are scaled to length 1, squared
+        differences summed over channels, averaged over positions, then over layers. Only comparable between images of
+        one judge.
+        """
+        with torch.inference_mode():
+            seen = [self.classifier.feature_maps(self.classifier.fitting(2 * x - 1)) for x in (images, reference)]
+            layers = [
+                (functional.normalize(a) - functional.normalize(b)).square().sum(dim=1).mean(dim=(1, 2))
+                for a, b in zip(*seen, strict=True)
+            ]
+        return torch.stack(layers).mean(dim=0)
 
     def correct(self, images: Tensor, labels: Sequence[Condition]) -> Tensor:
         """Tell whether an image is taken for what it should be, 1 or 0, (batch,); NaN where a prompt names no class."""

@@ -224,6 +224,7 @@ ROWS = (
     _with("chebyshev", Chebyshev()),
     _beyond("tap+dmd", lambda config: NonlinearTAPPolicy((DynamicModes(),), config)),
     _fitted("step-table", "beyond", calibrated.step_table, USUAL),
+    _fitted("step-table-output", "beyond", calibrated.step_table_output),
     _fitted("fitted", "beyond", calibrated.fitted, *SCHEDULES),
     Method("oracle", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE), schedules=(USUAL,)),
     Method("oracle-latent", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE, "residual"),

@@ -36,7 +36,7 @@ def ablate(
     """
     with user_errors():
         from tapstudy.analysis.stats import mean_interval
-        from tapstudy.bench.image_set import UNTRAINED
+        from tapstudy.bench.image_set import trained_model
         from tapstudy.bench.sweep.axes import parse_axes
         from tapstudy.bench.sweep.cells import product_of
         from tapstudy.bench.sweep.run import sweep
@@ -49,10 +49,10 @@ def ablate(
             "steps": steps,
             "guidance": guidance,
             "seeds": seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds"),
-            "labels": listed(model.removesuffix(UNTRAINED), labels)[1],
+            "labels": listed(trained_model(model)[0], labels)[1],
         }
         cells = product_of(axes, **common)
-        for name in {cell.model.removesuffix(UNTRAINED) for cell in cells} - {model.removesuffix(UNTRAINED)}:
+        for name in {trained_model(cell.model)[0] for cell in cells} - {trained_model(model)[0]}:
             listed(name, labels)
         with warnings.catch_warnings():
             # failures are in the table

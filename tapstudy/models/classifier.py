@@ -46,6 +46,15 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         return self.stages(images).mean(dim=(2, 3))  # (B, 4 * width)
 
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """What every convolution of an image gives after its activation, (B, channels, H, W) each."""
+        found, x = [], images
+        for stage in self.stages:
+            x = stage(x)
+            if not isinstance(stage, nn.MaxPool2d):
+                found.append(x)
+        return found
+
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))  # (B, classes)
 

@@ -21,10 +21,9 @@ class Evidence:
     Attributes:
         quality: `psnr` in dB, `flops` and `full_passes` (cell, sample), along accelerated runs; NaN for images a cell
             does not have.
-        ranking: `spearman` (rank correlation of proxy loss and true error within a token) and `top1` (cell, sample),
-            along exact trajectories; `spearman_at_distance` (sample, distance) and `spearman_in_phase` (sample, phase)
-            of "tap N=8".
+        ranking: along exact trajectories, see `measure.ranking_table`.
         tokens: see `measure.token_table`, (sample).
+        untrained: see `measure.untrained_table`, with random weights of several seeds, (weights, ranker, sample).
         propagation: `path_length`, `coherence`, `amplification` and `deviation`, as log ratios to "order1", (policy,
             sample).
         chosen: what was chosen on held-out images, as text.
@@ -35,6 +34,7 @@ class Evidence:
     quality: xr.Dataset
     ranking: xr.Dataset
     tokens: xr.Dataset
+    untrained: xr.Dataset
     propagation: xr.Dataset
     chosen: Mapping[str, str] = field(default_factory=dict)
 
@@ -49,7 +49,9 @@ class Evidence:
             seed=("sample",),
             label=("sample",),
         )
-        require(self.ranking, "claims (ranking)", spearman=table, top1=table, seed=("sample",), label=("sample",))
+        ranked = dict.fromkeys(("spearman", "top1", "normalised_regret", "least_error"), table)
+        require(self.ranking, "claims (ranking)", **ranked, seed=("sample",), label=("sample",))
+        require(self.untrained, "claims (untrained)", spearman=("weights", "ranker", "sample"))
         require(self.propagation, "claims (propagation)", path_length=("policy",), deviation=("policy",))
         for name in ("quality", "ranking"):
             object.__setattr__(self, name, getattr(self, name).transpose("cell", "sample", ...))
@@ -74,9 +76,10 @@ class Evidence:
             raise ValueError(f"claims: no run {prefix!r}..: there are {names}")
         return found
 
-    def flops(self, cell: str) -> float:
-        """Return FLOPs of one image."""
-        return float(_row(self.quality["flops"], cell).mean())
+    def price(self, cell: str) -> Array:
+        """Return FLOPs of every image that has this run, (image,)."""
+        found = _row(self.quality["flops"], cell)
+        return found[np.isfinite(found)]
 
     def on_ranked(self, cells: Sequence[str]) -> NDArray[np.floating]:
         """Return PSNR of cells on the images of the ranking table, (cell, image)."""

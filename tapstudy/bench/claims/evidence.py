@@ -8,36 +8,51 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
 from tapstudy.analysis.claims.evidence import Evidence
-from tapstudy.analysis.claims.measure import agreement, propagation_table, ranking_table, token_table
-from tapstudy.analysis.schedules import best_mask, even_mask, start_dense_mask
-from tapstudy.bench.claims.runs import (
-    Plan,
-    claim_cells,
-    held_out_cells,
-    propagation_policies,
-    ranked_settings,
+from tapstudy.analysis.claims.measure import (
+    Clock,
+    clock_of,
+    propagation_table,
+    ranking_table,
+    token_table,
+    untrained_table,
 )
+from tapstudy.bench.claims.runs import INTERVALS, MASKS, Plan, claim_runs, propagation_policies, ranked_settings
 from tapstudy.bench.claims.solver_runs import solver_runs
+from tapstudy.bench.engine import Setting, kept, measure_costs, run_all
+from tapstudy.bench.fit.held_out import HeldOut
+from tapstudy.bench.image_error import measures, psnr
 from tapstudy.bench.image_set import UNTRAINED, pipe_of, weights_fingerprint
-from tapstudy.bench.results import Results
-from tapstudy.bench.sweep.cells import Cell
-from tapstudy.bench.sweep.run import sweep
+from tapstudy.bench.judge import Judge
+from tapstudy.bench.results import Results, short_hash
 from tapstudy.core.schedule import mask_text
 from tapstudy.models.embedded import EmbeddedPipeline
+from tapstudy.policies.config import TAPConfig
 from tapstudy.recording.record import record
 
-QUALITY = ("psnr", "ssim", "correct", "full_passes", "flops", "flops_ratio")
+REFERENCE = "reference"
+QUALITY = {
+    "psnr": ("PSNR to the reference (data range 1)", "dB"),
+    "ssim": ("SSIM to the reference (data range 1)", "1"),
+    "perceptual": ("distance in the judge's features to the reference", "1"),
+    "correct": ("classified as its label", "1"),
+    "full_passes": ("full passes of the model", "1"),
+    "psnr_fine": ("PSNR to the image of many more steps (data range 1)", "dB"),
+    "flops": ("FLOPs of one image (multiply-add = 2, matrix products only)", "1"),
+    "flops_ratio": ("FLOPs of the reference over own", "1"),
+}
 
 
 def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, progress: bool = True) -> Evidence:
     """Return everything that is measured for the claims.
 
-    Fixed predictors and one of the masks are chosen on held-out seeds first. Then come the accelerated runs on the test
-    seeds, and on some of them exact trajectories with their features, read one image at a time.
+    Predictors, tables and masks are fitted to and chosen on held-out seeds first. Then come the accelerated runs on the
+    test seeds, and on some of them exact trajectories with their features, read one image at a time.
 
     Args:
         plan: images and model.
@@ -49,94 +64,123 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
         ValueError: a folder of another plan or of other weights, runs that failed.
         FileNotFoundError: no such model.
 
-    Disk: 0.1 GB per image of `few_seeds` with the embedded model. Memory: one such image.
+    Disk: 0.1 GB per image of `few` and held out with the embedded model. Memory: the residuals of the held-out images.
     """
     say: Callable[[str], object] = tqdm.write if progress else lambda _: None
     results = Results(folder, say=say)
     results.belongs_to(_told(plan))
     pipe = pipe_of(plan.model)
+    held = HeldOut(pipe, plan, results, progress=progress)
 
-    say("[1/6] single predictors on held-out images")
-    best_fixed = choose_fixed(held_out_cells(plan), results.folder, scheduler=scheduler, progress=progress)
-    say("[2/6] full steps on held-out images")
-    masks = choose_masks(pipe, plan, results, progress=progress)
-    say("[3/6] accelerated runs")
-    quality = _run_cells(claim_cells(plan, best_fixed, masks), results.folder, scheduler=scheduler, progress=progress)
+    say("[1/6] what is fitted and chosen on held-out images")
+    runs = claim_runs(plan)
+    bar = tqdm(runs.items(), desc="settings", unit="run", disable=not progress)
+    settings = {name: run.setting(held, plan) for name, run in bar}
+    say("[2/6] accelerated runs")
+    jobs = {name: (plan.few_images if runs[name].few else plan.test, setting) for name, setting in settings.items()}
+    if failures := run_all(list(jobs.values()), results, scheduler=scheduler, progress=progress):
+        names = {setting.text: name for name, (_, setting) in jobs.items()}
+        told = "; ".join(f"{names[setting.text]}: {error}" for (_, setting), error in failures.items())
+        raise ValueError(f"runs failed, so the claims cannot be judged; {told}")
+    found = {name: kept(job, results, pipe=pipe) for name, job in jobs.items()}
+    quality = quality_table(plan, found, settings, results, pipe=pipe, progress=progress)
+    say("[3/6] what is known without a probe of the image")
+    clock = clock_of(held.recording)
     say("[4/6] features along exact trajectories")
-    ranking, tokens = _features(pipe, plan, results, progress=progress)
-    say("[5/6] scores of the untrained model")
-    untrained = _untrained(plan, results, progress=progress)
-    ranking = _below(ranking[[*untrained.data_vars]], untrained).merge(ranking.drop_dims("cell"))
+    ranking, tokens = _features(pipe, plan, clock, results, progress=progress)
+    say("[5/6] scores of untrained models")
+    untrained = xr.concat(
+        [_untrained(plan, seed, results, progress=progress) for seed in range(plan.untrained)], dim="weights"
+    )
     say("[6/6] local errors along accelerated trajectories")
     propagation = results.dataset(
         "propagation",
         None,
         lambda: propagation_table(
-            solver_runs(pipe, propagation_policies(), plan.images(plan.few_seeds[:1]), progress=progress)
+            solver_runs(pipe, propagation_policies(), plan.few_images.by_seed()[0], progress=progress)
         ),
     )
-    chosen = {f"fixed N={n}": method for n, method in best_fixed.items()} | {
-        "mask": mask_text(masks["best-mask"], plan.steps)
-    }
-    return Evidence(quality, ranking, tokens, propagation, chosen)
+    return Evidence(quality, ranking, tokens, untrained, propagation, _chosen(held, plan))
 
 
-def choose_fixed(
-    cells: Mapping[tuple[int, str], Cell], folder: Path, *, scheduler: str | None = None, progress: bool = True
-) -> dict[int, str]:
-    """Choose for every interval the method of highest mean PSNR over its (held-out) images, the first on a tie."""
-    names = {f"{method} N={interval}": cell for (interval, method), cell in cells.items()}
-    means = _run_cells(names, folder, scheduler=scheduler, progress=progress)["psnr"].mean("sample")
-    return {
-        interval: max(
-            (method for n, method in cells if n == interval),
-            key=lambda method, n=interval: float(means.sel(cell=f"{method} N={n}")),  # type: ignore[misc]
-        )
-        for interval in dict.fromkeys(interval for interval, _ in cells)
-    }
+def quality_table(
+    plan: Plan,
+    found: Mapping[str, xr.Dataset],
+    settings: Mapping[str, Setting],
+    results: Results,
+    *,
+    pipe: EmbeddedPipeline,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Return `QUALITY` by name of a run, (cell, sample); NaN for images that a run does not have.
 
-
-def choose_masks(
-    pipe: EmbeddedPipeline, plan: Plan, results: Results, *, progress: bool = True
-) -> dict[str, tuple[int, ...]]:
-    """Choose masks with as many full steps as N = 8: even, start-dense, the best for order 1 on held-out images."""
-    recording = record(
-        pipe, [plan.images(plan.held_out[:1]).call(pipe)], results.folder / "held-out.zarr", fields=("residual",),
-        model=plan.model, progress=progress,
-    )  # fmt: skip
-    found = results.dataset("mask", None, lambda: best_mask(recording, plan.passes)[["full_steps"]].compute())
-    return {
-        "even": even_mask(plan.steps, plan.passes),
-        "start-dense": start_dense_mask(plan.steps, plan.passes),
-        "best-mask": tuple(int(step) for step in found["full_steps"].values),
-    }
-
-
-def _run_cells(cells: Mapping[str, Cell], folder: Path, *, scheduler: str | None, progress: bool) -> xr.Dataset:
-    """Return `QUALITY` by name, (cell, sample); NaN for images that a cell does not have."""
-    found = sweep(list(cells.values()), folder, scheduler=scheduler, progress=progress)
-    failed = [f"{name}: {found['error'].sel(cell=cell.name).item()}" for name, cell in cells.items()
-              if found["error"].sel(cell=cell.name).item()]  # fmt: skip
-    if failed:
-        raise ValueError("runs failed, so the claims cannot be judged; " + "; ".join(failed))
-    table = found[list(QUALITY)].sel(cell=[cell.name for cell in cells.values()])
-    return table.reset_coords(drop=True).assign_coords(
-        cell=list(cells), seed=found["seed"].reset_coords(drop=True), label=found["label"].reset_coords(drop=True)
+    PSNR to the finer reference is there for the images of `plan.few_images`.
+    """
+    reference, judge = found[REFERENCE], Judge.of(plan.model)
+    fine = None
+    if plan.fine_steps:
+        finer = kept((plan.few_images, Setting.plain(plan.fine_steps)), results, pipe=pipe)
+        fine = torch.from_numpy(finer["image"].values)
+    texts = {name: setting.text for name, setting in settings.items()}
+    costs = results.dataset(
+        f"costs-{short_hash(texts)}",
+        texts,
+        lambda: measure_costs(pipe, plan.test[:1], settings, repeats=0, progress=progress),
+    )
+    whole = float(costs["flops_full"].sel(cell=REFERENCE)) * plan.steps
+    values = {name: np.full((len(found), len(plan.test)), np.nan) for name in QUALITY}
+    for row, (name, run) in enumerate(found.items()):
+        count, cost = run.sizes["sample"], costs.sel(cell=name)  # the costly images are the first ones
+        for measure, column in measures(run, reference.isel(sample=slice(count)), judge).items():
+            values[measure][row, :count] = column
+        if fine is not None:
+            values["psnr_fine"][row, : len(fine)] = psnr(torch.from_numpy(run["image"].values[: len(fine)]), fine)
+        full = values["full_passes"][row]
+        steps = np.array([*map(len, run["mask"].values), *[np.nan] * (len(plan.test) - count)])
+        values["flops"][row] = full * float(cost["flops_full"]) + (steps - full) * float(cost["flops_skip"])
+    values["flops_ratio"] = whole / values["flops"]
+    return xr.Dataset(
+        {
+            name: (("cell", "sample"), values[name], {"long_name": text, "units": unit})
+            for name, (text, unit) in QUALITY.items()
+        },
+        coords={
+            "cell": list(found),
+            "seed": ("sample", plan.test.seeds),
+            "label": ("sample", [str(label) for label in plan.test.labels]),
+        },
     )
 
 
-def _below(upper: xr.Dataset, lower: xr.Dataset) -> xr.Dataset:
-    """Stack two tables of the same images; what one of them lacks is NaN."""
-    return xr.concat([upper, lower], dim="cell", data_vars="all", coords="minimal", compat="override", join="outer")
+def _chosen(held: HeldOut, plan: Plan) -> dict[str, str]:
+    schedule = held.best_schedule(plan.passes)
+    fixed = {
+        on: held.best_fixed(TAPConfig(interval=int(on[2:])), f"S({on[2:]},3)-{len(plan.usual_mask(int(on[2:])))}")
+        for on in (f"N={n}" for n in INTERVALS)
+    }
+    masks = {
+        on: held.best_fixed(
+            TAPConfig(full_steps=held.mask(schedule if on == "best" else on, plan.passes)),
+            f"{schedule if on == 'best' else on}-{plan.passes}",
+        )
+        for on in MASKS
+    }
+    return {
+        **{f"best-fixed {on}": f"order {order}, shift {shift}" for on, (order, shift) in {**fixed, **masks}.items()},
+        "best mask": f"{schedule}: {mask_text(held.mask(schedule, plan.passes), plan.steps)}",
+        "smooth": f"sigma {plan.sigma:g}, two steps, not chosen",
+    }
 
 
-def _features(pipe: EmbeddedPipeline, plan: Plan, results: Results, *, progress: bool) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return the ranking and the token table of `few_seeds`."""
+def _features(
+    pipe: EmbeddedPipeline, plan: Plan, clock: Clock, results: Results, *, progress: bool
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return the ranking and the token table of the costly images."""
     recording = record(
         pipe,
-        [part.call(pipe) for part in plan.images(plan.few_seeds).by_seed()],
+        [part.call(pipe) for part in plan.few_images.by_seed()],
         results.folder / "features.zarr",
-        fields=("probe", "residual"),
+        fields=("probe", "residual", "latent_residual"),
         depths=(0, *plan.depths),
         model=plan.model,
         progress=progress,
@@ -147,7 +191,7 @@ def _features(pipe: EmbeddedPipeline, plan: Plan, results: Results, *, progress:
         """Make the tables of one image, which is read when it is needed."""
         image = lru_cache(maxsize=1)(recording.isel(sample=[index]).compute)
         return (
-            results.dataset(f"ranking/{index}", None, lambda: ranking_table(image(), settings)),
+            results.dataset(f"ranking/{index}", None, lambda: ranking_table(image(), settings, clock)),
             results.dataset(f"tokens/{index}", None, lambda: token_table(image())),
         )
 
@@ -156,20 +200,23 @@ def _features(pipe: EmbeddedPipeline, plan: Plan, results: Results, *, progress:
     return _of_plan(xr.concat(ranking, dim="sample", coords="minimal")), _of_plan(xr.concat(tokens, dim="sample"))
 
 
-def _untrained(plan: Plan, results: Results, *, progress: bool) -> xr.Dataset:
-    """Return the ranking table of the same model with random weights, "untrained N=8"."""
-    images = replace(plan.images(plan.few_seeds), model=plan.model + UNTRAINED)
-    blank = pipe_of(images.model)
-    recording = record(
-        blank,
-        [part.call(blank) for part in images.by_seed()],
-        results.folder / "untrained.zarr",
-        fields=("proxy_loss", "true_error"),
-        model=images.model,
-        progress=progress,
-    )
-    table = results.dataset("untrained", None, lambda: agreement(recording))
-    return _of_plan(table).expand_dims(cell=["untrained N=8"])
+def _untrained(plan: Plan, seed: int, results: Results, *, progress: bool) -> xr.Dataset:
+    """Return `untrained_table` of the same model with random weights of a seed, on the first test seed."""
+    images = replace(plan.few_images.by_seed()[0], model=f"{plan.model}{UNTRAINED}{seed}")
+
+    def make() -> xr.Dataset:
+        blank = pipe_of(images.model)
+        recording = record(
+            blank,
+            [images.call(blank)],
+            results.folder / f"untrained-{seed}.zarr",
+            fields=("proxy_loss", "true_error"),
+            model=images.model,
+            progress=progress,
+        )
+        return untrained_table(recording)
+
+    return _of_plan(results.dataset(f"untrained-{seed}", None, make))
 
 
 def _of_plan(table: xr.Dataset) -> xr.Dataset:
@@ -182,5 +229,5 @@ def _told(plan: Plan) -> dict[str, Any]:
     return {
         **asdict(plan),
         "weights": weights_fingerprint(plan.model),
-        "settings": {name: repr(config) for name, config in ranked_settings(plan).items()},
+        "settings": {name: repr(one) for name, one in ranked_settings(plan).items()},
     }

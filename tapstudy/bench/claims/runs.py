@@ -2,135 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tapstudy.bench.image_set import Condition, ImageSet
-from tapstudy.bench.sweep.cells import Cell
-from tapstudy.core.schedule import Schedule
+from tapstudy.analysis.claims.measure import Ranked
+from tapstudy.bench.engine import Setting
+from tapstudy.bench.fit.held_out import HeldOut, Slot
+from tapstudy.bench.image_set import ImageSet
+from tapstudy.bench.methods import find_method
+from tapstudy.bench.plan import StudyPlan
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.predictors.chebyshev import Chebyshev
+from tapstudy.predictors.hermite import HermiteFamily
+from tapstudy.predictors.least_squares import LeastSquares
+from tapstudy.predictors.taylor import TaylorFamily
+from tapstudy.predictors.union import Union
 
 INTERVALS = (4, 6, 8)
 SMALL_INTERVALS = (2, 3)
-CONTROLS = ("fewer", "random", "shuffled")
+MASKS = ("even", "start-dense", "best")
 RUN_DEPTHS = (1, 2, 4)  # probes deeper than the first block; those in between are only ranked
-# single predictors to choose the best of: the distinct ones of TAP's family
-FIXED = ("fixed0", *(f"fixed{order}-{shift}" for order in (1, 2) for shift in range(5)))
+SMOOTH = 2  # steps: sigma of the smoothed clock
 
-
-FURTHER = ("first-window", "tap+least-squares", "tap+hermite", "tap+chebyshev", "tap+dmd")  # at N = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Tell what is run.
-
-    Args:
-        model: embedded model or model folder.
-        seeds: test seeds; every label is sampled with each.
-        held_out: seeds on which fixed predictors and masks are chosen.
-        few: so many of the test seeds serve for what is costly: recordings, oracles, small intervals.
-        labels: sampled with every seed.
-        steps: T.
-        guidance: scale of classifier-free guidance.
-        depths: blocks of further probes.
-
-    Raises:
-        ValueError: seeds that are both tested and held out, fewer seeds than `few`, fewer than two labels.
-    """
-
-    model: str = "mnist-dit"
-    seeds: tuple[int, ...] = (11, 12, 13, 14)
-    held_out: tuple[int, ...] = (21, 22)
-    few: int = 2
-    labels: tuple[Condition, ...] = tuple(range(10))
-    steps: int = 50
-    guidance: float = 2.0
-    depths: tuple[int, ...] = (1, 2, 4, 7)
-
-    def __post_init__(self) -> None:
-        if both := sorted(set(self.seeds) & set(self.held_out)):
-            raise ValueError(f"Plan: the seeds {both} are both tested and held out: choose others")
-        if len(self.labels) < 2:
-            raise ValueError(f"Plan: intervals over images need at least two labels, got {self.labels}")
-        if not 1 <= self.few <= len(self.seeds) or not self.held_out:
-            raise ValueError(
-                f"Plan: needs at least {self.few} test seeds and one held out, got {self.seeds} and {self.held_out}"
-            )
-
-    @property
-    def few_seeds(self) -> tuple[int, ...]:
-        return self.seeds[: self.few]
-
-    @property
-    def passes(self) -> int:
-        """Return the number of full steps at N = 8."""
-        return len(Schedule(8, 3).steps(self.steps))
-
-    def cell(self, method: str, seeds: tuple[int, ...], **settings: Any) -> Cell:
-        own = {"model": self.model, "labels": self.labels, "steps": self.steps, "guidance": self.guidance}
-        return Cell.of({"method": method, "seeds": seeds, **own, **settings})
-
-    def images(self, seeds: Sequence[int]) -> ImageSet:
-        """Return every label with each of these seeds."""
-        return ImageSet.of(self.model, seeds=seeds, labels=self.labels, steps=self.steps, guidance=self.guidance)
-
-
-def held_out_cells(plan: Plan) -> dict[tuple[int, str], Cell]:
-    """Make a cell of every single predictor at every interval on held-out images: (interval, method) -> cell."""
-    return {
-        (interval, method): plan.cell(method, plan.held_out if interval >= 6 else plan.held_out[:1], interval=interval)
-        for interval in (*SMALL_INTERVALS, *INTERVALS)
-        for method in FIXED
-    }
-
-
-def claim_cells(plan: Plan, best_fixed: Mapping[int, str], masks: Mapping[str, tuple[int, ...]]) -> dict[str, Cell]:
-    """Return all runs on the test images that a cell can express.
-
-    Args:
-        best_fixed: the method chosen on held-out images for every interval.
-        masks: name -> full steps.
-    """
-    cells: dict[str, Cell] = {"reference": plan.cell("reference", plan.seeds)}
-
-    def add(name: str, method: str, *, few: bool = False, **settings: Any) -> None:
-        cells[name] = plan.cell(method, plan.few_seeds if few else plan.seeds, **settings)
-
-    for n in INTERVALS:
-        for order in (0, 1, 2):
-            add(f"order{order} N={n}", f"fixed{order}", interval=n)
-        for method in ("tap", "step"):
-            add(f"{method} N={n}", method, interval=n)
-        for method in CONTROLS:
-            add(f"{method} N={n}", method, interval=n, few=n != 8)
-        add(f"best-fixed N={n}", best_fixed[n], interval=n)
-    for n in SMALL_INTERVALS:
-        add(f"tap N={n}", "tap", interval=n, few=True)
-        add(f"best-fixed N={n}", best_fixed[n], interval=n, few=True)
-    add("tap N=5", "tap", interval=5)
-    for n in (4, 8):
-        add(f"oracle N={n}", "oracle", interval=n, few=True)
-    add("oracle-latent N=8", "oracle-latent", few=True)
-    add("order1-latent N=8", "fixed1", residual="latent")
-    for name, settings in VARIANTS.items():
-        add(name, "tap", **settings)
-    for depth in plan.depths:
-        if depth in RUN_DEPTHS:
-            add(f"tap N=8 depth={depth}", "tap", probe_depth=depth)
-    for mask, steps in masks.items():
-        for name, method in (("order0", "fixed0"), ("order1", "fixed1"), ("tap", "tap"), ("step", "step")):
-            add(f"{name} {mask}", method, full_steps=steps)
-    for method in FURTHER:
-        add(f"{method} N=8" if method == "first-window" else f"tap N=8 +{method.removeprefix('tap+')}", method)
-    return cells
-
-
+# methods of `bench.methods` at every interval and on every mask, also on a smoothed clock, and at intervals only
+ALL_PLACES = ("order0", "order1", "order2", "best-fixed", "tap", "step", "shuffled", "step-table")
+AT_INTERVALS = ("fewer", "random")
+SMOOTHED = ("order0", "order1", "order2", "tap")
+FAMILIES = {
+    "least-squares": LeastSquares(), "hermite": HermiteFamily(orders=(1, 2)), "chebyshev": Chebyshev(),
+}  # fmt: skip
+ORACLES = {  # name -> what is chosen by, and who chooses together
+    "oracle": {},
+    "oracle-step": {"granularity": "step"},
+    "oracle-output": {"residual": "latent"},
+    "oracle-output-step": {"residual": "latent", "granularity": "step"},
+}
 # TAP with other settings
 VARIANTS: dict[str, dict[str, Any]] = {
     "tap N=8 l2": {"distance": "l2"},
@@ -144,12 +55,129 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def ranked_settings(plan: Plan) -> dict[str, TAPConfig]:
-    """Tell what recorded trajectories are scored with: intervals, distances and depths of the probe."""
-    return {
+@dataclass(frozen=True, kw_only=True)
+class Plan(StudyPlan):
+    """Tell what is run for the claims; further arguments as of `StudyPlan`.
+
+    Args:
+        few: so many of the test seeds serve for what is costly: recordings, oracles, small intervals.
+        depths: blocks of further probes.
+        fine_steps: of a second, finer reference, on the images of `few`; 0: none.
+        untrained: so many models of random weights are the control of training.
+
+    Raises:
+        ValueError: fewer seeds than `few`, fewer than two labels.
+    """
+
+    seeds: tuple[int, ...] = (31, 32, 33, 34, 35, 36)
+    few: int = 2
+    depths: tuple[int, ...] = (1, 2, 4, 7)
+    fine_steps: int = 400
+    untrained: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.labels) < 2:
+            raise ValueError(f"Plan: intervals over images need at least two labels, got {self.labels}")
+        if not 1 <= self.few <= len(self.seeds):
+            raise ValueError(f"Plan: needs at least {self.few} test seeds, got {self.seeds}")
+
+    @property
+    def few_images(self) -> ImageSet:
+        """Return the test images that serve for what is costly: the first ones."""
+        return self.images(self.seeds[: self.few])
+
+    @property
+    def passes(self) -> int:
+        """Return the number of full steps at N = 8."""
+        return len(self.usual_mask(8))
+
+    @property
+    def sigma(self) -> float:
+        """Return the width of the smoothed clock, in units of time: that of two steps."""
+        return SMOOTH * 1000 / self.steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """Hold one run of the claims.
+
+    Attributes:
+        method: of `bench.methods`.
+        on: "N=8", or one of `MASKS`, with as many full steps.
+        changes: settings of TAPConfig.
+        few: on the costly images only.
+        smooth: on a smoothed clock.
+    """
+
+    method: str
+    on: str = "N=8"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    few: bool = False
+    smooth: bool = False
+
+    def setting(self, held: HeldOut, plan: Plan) -> Setting:
+        """Tell how its images are sampled."""
+        sigma = plan.sigma if self.smooth else 0.0
+        if self.method == "reference":
+            return Setting.plain(plan.steps).on_smooth_clock(sigma)
+        if self.on in MASKS:
+            schedule = held.best_schedule(plan.passes) if self.on == "best" else self.on
+            config = TAPConfig(full_steps=held.mask(schedule, plan.passes))
+        else:
+            schedule, config = f"S({self.on[2:]},3)", TAPConfig(interval=int(self.on[2:]))
+        config = replace(config, **self.changes)
+        slot = Slot(held, len(config.schedule.steps(plan.steps)), schedule, config)
+        return find_method(self.method).on(slot).on_smooth_clock(sigma)
+
+
+def claim_runs(plan: Plan) -> dict[str, Run]:
+    """Return all runs on the test images, the reference first."""
+    runs = {"reference": Run("reference"), "reference smooth": Run("reference", smooth=True)}
+
+    def add(name: str, method: str, on: str = "N=8", **more: Any) -> None:
+        runs[name] = Run(method, on, **more)
+
+    for on in (*(f"N={n}" for n in INTERVALS), *MASKS):
+        for method in ALL_PLACES:
+            add(f"{method} {on}", method, on)
+        for method in SMOOTHED:
+            add(f"{method} {on} smooth", method, on, smooth=True)
+        for method in AT_INTERVALS if on not in MASKS else ():
+            add(f"{method} {on}", method, on, few=on != "N=8")
+    for n in SMALL_INTERVALS:
+        for method in ("tap", "best-fixed"):
+            add(f"{method} N={n}", method, f"N={n}", few=True)
+    add("oracle N=4", "oracle", "N=4", few=True)
+    for name, changes in ORACLES.items():
+        add(f"{name} N=8", "oracle", changes=changes, few=True)
+    for method in ("order1", "tap", "step"):
+        add(f"{method}-output N=8", method, changes={"residual": "latent"})
+    add("step-table-output N=8", "step-table-output")
+    for name, changes in VARIANTS.items():
+        settings = dict(changes)
+        add(name, "tap", f"N={settings.pop('interval', 8)}", changes=settings)
+    for depth in plan.depths:
+        if depth in RUN_DEPTHS:
+            add(f"tap N=8 depth={depth}", "tap", changes={"probe_depth": depth})
+    for name in (*FAMILIES, "dmd"):
+        add(f"tap N=8 +{name}", f"tap+{name}")
+    for method in ("first-window", "hermite", "chebyshev", "dmd"):
+        add(f"{method} N=8", method)
+    return runs
+
+
+def ranked_settings(plan: Plan) -> dict[str, Ranked]:
+    """Tell what recorded trajectories are scored with: intervals, distances, depths of the probe, families."""
+    found = {
         **{f"tap N={n}": TAPConfig(interval=n) for n in (*SMALL_INTERVALS, *INTERVALS)},
         **{name: TAPConfig(**changes) for name, changes in VARIANTS.items() if "distance" in changes},
         **{f"tap N=8 depth={depth}": TAPConfig(probe_depth=depth) for depth in plan.depths},
+    }
+    families = {f"tap N=8 +{name}": Union(TaylorFamily(), family) for name, family in FAMILIES.items()}
+    return {
+        **{name: Ranked(config) for name, config in found.items()},
+        **{name: Ranked(TAPConfig(), family) for name, family in families.items()},
     }
 
 
@@ -159,5 +187,5 @@ def propagation_policies() -> dict[str, AnchoredPolicy]:
         "order1": FixedPolicy(1),
         "tap": TAPPolicy(),
         "oracle": OraclePolicy(),
-        "oracle-latent": OraclePolicy(TAPConfig(residual="latent")),
+        "oracle-output": OraclePolicy(TAPConfig(residual="latent")),
     }

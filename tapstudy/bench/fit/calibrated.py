@@ -8,6 +8,7 @@ of passes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -16,10 +17,11 @@ import torch
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit.held_out import Slot
 from tapstudy.bench.fit.tuning import Tuner
-from tapstudy.bench.frontier.plan import WARMUP
+from tapstudy.bench.plan import WARMUP
 from tapstudy.bench.speed import third_party
 from tapstudy.core.change import relative_change
 from tapstudy.policies.adaptive import AdaptiveTAPPolicy
+from tapstudy.policies.base import ResidualSite
 from tapstudy.policies.calibrated import CalibratedPolicy, best_rows
 from tapstudy.policies.cg_taylor import CGTaylorPolicy
 from tapstudy.policies.channel_groups import ChannelGroupsPolicy, best_members, group_channels
@@ -59,9 +61,14 @@ def channel_groups(slot: Slot) -> Setting:
     return Setting.of(ChannelGroupsPolicy(groups, members, config=slot.config))
 
 
-def step_table(slot: Slot) -> Setting:
-    gram = torch.from_numpy(slot.held_out.gram("hidden"))
-    return Setting.of(CalibratedPolicy(best_rows(gram, slot.mask, slot.config.family), slot.config))
+def step_table(slot: Slot, *, residual: ResidualSite = "hidden") -> Setting:
+    """Take at every step the member of TAP's family that is best on held-out images."""
+    gram = torch.from_numpy(slot.held_out.gram(residual))
+    config = replace(slot.config, residual=residual)
+    return Setting.of(CalibratedPolicy(best_rows(gram, slot.mask, config.family), config))
+
+
+step_table_output = partial(step_table, residual="latent")
 
 
 def fitted(slot: Slot) -> Setting:

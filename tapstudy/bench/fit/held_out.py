@@ -1,4 +1,4 @@
-"""Everything that is fitted or chosen for the frontier, on held-out images only."""
+"""Everything that is fitted or chosen, on held-out images only."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.fit.amplification import measure_amplification
 from tapstudy.bench.fit.masks import best_window_mask
 from tapstudy.bench.fit.tuning import Tuner, best_of, improve_mask
-from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.image_error import psnr
+from tapstudy.bench.plan import StudyPlan
 from tapstudy.bench.results import Results
 from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import ResidualSite
@@ -51,7 +51,7 @@ class HeldOut:
         progress: show bars.
     """
 
-    def __init__(self, pipe: EmbeddedPipeline, plan: FrontierPlan, results: Results, *, progress: bool = True) -> None:
+    def __init__(self, pipe: EmbeddedPipeline, plan: StudyPlan, results: Results, *, progress: bool = True) -> None:
         self.pipe, self.plan, self.results, self.progress = pipe, plan, results, progress
         self._tuners: dict[str, Tuner] = {}
 
@@ -189,6 +189,15 @@ class HeldOut:
             family=TaylorFamily(orders=(1,), shifts=(0,)) if rows == "order1" else None,
         )
 
+    def best_schedule(self, passes: int) -> str:
+        """Return the one of `SCHEDULES` with so many full passes that is best for order 1 on the tuning images."""
+
+        def options() -> dict[str, Setting]:
+            masks = {name: self.mask(name, passes) for name in SCHEDULES}
+            return {name: Setting.of(FixedPolicy(1, config=TAPConfig(full_steps=mask))) for name, mask in masks.items()}
+
+        return self.choose(f"schedule-{passes}", options)
+
     def searched_mask(self, method: str, passes: int, make: Callable[[str, Mask], Setting]) -> Mask:
         """Return the one of `SCHEDULES` that is best for a method on the tuning images, improved on them.
 
@@ -248,7 +257,7 @@ class Slot:
     @property
     def mask(self) -> tuple[int, ...]:
         """Return the full steps."""
-        return self.held_out.mask(self.schedule, self.passes)
+        return self.config.schedule.steps(self.steps)
 
     @property
     def steps(self) -> int:

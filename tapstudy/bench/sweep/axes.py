@@ -70,6 +70,7 @@ def _dtype(text: str) -> torch.dtype:
 _WORDS = {"method", "model", "distance", "residual", "differences", "basis", "granularity"}
 _KINDS: dict[str, Callable[[str], Any]] = {
     "guidance": float,
+    "smooth_time": float,
     "orders": _numbers(int),
     "shifts": _numbers(float),
     "full_steps": _full_steps,
@@ -79,6 +80,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 }
 _WANTED = {
     "guidance": "a number",
+    "smooth_time": "a number",
     "orders": "orders joined by +, as in 0+1+2",
     "shifts": "shifts joined by +, as in 0+0.5+1",
     "full_steps": "steps joined by +, as in 0+1+2+10, or none",

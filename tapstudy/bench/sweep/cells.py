@@ -15,7 +15,7 @@ from tapstudy.bench.methods import find_method
 from tapstudy.bench.results import short_hash
 from tapstudy.policies.config import DECISIVE, TAPConfig
 
-_OWN = ("method", "model", "steps", "guidance", "policy_seed")
+_OWN = ("method", "model", "steps", "guidance", "policy_seed", "smooth_time")
 _CONFIG = DECISIVE
 SETTINGS = (*_OWN, *_CONFIG)
 
@@ -38,6 +38,7 @@ class Cell:
         steps: T.
         guidance: scale of classifier-free guidance.
         policy_seed: of methods that draw at random.
+        smooth_time: sigma of `tapstudy.smooth_time`, in force while the method samples; its reference is not smoothed.
         config: everything else.
 
     Raises:
@@ -51,6 +52,7 @@ class Cell:
     steps: int = 50
     guidance: float = 2.0
     policy_seed: int = 0
+    smooth_time: float = 0.0
     config: TAPConfig = field(default_factory=TAPConfig)
 
     def __post_init__(self) -> None:
@@ -59,9 +61,10 @@ class Cell:
         object.__setattr__(self, "seeds", _indices("seeds", self.seeds))
         prompts = all(isinstance(label, str) for label in self.labels) and len({*self.labels}) == len(self.labels) > 0
         object.__setattr__(self, "labels", tuple(self.labels) if prompts else _indices("labels", self.labels))
-        object.__setattr__(self, "guidance", float(self.guidance))
-        if not 0 <= self.guidance < float("inf"):
-            raise ValueError(f"Cell: guidance must be a finite number of at least 0, got {self.guidance}")
+        for name in ("guidance", "smooth_time"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"Cell: {name} must be a finite number of at least 0, got {getattr(self, name)}")
         kind = find_method(self.method)
         if kind.policy is None and kind.fit is not None:
             raise ValueError(f"Cell: {self.method} is fitted on held-out images: `tapstudy bench frontier` runs it")
@@ -98,7 +101,8 @@ class Cell:
     @property
     def setting(self) -> Setting:
         """Tell how they are sampled."""
-        return find_method(self.method).setting(self.config, steps=self.steps, seed=self.policy_seed)
+        setting = find_method(self.method).setting(self.config, steps=self.steps, seed=self.policy_seed)
+        return setting.on_smooth_clock(self.smooth_time)
 
     @property
     def full_steps(self) -> tuple[int, ...]:
@@ -107,8 +111,8 @@ class Cell:
 
     @property
     def reference(self) -> Cell:
-        """Return the cell of the same images without acceleration."""
-        return replace(self, method="reference")
+        """Return the cell of the same images of the model as it is, without acceleration."""
+        return replace(self, method="reference", smooth_time=0.0)
 
     @property
     def read_settings(self) -> dict[str, Any]:
@@ -136,7 +140,7 @@ class Cell:
 
     def __str__(self) -> str:
         """Return the settings that are not TAPConfig's defaults."""
-        usual = Cell(method="tap").to_dict()["config"]
+        usual = {**Cell(method="tap").to_dict()["config"], "smooth_time": 0.0}
         shown = {name: value for name, value in self.read_settings.items() if value != usual.get(name, self.method)}
         settings = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{self.method} ({settings}, seeds={list(self.seeds)}, labels={list(self.labels)})"
