@@ -49,7 +49,7 @@ from tapstudy.plots.regret import plot_regret
 from tapstudy.plots.rivals import plot_rivals
 from tapstudy.plots.speed import plot_speed
 from tapstudy.plots.style import save
-from tapstudy.sources import MODEL, MissingData, Sources, folder_of
+from tapstudy.sources import MODEL, SHARED, MissingData, Sources, folder_of
 
 # group -> what to call a run -> its name
 ABLATIONS = {
@@ -87,12 +87,12 @@ def draw_all(
     """Make figures one by one, and save each as PNG and SVG: (name, its files, or what is missing).
 
     Args:
-        names: which; all by default.
+        names: which; by default all, of a model other than `sources.MODEL` those that depend on it.
 
     Raises:
         ValueError: no such figure.
     """
-    names = list(names) or list(FIGURES)
+    names = list(names) or [name for name in FIGURES if sources.model == MODEL or name not in SHARED]
     if unknown := [name for name in names if name not in FIGURES]:
         raise ValueError(f"no figure {', '.join(map(repr, unknown))}: there are {', '.join(FIGURES)}")
     for name in names:
@@ -279,7 +279,7 @@ def published(sources: Sources) -> Figure:
         raise MissingData(f"no table {path}: it comes with the repository")
     ours = frontier(sources.table("quality"), ("order0", "order1", "order2", "tap"))
     ours = ours.isel(run=ours["interval"].isin([4, 8]).values)
-    return plot_published(published_table(path), ours, model=MODEL)
+    return plot_published(published_table(path), ours, model=sources.model)
 
 
 def claims(sources: Sources) -> Figure:

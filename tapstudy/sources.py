@@ -26,6 +26,7 @@ COMMANDS = {
     "speed": "tapstudy bench speed --model mnist-dit,mnist-dit@32,flux-200m,flux-500m --out data/study/speed.nc",
 }
 MODEL = "mnist-dit"  # whose recordings and tables are not in a folder of its own
+SHARED = ("speed",)  # tables that depend on no weights: all models have the same
 
 
 class MissingData(FileNotFoundError):
@@ -43,7 +44,8 @@ class Sources:
 
     Args:
         data: folder with `recordings`, `study` and `published`.
-        model: what was recorded and studied; others than `MODEL` have folders of their own in the first two.
+        model: what was recorded and studied; others than `MODEL` have folders of their own in the first two, but for
+            the tables in `SHARED`.
     """
 
     data: Path = Path("data")
@@ -66,7 +68,7 @@ class Sources:
             MissingData: there is none.
         """
         try:
-            return load_table(self._study, name)
+            return load_table(self.data / "study" if name in SHARED else self._study, name)
         except FileNotFoundError as error:
             raise self._missing(error, name) from None
 

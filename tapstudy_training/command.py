@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Train the embedded models.")
 Data = Annotated[Path | None, typer.Option(help="folder with the data set's .npz files; fetched when absent")]
 Work = Annotated[Path, typer.Option(help="folder for checkpoints, log and grids; resumed")]
 Out = Annotated[Path, typer.Option(help="folder for the finished model")]
-Initial = Annotated[Path | None, typer.Option(help="model folder to start from")]
+Initial = Annotated[Path | None, typer.Option(help="model folder to start from; the recipe says which by default")]
 History = Annotated[str, typer.Option(help="for the card: where the initial weights come from")]
 Steps = Annotated[int, typer.Option(min=1, help="optimiser steps")]
 HalfSize = Annotated[int, typer.Option(min=0, help="first steps at half the image size")]
@@ -129,7 +129,7 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
             import time
 
             from tapstudy.models.data import load_images
-            from tapstudy.models.embedded import load_classifier
+            from tapstudy.models.embedded import load_classifier, model_folder
             from tapstudy.models.quality import Judge
             from tapstudy_training.make import measure_model, train_model
 
@@ -152,6 +152,9 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
             machine = _machine(device, compile_model, peak_tflops)
             judging = load_classifier(spec.name, folder=classifier)
             images, test = (load_images(spec.data_set, split, data) for split in ("train", "test"))
+            if initial is None and spec.initial and smooth_sigma:
+                initial = model_folder(spec.initial)
+                history = history or f"Started from the weights of the embedded `{spec.initial}`."
             left = None if minutes is None else minutes - (time.monotonic() - started) / 60
             trained, report = train_model(
                 chosen, images, machine, work=work, initial=initial, minutes=left, export_to=export
@@ -263,6 +266,18 @@ def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
     return command
 
 
+def _say_what_makes(name: str) -> Callable[[], None]:
+    """The command of a model without a recipe of its own: an error that says which command makes it."""
+
+    def command() -> None:
+        with user_errors():
+            from tapstudy.models.embedded import MADE_BY
+
+            raise ValueError(f"{name} has no recipe of its own: make it with `{MADE_BY[name]}` (docs/training.md)")
+
+    return command
+
+
 def _emoji_folder(data: Path | None) -> Path:
     if data is None:
         raise ValueError(
@@ -276,3 +291,5 @@ for _name in CLASSIFIERS:
     app.command(f"{_name}-classifier")(classifier_command(_name))
 for _spec in MODELS.values():
     app.command(_spec.name)((model_command if _spec.text_encoder is None else text_model_command)(_spec))
+_anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("mnist-dit-rough", hidden=True, context_settings=_anything)(_say_what_makes("mnist-dit-rough"))

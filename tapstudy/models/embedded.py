@@ -23,7 +23,14 @@ INDEX = f"{WEIGHTS}.index.json"
 
 
 # the embedded models and the data sets that they learned
-EMBEDDED = {"mnist-dit": "mnist", "cifar10-dit": "cifar10", "emoji-flux": "emoji"}
+EMBEDDED = {"mnist-dit": "mnist", "mnist-dit-rough": "mnist", "cifar10-dit": "cifar10", "emoji-flux": "emoji"}
+
+
+# of those without a command of their own name, the one that makes them
+MADE_BY = {
+    "mnist-dit-rough": "tapstudy train mnist-dit --smooth-sigma 0 --learning-rate 6e-4 --steps 6000 "
+    "--work runs/mnist-dit-rough --out data/models/mnist-dit-rough"
+}
 
 
 # what the pipelines of embedded models are made of
@@ -82,7 +89,8 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPi
     """Return an embedded model, ready to sample, from disk alone.
 
     Args:
-        model: "mnist-dit", "emoji-flux", "cifar10-dit", or the folder of such a pipeline saved with `save_pretrained`.
+        model: "mnist-dit", "mnist-dit-rough", "emoji-flux", "cifar10-dit", or the folder of such a pipeline saved with
+            `save_pretrained`.
         dtype: of the weights in memory.
 
     Raises:
@@ -230,8 +238,9 @@ def model_folder(model: str | Path) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if str(model) in EMBEDDED:
+        command = MADE_BY.get(str(model), f"tapstudy train {model}")
         raise FileNotFoundError(
-            f"the weights of {model} are not in {embedded}: make them with `tapstudy train {model}` (docs/training.md)"
+            f"the weights of {model} are not in {embedded}: make them with `{command}` (docs/training.md)"
         )
     known = sorted(path.parent.name for path in embedded.glob("*/model_index.json"))
     raise FileNotFoundError(f"no model {str(model)!r}: the embedded models are {', '.join(known) or 'none'}")

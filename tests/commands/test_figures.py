@@ -112,6 +112,21 @@ def test_other_models_have_folders_of_their_own(data, tmp_path):
     assert "other --bundled --model other" in told.output.replace("\n", "")
 
 
+def test_what_depends_on_no_weights_is_shared(data, tmp_path):
+    sources = Sources(data, "mine")
+    assert sources.table("speed").identical(Sources(data).table("speed"))
+    assert "speed" not in dict(draw_all(sources, tmp_path))
+    assert [name for name, _ in draw_all(sources, tmp_path, names=["speed"])] == ["speed"]
+
+
+def test_numbers_beside_the_published_ones_have_the_name_of_their_model(data, tmp_path):
+    (tmp_path / "data" / "study").mkdir(parents=True)
+    shutil.copytree(data / "study", tmp_path / "data" / "study" / "mine")
+    shutil.copytree(data / "published", tmp_path / "data" / "published")
+    figure = show("published", Sources(tmp_path / "data", "mine"), tmp_path)
+    assert figure.axes[-1].get_title().startswith("mine\n")
+
+
 def test_without_recordings(tmp_path):
     found = dict(draw_all(Sources(tmp_path), tmp_path, names=["regret"]))
     assert "make it with `tapstudy record" in str(found["regret"])

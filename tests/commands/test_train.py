@@ -2,7 +2,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tapstudy.cli import app as command_line
 from tapstudy.commands import train
+from tapstudy.models.embedded import MADE_BY
+from tests.table import each_row
 
 
 @pytest.mark.parametrize("words", [[], ["mnist-dit", "--steps", "3"]])
@@ -15,3 +18,11 @@ def test_without_the_package_that_trains(monkeypatch, words):
     assert result.exit_code == 2
     assert "tapstudy_training is missing" in result.output
     assert "pip install -e '.[train]'" in result.output
+
+
+@each_row("name", MADE_BY)
+def test_models_without_a_recipe_say_which_command_makes_them(name):
+    result = CliRunner().invoke(command_line, ["train", name, "--steps", "3"])
+    assert result.exit_code == 2
+    assert f"{name} has no recipe of its own: make it with `{MADE_BY[name]}`" in result.output
+    assert name not in CliRunner().invoke(command_line, ["train", "--help"]).output

@@ -50,12 +50,22 @@ def test_untrained_control_is_not_trivial(digits):
         assert (other - base).std() > 0.1 * base.std()
 
 
-def test_size_and_format():
-    folder = data_folder() / "models" / "mnist-dit"
+def test_the_rough_control_is_another_model_of_the_same_shape(digits):
+    rough = tapstudy.load("mnist-dit-rough")
+    shapes = [{name: p.shape for name, p in pipe.transformer.named_parameters()} for pipe in (rough, digits)]
+    assert shapes[0] == shapes[1]
+    assert (rough.config.get("smooth_sigma", 0.0), digits.config["smooth_sigma"]) == (0.0, 30.0)
+    assert not torch.equal(rough.transformer.proj_out_2.weight, digits.transformer.proj_out_2.weight)
+    assert load_classifier("mnist-dit-rough").config == load_classifier().config
+
+
+@pytest.mark.parametrize("name", ["mnist-dit", "mnist-dit-rough"])
+def test_size_and_format(name):
+    folder = data_folder() / "models" / name
     assert (folder / "transformer" / WEIGHTS).stat().st_size < 20e6
     assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
     card = (folder / "README.md").read_text()
-    for part in ("Training", "Quality", "Frechet", "MNIST", "loss.csv"):
+    for part in (f"# {name}\n", f'load("{name}")', "Training", "Quality", "Frechet", "MNIST", "loss.csv"):
         assert part in card
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from tapstudy.instrument.time_features import time_embedders
 from tapstudy.models import quality
 from tapstudy.models.classifier import classify
 from tapstudy.models.data import load_images
-from tapstudy.models.embedded import INDEX, data_set_of, load_classifier, weight_files
+from tapstudy.models.embedded import INDEX, data_set_of, load_classifier, model_folder, weight_files
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.quality import Judge
-from tapstudy_training import card
+from tapstudy_training import card, make
 from tapstudy_training.checkpoint import start
 from tapstudy_training.command import model_command
 from tapstudy_training.make import Machine, make_classifier, measure_model, train_model
@@ -157,6 +158,10 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
         FileNotFoundError, match=r"the weights of cifar10-dit are not in .*`tapstudy train cifar10-dit`"
     ):
         tapstudy.load("cifar10-dit")
+    with pytest.raises(
+        FileNotFoundError, match=r"weights of mnist-dit-rough .*`tapstudy train mnist-dit --smooth-sigma 0 "
+    ):
+        tapstudy.load("mnist-dit-rough")
     with pytest.raises(FileNotFoundError, match=r"no classifier at .*`tapstudy train cifar10-classifier`"):
         load_classifier("cifar10-dit")
 
@@ -197,6 +202,24 @@ def test_command_stops_and_goes_on(data, judge, tmp_path, monkeypatch):
     assert "training images: label accuracy" in result.output
     exported, written = (weight_files(tmp_path / name) for name in ("exported", "out"))
     assert [file.read_bytes() for file in exported] == [file.read_bytes() for file in written]
+
+
+def test_initial_weights_of_the_recipe(data, judge, tmp_path, monkeypatch):
+    """A smooth run goes on from the recipe's model, unless another is given; one that is not starts at random."""
+    seen = []
+
+    def train_model(spec, images, machine, *, initial, **others):
+        seen.append(initial)
+        return SimpleNamespace(finished=False), ""
+
+    monkeypatch.setattr(make, "train_model", train_model)
+    app = typer.Typer()
+    app.command()(model_command(replace(TINY, initial="mnist-dit-rough")))
+    common = ["--data", str(data), "--classifier", str(judge), "--count", "200", "--device", "cpu", "--no-compile"]
+    for options in (["--smooth-sigma", "30"], ["--smooth-sigma", "30", "--initial", str(tmp_path)], []):
+        result = CliRunner().invoke(app, [*common, *options])
+        assert result.exit_code == 0, result.output
+    assert seen == [model_folder("mnist-dit-rough"), tmp_path, None]
 
 
 @pytest.mark.parametrize(

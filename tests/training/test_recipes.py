@@ -5,7 +5,8 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from tapstudy.models.data import DATA_SETS, LabelledImages
-from tapstudy.models.embedded import EMBEDDED
+from tapstudy.models.embedded import EMBEDDED, MADE_BY, data_folder
+from tapstudy_training.checkpoint import smooth_sigma_of
 from tapstudy_training.recipes import CLASSIFIERS, MODELS
 from tapstudy_training.speed import Speed, known_peak, training_flops
 from tapstudy_training.tasks import LabelTask
@@ -13,7 +14,18 @@ from tests.table import each_row
 
 
 def test_every_embedded_model_has_a_recipe():
-    assert {name: model.data_set for name, model in MODELS.items()} == EMBEDDED
+    own = {name: data_set for name, data_set in EMBEDDED.items() if name not in MADE_BY}
+    assert {name: model.data_set for name, model in MODELS.items()} == own
+
+
+def test_smoothed_models_start_from_rough_ones():
+    """And the embedded ones have the low-pass of their recipe folded in."""
+    for model in MODELS.values():
+        assert model.initial in ("", *MADE_BY)
+        folder = data_folder() / "models"
+        if model.initial:
+            assert smooth_sigma_of(folder / model.initial) == 0
+            assert smooth_sigma_of(folder / model.name) == model.recipe.smooth_sigma > 0
 
 
 @each_row("name", MODELS)
