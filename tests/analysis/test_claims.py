@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -6,54 +7,93 @@ import xarray as xr
 
 from tapstudy.analysis.claims.all_claims import all_claims
 from tapstudy.analysis.claims.finding import Claim, Part, judge
-from tapstudy.analysis.claims.hypothesis import equal_cost
-from tapstudy.analysis.claims.measure import agreement, propagation_table, ranking_table, token_table
+from tapstudy.analysis.claims.hypothesis import MASKS, range_of, shares_of_variance
+from tapstudy.analysis.claims.measure import (
+    Ranked,
+    agreement,
+    clock_of,
+    propagation_table,
+    ranking_table,
+    token_table,
+    untrained_table,
+)
 from tapstudy.analysis.claims.report import claims_page
+from tapstudy.analysis.rescoring import rescore
 from tapstudy.policies.config import TAPConfig
 from tests.analysis.synthetic_claims import make_evidence
 from tests.table import each_row
 
 DEPTHS = [f"tap N=8 depth={depth}" for depth in (1, 2, 4)]
-RANKED = ["tap N=4", "tap N=6", "tap N=8 l2", "tap N=8 l1", "tap N=2", "tap N=3"]
+RANKED = [*DEPTHS, "tap N=8 l2", "tap N=8 l1", "shuffled N=8"]
 BY_RANK = dict(zip(RANKED, (0.25, 0.2, 0.15, 0.1, 0.05, -0.1), strict=True))
 MASKED = ("order0", "order1", "tap", "step")
+PLACES = ("N=8", "even", "start-dense", "best")
+KNOWN = {name: -0.3 for space in ("", " output") for name in (f"shuffled N=8{space}", f"other token N=8{space}")}
+
+
+def runs(method, *places, by):
+    return {f"{method} {place}": by for place in places}
+
 
 # claim -> evidence under which it holds, and under which it fails
 PLANTED = {
-    "H1": ({}, {"rank": {"tap N=8": -0.5}}),
+    "H1": ({"rank": {"table N=8": -0.2, "blind N=8": -0.2}}, {"rank": {"table N=8": 0.2, "blind N=8": -0.2}}),
     "H2": (
         {"rank": {"tap N=8 l2": 0.1}, "top1": {"tap N=8 l2": 0.1}, "psnr": {"tap N=8 l2": 1}},
         {"rank": {"tap N=8 l2": 0.1}, "top1": {"tap N=8 l2": 0.1}, "psnr": {"tap N=8 l2": -1}},
     ),
-    "H3": (
-        {"rank": {"shuffled N=8": -0.3}, "psnr": {"shuffled N=8": -2, "step N=8": -2}},
-        {"rank": {"shuffled N=8": 0.1}, "psnr": {"shuffled N=8": -2, "step N=8": -2}},
+    "H3": ({"rank": KNOWN}, {"rank": {**KNOWN, "shuffled N=8 output": 0.1}}),
+    "H4": (
+        {"psnr": runs("best-fixed", "N=8", "even", "start-dense", by=-3)},
+        {"psnr": {**runs("best-fixed", "N=8", "start-dense", by=-3), "best-fixed even": 3}},
     ),
-    "H4": ({"psnr": {"best-fixed N=8": -3}}, {"psnr": {"best-fixed N=8": 3}}),
     "H5": ({"psnr": {"oracle N=4": -2, "oracle N=8": -2}}, {"psnr": {"oracle N=4": -2, "oracle N=8": 2}}),
     "H6": ({"psnr": dict.fromkeys(DEPTHS, -2)}, {"psnr": {**dict.fromkeys(DEPTHS, -2), DEPTHS[1]: 2}}),
     "H7": ({"psnr": {"tap N=8 orders=1+2": -5}}, {"psnr": {"tap N=8 orders=1+2": -5, "tap N=8 lambda=6": 2}}),
     "H8": ({"tokens": {"speed_and_order": 0.3}}, {"tokens": {"speed_and_order": -0.3}}),
     "H9": ({"tokens": {"speed_share": 0.3, "order_share": 0.2}}, {"tokens": {"speed_share": 0.3, "order_share": -0.1}}),
-    "H10": ({}, {"psnr": {"tap N=8 +hermite": 2}}),
-    "H11": ({"rank": {"untrained N=8": -0.5}}, {}),
+    "H10": ({}, {"least": {"tap N=8 +hermite": -0.2}}),
+    "H11": (
+        {"rank": {"shuffled N=8": -0.2, "table N=8": -0.2}},
+        {"rank": {"shuffled N=8": -0.2, "table N=8": -0.2}, "untrained": {"table": -0.5}},
+    ),
     "H12": (
         {"rank": BY_RANK, "psnr": {name: 20 * value for name, value in BY_RANK.items()}},
         {"rank": BY_RANK, "psnr": {name: -20 * value for name, value in BY_RANK.items()}},
     ),
-    "H13": ({}, {"distance": {7: -0.5}}),
+    "H13": ({"distance": dict.fromkeys(range(1, 8), 0.2)}, {"distance": {**dict.fromkeys(range(1, 7), 0.2), 7: -0.5}}),
     "H14": (
         {"psnr": {"order1 N=8": -5, "first-window N=8": -0.2}},
         {"psnr": {"order1 N=8": -5, "first-window N=8": -3}},
     ),
     "H15": ({}, {"psnr": {"step N=6": -2}}),
     "H16": (
-        {"psnr": {f"{name} best-mask": 5 for name in MASKED}},
-        {"psnr": {f"order0 {mask}": -5 for mask in ("N=8", "even", "start-dense", "best-mask")}},
+        {"psnr": {f"{name} best": 5 for name in MASKED}},
+        {"psnr": runs("order0", *PLACES, by=-5)},
     ),
     "H17": (
-        {"propagation": {"path_length": -0.5, "deviation": 0.2}, "psnr": {"oracle-latent N=8": 3}},
-        {"propagation": {"path_length": -0.5, "deviation": 0.2}, "psnr": {"oracle-latent N=8": -3}},
+        {"propagation": {"path_length": -0.5, "deviation": 0.2}, "psnr": {"oracle-output N=8": 3}},
+        {"propagation": {"path_length": -0.5, "deviation": 0.2}, "psnr": {"oracle-output N=8": -3}},
+    ),
+    "C1": (
+        {"psnr": {"order2 N=8": -8, "order2 N=8 smooth": -2}},
+        {"psnr": {"order2 N=8": -8, "order2 N=8 smooth": -7}},
+    ),
+    "C2": (
+        {"psnr": {f"tap {on} smooth": 2 for on in ("N=4", "N=6", "N=8", "best")}},
+        {"psnr": {**{f"tap {on} smooth": 2 for on in ("N=6", "N=8", "best")}, "tap N=4 smooth": -2}},
+    ),
+    "C3": (
+        {"psnr": runs("step-table", "N=8", "even", "start-dense", by=-2)},
+        {"psnr": {**runs("step-table", "N=8", "start-dense", by=-2), "step-table even": 2}},
+    ),
+    "C4": (
+        {"psnr": {f"order{m} N={n}": 3 * m - 9 for m in (0, 2) for n in (4, 6, 8)}},
+        {"psnr": {f"order{m} N={n}": -3 * m - 3 for m in (0, 2) for n in (4, 6, 8)}},
+    ),
+    "C5": (
+        {"psnr": {**runs("step", "N=8", "even", by=-2), **runs("shuffled", "N=8", "even", by=-2)}},
+        {"psnr": {**runs("step", "N=8", "even", by=-2), "shuffled N=8": -2, "shuffled even": 2}},
     ),
     "P1": ({"psnr": {f"order{m} N=8": -3 for m in (0, 1, 2)}}, {"psnr": {"order2 N=8": 3}}),
     "P2": ({"psnr": {"tap N=8 lambda=0": -2}}, {"psnr": {"tap N=8 lambda=0": 2}}),
@@ -78,7 +118,8 @@ def test_planted_answer_is_found(name):
 
 def test_every_claim_is_planted_and_in_order():
     names = [claim.name for claim in all_claims(make_evidence())]
-    assert names == [f"H{i}" for i in range(1, 18)] + [f"P{i}" for i in range(1, 7)] == list(PLANTED)
+    assert names == list(PLANTED)
+    assert names == [f"H{i}" for i in range(1, 18)] + [f"C{i}" for i in range(1, 6)] + [f"P{i}" for i in range(1, 7)]
 
 
 def test_part_counts_sign_flips():
@@ -134,17 +175,31 @@ def test_missing_runs_are_named():
         evidence.cells("tap N=9")
     other = evidence.ranking.assign_coords(seed=evidence.ranking["seed"] + 50)
     with pytest.raises(ValueError, match="were not run"):
-        all_claims(type(evidence)(evidence.quality, other, evidence.tokens, evidence.propagation))
+        all_claims(replace(evidence, ranking=other))
     uneven = evidence.quality.copy(deep=True)
     uneven["full_passes"].loc[{"cell": "tap even"}] = 9
     with pytest.raises(ValueError, match="equally many full steps"):
-        all_claims(type(evidence)(uneven, evidence.ranking, evidence.tokens, evidence.propagation))
+        all_claims(replace(evidence, quality=uneven))
 
 
-def test_equal_cost_counts_the_probe():
-    """8 passes and d blocks of 10 at 42 skip steps: 12.2 and 16.4 passes pay for N = 5 (12) and N = 4 (14)."""
-    evidence = make_evidence()
-    assert [equal_cost(evidence, cell) for cell in DEPTHS] == ["tap N=5", "tap N=4", "tap N=3"]
+def test_the_price_of_depth_counts_the_probe():
+    """8 passes, and d blocks of a tenth of a pass at 42 skip steps."""
+    claim = next(claim for claim in all_claims(make_evidence()) if claim.name == "H6")
+    prices = [part.interval[0] for part in claim.shown if part.name.startswith("FLOPs")]
+    assert prices == pytest.approx([(8 + 4.2 * depth) / 8 for depth in (1, 2, 4)])
+
+
+def test_noise_alone_has_no_range():
+    """The best and worst mask of other images, where all masks are alike."""
+    found = [range_of(0, MASKS)(make_evidence(noise=1.0, seed=seed)).mean() for seed in range(20)]
+    assert -0.2 < np.mean(found) < 0.1  # the range of the means themselves is 0.3
+    planted = make_evidence(psnr={f"{name} best": 5 for name in MASKED})
+    np.testing.assert_allclose(range_of(0, MASKS)(planted), 5, atol=0.3)
+
+
+def test_variance_is_split_between_mask_and_predictor():
+    evidence = make_evidence(psnr={f"{name} best": 5 for name in MASKED}, noise=0.001)
+    assert shares_of_variance(evidence).endswith("100 % mask, 0 % predictor, 0 % interaction.")
 
 
 def test_images_that_a_run_lacks_are_left_out():
@@ -161,7 +216,7 @@ def test_page_shows_every_verdict():
     for finding in findings:
         assert f"\n## {finding.claim.name}: {finding.verdict}\n" in page
         assert finding.claim.statement in page
-    assert "| full passes | 26 | 18 | 14 | 12 | 10 | 8 |" in page
+    assert "| full passes | 14 | 10 | 8 |" in page
     assert page == claims_page(judge(all_claims(evidence)), evidence, {"Model": "m"})
     h14 = next(finding.claim for finding in findings if finding.claim.name == "H14")
     assert h14.parts[0].interval[0] == pytest.approx(5, abs=0.1)
@@ -182,32 +237,82 @@ def make_recording(residual_of, *, seed=0, depth=1):
         {
             "probe": ((*dims, "depth", "token", "channel"), np.stack([probe] * depth, axis=1)[None, None]),
             "residual": ((*dims, "token", "channel"), residual[None, None]),
+            "latent_residual": ((*dims, "token", "latent_channel"), residual[None, None]),
         },
         coords={"step": range(STEPS), "depth": range(depth), "seed": ("sample", [1003]), "label": ("sample", ["3"]),
                 "sigma": ("step", np.linspace(1, 0.04, STEPS))},
-    ).astype({"probe": "f4", "residual": "f4"})  # fmt: skip
+    ).astype({"probe": "f4", "residual": "f4", "latent_residual": "f4"})  # fmt: skip
 
 
-SETTINGS = {"tap N=8": TAPConfig(distance="l2"), "tap N=4": TAPConfig(distance="l2", interval=4)}
+SETTINGS = {
+    "tap N=8": Ranked(TAPConfig(distance="l2")),
+    "tap N=4": Ranked(TAPConfig(distance="l2", interval=4)),
+}
+
+
+def ranked(residual_of, *, others=4):
+    """Rank one image, by itself and by what four others tell."""
+    rest = [make_recording(residual_of, seed=seed) for seed in range(1, 1 + others)]
+    return ranking_table(make_recording(residual_of), SETTINGS, clock_of(xr.concat(rest, dim="sample")))
 
 
 def test_ranking_is_perfect_if_the_residual_is_the_probe():
-    table = ranking_table(make_recording(lambda probe, _: probe), SETTINGS)
-    assert table["cell"].values.tolist() == ["tap N=8", "shuffled N=8", "tap N=4"]
-    own = table.sel(cell=["tap N=8", "tap N=4"])
+    table = ranked(lambda probe, _: probe)
+    own = table.sel(cell=["tap N=8", "tap N=4", "tap N=8 output", "hidden error N=8 output"])
     np.testing.assert_allclose(own["spearman"], 1)
     np.testing.assert_allclose(own["top1"], 1)
-    np.testing.assert_allclose(table["spearman_at_distance"], 1)
+    np.testing.assert_allclose(own["normalised_regret"], 0)
     assert table["distance"].values.tolist() == list(range(1, 8))
-    np.testing.assert_allclose(table["spearman_in_phase"], 1)
-    assert table["spearman"].sel(cell="shuffled N=8").item() < 0.9
+    for part in ("spearman_at_distance", "spearman_in_phase"):
+        np.testing.assert_allclose(table[part].sel(ranker="tap N=8"), 1)
+        assert (table[part].sel(ranker="table N=8") < 1).all()
+    for control in ("shuffled", "blind", "table", "other token"):
+        assert table["spearman"].sel(cell=f"{control} N=8").item() < 0.9
+
+
+def test_a_clock_is_found_to_be_one():
+    """All tokens of all images alike but for their size: the table of others ranks as well as the own probe."""
+    steps = np.cumsum(np.random.default_rng(9).normal(size=(STEPS, 1, 1)), axis=0)
+
+    def alike(_, rng):
+        return 20 + steps * np.exp(rng.normal(size=(1, TOKENS, 1))) * np.ones(CHANNELS) * [1, 1, -1, 1, -1, 1]
+
+    table = ranked(alike)["spearman"]
+    assert table.sel(cell="table N=8").item() > 0.95
+    assert table.sel(cell="other token N=8").item() > 0.95
+
+
+def test_the_table_is_that_of_other_images():
+    """By hand: mean over images and tokens of the true error at a step, and the mean probe."""
+    images = xr.concat([make_recording(lambda probe, rng: probe + rng.normal(size=probe.shape), seed=s)
+                        for s in (1, 2)], dim="sample")  # fmt: skip
+    clock = clock_of(images)
+    scores = rescore(images, TAPConfig())
+    by_hand = scores["true_error"].isel(step=4).mean(["sample", "token"])
+    np.testing.assert_allclose(clock.hidden.isel(step=4), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(clock.probe, images["probe"].isel(depth=0).mean(["sample", "token"]), rtol=1e-5)
+
+
+def test_untrained_models_are_judged_by_the_other_images():
+    rng = np.random.default_rng(0)
+    order = rng.permutation(5)
+    truth = order + 0.1 * rng.random((3, 1, 4, 6, 5))  # the same ranking in all images and tokens
+    dims = ("sample", "context", "step", "token", "predictor")
+    scores = xr.Dataset(
+        {"proxy_loss": (dims, rng.random(truth.shape)), "true_error": (dims, truth),
+         "is_distinct": (dims[:3] + dims[4:], np.ones((3, 1, 4, 5), "i1"))},
+        coords={"seed": ("sample", [1, 2, 3])},
+    )  # fmt: skip
+    found = untrained_table(scores)["spearman"]
+    np.testing.assert_allclose(found.sel(ranker="table"), 1)
+    assert abs(found.sel(ranker="own")).max() < 0.4
 
 
 def test_parts_make_up_the_whole():
     """Every third of the 18 skip steps has as many tokens, so the mean of the thirds is the mean."""
-    table = ranking_table(make_recording(lambda probe, rng: probe + rng.normal(size=probe.shape)), SETTINGS)
+    table = ranked(lambda probe, rng: probe + rng.normal(size=probe.shape))
     whole = table["spearman"].sel(cell="tap N=8").item()
-    assert float(table["spearman_in_phase"].mean()) == pytest.approx(whole)
+    assert float(table["spearman_in_phase"].sel(ranker="tap N=8").mean()) == pytest.approx(whole)
     assert whole < 0.9
 
 
@@ -227,9 +332,9 @@ def test_tokens_of_different_speed_and_of_the_same():
 def test_bad_recordings():
     recording = make_recording(lambda probe, _: probe)
     with pytest.raises(ValueError, match="needs the setting 'tap N=8'"):
-        ranking_table(recording, {"tap N=4": TAPConfig(interval=4)})
+        ranking_table(recording, {"tap N=4": Ranked(TAPConfig(interval=4))}, clock_of(recording))
     with pytest.raises(ValueError, match="seed"):
-        ranking_table(recording.drop_vars("seed"), SETTINGS)
+        ranking_table(recording.drop_vars("seed"), SETTINGS, clock_of(recording))
 
 
 def test_agreement_of_recorded_scores():

@@ -1,18 +1,21 @@
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from tapstudy.analysis.claims.all_claims import all_claims
 from tapstudy.bench.claims import evidence
-from tapstudy.bench.claims.runs import FIXED, Plan, claim_cells, held_out_cells, ranked_settings
+from tapstudy.bench.claims.runs import Plan, Run, claim_runs, ranked_settings
+from tapstudy.bench.fit.held_out import SIGMAS, HeldOut
+from tapstudy.bench.image_set import pipe_of
 from tapstudy.bench.results import Results
+from tapstudy.core.schedule import Schedule
+from tapstudy.instrument.smooth_time import smooth_time
 from tapstudy.models.pipeline import LabelPipeline
-from tapstudy.policies.config import TAPConfig
+from tapstudy.predictors.family import rows_of
+from tapstudy.predictors.taylor import TaylorFamily
 from tests.conftest import make_tiny_pipe
 from tests.table import each_row
-
-MASK = dict.fromkeys(("even", "start-dense", "best-mask"), (0, 1, 5, 9))
-BEST = dict.fromkeys((2, 3, 4, 6, 8), "fixed1-2")
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +27,24 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def plan(model):
-    return Plan(model=model, seeds=(3,), held_out=(4,), few=1, labels=(1, 2), steps=12, depths=(1,))
+    return Plan(
+        model=model, seeds=(3,), held_out=(4, 5), few=1, labels=(1, 2), steps=12, depths=(1,), tuning=2, fine_steps=15,
+        untrained=2,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def held(plan, tmp_path):
+    return HeldOut(pipe_of(plan.model), plan, Results(tmp_path), progress=False)
 
 
 @each_row(
     ("changes", "message"),
     [
-        ({"held_out": (12, 30)}, r"seeds \[12\] are both tested and held out"),
+        ({"held_out": (32, 60)}, r"seeds \[32\] are both tested and held out"),
         ({"seeds": (11,)}, "at least 2 test seeds"),
-        ({"held_out": ()}, "one held out"),
+        ({"held_out": ()}, "more held-out images than are used for tuning"),
+        ({"tuning": 30}, "more held-out images than are used for tuning"),
     ],
 )
 def test_plans_that_cannot_be_meant(changes, message):
@@ -42,73 +54,108 @@ def test_plans_that_cannot_be_meant(changes, message):
 
 def test_held_out_images_are_never_test_images():
     plan = Plan()
-    chosen = {seed for cell in held_out_cells(plan).values() for seed in cell.seeds}
-    tested = {seed for cell in claim_cells(plan, BEST, MASK).values() for seed in cell.seeds}
-    noise = {*plan.images(plan.few_seeds).noise_seeds}
-    assert not chosen & tested
-    assert noise <= {1000 * seed + label for seed in tested for label in plan.labels}
+    held = {*plan.fitted_to.noise_seeds, *plan.tuned_on.noise_seeds}
+    assert len(held) == 30
+    assert not held & {*plan.test.noise_seeds}
+    assert not {*plan.fitted_to.pairs} & {*plan.tuned_on.pairs}
+    assert len(plan.tuned_on) >= 20
+    assert len(plan.test) >= 60
+    assert plan.few_images.pairs == plan.test.pairs[: len(plan.few_images)]
 
 
-def test_cells_are_what_their_names_say():
-    plan = Plan()
-    cells = claim_cells(plan, BEST, MASK)
-    assert cells["best-fixed N=6"].config == TAPConfig(interval=6, orders=(1,), shifts=(2,))
-    assert cells["tap N=8 delta=0.1"].config.shifts[:3] == (0, 0.1, 0.2)
-    assert len(cells["tap N=8 delta=0.1"].config.family.labels) == 3 * 41
-    assert cells["tap even"].full_steps == (0, 1, 5, 9)
-    assert cells["step N=4"].config.granularity == "step"
-    assert cells["oracle-latent N=8"].config.residual == "latent"
-    assert "LeastSquares" in cells["tap N=8 +least-squares"].setting.text
-    assert cells["first-window N=8"].setting.text.startswith("FirstWindowPolicy")
-    assert len(cells["oracle N=8"].seeds) == 2 < len(cells["tap N=8"].seeds)
-    for name, config in ranked_settings(plan).items():
-        assert name not in cells or cells[name].config == config
-    # the 11 distinct predictors of the family
-    assert len({cell.config.family.labels for cell in held_out_cells(plan).values()}) == len(FIXED) == 11
+def test_runs_are_what_their_names_say():
+    runs = claim_runs(Plan())
+    for name, run in runs.items():
+        words = name.split()
+        place = next(
+            (word for word in words[1:] if word.startswith("N=") or word in ("even", "start-dense", "best")), ""
+        )
+        assert place in ("", run.on), name
+        assert ("smooth" in words) == run.smooth, name
+        method = words[0].removesuffix("-output").removesuffix("-output-step").removesuffix("-step")
+        assert run.method.startswith(method), name
+        assert ("output" in words[0]) == (run.changes.get("residual") == "latent" or "output" in run.method), name
+    assert runs["tap N=8 delta=0.1"].changes["shifts"][:3] == (0, 0.1, 0.2)
+    assert runs["oracle-output-step N=8"].changes == {"residual": "latent", "granularity": "step"}
+    assert runs["oracle N=8"].few
+    assert not runs["tap N=8"].few
+    for name, ranked in ranked_settings(Plan()).items():
+        if name in runs and ranked.family is None:
+            changes = {**runs[name].changes, "interval": int(runs[name].on[2:])}
+            assert all(getattr(ranked.config, key) == value for key, value in changes.items())
 
 
-def test_masks_have_equally_many_full_steps(plan, tmp_path):
-    results = Results(tmp_path)
-    masks = evidence.choose_masks(make_tiny_pipe(), plan, results, progress=False)
-    assert {len(mask) for mask in masks.values()} == {plan.passes} == {4}
-    assert masks == evidence.choose_masks(make_tiny_pipe(), plan, results, progress=False)
-    assert masks["even"] == (0, 3, 6, 9)
+@pytest.mark.parametrize("on", ["even", "start-dense", "best"])
+def test_masks_have_equally_many_full_steps(plan, held, on):
+    setting = Run("tap", on).setting(held, plan)
+    with setting.attach(held.pipe) as told:
+        plan.test.sample(held.pipe)
+        mask, _ = told()
+    assert mask.count("F") == plan.passes == len(Schedule(8, 3).steps(12))
 
 
-def test_best_fixed_predictor_has_the_highest_mean(monkeypatch, tmp_path):
-    cells = held_out_cells(Plan())
-    best = {2: "fixed0", 3: "fixed1-0", 4: "fixed2-4", 6: "fixed1-3", 8: "fixed0"}
+def test_a_smooth_run_is_of_the_smoothed_model(plan, held):
+    """Every step in full: exactly the images of the model with its clock smoothed, and the weights come back."""
+    plain, smooth = (Run("reference", smooth=smooth).setting(held, plan) for smooth in (False, True))
+    before = plan.test.sample(held.pipe)
+    assert held.best_sigma in SIGMAS
+    with smooth_time(held.pipe, held.best_sigma):
+        expected = plan.test.sample(held.pipe)
+    with smooth.attach(held.pipe):
+        found = plan.test.sample(held.pipe)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, before)
+    assert torch.equal(plan.test.sample(held.pipe), before)
+    assert plain.text != smooth.text
+    assert plain.name != smooth.name
 
-    def fake(names, *_, **__):
-        values = [[40.0, 38.0] if name == f"{best[int(name.split('=')[1])]} N={name.split('=')[1]}" else [30.0, 41.0]
-                  for name in names]  # fmt: skip
-        return xr.Dataset({"psnr": (("cell", "sample"), values)}, coords={"cell": list(names)})
 
-    monkeypatch.setattr(evidence, "_run_cells", fake)
-    assert evidence.choose_fixed(cells, tmp_path) == best
+def test_the_table_holds_the_best_member_of_every_step(plan, held):
+    """Against the true errors of the held-out recording, summed by hand."""
+    setting = Run("step-table", "N=4").setting(held, plan)
+    found = [cell.cell_contents for cell in setting.attach.__wrapped__.__closure__]
+    (rows,) = [value.rows for value in found if hasattr(value, "rows")]
+    residual = held.recording["residual"].values.astype(np.float64)  # (sample, context, step, token, channel)
+    full = Schedule(4, 3).steps(12)
+
+    def error(row, step):
+        anchors = [anchor for anchor in reversed(full) if anchor < step]
+        forecast = sum(w * residual[:, :, a] for w, a in zip(row, anchors, strict=False))
+        size = (residual**2).mean(axis=(2, 3, 4), keepdims=True)[:, :, 0]
+        return float((((forecast - residual[:, :, step]) ** 2) / size).sum())
+
+    for step, row in rows.items():
+        anchors = [anchor for anchor in reversed(full) if anchor < step][:3]
+        best = min(error(member, step) for member in rows_of(TaylorFamily(), anchors, step))
+        assert error(row, step) == pytest.approx(best, rel=1e-4)
 
 
-def test_failed_runs_are_named(plan, tmp_path):
-    cells = {"too deep": plan.cell("tap", plan.seeds, probe_depth=9)}
-    with (
-        pytest.warns(RuntimeWarning, match="runs of the sweep failed"),
-        pytest.raises(ValueError, match=r"too deep: .*probe_depth"),
-    ):
-        evidence._run_cells(cells, tmp_path, scheduler=None, progress=False)
+def test_failed_runs_are_named(plan, tmp_path, monkeypatch):
+    runs = {"reference": Run("reference"), "too deep": Run("tap", changes={"probe_depth": 9})}
+    monkeypatch.setattr(evidence, "claim_runs", lambda _: runs)
+    with pytest.raises(ValueError, match=r"runs failed, .*too deep: .*probe_depth"):
+        evidence.collect(plan, tmp_path, progress=False)
 
 
 @pytest.mark.slow
 def test_everything_the_claims_need_is_collected(plan, tmp_path, monkeypatch):
     """On the tiny pipeline; the second time everything comes from the files, and nothing differs."""
     found = evidence.collect(plan, tmp_path, progress=False)
-    assert len(all_claims(found)) == 23
+    assert len(all_claims(found)) == 28
     assert float(found.quality["psnr"].sel(cell="reference").min()) == np.inf
-    assert set(found.chosen) == {"mask", *(f"fixed N={n}" for n in (2, 3, 4, 6, 8))}
+    assert np.isfinite(found.quality["psnr_fine"].sel(cell="reference")).all()
+    assert float(found.quality["perceptual"].sel(cell="reference").max()) == 0
+    assert (found.quality["perceptual"].sel(cell="tap N=8") > 0).all()
+    assert found.untrained.sizes["weights"] == 2
+    assert {"best mask", "smooth", "best-fixed N=8", "best-fixed even"} <= set(found.chosen)
 
-    def never(*_, **__):
-        raise AssertionError("run again")
+    usual = LabelPipeline.sample
 
-    monkeypatch.setattr(LabelPipeline, "sample", never)
+    def only_to_warm_up(self, latents, velocity, steps, **more):
+        assert steps == 2, "run again"
+        return usual(self, latents, velocity, steps, **more)
+
+    monkeypatch.setattr(LabelPipeline, "sample", only_to_warm_up)
     again = evidence.collect(plan, tmp_path, progress=False)
-    for name in ("quality", "ranking", "tokens", "propagation"):
+    for name in ("quality", "ranking", "tokens", "untrained", "propagation"):
         xr.testing.assert_identical(getattr(found, name), getattr(again, name))

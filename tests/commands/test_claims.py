@@ -23,16 +23,24 @@ def collected(monkeypatch):
 
 def test_page_and_options(model, tmp_path, collected):
     out = tmp_path / "pages" / "claims.md"
-    options = ["--seeds", "5,6,7", "--held-out", "8", "--images", "4", "--steps", "30", "--scheduler", "tcp://a:1"]
+    options = ["--seeds", "5,6,7", "--held-out", "8", "--images", "4", "--steps", "30", "--guidance", "1",
+               "--scheduler", "tcp://a:1"]  # fmt: skip
     result = run(app, ["claims", "--model", model, "--work", str(tmp_path / "w"), "--out", str(out), *options])
     assert result.exit_code == 0, result.output
     ((plan, folder, scheduler),) = collected
     assert (plan.seeds, plan.held_out, plan.labels, plan.steps) == ((5, 6, 7), (8,), (0, 1, 2, 3), 30)
+    assert (plan.guidance, plan.tuning) == (1.0, 3)  # one held-out image is left to fit to
     assert plan.depths == (1, 2)  # the tiny model has three blocks
     assert (folder, scheduler) == (str(tmp_path / "w"), "tcp://a:1")
     page = out.read_text()
-    command = f"tapstudy claims --model {model} --seeds 5,6,7 --held-out 8 --labels 0,1,2,3 --steps 30"
-    for text in (f"`{command}`", "12 (seeds 5,6,7 x labels 0,1,2,3)", "torch 2", "## H15: fails", "## P3: holds"):
+    command = f"tapstudy claims --model {model} --seeds 5,6,7 --held-out 8 --tuning 3 --labels 0,1,2,3 --steps 30"
+    for text in (
+        f"`{command} --guidance 1 --fine-steps 400 --untrained 5`",
+        "12 (seeds 5,6,7 x labels 0,1,2,3)",
+        "torch 2",
+        "## H15: fails",
+        "## P3: holds",
+    ):
         assert text in page
     assert "H15  fails" in result.output
     assert "Warning" not in page
@@ -55,7 +63,7 @@ def test_quick_keeps_the_published_page_and_tables(model, tmp_path, collected, m
     page = tmp_path / "docs" / "claims.md"
     assert run(app, ["claims", "--model", model, "--study", "study"]).exit_code == 0
     kept = {path: path.read_bytes() for path in (page, *(tmp_path / "study").iterdir())}
-    assert len(kept) == 6
+    assert len(kept) == 7
     assert run(app, ["claims", "--model", model, "--quick"]).exit_code == 0
     assert "from which nothing follows" in (tmp_path / "claims" / "quick.md").read_text()
     assert run(app, ["claims", "--model", model, "--quick"]).exit_code == 0  # over its own page
@@ -72,9 +80,9 @@ def test_quick_keeps_the_published_page_and_tables(model, tmp_path, collected, m
     ("arguments", "message"),
     [
         (["--seeds", "a"], "--seeds must be numbers"),
-        (["--seeds", "21"], "both tested and held out"),
+        (["--seeds", "41"], "both tested and held out"),
         (["--model", "nothing"], "no model 'nothing'"),
-        (["--labels", "3"], "at least two labels"),
+        (["--labels", "3", "--tuning", "1"], "at least two labels"),
         (["--labels", "3,4", "--images", "3"], "--images 3 is more than the 2 labels"),
     ],
 )

@@ -87,10 +87,8 @@ CLAIMS = (
             psnr("gain at N = 8", "tap N=8", "best-fixed N=8"),
             psnr("gain on the even mask", "tap even", "best-fixed even"),
             psnr("gain on the start-dense mask", "tap start-dense", "best-fixed start-dense"),
-            psnr("gain at N = 2", "tap N=2", "best-fixed N=2", MARGIN, above=False),
+            psnr("gain at N = 4", "tap N=4", "best-fixed N=4", MARGIN, above=False),
         ],
-        [psnr("gain on the best mask", "tap best", "best-fixed best"),
-         *(psnr(f"gain at N = {n}", f"tap N={n}", f"best-fixed N={n}") for n in (3, 4, 6))],
     ),
     Hypothesis(
         "H5", "The oracle of every single step is no upper bound: TAP ends closer to the reference.",
@@ -240,8 +238,8 @@ CLAIMS = (
     ),
     Hypothesis(
         "C2", "A low-pass of the clock raises TAP's PSNR to the unedited model's images at equal full passes.",
-        "PSNR with the timestep features averaged over two steps (sigma) minus that without, both to the images of the "
-        "model as it is.",
+        "PSNR with the timestep features averaged over a Gaussian minus that without, both to the images of the model "
+        "as it is. Its width is the one (of 10 to 60 units of time) that is best for TAP at N = 8 on held-out images.",
         [psnr(f"PSNR, TAP smoothed minus not, {on}", f"tap {on} smooth", f"tap {on}")
          for on in (*(f"N={n}" for n in INTERVALS), "best")],
         [*(psnr(f"PSNR, TAP smoothed minus not, {on}", f"tap {on} smooth", f"tap {on}")

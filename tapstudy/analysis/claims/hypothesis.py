@@ -125,16 +125,13 @@ def controls_of_ranking(measure: str, name: str) -> list[Values]:
 
 
 def trained_minus_untrained(control: str) -> Callable[[Evidence], Array]:
-    """Tell how much more the own probe ranks than a control after training than before, (image,).
-
-    Images are those that the untrained models were run on; their weights' seeds are averaged.
-    """
+    """Tell how much more the own probe ranks than a control after training than before, mean over seeds, (image,)."""
 
     def of(evidence: Evidence) -> Array:
         blank = evidence.untrained["spearman"].mean("weights")
         before = blank.sel(ranker="own") - blank.sel(ranker=control)
         own, other = evidence.rows(["tap N=8", f"{control} N=8"], "spearman")
-        return (own - other)[: before.sizes["sample"]] - before.values
+        return own - other - before.values
 
     return of
 

@@ -102,10 +102,10 @@ def ranking_table(image: xr.Dataset, settings: Mapping[str, Ranked], clock: Cloc
         rankings |= {f"{name}{space}": _ranked_by(truth, losses) for name, losses in by.items()}
         for name, losses in (("shuffled N=8", own["proxy_loss"]), ("other token N=8", truth["true_error"])):
             rankings[f"{name}{space}"] = shuffled_proxy(_ranked_by(truth, losses), seed=seed)
-    table = xr.concat([agreement(one) for one in rankings.values()], dim="cell", coords="minimal", compat="override")
+    found = xr.concat([agreement(one) for one in rankings.values()], dim="cell", coords="minimal", compat="override")
     rankers = [DETAILED, "table N=8"]
     parts = xr.concat([_parts(rankings[name]) for name in rankers], dim="ranker").assign_coords(ranker=rankers)
-    return table.assign_coords(cell=list(rankings)).merge(parts)
+    return found.assign_coords(cell=list(rankings)).merge(parts)
 
 
 def untrained_table(recording: xr.Dataset) -> xr.Dataset:

@@ -22,7 +22,7 @@ from tapstudy.analysis.claims.measure import (
     token_table,
     untrained_table,
 )
-from tapstudy.bench.claims.runs import INTERVALS, MASKS, Plan, claim_runs, propagation_policies, ranked_settings
+from tapstudy.bench.claims.runs import BEST_FIXED, Plan, Run, claim_runs, propagation_policies, ranked_settings
 from tapstudy.bench.claims.solver_runs import solver_runs
 from tapstudy.bench.engine import Setting, kept, measure_costs, run_all
 from tapstudy.bench.fit.held_out import HeldOut
@@ -32,7 +32,6 @@ from tapstudy.bench.judge import Judge
 from tapstudy.bench.results import Results, short_hash
 from tapstudy.core.schedule import mask_text
 from tapstudy.models.embedded import EmbeddedPipeline
-from tapstudy.policies.config import TAPConfig
 from tapstudy.recording.record import record
 
 REFERENCE = "reference"
@@ -83,7 +82,12 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
         told = "; ".join(f"{names[setting.text]}: {error}" for (_, setting), error in failures.items())
         raise ValueError(f"runs failed, so the claims cannot be judged; {told}")
     found = {name: kept(job, results, pipe=pipe) for name, job in jobs.items()}
-    quality = quality_table(plan, found, settings, results, pipe=pipe, progress=progress)
+    # a step costs the same on every schedule and clock: that of the first run that does the same
+    first: dict[str, str] = {}
+    alike = {name: first.setdefault(f"{run.method} {run.changes}", name) for name, run in runs.items()}
+    costs = step_costs(pipe, plan, {name: settings[name] for name in first.values()}, results, progress=progress)
+    costs = costs.sel(cell=list(alike.values())).assign_coords(cell=list(alike))
+    quality = quality_table(plan, found, costs, results, pipe=pipe)
     say("[3/6] what is known without a probe of the image")
     clock = clock_of(held.recording)
     say("[4/6] features along exact trajectories")
@@ -96,9 +100,7 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
     propagation = results.dataset(
         "propagation",
         None,
-        lambda: propagation_table(
-            solver_runs(pipe, propagation_policies(), plan.few_images.by_seed()[0], progress=progress)
-        ),
+        lambda: propagation_table(solver_runs(pipe, propagation_policies(), plan.few_images, progress=progress)),
     )
     return Evidence(quality, ranking, tokens, untrained, propagation, _chosen(held, plan))
 
@@ -106,27 +108,24 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
 def quality_table(
     plan: Plan,
     found: Mapping[str, xr.Dataset],
-    settings: Mapping[str, Setting],
+    costs: xr.Dataset,
     results: Results,
     *,
     pipe: EmbeddedPipeline,
-    progress: bool = True,
 ) -> xr.Dataset:
     """Return `QUALITY` by name of a run, (cell, sample); NaN for images that a run does not have.
 
     PSNR to the finer reference is there for the images of `plan.few_images`.
+
+    Args:
+        found: what `engine.run` made, the reference among them.
+        costs: `flops_full` and `flops_skip` of every run, (cell).
     """
     reference, judge = found[REFERENCE], Judge.of(plan.model)
     fine = None
     if plan.fine_steps:
         finer = kept((plan.few_images, Setting.plain(plan.fine_steps)), results, pipe=pipe)
         fine = torch.from_numpy(finer["image"].values)
-    texts = {name: setting.text for name, setting in settings.items()}
-    costs = results.dataset(
-        f"costs-{short_hash(texts)}",
-        texts,
-        lambda: measure_costs(pipe, plan.test[:1], settings, repeats=0, progress=progress),
-    )
     whole = float(costs["flops_full"].sel(cell=REFERENCE)) * plan.steps
     values = {name: np.full((len(found), len(plan.test)), np.nan) for name in QUALITY}
     for row, (name, run) in enumerate(found.items()):
@@ -152,23 +151,26 @@ def quality_table(
     )
 
 
+def step_costs(
+    pipe: EmbeddedPipeline, plan: Plan, settings: Mapping[str, Setting], results: Results, *, progress: bool
+) -> xr.Dataset:
+    """Return FLOPs of a full and of a skip step, `flops_full` and `flops_skip` (cell)."""
+    texts = {name: setting.text for name, setting in settings.items()}
+    return results.dataset(
+        f"costs-{short_hash(texts)}",
+        texts,
+        lambda: measure_costs(pipe, plan.test[:1], settings, repeats=0, progress=progress),
+    )
+
+
 def _chosen(held: HeldOut, plan: Plan) -> dict[str, str]:
     schedule = held.best_schedule(plan.passes)
-    fixed = {
-        on: held.best_fixed(TAPConfig(interval=int(on[2:])), f"S({on[2:]},3)-{len(plan.usual_mask(int(on[2:])))}")
-        for on in (f"N={n}" for n in INTERVALS)
-    }
-    masks = {
-        on: held.best_fixed(
-            TAPConfig(full_steps=held.mask(schedule if on == "best" else on, plan.passes)),
-            f"{schedule if on == 'best' else on}-{plan.passes}",
-        )
-        for on in MASKS
-    }
+    slots = {on: Run("best-fixed", on).slot(held, plan) for on in BEST_FIXED}
+    fixed = {on: held.best_fixed(slot.config, slot.name) for on, slot in slots.items()}
     return {
-        **{f"best-fixed {on}": f"order {order}, shift {shift}" for on, (order, shift) in {**fixed, **masks}.items()},
+        **{f"best-fixed {on}": f"order {order}, shift {shift}" for on, (order, shift) in fixed.items()},
         "best mask": f"{schedule}: {mask_text(held.mask(schedule, plan.passes), plan.steps)}",
-        "smooth": f"sigma {plan.sigma:g}, two steps, not chosen",
+        "smooth": f"sigma {held.best_sigma:g}",
     }
 
 
@@ -201,14 +203,14 @@ def _features(
 
 
 def _untrained(plan: Plan, seed: int, results: Results, *, progress: bool) -> xr.Dataset:
-    """Return `untrained_table` of the same model with random weights of a seed, on the first test seed."""
-    images = replace(plan.few_images.by_seed()[0], model=f"{plan.model}{UNTRAINED}{seed}")
+    """Return `untrained_table` of the same model with random weights of a seed, on the costly images."""
+    images = replace(plan.few_images, model=f"{plan.model}{UNTRAINED}{seed}")
 
     def make() -> xr.Dataset:
         blank = pipe_of(images.model)
         recording = record(
             blank,
-            [images.call(blank)],
+            [part.call(blank) for part in images.by_seed()],
             results.folder / f"untrained-{seed}.zarr",
             fields=("proxy_loss", "true_error"),
             model=images.model,

@@ -18,22 +18,24 @@ from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.predictors.chebyshev import Chebyshev
+from tapstudy.predictors.family import Family
 from tapstudy.predictors.hermite import HermiteFamily
 from tapstudy.predictors.least_squares import LeastSquares
 from tapstudy.predictors.taylor import TaylorFamily
 from tapstudy.predictors.union import Union
 
 INTERVALS = (4, 6, 8)
-SMALL_INTERVALS = (2, 3)
 MASKS = ("even", "start-dense", "best")
 RUN_DEPTHS = (1, 2, 4)  # probes deeper than the first block; those in between are only ranked
-SMOOTH = 2  # steps: sigma of the smoothed clock
 
-# methods of `bench.methods` at every interval and on every mask, also on a smoothed clock, and at intervals only
-ALL_PLACES = ("order0", "order1", "order2", "best-fixed", "tap", "step", "shuffled", "step-table")
-AT_INTERVALS = ("fewer", "random")
-SMOOTHED = ("order0", "order1", "order2", "tap")
-FAMILIES = {
+PLACES = (*(f"N={n}" for n in INTERVALS), *MASKS)
+# methods of `bench.methods` everywhere; where the best fixed predictor is chosen; on a smoothed clock
+EVERYWHERE = ("order0", "order1", "order2", "tap", "step", "shuffled", "step-table")
+BEST_FIXED = ("N=4", "N=8", "even", "start-dense")
+SMOOTHED = {
+    "order0": ("N=8",), "order1": ("N=8", *MASKS), "order2": ("N=8",), "tap": PLACES,
+}  # fmt: skip
+FAMILIES: dict[str, Family] = {
     "least-squares": LeastSquares(), "hermite": HermiteFamily(orders=(1, 2)), "chebyshev": Chebyshev(),
 }  # fmt: skip
 ORACLES = {  # name -> what is chosen by, and who chooses together
@@ -60,7 +62,7 @@ class Plan(StudyPlan):
     """Tell what is run for the claims; further arguments as of `StudyPlan`.
 
     Args:
-        few: so many of the test seeds serve for what is costly: recordings, oracles, small intervals.
+        few: so many of the test seeds serve for what is costly, or an ablation: recordings, oracles, other settings.
         depths: blocks of further probes.
         fine_steps: of a second, finer reference, on the images of `few`; 0: none.
         untrained: so many models of random weights are the control of training.
@@ -92,11 +94,6 @@ class Plan(StudyPlan):
         """Return the number of full steps at N = 8."""
         return len(self.usual_mask(8))
 
-    @property
-    def sigma(self) -> float:
-        """Return the width of the smoothed clock, in units of time: that of two steps."""
-        return SMOOTH * 1000 / self.steps
-
 
 @dataclass(frozen=True)
 class Run:
@@ -106,7 +103,7 @@ class Run:
         method: of `bench.methods`.
         on: "N=8", or one of `MASKS`, with as many full steps.
         changes: settings of TAPConfig.
-        few: on the costly images only.
+        few: on the images of `few` seeds only.
         smooth: on a smoothed clock.
     """
 
@@ -118,36 +115,40 @@ class Run:
 
     def setting(self, held: HeldOut, plan: Plan) -> Setting:
         """Tell how its images are sampled."""
-        sigma = plan.sigma if self.smooth else 0.0
+        sigma = held.best_sigma if self.smooth else 0.0
         if self.method == "reference":
             return Setting.plain(plan.steps).on_smooth_clock(sigma)
+        return find_method(self.method).on(self.slot(held, plan)).on_smooth_clock(sigma)
+
+    def slot(self, held: HeldOut, plan: Plan) -> Slot:
+        """Tell the schedule, and what methods are fitted to."""
         if self.on in MASKS:
             schedule = held.best_schedule(plan.passes) if self.on == "best" else self.on
             config = TAPConfig(full_steps=held.mask(schedule, plan.passes))
         else:
             schedule, config = f"S({self.on[2:]},3)", TAPConfig(interval=int(self.on[2:]))
         config = replace(config, **self.changes)
-        slot = Slot(held, len(config.schedule.steps(plan.steps)), schedule, config)
-        return find_method(self.method).on(slot).on_smooth_clock(sigma)
+        return Slot(held, len(config.schedule.steps(plan.steps)), schedule, config)
 
 
 def claim_runs(plan: Plan) -> dict[str, Run]:
     """Return all runs on the test images, the reference first."""
-    runs = {"reference": Run("reference"), "reference smooth": Run("reference", smooth=True)}
+    runs = {"reference": Run("reference"), "reference smooth": Run("reference", few=True, smooth=True)}
 
     def add(name: str, method: str, on: str = "N=8", **more: Any) -> None:
         runs[name] = Run(method, on, **more)
 
-    for on in (*(f"N={n}" for n in INTERVALS), *MASKS):
-        for method in ALL_PLACES:
+    for on in PLACES:
+        for method in EVERYWHERE:
             add(f"{method} {on}", method, on)
-        for method in SMOOTHED:
+    for on in BEST_FIXED:
+        add(f"best-fixed {on}", "best-fixed", on)
+    for method, places in SMOOTHED.items():
+        for on in places:
             add(f"{method} {on} smooth", method, on, smooth=True)
-        for method in AT_INTERVALS if on not in MASKS else ():
-            add(f"{method} {on}", method, on, few=on != "N=8")
-    for n in SMALL_INTERVALS:
-        for method in ("tap", "best-fixed"):
-            add(f"{method} N={n}", method, f"N={n}", few=True)
+    for n in INTERVALS:
+        for method in ("fewer", "random"):
+            add(f"{method} N={n}", method, f"N={n}", few=n != 8)
     add("oracle N=4", "oracle", "N=4", few=True)
     for name, changes in ORACLES.items():
         add(f"{name} N=8", "oracle", changes=changes, few=True)
@@ -156,21 +157,22 @@ def claim_runs(plan: Plan) -> dict[str, Run]:
     add("step-table-output N=8", "step-table-output")
     for name, changes in VARIANTS.items():
         settings = dict(changes)
-        add(name, "tap", f"N={settings.pop('interval', 8)}", changes=settings)
+        add(name, "tap", f"N={settings.pop('interval', 8)}", changes=settings, few=True)
     for depth in plan.depths:
         if depth in RUN_DEPTHS:
-            add(f"tap N=8 depth={depth}", "tap", changes={"probe_depth": depth})
+            add(f"tap N=8 depth={depth}", "tap", changes={"probe_depth": depth}, few=True)
     for name in (*FAMILIES, "dmd"):
-        add(f"tap N=8 +{name}", f"tap+{name}")
-    for method in ("first-window", "hermite", "chebyshev", "dmd"):
-        add(f"{method} N=8", method)
+        add(f"tap N=8 +{name}", f"tap+{name}", few=True)
+    for method in ("hermite", "chebyshev", "dmd"):
+        add(f"{method} N=8", method, few=True)
+    add("first-window N=8", "first-window")
     return runs
 
 
 def ranked_settings(plan: Plan) -> dict[str, Ranked]:
     """Tell what recorded trajectories are scored with: intervals, distances, depths of the probe, families."""
     found = {
-        **{f"tap N={n}": TAPConfig(interval=n) for n in (*SMALL_INTERVALS, *INTERVALS)},
+        **{f"tap N={n}": TAPConfig(interval=n) for n in INTERVALS},
         **{name: TAPConfig(**changes) for name, changes in VARIANTS.items() if "distance" in changes},
         **{f"tap N=8 depth={depth}": TAPConfig(probe_depth=depth) for depth in plan.depths},
     }

@@ -26,6 +26,7 @@ from tapstudy.policies.base import ResidualSite
 from tapstudy.policies.calibrated import CalibratedPolicy, fit_rows
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
+from tapstudy.policies.tap import TAPPolicy
 from tapstudy.predictors.taylor import TaylorFamily
 from tapstudy.recording.record import record
 
@@ -35,6 +36,7 @@ FIXED = [(0, 0), *((order, shift) for order in (1, 2) for shift in range(5))]  #
 TRIALS = 40  # masks in a search
 FEW = 2  # images on which the growth of errors is measured
 ROWS = [(site, anchors) for site in SITES[:2] for anchors in (2, 3)]
+SIGMAS = (10.0, 20.0, 30.0, 40.0, 60.0)
 USUAL = "S(N,3)"
 SCHEDULES = (
     USUAL, "even", "start-dense", "end-dense", "dp-order1", "dp-best", "window-order1-latent", "window-fitted-hidden",
@@ -197,6 +199,12 @@ class HeldOut:
             return {name: Setting.of(FixedPolicy(1, config=TAPConfig(full_steps=mask))) for name, mask in masks.items()}
 
         return self.choose(f"schedule-{passes}", options)
+
+    @property
+    def best_sigma(self) -> float:
+        """Return the one of `SIGMAS` with which TAP on S(8, 3) is closest to the unsmoothed tuning images."""
+        tap = Setting.of(TAPPolicy())
+        return float(self.choose("sigma", lambda: {f"{sigma:g}": tap.on_smooth_clock(sigma) for sigma in SIGMAS}))
 
     def searched_mask(self, method: str, passes: int, make: Callable[[str, Mask], Setting]) -> Mask:
         """Return the one of `SCHEDULES` that is best for a method on the tuning images, improved on them.
