@@ -18,6 +18,7 @@ COMMANDS = {
     "quality": _CLAIMS,
     "ranking": _CLAIMS,
     "tokens": _CLAIMS,
+    "untrained": _CLAIMS,
     "propagation": _CLAIMS,
     "fixed": "tapstudy ablate{model} --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,"
     "fixed2-1,fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc {study}/fixed.nc",

@@ -19,7 +19,7 @@ from tapstudy.analysis.stats import interval_where_finite, paired_difference, wi
 
 REFERENCE = "reference"
 METHODS = (
-    "fewer", "order0", "order1", "order2", "best-fixed", "random", "shuffled", "step", "tap", "oracle",
+    "fewer", "order0", "order1", "order2", "best-fixed", "step-table", "random", "shuffled", "step", "tap", "oracle",
 )  # fmt: skip
 TABLE = ("cell", "sample")
 COSTS = {
@@ -94,12 +94,13 @@ def at_fewest_passes(found: xr.Dataset) -> xr.Dataset:
     return table.isel(cell=rows).assign_attrs(images=found.sizes["sample"])
 
 
-def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dataset:
+def gains(quality: xr.Dataset, runs: Mapping[str, str | tuple[str, str]], baseline: str = "") -> xr.Dataset:
     """Return PSNR of runs minus that of a baseline, paired by image: each on all images that both have.
 
     Args:
         quality: with `psnr` (cell, sample).
-        runs: what to call a run -> its name; those that are not there are left out.
+        runs: what to call a run -> its name, or its name and that of a baseline of its own; those that are not there
+            are left out.
         baseline: name of a run.
 
     Returns:
@@ -110,22 +111,22 @@ def gains(quality: xr.Dataset, runs: Mapping[str, str], baseline: str) -> xr.Dat
     """
     require(quality, "gains", psnr=TABLE)
     names = quality["cell"].values.tolist()
-    kept = {label: name for label, name in runs.items() if name in names and name != baseline}
-    if baseline not in names or not kept:
-        raise ValueError(f"gains: needs the run {baseline!r} and one of {list(runs.values())}: there are {names}")
-    rows, counts = [], []
-    for name in kept.values():
-        pair = _common(quality, [name, baseline])["psnr"].reset_coords(drop=True)
-        rows.append(paired_difference(pair.sel(cell=name, drop=True), pair.sel(cell=baseline, drop=True)))
+    pairs = {label: (run, baseline) if isinstance(run, str) else run for label, run in runs.items()}
+    kept = {label: pair for label, pair in pairs.items() if {*pair} <= {*names} and pair[0] != pair[1]}
+    if not kept:
+        raise ValueError(f"gains: needs two runs of one of {list(pairs.values())}: there are {names}")
+    psnr, rows, differences, counts = quality["psnr"].reset_coords(drop=True), [], [], []
+    for run, other in kept.values():
+        pair = _common(quality, [run, other])["psnr"].reset_coords(drop=True)
+        rows.append(paired_difference(pair.sel(cell=run, drop=True), pair.sel(cell=other, drop=True)))
+        differences.append(psnr.sel(cell=run, drop=True) - psnr.sel(cell=other, drop=True))
         counts.append(pair.sizes["sample"])
-    gain = xr.concat(rows, dim=xr.Variable("run", list(kept)))
-    psnr = quality["psnr"].reset_coords(drop=True)
-    of_image = psnr.sel(cell=list(kept.values())).rename(cell="run").assign_coords(run=list(kept))
-    about = {"long_name": f"PSNR minus that of {baseline}", "units": "dB"}
+    label = xr.Variable("run", list(kept))
+    about = {"long_name": f"PSNR minus that of {baseline or 'the baseline'}", "units": "dB"}
     return xr.Dataset(
         {
-            "gain": gain.assign_attrs(about),
-            "gain_of_image": (of_image - psnr.sel(cell=baseline, drop=True)).assign_attrs(about),
+            "gain": xr.concat(rows, dim=label).assign_attrs(about),
+            "gain_of_image": xr.concat(differences, dim=label).assign_attrs(about),
             "images": ("run", counts, {"units": "1"}),
         }
     )
@@ -176,16 +177,16 @@ def rank_by_depth(ranking: xr.Dataset, *, run: str = "tap N=8") -> xr.Dataset:
 
     Args:
         ranking: `spearman` (cell, sample), with the cells "tap N=8" (depth 0), "tap N=8 depth=1", ..., and perhaps
-            "shuffled N=8" and "untrained N=8"; `spearman_at_distance` (sample, distance).
+            "shuffled N=8", "blind N=8" and "table N=8"; `spearman_at_distance` (ranker, sample, distance).
 
     Returns:
-        `spearman` (depth, bound), `of_control` (control, bound), `at_distance` (distance, bound).
+        `spearman` (depth, bound), `of_control` (control, bound), `at_distance` (ranker, distance, bound).
     """
-    require(ranking, "rank_by_depth", spearman=TABLE, spearman_at_distance=("sample", "distance"))
+    require(ranking, "rank_by_depth", spearman=TABLE, spearman_at_distance=("ranker", "sample", "distance"))
     names = ranking["cell"].values.tolist()
     depths = {0: run} | {int(name.split("depth=")[1]): name for name in names if name.startswith(f"{run} depth=")}
     depths = dict(sorted(depths.items()))
-    controls = [name for name in (run.replace("tap", "shuffled"), run.replace("tap", "untrained")) if name in names]
+    controls = [name for one in ("shuffled", "blind", "table") if (name := run.replace("tap", one)) in names]
     found = with_interval(ranking["spearman"].reset_coords(drop=True))  # (cell, bound)
     attrs = {"long_name": "rank correlation of proxy loss and true error", "units": "1"}
     parts: dict[str, Any] = {

@@ -25,6 +25,9 @@ def claims(
         Path | None, typer.Option(help="page to write; docs/claims.md by default, of a quick run quick.md in --work")
     ] = None,
     study: Annotated[Path | None, typer.Option(help="folder for the tables that the figures read")] = None,
+    beside: Annotated[
+        str, typer.Option(help="folders of other studies, separated by commas, whose verdicts the page sets beside")
+    ] = "",
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "31,32,33,34,35,36",
     held_out: Annotated[
@@ -46,9 +49,10 @@ def claims(
     """
     with user_errors():
         from tapstudy.analysis.claims.all_claims import all_claims
+        from tapstudy.analysis.claims.evidence import Evidence
         from tapstudy.analysis.claims.finding import judge
         from tapstudy.analysis.claims.report import claims_page
-        from tapstudy.analysis.study import save_study
+        from tapstudy.analysis.study import load_study, save_study
         from tapstudy.bench.claims.evidence import collect
         from tapstudy.bench.claims.runs import Plan
         from tapstudy.instrument.adapters import find_adapter
@@ -58,6 +62,10 @@ def claims(
         study = study and out_folder(study, "--study")
         if quick:
             _keep_published(out, study)
+        others = {
+            Path(folder).name: judge(all_claims(Evidence(**load_study(folder))))
+            for folder in filter(None, beside.split(","))
+        }
         at_least(1, steps=steps, untrained=untrained)
         at_least(0, fine_steps=fine_steps)
         test, chosen_on = (
@@ -92,7 +100,8 @@ def claims(
         if study is not None:
             save_study(evidence, study)
         findings = judge(all_claims(evidence))
-        page = claims_page(findings, evidence, _header(plan, quick, pipe.config.get("guidance_stop", 0.0)))
+        header = _header(plan, quick, pipe.config.get("guidance_stop", 0.0))
+        page = claims_page(findings, evidence, header, others)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page)
         for finding in findings:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import xarray as xr
 from matplotlib.figure import Figure
 
-from tapstudy.plots.style import BLUE, GREEN, PURPLE, draw_interval, draw_level, style, subplots
+from tapstudy.plots.style import BLUE, GREEN, ORANGE, PURPLE, draw_interval, draw_level, style, subplots
 
-CONTROLS = {"shuffled": ("first block, losses shuffled over tokens", PURPLE), "untrained": ("untrained model", GREEN)}
+CONTROLS = {
+    "shuffled": ("first block, losses shuffled over tokens", PURPLE),
+    "blind": ("image-blind probe", ORANGE),
+    "table": ("table of other images, no probe", GREEN),
+}
 
 
 @style()
@@ -16,7 +20,7 @@ def plot_correlation(table: xr.Dataset) -> Figure:
 
     Args:
         table: from `rank_by_depth`: `spearman` (depth, bound), `of_control` (control, bound), `at_distance` (distance,
-            bound), attribute `images`.
+            ranker), attribute `images`.
     """
     figure, (left, right) = subplots(1, 2, figsize=(7.2, 3.0), constrained_layout=True, sharey=True)
     look = {"color": BLUE, "marker": "o", "markersize": 4}
@@ -28,7 +32,10 @@ def plot_correlation(table: xr.Dataset) -> Figure:
     left.set_xlabel("depth of the probe (blocks run at a skip step)")
     left.set_ylabel("Spearman over predictors")
     left.legend(frameon=False, fontsize=7, loc="lower right")
-    draw_interval(right, table["at_distance"], "distance", **look)
+    for name in table["ranker"].values:
+        own = str(name).startswith("tap ")
+        colours = look if own else {**look, "color": CONTROLS[str(name).split()[0]][1]}
+        draw_interval(right, table["at_distance"].sel(ranker=name), "distance", **colours)
     right.set_xticks(table["distance"].values)
     right.set_xlabel("distance k to the last anchor (steps)")
     for axis in (left, right):

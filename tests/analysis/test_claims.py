@@ -218,6 +218,13 @@ def test_page_shows_every_verdict():
         assert finding.claim.statement in page
     assert "| full passes | 14 | 10 | 8 |" in page
     assert page == claims_page(judge(all_claims(evidence)), evidence, {"Model": "m"})
+    assert "Beside other models" not in page
+    other = judge(all_claims(make_evidence(**PLANTED["H14"][1])))
+    both = claims_page(findings, evidence, {"Model": "m"}, {"rough": other})
+    (row,) = [line for line in both.splitlines() if line.startswith("| H14 | **")]
+    verdicts = [next(one.verdict for one in found if one.claim.name == "H14") for found in (findings, other)]
+    assert verdicts == ["holds", "fails"]
+    assert f"| H14 | **{verdicts[0]}** | **{verdicts[1]}**" in row
     h14 = next(finding.claim for finding in findings if finding.claim.name == "H14")
     assert h14.parts[0].interval[0] == pytest.approx(5, abs=0.1)
 

@@ -96,7 +96,9 @@ def test_gains_are_paired_and_on_common_images():
     assert of_image.mean("sample").values.tolist() == [2.5, 2]
     assert of_image.notnull().sum("sample").values.tolist() == [4, 2]  # those that both have
     assert found["gain"].sel(run="oracle", bound="low").item() == 2  # the same for both images: no scatter
-    with pytest.raises(ValueError, match="needs the run 'tap N=2'"):
+    own = gains(table(**RUNS), {"a": ("tap N=8 l2", "tap N=8"), "b": ("tap N=8", "tap N=8 l2"), "c": ("x", "tap N=8")})
+    assert own["gain"].sel(bound="mean").values.tolist() == [2.5, -2.5]
+    with pytest.raises(ValueError, match=r"needs two runs of one of .*'tap N=2'"):
         gains(table(**RUNS), {"L2": "tap N=8 l2"}, "tap N=2")
 
 
@@ -122,11 +124,12 @@ def ranking():
     return xr.Dataset(
         {
             "spearman": (("cell", "sample"), [[0.5, 0.7], [0.1, 0.3], [0.8, 0.8], [0.4, 0.4], [0, 0]]),
-            "spearman_at_distance": (("sample", "distance"), [[1, 0.5], [0.5, 0]]),
+            "spearman_at_distance": (("ranker", "sample", "distance"), [[[1, 0.5], [0.5, 0]], [[1, 1], [1, 1]]]),
         },
         coords={
             "cell": ["tap N=8", "tap N=8 depth=4", "tap N=8 depth=1", "shuffled N=8", "tap N=4"],
             "distance": [1, 2],
+            "ranker": ["tap N=8", "table N=8"],
         },
     )
 
@@ -137,12 +140,13 @@ def test_rank_by_depth_sorts_the_depths():
     np.testing.assert_allclose(found["spearman"].sel(bound="mean"), [0.6, 0.8, 0.2])
     assert found["control"].values.tolist() == ["shuffled"]
     assert found["of_control"].sel(bound="mean").values.tolist() == [0.4]
-    assert found["at_distance"].sel(bound="mean").values.tolist() == [0.75, 0.25]
+    assert found["at_distance"].sel(bound="mean").values.tolist() == [[0.75, 0.25], [1, 1]]
 
 
 class Evidence:
     def __init__(self):
         self.quality, self.ranking, self.chosen = table(**RUNS), ranking(), {"mask": "F..F"}
+        self.untrained = xr.Dataset({"spearman": ("sample", [1.0, 2.0])})
         self.tokens = xr.Dataset({"speed": ("sample", [1.0, 2.0])}, coords={"label": ("sample", np.array(["a", "b"]))})
         self.propagation = xr.Dataset(
             {"deviation": ("policy", np.float32([1, np.nan]))}, coords={"policy": ["a", "bc"]}
@@ -158,7 +162,7 @@ def test_a_study_comes_back_as_it_was(tmp_path):
     for name, loaded in found.items():
         xr.testing.assert_equal(loaded, getattr(evidence, name))
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
-        "chosen.json", "propagation.nc", "quality.nc", "ranking.nc", "tokens.nc",
+        "chosen.json", "propagation.nc", "quality.nc", "ranking.nc", "tokens.nc", "untrained.nc",
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from tapstudy.analysis.stats import mean_interval
 from tapstudy.bench.compare import compare, table_rows
 from tapstudy.bench.flops import count_flops
 from tapstudy.bench.image_error import psnr, ssim
-from tapstudy.bench.image_set import ImageSet, noise_seed
+from tapstudy.bench.image_set import ImageSet, noise_seed, pipe_of, trained_model
 from tapstudy.bench.judge import Judge
 from tapstudy.models.classifier import Classifier
 
@@ -32,6 +32,36 @@ def test_unrelated_images_score_under_12_db():
 def test_flops_by_hand():
     layer = torch.nn.Linear(3, 5)
     assert count_flops(lambda: layer(torch.zeros(7, 3))) == 2 * 7 * 3 * 5
+
+
+def test_perceptual_distance_by_hand():
+    """0 for equal images, symmetric, and what one layer's maps say when they are scaled to length 1."""
+    judge = Judge.of("mnist-dit")
+    a, b = torch.rand(2, 3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(judge.perceptual_distance(a, a), torch.zeros(3))
+    torch.testing.assert_close(judge.perceptual_distance(a, b), judge.perceptual_distance(b, a))
+    found, x, y = [], 2 * a - 1, 2 * b - 1
+    with torch.no_grad():
+        for stage in judge.classifier.stages:
+            x, y = stage(x), stage(y)
+            if "MaxPool" not in type(stage).__name__:
+                cosine = torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=1)
+                found.append((2 - 2 * cosine).mean(dim=(1, 2)))
+    torch.testing.assert_close(
+        judge.perceptual_distance(a, b).double(), torch.stack(found).mean(dim=0), rtol=1e-3, atol=1e-5
+    )
+    slightly = judge.perceptual_distance(a, a + 0.01)
+    assert (slightly < judge.perceptual_distance(a, b)).all()
+    assert (slightly > 0).all()
+
+
+def test_names_of_untrained_models():
+    assert trained_model("mnist-dit") == ("mnist-dit", None)
+    assert trained_model("mnist-dit-untrained") == ("mnist-dit", 0)
+    assert trained_model("a/folder-untrained12") == ("a/folder", 12)
+    weights = [pipe_of(f"mnist-dit-untrained{seed}").transformer.state_dict() for seed in (0, 1)]
+    name = next(name for name, weight in weights[0].items() if weight.ndim > 1)
+    assert not torch.equal(weights[0][name], weights[1][name])
 
 
 def test_an_image_set_goes_through_labels_then_seeds(tiny_pipe):

@@ -38,10 +38,11 @@ def test_a_name_tells_what_makes_a_difference():
         Cell(method="step", config=TAPConfig(interval=4)),
         Cell(method="tap", config=TAPConfig(interval=5)),
         Cell(method="tap", guidance=3.0, config=TAPConfig(interval=4)),
+        Cell(method="tap", smooth_time=40, config=TAPConfig(interval=4)),
         Cell(method="tap", seeds=(1,), config=TAPConfig(interval=4)),
         Cell(method="tap", model="mnist-dit-untrained", config=TAPConfig(interval=4)),
     ]
-    assert len({cell.name for cell in [tap, *others]}) == 6
+    assert len({cell.name for cell in [tap, *others]}) == 7
     # settings that a method does not read
     assert len({Cell(method="tap", policy_seed=seed) for seed in (0, 1)}) == 1
     assert len({Cell(method="random", policy_seed=seed) for seed in (0, 1)}) == 2
@@ -49,6 +50,18 @@ def test_a_name_tells_what_makes_a_difference():
     assert len({Cell(method="oracle", config=TAPConfig(distance=d)) for d in ("l2", "l1")}) == 1
     assert len({Cell(method="tap", config=TAPConfig(interval=n, full_steps=(0, 1, 2))) for n in (4, 5)}) == 1
     assert len({Cell(method="reference", config=TAPConfig(interval=n)) for n in (4, 5)}) == 1
+
+
+def test_a_smoothed_cell_is_compared_with_the_model_as_it_is():
+    cell = Cell(method="tap", smooth_time=40)
+    assert cell.reference.smooth_time == 0
+    assert cell.reference == Cell(method="reference")
+    assert cell.setting.text == Cell(method="tap").setting.text + ", smoothed in time by 40"
+    assert "smooth_time=40" in str(cell)
+    assert "smooth_time" not in str(Cell(method="tap"))
+    assert parse_axes(["smooth_time=0,40"]) == {"smooth_time": [0.0, 40.0]}
+    with pytest.raises(ValueError, match="smooth_time must be a finite number of at least 0, got -1"):
+        Cell(method="tap", smooth_time=-1)
 
 
 def policy_of(cell):

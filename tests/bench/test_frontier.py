@@ -164,16 +164,16 @@ def test_intervals_of_passes():
     assert [plan.interval(passes) for passes in (14, 10, 8)] == [4, 6, 8]
     assert plan.usual_mask(8) == (0, 1, 2, 10, 18, 26, 34, 42)
     assert not {*plan.test.seeds} & {*plan.fitted_to.seeds, *plan.tuned_on.seeds}
-    assert (len(plan.test), len(plan.fitted_to), len(plan.tuned_on)) == (20, 7, 3)
-    assert plan.tuned_on.labels == [7, 8, 9]
+    assert (len(plan.test), len(plan.fitted_to), len(plan.tuned_on)) == (20, 10, 20)
+    assert {*plan.tuned_on.seeds} == {42, 43}
 
 
 @each_row(
     ("changes", "message"),
     [
-        ({"held_out": (12,)}, r"\[12\] are both tested and held out"),
+        ({"held_out": (32,)}, r"\[32\] are both tested and held out"),
         ({"passes": (11, 8)}, "makes 11 full passes; there are"),
-        ({"tuning": 10}, "more held-out images than"),
+        ({"tuning": 30}, "more held-out images than"),
         ({"labels": (1,), "seeds": (1,)}, "at least two test images"),
     ],
 )

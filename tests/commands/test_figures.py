@@ -21,8 +21,9 @@ from tests.test_architecture import ROOT
 run = CliRunner().invoke
 # what draws numbers at random (intervals, shuffles), or lays out what it is given: two of each
 CHANCE = ("heterogeneity", "correlation", "choice_maps", "speed")
-TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "depth_ablation", "speed_quality",
-          "speed_quality_timed", "rivals", "error_buildup", "speed", "published", "claims"}  # fmt: skip
+TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "low_pass", "depth_ablation",
+          "speed_quality", "speed_quality_timed", "rivals", "error_buildup", "speed", "published",
+          "claims"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,9 @@ def quality():
     """A run for everything the figures ask for."""
     from tapstudy.figures import ABLATIONS, CONTROLS
 
-    names = ["reference", "tap N=5", *(f"tap N={n}" for n in (4, 6, 8)), *(f"tap N=8 depth={d}" for d in (1, 2))]
+    names = ["reference", *(f"tap N={n}" for n in (4, 6, 8)), *(f"tap N=8 depth={d}" for d in (1, 2))]
     names += [f"{name} N={n}" for name in CONTROLS.values() for n in (4, 6, 8)]
+    names += [f"{name} N=8 smooth" for name in ("order0", "order1", "order2", "tap")]
     names += [name for group in ABLATIONS.values() for name in group.values()]
     values = 30 + np.random.default_rng(0).normal(size=(len(names), 3))
     values[0] = np.inf
@@ -173,5 +175,5 @@ def test_claims_figure(data, tmp_path):
 
     save_study(make_evidence(), tmp_path / "study")
     figure = show("claims", Sources(tmp_path), tmp_path)
-    assert len(figure.axes[0].containers) == 23
-    assert json.loads((tmp_path / "study" / "chosen.json").read_text()) == {"mask": "F......F"}
+    assert len(figure.axes[0].containers) == 28
+    assert json.loads((tmp_path / "study" / "chosen.json").read_text()) == {"best mask": "even: F......F"}

@@ -12,7 +12,7 @@ from tests.table import each_row
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = (
     "00_quickstart", "01_proxy_versus_true_error", "03_heterogeneity", "04_probe_depth", "05_orders_horizons_intervals",
-    "06_speed_and_quality", "07_claims", "08_your_own",
+    "06_speed_and_quality", "07_claims", "08_your_own", "09_clock",
 )  # fmt: skip
 
 

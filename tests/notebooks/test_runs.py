@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 # what a figure comes from; the explorer shows a page instead
 FIGURES = re.compile(r"^(show\(|plot_|figure$|plt\.)", re.MULTILINE)
 # those with code of their own; of the others one stands for all that only show figures of the study
-AGAIN = ("00_quickstart", "01_proxy_versus_true_error", "02_predictor_maps", "08_your_own")
+AGAIN = ("00_quickstart", "01_proxy_versus_true_error", "02_predictor_maps", "08_your_own", "09_clock")
 
 
 @pytest.fixture(scope="module")

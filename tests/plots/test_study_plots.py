@@ -57,14 +57,17 @@ def test_correlation():
         {
             "spearman": interval([0.5, 0.8], "depth", [0, 4]),
             "of_control": interval([0.4], "control", ["shuffled"]),
-            "at_distance": interval([0.9, 0.3], "distance", [1, 2]),
+            "at_distance": xr.concat(
+                [interval([0.9, 0.3], "distance", [1, 2]), interval([0.7, 0.6], "distance", [1, 2])],
+                dim=xr.Variable("ranker", ["tap N=8", "table N=8"]),
+            ),
         },
         attrs={"images": 7},
     )
     figure = plot_correlation(table)
     left, right = figure.axes
     np.testing.assert_allclose(bars(left), [[[0.5, 0.4, 0.6], [0.8, 0.7, 0.9]]])
-    np.testing.assert_allclose(bars(right)[0, :, 0], [0.9, 0.3])
+    np.testing.assert_allclose(bars(right)[..., 0], [[0.9, 0.3], [0.7, 0.6]])
     assert "first block, losses shuffled over tokens" in legend_of(left)
     assert "7 images" in figure.get_suptitle()
     axes_are_labelled(figure)

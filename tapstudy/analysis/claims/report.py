@@ -21,12 +21,25 @@ CONTROLS = {
     "order1": "order 1",
     "order2": "order 2",
     "best-fixed": "best fixed predictor",
+    "step-table": "table: one predictor per step",
     "random": "random choice",
     "shuffled": "TAP, losses shuffled across tokens",
     "step": "TAP, one choice per step",
     "tap": "TAP",
     "oracle": "oracle",
 }
+
+# what images are compared by, and how many digits are shown
+DISTANCES = {
+    "psnr": ("PSNR, dB", 1), "psnr_fine": ("PSNR to the finer reference, dB", 1), "ssim": ("SSIM", 3),
+    "perceptual": ("perceptual distance", 4), "correct": ("label accuracy", 3),
+}  # fmt: skip
+PLACES = {"N=8": "S(8, 3)", "even": "even", "start-dense": "start-dense", "best": "best"}
+AT_PLACES = {
+    "order0": "order 0", "order1": "order 1", "order2": "order 2", "best-fixed": "best fixed predictor",
+    "step-table": "table", "shuffled": "TAP, shuffled", "step": "TAP, one choice per step", "tap": "TAP",
+    "order1 {} smooth": "order 1, low-pass", "tap {} smooth": "TAP, low-pass",
+}  # fmt: skip
 
 INTRODUCTION = f"""
 A claim is a conjunction of inequalities about means over images, with thresholds fixed before the run. Intervals are
@@ -38,13 +51,19 @@ its p-value (sign flips over images, adjusted by Holm for all claims of this pag
 """.strip()
 
 
-def claims_page(findings: Sequence[Finding], evidence: Evidence, header: Mapping[str, str]) -> str:
+def claims_page(
+    findings: Sequence[Finding],
+    evidence: Evidence,
+    header: Mapping[str, str],
+    beside: Mapping[str, Sequence[Finding]] | None = None,
+) -> str:
     """Return the page: how it was made, all verdicts, the controls, and a section per claim.
 
     Args:
         findings: from `judge`.
         evidence: what they were judged by.
         header: name -> value of what the reader must know, such as the command and the versions.
+        beside: name of another study -> its findings, whose verdicts are set beside.
     """
     counts = Counter(finding.verdict for finding in findings)
     lines = ["# What holds of TAP on this model", "", *(f"* {name}: {value}" for name, value in header.items())]
@@ -58,7 +77,12 @@ def claims_page(findings: Sequence[Finding], evidence: Evidence, header: Mapping
             for f in findings
         ],
     ).markdown())  # fmt: skip
+    if beside:
+        lines += ["", "## Beside other models", "", _beside(findings, beside).markdown()]
     lines += ["", "## Controls", "", controls_table(evidence).markdown()]
+    lines += ["", f"With as many full passes as S(8, 3) ({_passes(evidence):.0f}), by where they are; PSNR, dB:", ""]
+    lines.append(places_table(evidence).markdown())
+    lines += ["", "By other measures, at N = 8:", "", distances_table(evidence).markdown()]
     lines += ["", "Chosen on held-out seeds: " + "; ".join(f"{k}: `{v}`" for k, v in evidence.chosen.items()) + "."]
     for finding in findings:
         lines += ["", *_section(finding)]
@@ -80,6 +104,49 @@ def controls_table(evidence: Evidence) -> Table:
         1, ["FLOPs of the reference over those of TAP", *(f"{ratio:.2f}" for ratio in tap["flops_ratio"].values)]
     )
     return Table(["PSNR, dB", *(f"N = {n}" for n in intervals)], rows)
+
+
+def _beside(findings: Sequence[Finding], others: Mapping[str, Sequence[Finding]]) -> Table:
+    """Return the verdicts of several studies, each with its own deciding value."""
+    rows = []
+    for finding in findings:
+        same = [next((one for one in found if one.claim.name == finding.claim.name), None) for found in others.values()]
+        cells = [f"**{one.verdict}**: {one.decisive.name} {_value(one.decisive)}" if one else "" for one in same]
+        rows.append([finding.claim.name, f"**{finding.verdict}**", *cells])
+    return Table(["", "here", *others], rows)
+
+
+def _passes(evidence: Evidence) -> float:
+    return float(evidence.quality["full_passes"].sel(cell="tap N=8").mean())
+
+
+def places_table(evidence: Evidence) -> Table:
+    """Return PSNR of the main runs on every placement of equally many full steps."""
+    names = evidence.quality["cell"].values.tolist()
+    rows = []
+    for key, text in AT_PLACES.items():
+        cells = [key.format(on) if "{}" in key else f"{key} {on}" for on in PLACES]
+        rows.append([text, *(_psnr(evidence, cell) if cell in names else "" for cell in cells)])
+    return Table(["", *PLACES.values()], rows)
+
+
+def distances_table(evidence: Evidence) -> Table:
+    """Return means over images of everything that images are compared by, for every method at N = 8."""
+    names = evidence.quality["cell"].values.tolist()
+    found = {name: text for name, text in DISTANCES.items() if name in evidence.quality}
+    runs = {f"{key} N=8": text for key, text in CONTROLS.items()}
+    runs |= {"tap N=8 smooth": "TAP, low-pass", "tap best": "TAP, best mask", "tap best smooth": "TAP, both"}
+    rows = []
+    for run, text in runs.items():
+        if run in names:
+            one = evidence.quality.sel(cell=run)
+            rows.append([text, *(_mean(one[name].values, digits) for name, (_, digits) in found.items())])
+    return Table(["", *(text for text, _ in found.values())], rows)
+
+
+def _mean(values: Any, digits: int) -> str:
+    there = values[np.isfinite(values)]
+    return f"{there.mean():.{digits}f} ({len(there)})" if len(there) else ""
 
 
 def _section(finding: Finding) -> list[str]:
