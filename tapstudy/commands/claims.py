@@ -43,7 +43,7 @@ def claims(
     quick: Annotated[bool, typer.Option(help="two images and 20 steps: shows that it works, decides nothing")] = False,
     scheduler: Annotated[str | None, typer.Option(help="dask scheduler whose workers run it: tcp://HOST:PORT")] = None,
 ) -> None:
-    """Test what is claimed of TAP on a model: 28 claims with thresholds, intervals and verdicts, as a page.
+    """Test what is claimed of TAP on a model: 30 claims with thresholds, intervals and verdicts, as a page.
 
     The embedded model of digits takes TODO on two cores and TODO GB in --work.
     """

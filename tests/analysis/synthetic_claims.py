@@ -15,7 +15,7 @@ BY = ("shuffled", "blind", "table", "other token")
 
 @cache
 def run_names():
-    return list(claim_runs(PLAN))
+    return [*claim_runs(PLAN), "selected", "token selector", "token selector shuffled", "token selector fixed"]
 
 
 @cache

@@ -95,6 +95,11 @@ PLANTED = {
         {"psnr": {**runs("step", "N=8", "even", by=-2), **runs("shuffled", "N=8", "even", by=-2)}},
         {"psnr": {**runs("step", "N=8", "even", by=-2), "shuffled N=8": -2, "shuffled even": 2}},
     ),
+    "S1": ({"psnr": {"selected": 9}}, {"psnr": {"selected": 7}}),
+    "S2": (
+        {"psnr": {"token selector fixed": -2, "token selector shuffled": -1}},
+        {"psnr": {"token selector fixed": -2, "token selector shuffled": 1}},
+    ),
     "P1": ({"psnr": {f"order{m} N=8": -3 for m in (0, 1, 2)}}, {"psnr": {"order2 N=8": 3}}),
     "P2": ({"psnr": {"tap N=8 lambda=0": -2}}, {"psnr": {"tap N=8 lambda=0": 2}}),
     "P3": ({}, {"psnr": {"tap N=8 delta=0.1": 2}}),
@@ -119,7 +124,8 @@ def test_planted_answer_is_found(name):
 def test_every_claim_is_planted_and_in_order():
     names = [claim.name for claim in all_claims(make_evidence())]
     assert names == list(PLANTED)
-    assert names == [f"H{i}" for i in range(1, 18)] + [f"C{i}" for i in range(1, 6)] + [f"P{i}" for i in range(1, 7)]
+    counts = {"H": 17, "C": 5, "S": 2, "P": 6}
+    assert names == [f"{letter}{i}" for letter, count in counts.items() for i in range(1, count + 1)]
 
 
 def test_part_counts_sign_flips():

@@ -141,13 +141,15 @@ def test_failed_runs_are_named(plan, tmp_path, monkeypatch):
 def test_everything_the_claims_need_is_collected(plan, tmp_path, monkeypatch):
     """On the tiny pipeline; the second time everything comes from the files, and nothing differs."""
     found = evidence.collect(plan, tmp_path, progress=False)
-    assert len(all_claims(found)) == 28
+    assert len(all_claims(found)) == 30
     assert float(found.quality["psnr"].sel(cell="reference").min()) == np.inf
     assert np.isfinite(found.quality["psnr_fine"].sel(cell="reference")).all()
     assert float(found.quality["perceptual"].sel(cell="reference").max()) == 0
     assert (found.quality["perceptual"].sel(cell="tap N=8") > 0).all()
     assert found.untrained.sizes["weights"] == 2
-    assert {"best mask", "smooth", "best-fixed N=8", "best-fixed even"} <= set(found.chosen)
+    assert {"best mask", "smooth", "best-fixed N=8", "best-fixed even", "selected", "token selector"} <= set(
+        found.chosen
+    )
 
     usual = LabelPipeline.sample
 

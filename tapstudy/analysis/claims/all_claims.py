@@ -1,7 +1,8 @@
 """All claims: what each says, and the inequalities between runs that it stands for.
 
-H1 to H17 are ours; C1 to C5 are about the clock, the table and the order of methods; P1 to P6 are ablations of the TAP
-paper (arXiv 2603.03792), whose numbers are of FLUX.1-dev unless told otherwise.
+H1 to H17 are ours; C1 to C5 are about the clock, the table and the order of methods, S1 and S2 about what can be
+chosen; P1 to P6 are ablations of the TAP paper (arXiv 2603.03792), whose numbers are of FLUX.1-dev unless told
+otherwise.
 """
 
 from __future__ import annotations
@@ -279,6 +280,30 @@ CLAIMS = (
          for control, text in (("shuffled", "shuffled"), ("step", "one choice per step"))],
     ),
     Hypothesis(
+        "S1", "A method, full steps and a clock chosen together end 8 dB closer than TAP on S(8, 3).",
+        "PSNR to the unedited model's images, at as many full passes, minus that of TAP on S(8, 3). Chosen on held-out "
+        "images of TAP, TAP and order 1 on the output, order 1, fitted rows, a table and TAP that minimises drift; "
+        "even, start-dense and the best mask; with the low-pass and without.",
+        [psnr("PSNR, selected minus TAP on S(8, 3)", "selected", "tap N=8", 8.0)],
+        [psnr("PSNR of what was selected", "selected"), psnr("PSNR of TAP on S(8, 3)", "tap N=8"),
+         psnr("PSNR, selected minus best fixed on its best mask", "selected", "token selector fixed")],
+        lambda evidence, _: f"Selected: {evidence.chosen.get('selected', 'not told')}.",
+    ),
+    Hypothesis(
+        "S2", "A choice that knows the tokens ends 1 dB closer than the best fixed predictor.",
+        "PSNR of TAP, in hidden or output space, on the full steps and the clock that are best for it on held-out "
+        "images, minus that of the one predictor of its family that is best there on held-out images; and minus its "
+        "own with the losses shuffled over tokens. As many full passes as S(8, 3).",
+        [psnr("PSNR, token selector minus best fixed", "token selector", "token selector fixed", 1.0),
+         psnr("PSNR, token selector minus its shuffled self", "token selector", "token selector shuffled")],
+        [psnr("PSNR, hidden oracle per token minus per step, N = 8", "oracle N=8", "oracle-step N=8"),
+         psnr("PSNR, output oracle per token minus per step, best mask", "oracle-output best",
+              "oracle-output-step best")],
+        lambda evidence, _: f"Token selector: {evidence.chosen.get('token selector', 'not told')}; fixed: "
+        f"{evidence.chosen.get('token selector fixed', 'not told')}. The oracles, which no method has, bound what a "
+        "choice for every token can add to one for every step.",
+    ),
+    Hypothesis(
         "P1", "The orders {0, 1, 2} together beat every single order.",
         "PSNR at N = 8 of TAP with orders 0 to 2 at horizon k minus that of one order at horizon k for all tokens.",
         [psnr(f"PSNR, orders 0 to 2 minus order {m}", "tap N=8 lambda=0", f"order{m} N=8") for m in (0, 1, 2)],
@@ -325,7 +350,7 @@ CLAIMS = (
 
 
 def all_claims(evidence: Evidence) -> list[Claim]:
-    """Test H1 to H17, C1 to C5 and P1 to P6.
+    """Test H1 to H17, C1 to C5, S1, S2 and P1 to P6.
 
     Raises:
         ValueError: a run or a table that a claim needs is missing.

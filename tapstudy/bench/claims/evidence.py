@@ -23,6 +23,7 @@ from tapstudy.analysis.claims.measure import (
     untrained_table,
 )
 from tapstudy.bench.claims.runs import BEST_FIXED, Plan, Run, claim_runs, propagation_policies, ranked_settings
+from tapstudy.bench.claims.selectors import OTHERS, TOKENS, best_fixed_like, best_of_runs, selector_settings
 from tapstudy.bench.claims.solver_runs import solver_runs
 from tapstudy.bench.engine import Setting, kept, measure_costs, run_all
 from tapstudy.bench.fit.held_out import HeldOut
@@ -74,9 +75,10 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
     say("[1/6] what is fitted and chosen on held-out images")
     runs = claim_runs(plan)
     bar = tqdm(runs.items(), desc="settings", unit="run", disable=not progress)
-    settings = {name: run.setting(held, plan) for name, run in bar}
+    settings = {name: run.setting(held, plan) for name, run in bar} | selector_settings(held, plan)
     say("[2/6] accelerated runs")
-    jobs = {name: (plan.few_images if runs[name].few else plan.test, setting) for name, setting in settings.items()}
+    few = {name for name, run in runs.items() if run.few}
+    jobs = {name: (plan.few_images if name in few else plan.test, setting) for name, setting in settings.items()}
     if failures := run_all(list(jobs.values()), results, scheduler=scheduler, progress=progress):
         names = {setting.text: name for name, (_, setting) in jobs.items()}
         told = "; ".join(f"{names[setting.text]}: {error}" for (_, setting), error in failures.items())
@@ -85,6 +87,7 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
     # a step costs the same on every schedule and clock: that of the first run that does the same
     first: dict[str, str] = {}
     alike = {name: first.setdefault(f"{run.method} {run.changes}", name) for name, run in runs.items()}
+    alike |= {name: first.setdefault(name, name) for name in settings if name not in runs}
     costs = step_costs(pipe, plan, {name: settings[name] for name in first.values()}, results, progress=progress)
     costs = costs.sel(cell=list(alike.values())).assign_coords(cell=list(alike))
     quality = quality_table(plan, found, costs, results, pipe=pipe)
@@ -171,6 +174,9 @@ def _chosen(held: HeldOut, plan: Plan) -> dict[str, str]:
         **{f"best-fixed {on}": f"order {order}, shift {shift}" for on, (order, shift) in fixed.items()},
         "best mask": f"{schedule}: {mask_text(held.mask(schedule, plan.passes), plan.steps)}",
         "smooth": f"sigma {held.best_sigma:g}",
+        "selected": best_of_runs(held, plan, (*TOKENS, *OTHERS)).name,
+        "token selector": (tokens := best_of_runs(held, plan, TOKENS)).name,
+        "token selector fixed": best_fixed_like(held, plan, tokens).name,
     }
 
 

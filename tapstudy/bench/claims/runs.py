@@ -109,9 +109,15 @@ class Run:
 
     method: str
     on: str = "N=8"
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     few: bool = False
     smooth: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return all of it as words, such as "tap even residual=latent smooth"."""
+        changes = [f"{name}={value}" for name, value in self.changes.items()]
+        return " ".join([self.method, self.on, *changes, *(["smooth"] if self.smooth else [])])
 
     def setting(self, held: HeldOut, plan: Plan) -> Setting:
         """Tell how its images are sampled."""
@@ -151,7 +157,8 @@ def claim_runs(plan: Plan) -> dict[str, Run]:
             add(f"{method} N={n}", method, f"N={n}", few=n != 8)
     add("oracle N=4", "oracle", "N=4", few=True)
     for name, changes in ORACLES.items():
-        add(f"{name} N=8", "oracle", changes=changes, few=True)
+        for on in ("N=8", "best") if "output" in name else ("N=8",):
+            add(f"{name} {on}", "oracle", on, changes=changes, few=True)
     for method in ("order1", "tap", "step"):
         add(f"{method}-output N=8", method, changes={"residual": "latent"})
     add("step-table-output N=8", "step-table-output")

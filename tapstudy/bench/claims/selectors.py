@@ -1,0 +1,53 @@
+"""What would be chosen if method, full steps and clock were chosen together, on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tapstudy.bench.claims.runs import MASKS, Plan, Run
+from tapstudy.bench.engine import Setting
+from tapstudy.bench.fit.held_out import FIXED, HeldOut
+
+Option = tuple[str, Mapping[str, str]]  # a method, and settings of TAPConfig
+
+OUTPUT = {"residual": "latent"}
+TOKENS: tuple[Option, ...] = (("tap", {}), ("tap", OUTPUT))
+OTHERS: tuple[Option, ...] = (
+    ("drift", {}), ("order1", {}), ("order1", OUTPUT), ("fitted", {}), ("step-table-output", {}),
+)  # fmt: skip
+
+
+def selector_settings(held: HeldOut, plan: Plan) -> dict[str, Setting]:
+    """Return what was chosen, and its controls, by the names that the claims know them by.
+
+    "selected" is the best of all; "token selector" the best of those that choose by the probe of every token, "token
+    selector shuffled" the same with the probes of other tokens, "token selector fixed" the one predictor of its family
+    that is best on the same full steps, residual and clock.
+    """
+    tokens = best_of_runs(held, plan, TOKENS)
+    best = best_of_runs(held, plan, (*TOKENS, *OTHERS))
+    return {
+        "selected": best.setting(held, plan),
+        "token selector": tokens.setting(held, plan),
+        "token selector shuffled": replace(tokens, method="shuffled").setting(held, plan),
+        "token selector fixed": best_fixed_like(held, plan, tokens).setting(held, plan),
+    }
+
+
+def best_of_runs(held: HeldOut, plan: Plan, options: Sequence[Option]) -> Run:
+    """Return the run that is best on the tuning images: an option, on one of `MASKS`, on either clock."""
+    return _best(held, plan, [
+        Run(method, on, changes, smooth=smooth) for method, changes in options for on in MASKS
+        for smooth in (False, True)
+    ])  # fmt: skip
+
+
+def best_fixed_like(held: HeldOut, plan: Plan, run: Run) -> Run:
+    """Return the fixed predictor that is best on the tuning images with the full steps, residual and clock of a run."""
+    return _best(held, plan, [replace(run, method=f"fixed{order}-{shift}") for order, shift in FIXED])
+
+
+def _best(held: HeldOut, plan: Plan, runs: Sequence[Run]) -> Run:
+    found = {run: held.kept_quality(run.name.replace(" ", "-"), run.setting(held, plan)) for run in runs}
+    return max(found, key=lambda run: found[run])
