@@ -6,6 +6,7 @@ import xarray as xr
 from tapstudy.analysis.claims.all_claims import all_claims
 from tapstudy.bench.claims import evidence
 from tapstudy.bench.claims.runs import Plan, Run, claim_runs, ranked_settings
+from tapstudy.bench.claims.selectors import selector_settings
 from tapstudy.bench.fit.held_out import SIGMAS, HeldOut
 from tapstudy.bench.image_set import pipe_of
 from tapstudy.bench.results import Results
@@ -161,3 +162,31 @@ def test_everything_the_claims_need_is_collected(plan, tmp_path, monkeypatch):
     again = evidence.collect(plan, tmp_path, progress=False)
     for name in ("quality", "ranking", "tokens", "untrained", "propagation"):
         xr.testing.assert_identical(getattr(found, name), getattr(again, name))
+
+
+def test_selectors_are_the_best_of_what_was_tried(plan, held, monkeypatch):
+    """By planted qualities: the best of all, the best that knows the tokens, and its two controls."""
+    quality = {
+        "drift-start-dense": 40, "tap-even-residual=latent-smooth": 39, "tap-best": 38,
+        "fixed2-1-even-residual=latent-smooth": 20,
+    }  # fmt: skip
+    asked = {}
+
+    def kept_quality(self, name, setting):
+        asked[name] = setting.text
+        return quality.get(name, 10)
+
+    monkeypatch.setattr(HeldOut, "kept_quality", kept_quality)
+    found = selector_settings(held, plan)
+    assert found["selected"].text == Run("drift", "start-dense").setting(held, plan).text
+    token = Run("tap", "even", {"residual": "latent"}, smooth=True)
+    assert found["token selector"].text == token.setting(held, plan).text
+    assert "smoothed in time" in found["token selector"].text
+    shuffled, fixed = found["token selector shuffled"].text, found["token selector fixed"].text
+    assert shuffled.startswith("ShuffledPolicy")
+    assert "latent" in shuffled
+    assert "smoothed in time" in shuffled
+    assert fixed.startswith("FixedPolicy")
+    assert "latent" in fixed
+    assert "smoothed in time" in fixed
+    assert len(asked) == 7 * 3 * 2 + 11
