@@ -226,6 +226,8 @@ ROWS = (
     _fitted("step-table", "beyond", calibrated.step_table, USUAL),
     _fitted("step-table-output", "beyond", calibrated.step_table_output),
     _fitted("fitted", "beyond", calibrated.fitted, *SCHEDULES),
+    _fitted("class-rows", "beyond", calibrated.class_rows, "start-dense"),
+    _fitted("class-rows-shuffled", "beyond", calibrated.class_rows_shuffled, "start-dense"),
     Method("oracle", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE), schedules=(USUAL,)),
     Method("oracle-latent", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE, "residual"),
            {"residual": "latent"}),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tapstudy.core.clusters import k_means, nearest_centre
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -72,29 +73,9 @@ def group_channels(features: Sequence[Tensor], count: int, *, seed: int = 0) -> 
     sizes = [torch.diff(path, n=n, dim=0).square().mean(dim=(0, 1)).sqrt() for n in range(3)]  # (D,) each
     points = torch.stack(sizes, dim=1).clamp(min=1e-30).log()  # (D, 3)
     points = (points - points.mean(dim=0)) / points.std(dim=0, correction=0).clamp(min=1e-12)
-    groups = _k_means(points, count, torch.Generator().manual_seed(seed))
+    groups = nearest_centre(points.cpu(), k_means(points, count, seed=seed))
     means = torch.stack([points[groups == g, 2].mean() for g in range(count)]).nan_to_num(torch.inf)
     return means.argsort().argsort()[groups]
-
-
-def _k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Run Lloyd's algorithm from far-apart starting points (k-means++), on the CPU."""
-    points = points.cpu()
-    centres = points[torch.randint(len(points), (1,), generator=generator)]
-    for _ in range(count - 1):
-        nearest = torch.cdist(points, centres).square().amin(dim=1)  # (D,)
-        weights = nearest if nearest.sum() > 0 else torch.ones_like(nearest)
-        centres = torch.cat([centres, points[torch.multinomial(weights, 1, generator=generator)]])
-    groups = torch.full((len(points),), -1)
-    for _ in range(100):
-        found = torch.cdist(points, centres).argmin(dim=1)
-        if torch.equal(found, groups):
-            break
-        groups = found
-        centres = torch.stack([
-            points[groups == g].mean(dim=0) if (groups == g).any() else centres[g] for g in range(count)
-        ])  # fmt: skip
-    return groups
 
 
 def best_members(features: Sequence[Tensor], groups: Tensor, *, config: TAPConfig | None = None) -> tuple[int, ...]:

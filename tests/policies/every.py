@@ -12,6 +12,7 @@ from tapstudy.policies.blended import BlendedPolicy
 from tapstudy.policies.calibrated import CalibratedPolicy
 from tapstudy.policies.cg_taylor import CGTaylorPolicy
 from tapstudy.policies.channel_groups import ChannelGroupsPolicy
+from tapstudy.policies.class_rows import ClassRowsPolicy
 from tapstudy.policies.dicache import DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
 from tapstudy.policies.drift import DriftPolicy
@@ -71,6 +72,11 @@ def every_policy(channels):
         "adaptive": AdaptiveTAPPolicy(0.5, CONFIG),
         "blended": BlendedPolicy(CONFIG),
         "calibrated": CalibratedPolicy(dict.fromkeys(SKIPS, (1.2, -0.2))),
+        "class rows": ClassRowsPolicy(
+            dict.fromkeys(SKIPS, ((1.2, -0.2), (1.0,))),
+            torch.tensor([[-1.0] * channels, [1.0] * channels]),
+            [0.5] * STEPS,
+        ),
         "cg taylor": CGTaylorPolicy(10.0, always_full=2),
         "channel groups": ChannelGroupsPolicy(torch.arange(channels) % 2, (0, 5), config=CONFIG),
         "dicache": DiCachePolicy(0.5),

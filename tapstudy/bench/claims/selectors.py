@@ -12,7 +12,8 @@ from tapstudy.bench.fit.held_out import FIXED, HeldOut
 Option = tuple[str, Mapping[str, str]]  # a method, and settings of TAPConfig
 
 OUTPUT = {"residual": "latent"}
-TOKENS: tuple[Option, ...] = (("tap", {}), ("tap", OUTPUT))
+TOKENS: tuple[Option, ...] = (("tap", {}), ("tap", OUTPUT), ("class-rows", {}))
+SHUFFLED = {"tap": "shuffled", "class-rows": "class-rows-shuffled"}
 OTHERS: tuple[Option, ...] = (
     ("drift", {}), ("order1", {}), ("order1", OUTPUT), ("fitted", {}), ("step-table-output", {}),
 )  # fmt: skip
@@ -21,16 +22,16 @@ OTHERS: tuple[Option, ...] = (
 def selector_settings(held: HeldOut, plan: Plan) -> dict[str, Setting]:
     """Return what was chosen, and its controls, by the names that the claims know them by.
 
-    "selected" is the best of all; "token selector" the best of those that choose by the probe of every token, "token
-    selector shuffled" the same with the probes of other tokens, "token selector fixed" the one predictor of its family
-    that is best on the same full steps, residual and clock.
+    "selected" is the best of all; "token selector" the best of those that choose for every token, "token selector
+    shuffled" the same with the losses, or classes, of other tokens, "token selector fixed" the one predictor of TAP's
+    family that is best on the same full steps, residual and clock.
     """
     tokens = best_of_runs(held, plan, TOKENS)
     best = best_of_runs(held, plan, (*TOKENS, *OTHERS))
     return {
         "selected": best.setting(held, plan),
         "token selector": tokens.setting(held, plan),
-        "token selector shuffled": replace(tokens, method="shuffled").setting(held, plan),
+        "token selector shuffled": replace(tokens, method=SHUFFLED[tokens.method]).setting(held, plan),
         "token selector fixed": best_fixed_like(held, plan, tokens).setting(held, plan),
     }
 
@@ -45,9 +46,12 @@ def best_of_runs(held: HeldOut, plan: Plan, options: Sequence[Option]) -> Run:
 
 def best_fixed_like(held: HeldOut, plan: Plan, run: Run) -> Run:
     """Return the fixed predictor that is best on the tuning images with the full steps, residual and clock of a run."""
-    return _best(held, plan, [replace(run, method=f"fixed{order}-{shift}") for order, shift in FIXED])
+    changes = OUTPUT if run.method == "class-rows" else run.changes
+    return _best(held, plan, [replace(run, method=f"fixed{order}-{shift}", changes=changes) for order, shift in FIXED])
 
 
 def _best(held: HeldOut, plan: Plan, runs: Sequence[Run]) -> Run:
-    found = {run: held.kept_quality(run.name.replace(" ", "-"), run.setting(held, plan)) for run in runs}
+    settings = {run: run.setting(held, plan) for run in runs}
+    first = {setting.text: run for run, setting in reversed(settings.items())}  # masks may be the same
+    found = {run: held.kept_quality(run.name.replace(" ", "-"), settings[run]) for run in reversed(first.values())}
     return max(found, key=lambda run: found[run])

@@ -25,6 +25,7 @@ from tapstudy.policies.base import ResidualSite
 from tapstudy.policies.calibrated import CalibratedPolicy, best_rows
 from tapstudy.policies.cg_taylor import CGTaylorPolicy
 from tapstudy.policies.channel_groups import ChannelGroupsPolicy, best_members, group_channels
+from tapstudy.policies.class_rows import ClassRowsPolicy, fit_class_rows
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.dicache import DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
@@ -39,6 +40,7 @@ from tapstudy.policies.zeus import ZeusPolicy, zeus_skips
 from tapstudy.predictors.learned import LearnedLinear
 
 GROUPS = 8
+CLASS_ROWS = [(classes, anchors) for classes in (3, 6) for anchors in (2, 3)]
 FEW = 3  # trajectories for calibrations that hold all their features in memory
 
 # Predictors
@@ -86,6 +88,27 @@ def adaptive_tap(slot: Slot) -> Setting:
         return Setting.of(AdaptiveTAPPolicy(threshold, config))
 
     return make(slot.threshold(f"adaptive-tap-{config.interval}", make, low=1e-7))
+
+
+def class_rows(slot: Slot, *, shuffled: int | None = None) -> Setting:
+    """Take rows for classes of tokens, with the number of classes and anchors that is best on the tuning images."""
+    held = slot.held_out
+    latents, residuals = (held.features(name) for name in ("latent", "latent_residual"))
+    sigmas = held.recording["sigma"].values.tolist()
+
+    def make(choice: tuple[int, int], seed: int | None = None) -> Setting:
+        rows, centres = fit_class_rows(latents, residuals, sigmas, slot.mask, classes=choice[0], num_anchors=choice[1])
+        return Setting.of(ClassRowsPolicy(rows, centres, sigmas, slot.config, shuffled=seed))
+
+    found = held.choose(
+        f"class-rows-{slot.name}", lambda: {f"{classes} {anchors}": make((classes, anchors))
+                                            for classes, anchors in CLASS_ROWS}
+    )  # fmt: skip
+    classes, anchors = map(int, found.split())
+    return make((classes, anchors), shuffled)
+
+
+class_rows_shuffled = partial(class_rows, shuffled=0)
 
 
 # Published caches
