@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from statistics import mean
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
 
@@ -104,19 +103,14 @@ def find_transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
     return found
 
 
-class Handle:
+class Handle(AbstractContextManager["Handle"]):
     """The policy in force on a pipeline or transformer. As a context manager it removes itself."""
 
     def __init__(self, instruments: dict[str, Instrument], target: Any) -> None:
         self._instruments, self._target = instruments, target
         self._last: Summary | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
     def summary(self) -> Summary:

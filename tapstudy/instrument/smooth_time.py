@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ def smoothed_sigma(target: Any) -> float:
     )
 
 
-class SmoothTime:
+class SmoothTime(AbstractContextManager["SmoothTime"]):
     """A low-pass in force. As a context manager it removes itself.
 
     Attributes:
@@ -90,12 +90,7 @@ class SmoothTime:
         self.layers = tuple(edit.path for edit in edits)
         self._edits = edits
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
     def remove(self) -> None:
