@@ -21,6 +21,9 @@ from tapstudy.policies.cg_taylor import CGTaylorPolicy as CGTaylorPolicy
 from tapstudy.policies.channel_groups import ChannelGroupsPolicy as ChannelGroupsPolicy
 from tapstudy.policies.channel_groups import best_members as best_members
 from tapstudy.policies.channel_groups import group_channels as group_channels
+from tapstudy.policies.class_rows import ClassRowsPolicy as ClassRowsPolicy
+from tapstudy.policies.class_rows import clean_tokens as clean_tokens
+from tapstudy.policies.class_rows import fit_class_rows as fit_class_rows
 from tapstudy.policies.config import TAPConfig as TAPConfig
 from tapstudy.policies.dicache import DiCachePolicy as DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy as DiffusersTaylorPolicy
