@@ -228,6 +228,8 @@ ROWS = (
     _fitted("fitted", "beyond", calibrated.fitted, *SCHEDULES),
     _fitted("class-rows", "beyond", calibrated.class_rows, "start-dense"),
     _fitted("class-rows-shuffled", "beyond", calibrated.class_rows_shuffled, "start-dense"),
+    _fitted("wiener", "beyond", calibrated.wiener, "start-dense"),
+    _fitted("wiener-shuffled", "beyond", calibrated.wiener_shuffled, "start-dense"),
     Method("oracle", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE), schedules=(USUAL,)),
     Method("oracle-latent", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE, "residual"),
            {"residual": "latent"}),

@@ -50,6 +50,10 @@ from tapstudy.policies.smoothed import SmoothedPolicy as SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy as TAPPolicy
 from tapstudy.policies.teacache import TeaCachePolicy as TeaCachePolicy
 from tapstudy.policies.teacache import rescaling_coefficients as rescaling_coefficients
+from tapstudy.policies.wiener import ShuffledWienerPolicy as ShuffledWienerPolicy
+from tapstudy.policies.wiener import WienerPolicy as WienerPolicy
+from tapstudy.policies.wiener import clean_power as clean_power
+from tapstudy.policies.wiener import wiener_filtered as wiener_filtered
 from tapstudy.policies.zeus import ZeusPolicy as ZeusPolicy
 
 __all__ = sorted(name for name, found in vars().items() if name[0] != "_" and not isinstance(found, types.ModuleType))

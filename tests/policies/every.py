@@ -33,6 +33,7 @@ from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.policies.teacache import TeaCachePolicy
+from tapstudy.policies.wiener import ShuffledWienerPolicy, WienerPolicy
 from tapstudy.policies.zeus import ZeusPolicy
 from tapstudy.predictors.dmd import DynamicModes
 from tapstudy.predictors.frequency import FrequencySplit
@@ -56,7 +57,8 @@ def _tap(**settings):
 
 
 def every_policy(channels):
-    """Name -> policy, for hidden states of so many channels."""
+    """Name -> policy, for hidden states of so many channels, on a grid of 4 x 6 tokens."""
+    spectrum = torch.linspace(2.0, 0.1, 24 * channels).reshape(4, 6, channels), [0.5] * STEPS
     return {
         "tap": _tap(),
         "tap l2": _tap(distance="l2"),
@@ -102,5 +104,7 @@ def every_policy(channels):
         "single": SinglePolicy(HermiteFamily(), CONFIG),
         "smoothed": SmoothedPolicy(CONFIG),
         "teacache": TeaCachePolicy(100.0),
+        "wiener": WienerPolicy(*spectrum, CONFIG),
+        "wiener shuffled": ShuffledWienerPolicy(*spectrum, CONFIG),
         "zeus": ZeusPolicy(start=2, end=9),
     }

@@ -282,8 +282,8 @@ CLAIMS = (
     Hypothesis(
         "S1", "A method, full steps and a clock chosen together end 8 dB closer than TAP on S(8, 3).",
         "PSNR to the unedited model's images, at as many full passes, minus that of TAP on S(8, 3). Chosen on held-out "
-        "images of TAP, TAP and order 1 on the output, order 1, rows for classes of tokens, fitted rows, a table and "
-        "TAP that minimises drift; "
+        "images of TAP, TAP and order 1 on the output, TAP by the filtered input, order 1, rows for classes of tokens, "
+        "fitted rows, a table and TAP that minimises drift; "
         "even, start-dense and the best mask; with the low-pass and without.",
         [psnr("PSNR, selected minus TAP on S(8, 3)", "selected", "tap N=8", 8.0)],
         [psnr("PSNR of what was selected", "selected"), psnr("PSNR of TAP on S(8, 3)", "tap N=8"),
@@ -292,8 +292,8 @@ CLAIMS = (
     ),
     Hypothesis(
         "S2", "A choice that knows the tokens ends 1 dB closer than the best fixed predictor.",
-        "PSNR of the best of TAP, TAP on the output and rows for classes of tokens, on the full steps and the clock "
-        "that are best for it, minus that of the one predictor of TAP's family that is best there, all on held-out "
+        "PSNR of the best of TAP, TAP on the output, TAP by the filtered input and rows for classes of tokens, on the "
+        "full steps and the clock that are best for it, minus that of the one predictor of TAP's family that is best there, all on held-out "
         "images; and minus its own with losses, or classes, shuffled over tokens. As many full passes as S(8, 3).",
         [psnr("PSNR, token selector minus best fixed", "token selector", "token selector fixed", 1.0),
          psnr("PSNR, token selector minus its shuffled self", "token selector", "token selector shuffled")],

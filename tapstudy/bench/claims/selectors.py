@@ -12,8 +12,8 @@ from tapstudy.bench.fit.held_out import FIXED, HeldOut
 Option = tuple[str, Mapping[str, str]]  # a method, and settings of TAPConfig
 
 OUTPUT = {"residual": "latent"}
-TOKENS: tuple[Option, ...] = (("tap", {}), ("tap", OUTPUT), ("class-rows", {}))
-SHUFFLED = {"tap": "shuffled", "class-rows": "class-rows-shuffled"}
+TOKENS: tuple[Option, ...] = (("tap", {}), ("tap", OUTPUT), ("class-rows", {}), ("wiener", {}))
+SHUFFLED = {"tap": "shuffled", "class-rows": "class-rows-shuffled", "wiener": "wiener-shuffled"}
 OTHERS: tuple[Option, ...] = (
     ("drift", {}), ("order1", {}), ("order1", OUTPUT), ("fitted", {}), ("step-table-output", {}),
 )  # fmt: skip

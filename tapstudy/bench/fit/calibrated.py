@@ -25,7 +25,7 @@ from tapstudy.policies.base import ResidualSite
 from tapstudy.policies.calibrated import CalibratedPolicy, best_rows
 from tapstudy.policies.cg_taylor import CGTaylorPolicy
 from tapstudy.policies.channel_groups import ChannelGroupsPolicy, best_members, group_channels
-from tapstudy.policies.class_rows import ClassRowsPolicy, fit_class_rows
+from tapstudy.policies.class_rows import ClassRowsPolicy, clean_tokens, fit_class_rows
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.dicache import DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
@@ -36,6 +36,7 @@ from tapstudy.policies.magcache import MagCachePolicy, magnitude_ratios, magnitu
 from tapstudy.policies.margin import MarginPolicy
 from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.teacache import TeaCachePolicy, rescaling_coefficients
+from tapstudy.policies.wiener import ShuffledWienerPolicy, WienerPolicy, clean_power
 from tapstudy.policies.zeus import ZeusPolicy, zeus_skips
 from tapstudy.predictors.learned import LearnedLinear
 
@@ -108,6 +109,18 @@ def class_rows(slot: Slot, *, shuffled: int | None = None) -> Setting:
     return make((classes, anchors), shuffled)
 
 
+def wiener(slot: Slot, *, shuffled: bool = False) -> Setting:
+    """Take TAP with a probe that is filtered by the spectrum of held-out images."""
+    held = slot.held_out
+    sigmas = held.recording["sigma"].values.tolist()
+    latent, residual = (held.features(name)[-1] for name in ("latent", "latent_residual"))
+    rows, columns = (int(held.recording[name].max()) + 1 for name in ("row", "col"))
+    power = clean_power(clean_tokens(latent, residual, sigmas[-1]), (rows, columns))
+    policy = ShuffledWienerPolicy if shuffled else WienerPolicy
+    return Setting.of(policy(power, sigmas, slot.config))
+
+
+wiener_shuffled = partial(wiener, shuffled=True)
 class_rows_shuffled = partial(class_rows, shuffled=0)
 
 
