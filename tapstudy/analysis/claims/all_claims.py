@@ -293,8 +293,9 @@ CLAIMS = (
     Hypothesis(
         "S2", "A choice that knows the tokens ends 1 dB closer than the best fixed predictor.",
         "PSNR of the best of TAP, TAP on the output, TAP by the filtered input and rows for classes of tokens, on the "
-        "full steps and the clock that are best for it, minus that of the one predictor of TAP's family that is best there, all on held-out "
-        "images; and minus its own with losses, or classes, shuffled over tokens. As many full passes as S(8, 3).",
+        "full steps and the clock that are best for it, minus that of the one predictor of TAP's family that is best "
+        "there, all on held-out images; and minus its own with losses, or classes, shuffled over tokens. As many full "
+        "passes as S(8, 3).",
         [psnr("PSNR, token selector minus best fixed", "token selector", "token selector fixed", 1.0),
          psnr("PSNR, token selector minus its shuffled self", "token selector", "token selector shuffled")],
         [psnr("PSNR, hidden oracle per token minus per step, N = 8", "oracle N=8", "oracle-step N=8"),
