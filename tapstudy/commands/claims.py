@@ -122,7 +122,7 @@ def _header(plan: Plan, quick: bool, guidance_stop: float) -> dict[str, str]:
         "Made by": f"`{command}{' --quick' if quick else ''}`",
         "Model": f"{plan.model}, {plan.steps} steps, guidance {plan.guidance:g} down to noise level {guidance_stop:g}",
         "Test images": f"{len(plan.seeds) * len(plan.labels)} (seeds {_join(plan.seeds)} x labels "
-        f"{_join(plan.labels)}); recordings, oracles and N = 2, 3 on the first {few}",
+        f"{_join(plan.labels)}); recordings, oracles and ablations on the first {few}",
         "Held-out images": f"seeds {_join(plan.held_out)}: {len(plan.fitted_to)} that tables and masks are fitted to, "
         f"{len(plan.tuned_on)} that predictors and the best mask are chosen on",
         "Versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),

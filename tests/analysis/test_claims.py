@@ -19,8 +19,9 @@ from tapstudy.analysis.claims.measure import (
 )
 from tapstudy.analysis.claims.report import claims_page
 from tapstudy.analysis.rescoring import rescore
+from tapstudy.bench.claims.runs import claim_runs
 from tapstudy.policies.config import TAPConfig
-from tests.analysis.synthetic_claims import make_evidence
+from tests.analysis.synthetic_claims import PLAN, make_evidence
 from tests.table import each_row
 
 DEPTHS = [f"tap N=8 depth={depth}" for depth in (1, 2, 4)]
@@ -210,9 +211,15 @@ def test_variance_is_split_between_mask_and_predictor():
 
 def test_images_that_a_run_lacks_are_left_out():
     evidence = make_evidence()
-    evidence.quality["psnr"].loc[{"cell": "oracle N=8"}] = np.where(np.arange(30) < 20, 30.0, np.nan)
-    claim = next(claim for claim in all_claims(evidence) if claim.name == "H5")
-    assert [len(part.values) for part in claim.parts] == [30, 20]
+    few = [name for name, run in claim_runs(PLAN).items() if run.few]
+    assert {"oracle N=8", *DEPTHS} <= set(few)
+    for name in ("psnr", "flops"):
+        evidence.quality[name].loc[{"cell": few}] = evidence.quality[name].sel(cell=few).where(np.arange(30) < 20)
+    for claim in all_claims(evidence):  # all of them can be judged
+        assert {len(part.values) for part in (*claim.parts, *claim.shown)} <= {30, 20, 10}
+        if claim.name == "H5":
+            assert [len(part.values) for part in claim.parts] == [20, 20]
+    assert "## H6" in claims_page(judge(all_claims(evidence)), evidence, {})
 
 
 def test_page_shows_every_verdict():

@@ -63,8 +63,8 @@ class Evidence:
         )
 
     def rows(self, cells: Sequence[str], measure: str = "psnr") -> list[Array]:
-        """List PSNR, or the measure of the ranking table, on the images that all of these have, (image,) each."""
-        table = self.quality["psnr"] if measure == "psnr" else self.ranking[measure]
+        """List a measure of the runs, or of the ranking table, on the images that all of these have, (image,) each."""
+        table = (self.quality if measure in self.quality else self.ranking)[measure]
         found = np.stack([_row(table, cell) for cell in cells])  # (cell, image)
         return list(found[:, np.isfinite(found).all(axis=0)])
 
@@ -75,11 +75,6 @@ class Evidence:
         if not found:
             raise ValueError(f"claims: no run {prefix!r}..: there are {names}")
         return found
-
-    def price(self, cell: str) -> Array:
-        """Return FLOPs of every image that has this run, (image,)."""
-        found = _row(self.quality["flops"], cell)
-        return found[np.isfinite(found)]
 
     def on_ranked(self, cells: Sequence[str]) -> NDArray[np.floating]:
         """Return PSNR of cells on the images of the ranking table, (cell, image)."""

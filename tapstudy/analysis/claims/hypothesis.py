@@ -94,7 +94,11 @@ def price_of_depth(evidence: Evidence) -> list[Values]:
     """Tell what a deeper probe costs, and how it ranks."""
 
     def price(deep: str) -> Callable[[Evidence], Array]:
-        return lambda evidence: evidence.price(deep) / evidence.price("tap N=8")
+        def of(evidence: Evidence) -> Array:
+            deeper, usual = evidence.rows([deep, "tap N=8"], "flops")
+            return deeper / usual
+
+        return of
 
     costs = [pure(f"FLOPs of {deep} over those of depth 0", price(deep)) for deep in evidence.cells(DEEPER)]
     return [*costs, *ranks("tap N=8", *evidence.cells(DEEPER, ranked=True))]

@@ -66,7 +66,11 @@ def claims_page(
         beside: name of another study -> its findings, whose verdicts are set beside.
     """
     counts = Counter(finding.verdict for finding in findings)
-    lines = ["# What holds of TAP on this model", "", *(f"* {name}: {value}" for name, value in header.items())]
+    lines = [
+        f"# What holds of TAP on {header.get('Model', 'this model').split(',')[0]}",
+        "",
+        *(f"* {name}: {value}" for name, value in header.items()),
+    ]
     lines += ["", INTRODUCTION, "", "## Verdicts", ""]
     lines += [f"{counts['holds']} hold, {counts['fails']} fail, {counts['undecided']} are undecided.", ""]
     lines.append(Table(
@@ -133,7 +137,8 @@ def places_table(evidence: Evidence) -> Table:
 def distances_table(evidence: Evidence) -> Table:
     """Return means over images of everything that images are compared by, for every method at N = 8."""
     names = evidence.quality["cell"].values.tolist()
-    found = {name: text for name, text in DISTANCES.items() if name in evidence.quality}
+    there = [name for name in DISTANCES if name in evidence.quality and evidence.quality[name].notnull().any()]
+    found = {name: DISTANCES[name] for name in there}
     runs = {f"{key} N=8": text for key, text in CONTROLS.items()}
     runs |= {"tap N=8 smooth": "TAP, low-pass", "tap best": "TAP, best mask", "tap best smooth": "TAP, both"}
     rows = []
