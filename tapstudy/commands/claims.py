@@ -45,7 +45,8 @@ def claims(
 ) -> None:
     """Test what is claimed of TAP on a model: 30 claims with thresholds, intervals and verdicts, as a page.
 
-    The embedded model of digits takes TODO on two cores and TODO GB in --work.
+    With --seeds 31,32,33 --fine-steps 0 the embedded model of digits takes about an hour and a quarter on one core, and
+    2 GB in --work; twice as many images, or a finer reference, take longer.
     """
     with user_errors():
         from tapstudy.analysis.claims.all_claims import all_claims
