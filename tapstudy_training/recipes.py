@@ -150,7 +150,7 @@ MODELS: dict[str, EmbeddedModel] = {
             name="mnist-dit",
             data_set="mnist",
             transformer=_transformer(heads=3, layers=10, bands=1, size=28),
-            recipe=Recipe(total_steps=1500, learning_rate=4e-4, smooth_sigma=30.0),
+            recipe=Recipe(total_steps=1000, learning_rate=4e-4, smooth_sigma=30.0),
             guidance_stop=0.75,
             initial="mnist-dit-rough",
             limits="Digits only. Made to study acceleration methods on, not to make good digits.",
