@@ -189,4 +189,4 @@ def test_selectors_are_the_best_of_what_was_tried(plan, held, monkeypatch):
     assert fixed.startswith("FixedPolicy")
     assert "latent" in fixed
     assert "smoothed in time" in fixed
-    assert len(asked) <= 8 * 3 * 2 + 11
+    assert len(asked) <= 9 * 3 * 2 + 11
