@@ -27,7 +27,7 @@ from tapstudy.bench.claims.selectors import OTHERS, TOKENS, best_fixed_like, bes
 from tapstudy.bench.claims.solver_runs import solver_runs
 from tapstudy.bench.engine import Setting, kept, measure_costs, run_all
 from tapstudy.bench.fit.held_out import HeldOut
-from tapstudy.bench.image_error import measures, psnr
+from tapstudy.bench.image_error import MEASURES, measures, psnr
 from tapstudy.bench.image_set import UNTRAINED, pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.results import Results, short_hash
@@ -37,11 +37,7 @@ from tapstudy.recording.record import record
 
 REFERENCE = "reference"
 QUALITY = {
-    "psnr": ("PSNR to the reference (data range 1)", "dB"),
-    "ssim": ("SSIM to the reference (data range 1)", "1"),
-    "perceptual": ("distance in the judge's features to the reference", "1"),
-    "correct": ("classified as its label", "1"),
-    "full_passes": ("full passes of the model", "1"),
+    **MEASURES,
     "psnr_fine": ("PSNR to the image of many more steps (data range 1)", "dB"),
     "flops": ("FLOPs of one image (multiply-add = 2, matrix products only)", "1"),
     "flops_ratio": ("FLOPs of the reference over own", "1"),
