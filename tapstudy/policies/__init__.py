@@ -17,6 +17,7 @@ from tapstudy.policies.caching import ChangePolicy as ChangePolicy
 from tapstudy.policies.calibrated import CalibratedPolicy as CalibratedPolicy
 from tapstudy.policies.calibrated import best_rows as best_rows
 from tapstudy.policies.calibrated import fit_rows as fit_rows
+from tapstudy.policies.calibrated import skipped_steps as skipped_steps
 from tapstudy.policies.cg_taylor import CGTaylorPolicy as CGTaylorPolicy
 from tapstudy.policies.channel_groups import ChannelGroupsPolicy as ChannelGroupsPolicy
 from tapstudy.policies.channel_groups import best_members as best_members
@@ -45,6 +46,7 @@ from tapstudy.policies.random import RandomPolicy as RandomPolicy
 from tapstudy.policies.ridge import RidgePolicy as RidgePolicy
 from tapstudy.policies.several_depths import SeveralDepthsPolicy as SeveralDepthsPolicy
 from tapstudy.policies.shuffled import ShuffledPolicy as ShuffledPolicy
+from tapstudy.policies.shuffled import shuffled_tokens as shuffled_tokens
 from tapstudy.policies.single import SinglePolicy as SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy as SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy as TAPPolicy

@@ -72,7 +72,7 @@ def fit_rows(gram: Tensor, full_steps: Collection[int], *, num_anchors: int = 3,
         ValueError: an invalid Gram matrix, full steps beyond it or without step 0, values out of range.
     """
     gram = gram.double()
-    skipped = _skipped("fit_rows", gram, full_steps, num_anchors, ridge)
+    skipped = skipped_steps("fit_rows", gram, full_steps, num_anchors, ridge)
     return {step: fitted_row(gram[at := [*anchors, step]][:, at], ridge) for step, anchors in skipped.items()}
 
 
@@ -84,7 +84,7 @@ def best_rows(gram: Tensor, full_steps: Collection[int], family: Family) -> dict
         full_steps: the schedule; must hold step 0.
     """
     gram, rows = gram.double(), {}
-    for step, anchors in _skipped("best_rows", gram, full_steps, family.num_anchors).items():
+    for step, anchors in skipped_steps("best_rows", gram, full_steps, family.num_anchors).items():
         members = rows_of(family, anchors, step)
         error = torch.tensor([(-1.0, *row) for row in members], dtype=torch.float64)  # (P, J + 1)
         part = gram[[step, *anchors]][:, [step, *anchors]]  # (J + 1, J + 1)
@@ -92,9 +92,10 @@ def best_rows(gram: Tensor, full_steps: Collection[int], family: Family) -> dict
     return rows
 
 
-def _skipped(
+def skipped_steps(
     name: str, gram: Tensor, full_steps: Collection[int], num_anchors: int, ridge: float = 0.0
 ) -> dict[int, list[int]]:
+    """Check as `fitting_steps` does, and that step 0 runs in full: the anchors of every skip step of the schedule."""
     full, skipped = fitting_steps(name, gram, full_steps, num_anchors, ridge)
     if full[0] != 0:
         raise ValueError(f"{name}: full steps must hold 0, got {full}")

@@ -16,9 +16,11 @@ from tapstudy.core.scoring import assemble
 from tapstudy.core.weights import Row
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.calibrated import skipped_steps
 from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.shuffled import shuffled_tokens
 from tapstudy.predictors.family import Label
-from tapstudy.predictors.regression import fitted_row, fitting_steps
+from tapstudy.predictors.regression import fitted_row
 
 POOLED = 0.01  # weight of a token of another class where a class is fitted
 
@@ -77,9 +79,7 @@ class ClassRowsPolicy(CachePolicy):
         clean = clean_tokens(probe, residual, self.sigmas[step])
         self.classes = nearest_centre(clean, self.centres.to(clean))
         if self.shuffled is not None:
-            generator = torch.Generator().manual_seed(self.shuffled * 1_000_003 + step)
-            order = torch.rand(self.classes.shape, generator=generator).argsort(dim=1)
-            self.classes = self.classes.gather(1, order.to(self.classes.device))
+            self.classes = self.classes.gather(1, shuffled_tokens(self.classes, self.shuffled, step))
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         assert self.classes is not None
@@ -133,12 +133,10 @@ def fit_class_rows(
     tokens = path.shape[1] * path.shape[2]
     if not 1 <= classes <= tokens:
         raise ValueError(f"fit_class_rows: needs between 1 and {tokens} classes, got {classes}")
-    gram = torch.eye(len(path), dtype=torch.float64)  # only its size is looked at
-    full, skipped = fitting_steps("fit_class_rows", gram, full_steps, num_anchors, ridge)
-    if full[0] != 0:
-        raise ValueError(f"fit_class_rows: full steps must hold 0, got {full}")
+    flat = path.flatten(1)
+    skipped = skipped_steps("fit_class_rows", flat @ flat.T, full_steps, num_anchors, ridge)
     path = path / path.square().mean(dim=(0, 2, 3), keepdim=True).sqrt()
-    clean = {step: clean_tokens(latents[step], residuals[step], sigmas[step]) for step in full}
+    clean = {step: clean_tokens(latents[step], residuals[step], sigmas[step]) for step in sorted(full_steps)}
     centres = k_means(torch.cat([values.flatten(0, 1) for values in clean.values()]), classes, seed=seed)
     rows = {}
     for step, anchors in skipped.items():

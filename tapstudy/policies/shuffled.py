@@ -26,7 +26,12 @@ class ShuffledPolicy(AnchoredPolicy):
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         found = self.candidates(step)  # weights (P, J)
         losses = self.losses(found, probe)  # (B, N, P)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        order = torch.rand(losses.shape[:2], generator=generator).argsort(dim=1).to(losses.device)  # (B, N)
+        order = shuffled_tokens(losses[..., 0], self.seed, step)
         choice = self.select(losses.gather(1, order[..., None].expand_as(losses)))  # (B, N)
         return self.apply(found, choice, losses)
+
+
+def shuffled_tokens(tokens: Tensor, seed: int, step: int) -> Tensor:
+    """Draw a permutation of the tokens of every sample from (seed, step), for values (batch, token)."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.rand(tokens.shape, generator=generator).argsort(dim=1).to(tokens.device)

@@ -6,7 +6,7 @@ import xarray as xr
 from tapstudy.analysis.claims.all_claims import all_claims
 from tapstudy.bench.claims import evidence
 from tapstudy.bench.claims.runs import Plan, Run, claim_runs, ranked_settings
-from tapstudy.bench.claims.selectors import selector_settings
+from tapstudy.bench.claims.selectors import selector_runs
 from tapstudy.bench.fit.held_out import SIGMAS, HeldOut
 from tapstudy.bench.image_set import pipe_of
 from tapstudy.bench.results import Results
@@ -177,7 +177,7 @@ def test_selectors_are_the_best_of_what_was_tried(plan, held, monkeypatch):
         return quality.get(name, 10)
 
     monkeypatch.setattr(HeldOut, "kept_quality", kept_quality)
-    found = selector_settings(held, plan)
+    found = {name: run.setting(held, plan) for name, run in selector_runs(held, plan).items()}
     assert found["selected"].text == Run("drift", "start-dense").setting(held, plan).text
     token = Run("tap", "even", {"residual": "latent"}, smooth=True)
     assert found["token selector"].text == token.setting(held, plan).text

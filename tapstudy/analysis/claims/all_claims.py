@@ -11,7 +11,6 @@ from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.analysis.claims.finding import MARGIN, Claim
 from tapstudy.analysis.claims.hypothesis import (
     MASKS,
-    OUTPUT,
     PREDICTORS,
     TOY,
     Hypothesis,
@@ -38,6 +37,7 @@ from tapstudy.analysis.claims.hypothesis import (
     untrained,
     wins,
 )
+from tapstudy.analysis.claims.measure import OUTPUT
 from tapstudy.analysis.require import require
 
 INTERVALS = (4, 6, 8)

@@ -11,12 +11,12 @@ from scipy.stats import binomtest, spearmanr
 
 from tapstudy.analysis.claims.evidence import Array, Evidence
 from tapstudy.analysis.claims.finding import Claim, Part
+from tapstudy.analysis.claims.measure import OUTPUT
 
 TOY = 0.3  # rank correlations: 0.33 in the toy of Latent-TAP, 0.77 in its small trained transformers
 DEEPER = "tap N=8 depth="
 MASKS = ("N=8", "even", "start-dense", "best")
 PREDICTORS = ("order0", "order1", "tap", "step")
-OUTPUT = " output"
 
 
 class Values(NamedTuple):

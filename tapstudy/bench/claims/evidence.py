@@ -23,7 +23,7 @@ from tapstudy.analysis.claims.measure import (
     untrained_table,
 )
 from tapstudy.bench.claims.runs import BEST_FIXED, Plan, Run, claim_runs, propagation_policies, ranked_settings
-from tapstudy.bench.claims.selectors import OTHERS, TOKENS, best_fixed_like, best_of_runs, selector_settings
+from tapstudy.bench.claims.selectors import selector_runs
 from tapstudy.bench.claims.solver_runs import solver_runs
 from tapstudy.bench.engine import Setting, kept, measure_costs, run_all
 from tapstudy.bench.fit.held_out import HeldOut
@@ -69,12 +69,11 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
     held = HeldOut(pipe, plan, results, progress=progress)
 
     say("[1/6] what is fitted and chosen on held-out images")
-    runs = claim_runs(plan)
+    runs = claim_runs(plan) | selector_runs(held, plan)
     bar = tqdm(runs.items(), desc="settings", unit="run", disable=not progress)
-    settings = {name: run.setting(held, plan) for name, run in bar} | selector_settings(held, plan)
+    settings = {name: run.setting(held, plan) for name, run in bar}
     say("[2/6] accelerated runs")
-    few = {name for name, run in runs.items() if run.few}
-    jobs = {name: (plan.few_images if name in few else plan.test, setting) for name, setting in settings.items()}
+    jobs = {name: (plan.few_images if run.few else plan.test, settings[name]) for name, run in runs.items()}
     if failures := run_all(list(jobs.values()), results, scheduler=scheduler, progress=progress):
         names = {setting.text: name for name, (_, setting) in jobs.items()}
         told = "; ".join(f"{names[setting.text]}: {error}" for (_, setting), error in failures.items())
@@ -83,7 +82,6 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
     # a step costs the same on every schedule and clock: that of the first run that does the same
     first: dict[str, str] = {}
     alike = {name: first.setdefault(f"{run.method} {run.changes}", name) for name, run in runs.items()}
-    alike |= {name: first.setdefault(name, name) for name in settings if name not in runs}
     costs = step_costs(pipe, plan, {name: settings[name] for name in first.values()}, results, progress=progress)
     costs = costs.sel(cell=list(alike.values())).assign_coords(cell=list(alike))
     quality = quality_table(plan, found, costs, results, pipe=pipe)
@@ -101,7 +99,7 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
         None,
         lambda: propagation_table(solver_runs(pipe, propagation_policies(), plan.few_images, progress=progress)),
     )
-    return Evidence(quality, ranking, tokens, untrained, propagation, _chosen(held, plan))
+    return Evidence(quality, ranking, tokens, untrained, propagation, _chosen(held, plan, runs))
 
 
 def quality_table(
@@ -162,7 +160,7 @@ def step_costs(
     )
 
 
-def _chosen(held: HeldOut, plan: Plan) -> dict[str, str]:
+def _chosen(held: HeldOut, plan: Plan, runs: Mapping[str, Run]) -> dict[str, str]:
     schedule = held.best_schedule(plan.passes)
     slots = {on: Run("best-fixed", on).slot(held, plan) for on in BEST_FIXED}
     fixed = {on: held.best_fixed(slot.config, slot.name) for on, slot in slots.items()}
@@ -170,9 +168,7 @@ def _chosen(held: HeldOut, plan: Plan) -> dict[str, str]:
         **{f"best-fixed {on}": f"order {order}, shift {shift}" for on, (order, shift) in fixed.items()},
         "best mask": f"{schedule}: {mask_text(held.mask(schedule, plan.passes), plan.steps)}",
         "smooth": f"sigma {held.best_sigma:g}",
-        "selected": best_of_runs(held, plan, (*TOKENS, *OTHERS)).name,
-        "token selector": (tokens := best_of_runs(held, plan, TOKENS)).name,
-        "token selector fixed": best_fixed_like(held, plan, tokens).name,
+        **{name: runs[name].name for name in ("selected", "token selector", "token selector fixed")},
     }
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tapstudy.bench.claims.runs import MASKS, Plan, Run
-from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit.held_out import FIXED, HeldOut
 
 Option = tuple[str, Mapping[str, str]]  # a method, and settings of TAPConfig
@@ -19,7 +18,7 @@ OTHERS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
-def selector_settings(held: HeldOut, plan: Plan) -> dict[str, Setting]:
+def selector_runs(held: HeldOut, plan: Plan) -> dict[str, Run]:
     """Return what was chosen, and its controls, by the names that the claims know them by.
 
     "selected" is the best of all; "token selector" the best of those that choose for every token, "token selector
@@ -27,12 +26,11 @@ def selector_settings(held: HeldOut, plan: Plan) -> dict[str, Setting]:
     family that is best on the same full steps, residual and clock.
     """
     tokens = best_of_runs(held, plan, TOKENS)
-    best = best_of_runs(held, plan, (*TOKENS, *OTHERS))
     return {
-        "selected": best.setting(held, plan),
-        "token selector": tokens.setting(held, plan),
-        "token selector shuffled": replace(tokens, method=SHUFFLED[tokens.method]).setting(held, plan),
-        "token selector fixed": best_fixed_like(held, plan, tokens).setting(held, plan),
+        "selected": _best(held, plan, [tokens, best_of_runs(held, plan, OTHERS)]),
+        "token selector": tokens,
+        "token selector shuffled": replace(tokens, method=SHUFFLED[tokens.method]),
+        "token selector fixed": best_fixed_like(held, plan, tokens),
     }
 
 
