@@ -12,9 +12,11 @@ from tapstudy.commands.allocator import keep_large_buffers
 from tapstudy.commands.analyze import analyze
 from tapstudy.commands.bench import app as bench
 from tapstudy.commands.claims import claims
+from tapstudy.commands.compare import compare
 from tapstudy.commands.demo import demo
 from tapstudy.commands.explore import explore
 from tapstudy.commands.figures import figures
+from tapstudy.commands.fit_schedule import fit_schedule
 from tapstudy.commands.info import info
 from tapstudy.commands.record import record
 from tapstudy.commands.roughness import roughness
@@ -48,6 +50,8 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("record")(record)
 app.command("sample")(sample)
+app.command("compare")(compare)
+app.command("fit-schedule")(fit_schedule)
 app.command("ablate")(ablate)
 app.command("analyze")(analyze)
 app.command("claims")(claims)

@@ -90,7 +90,7 @@ class Sources:
         if not path.is_dir():
             how = f"{path.parent} --bundled"
             if name == "features" and self.model != MODEL:
-                how = f"{path} --fields probe,residual,image --dtype float16"
+                how = f"{path} --fields probe,residual,image --stored-as float16"
             raise MissingData(f"no recording {path}: make it with `tapstudy record {how}{self._option}`")
         return open_recording(path)
 

@@ -53,3 +53,8 @@ class Table:
     def __len__(self) -> int:
         """Return the number of columns."""
         return len(self.columns)
+
+
+def percent(share: float) -> str:
+    """Write a share; "-" where it is not known."""
+    return "-" if share != share else f"{100 * share:.0f}%"

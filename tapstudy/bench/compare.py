@@ -1,71 +1,266 @@
-"""Methods side by side, for the demo: full passes, FLOPs, latency, distance to the reference, label accuracy."""
+"""Methods side by side on one pipeline: images, masks, cost, and distance to the images without acceleration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
+from tqdm.auto import tqdm
 
-from tapstudy.bench.engine import kept
-from tapstudy.bench.image_set import ImageSet
+from tapstudy.analysis.stats import BOUNDS, interval_where_finite
+from tapstudy.bench.conditions import Call, Condition, with_negative
+from tapstudy.bench.engine import DIMS, Setting, kept
+from tapstudy.bench.flops import transformer_flops
+from tapstudy.bench.image_error import MASK, MEASURES, measures, unit_images
+from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
+from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.plan import WARMUP
-from tapstudy.bench.results import Results
-from tapstudy.bench.sweep.cells import Cell
-from tapstudy.bench.sweep.run import sweep
+from tapstudy.bench.results import Results, short_hash
+from tapstudy.models.sources import name_of
+from tapstudy.policies.base import Policy
+from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.fitted_schedule import FittedSchedule
+from tapstudy.tables import percent
 
 METHODS = ("fewer", "order0", "order1", "order2", "tap")
+REFERENCE = "reference"
+Asked = str | Policy | FittedSchedule | Setting
+Metric = Callable[[torch.Tensor, torch.Tensor, Sequence[Any]], torch.Tensor]
+VARIABLES = {
+    **MEASURES,
+    "seconds": ("wall time of one image, on this machine, as loaded as it was", "s"),
+    "flops": ("FLOPs of the transformer for one image (multiply-add = 2, products, convolutions, attention)", "1"),
+    "flops_ratio": ("FLOPs of the reference over own", "1"),
+    "latency_ratio": ("wall time of the reference over own", "1"),
+}
 
 
-def compare(images: ImageSet, folder: str | Path, *, intervals: Sequence[int] = (4, 6, 8)) -> xr.Dataset:
-    """Sweep `METHODS` at every interval N on the schedule S(N, 3), beside the reference.
+def compare(
+    pipe: Any,
+    prompts: Sequence[Condition | Mapping[str, Any]],
+    methods: Sequence[Asked] | Mapping[str, Asked] = METHODS,
+    *,
+    intervals: Sequence[int] = (8,),
+    reference: Asked = REFERENCE,
+    steps: int = 50,
+    guidance: float | None = None,
+    seeds: Sequence[int] = (0,),
+    metrics: Mapping[str, Metric] | None = None,
+    folder: str | Path | None = None,
+    page: str | Path | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Sample prompts under every method, from the same noise, and compare with the reference.
 
     Args:
-        images: every seed with every label.
-        folder: keeps the results.
+        pipe: any pipeline with a supported transformer.
+        prompts: prompts, labels, or mappings of arguments of the pipeline's call.
+        methods: names of `bench.methods` that need no fitting ("fewer" is plain sampling with as many steps as there
+            are full passes), a policy, what `fit_schedule` returned, or a `Setting`, such as
+            `Setting.third_party(first_block_cache, "diffusers' first-block cache")`; as a mapping with names of
+            one's own.
+        intervals: N of the schedules S(N, 3) that named methods run on, each of them on each.
+        reference: what the images are compared with, by default the pipeline as it is.
+        steps: T.
+        guidance: scale; None is the pipeline's usual one.
+        seeds: every prompt is sampled with each.
+        metrics: further measures by name: (images, reference images, prompts) -> (sample,), images in [0, 1],
+            (sample, [frame,] band, y, x); see `bench.paper.metrics`.
+        folder: keeps the results; the same call resumes, and further methods are added. None keeps nothing.
+        page: HTML file to write: images side by side, differences, and the table.
+        progress: show a bar.
 
     Returns:
-        What `sweep` returns, with the dim `run` (reference first) for `cell`; `image` (run, sample, band, y, x), and
-        `latency` (run), the wall time of all samples on this machine, as loaded as it is; `method` by its title.
+        Dims `run` (reference first) and `sample`. `VARIABLES`, the further measures, `mask` (run, sample) and `image`
+        (run, sample, [frame,] band, y, x); `psnr_interval` (run, bound), mean and 95 % by bootstrap over samples.
+        Coordinates `method`, `interval` (0 where there is none), `setting` on run, `seed` and `label` on sample.
 
     Raises:
-        ValueError: a method failed.
+        TypeError: no supported transformer, something that is no method.
+        ValueError: an unknown method, one that has to be fitted, no prompts; what a method cannot do on this pipeline.
+
+    Cost: an image for every run, prompt and seed, and one more a run to count FLOPs. Memory: all images.
     """
-    plan = [("reference", 1), *((name, interval) for interval in intervals for name in METHODS)]
-    common = {"model": images.model, "steps": images.steps, "guidance": images.guidance, "warmup_steps": WARMUP,
-              "seeds": tuple(dict.fromkeys(images.seeds)), "labels": tuple(dict.fromkeys(images.labels))}  # fmt: skip
-    cells = [Cell.of({"method": name, "interval": interval, **common}) for name, interval in plan]
-    table = sweep(cells, folder).rename(cell="run")
-    if failed := [error for error in table["error"].values.tolist() if error]:
-        raise ValueError("; ".join(failed))
-    results = Results(folder)
-    made = np.stack([kept((cell.images, cell.setting), results)["image"].values for cell in cells])
-    return table.assign(
-        image=(("run", "sample", "band", "y", "x"), made, {"long_name": "image", "units": "1"}),
-        latency=table["seconds"].sum("sample").assign_attrs(long_name="wall time of all samples", units="s"),
-    ).assign_coords(
-        method=("run", [find_method(name).title or name for name, _ in plan]),
-        interval=("run", [interval for _, interval in plan]),
+    asked = with_negative([Call.of(one) if isinstance(one, Mapping) else one for one in prompts], "", "prompts")
+    images = ImageSet.of(name_of(pipe), seeds=tuple(seeds), labels=asked, steps=steps, guidance=guidance)
+    table = compare_images(
+        images, methods, intervals=intervals, reference=reference, metrics=metrics, folder=folder, progress=progress
+    )
+    if page is not None:
+        from tapstudy.explorer.comparison import write_comparison
+
+        write_comparison(table, page)
+    return table
+
+
+def compare_images(
+    images: ImageSet,
+    methods: Sequence[Asked] | Mapping[str, Asked] = METHODS,
+    *,
+    intervals: Sequence[int] = (4, 6, 8),
+    reference: Asked = REFERENCE,
+    metrics: Mapping[str, Metric] | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Do what `compare` does for a set of images."""
+    rows = [("reference", 0, *_of_name(reference, 1, images.steps))]
+    named = methods if isinstance(methods, Mapping) else {_name(one): one for one in methods}
+    for interval in intervals:
+        rows += [
+            (name, interval, *_of_name(one, interval, images.steps))
+            for name, one in named.items()
+            if isinstance(one, str)
+        ]
+    rows += [(name, 0, name, _setting(one)) for name, one in named.items() if not isinstance(one, str)]
+    place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
+    with place as path:
+        results = Results(path, say=tqdm.write if progress else lambda _: None)
+        return _table(images, rows, results, metrics or {}, progress)
+
+
+def _table(
+    images: ImageSet,
+    rows: Sequence[tuple[str, int, str, Setting]],
+    results: Results,
+    metrics: Mapping[str, Metric],
+    progress: bool,
+) -> xr.Dataset:
+    pipe, judge = pipe_of(images.model), Judge.of(images.model)
+    found: dict[str, list[Any]] = {name: [] for name in (*VARIABLES, *metrics, "mask", "image")}
+    exact: xr.Dataset | None = None
+    for name, interval, _, setting in tqdm(rows, desc="compare", unit="run", disable=not progress):
+        try:
+            run = kept((images, setting), results, pipe=pipe)
+            full, skip = _flops(pipe, images[:1], setting, results)
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            where = f" at N = {interval}" if interval else ""
+            raise ValueError(f"compare: {name}{where} cannot run on {type(pipe).__name__}: {error}") from error
+        exact = exact if exact is not None else run
+        values = measures(run, exact, judge)
+        values["seconds"] = run["seconds"].values
+        passes = np.array([(mask.count("F"), len(mask) - mask.count("F")) for mask in run["mask"].values])
+        values["flops"] = passes @ np.array([full, skip])
+        values |= {
+            key: metric(unit_images(run), unit_images(exact), images.texts) for key, metric in metrics.items()
+        }  # fmt: skip
+        for key, value in values.items():
+            found[key].append(np.asarray(value, dtype=np.float64))
+        found["mask"].append(run["mask"].values)
+        found["image"].append(run["image"].values)
+    for key, source in (("flops_ratio", "flops"), ("latency_ratio", "seconds")):
+        found[key] = [found[source][0] / one for one in found[source]]
+    described = {**VARIABLES, **{name: (name, "1") for name in metrics}}
+    table = xr.Dataset(
+        {
+            name: (("run", "sample"), np.stack(found[name]), {"long_name": text, "units": units})
+            for name, (text, units) in described.items()
+        }
+        | {
+            "mask": (("run", "sample"), np.stack(found["mask"]), {"long_name": MASK}),
+            "image": (
+                ("run", "sample", *DIMS[2 - np.stack(found["image"]).ndim :]), np.stack(found["image"]),
+                {"long_name": "image", "units": "1"},
+            ),
+        },
+        coords={
+            "method": ("run", [title for _, _, title, _ in rows]),
+            "interval": ("run", [interval for _, interval, _, _ in rows]),
+            "setting": ("run", np.array([setting.text for *_, setting in rows], dtype=object)),
+            "seed": ("sample", images.seeds),
+            "label": ("sample", images.texts),
+        },
+        attrs={
+            "model": images.model, "steps": images.steps,
+            "guidance": "usual" if images.guidance is None else images.guidance,
+            "weights": weights_fingerprint(images.model),
+        },
     )  # fmt: skip
+    if table.sizes["sample"] < 2:  # no interval
+        alone = table["psnr"].isel(sample=0)
+        interval = xr.concat([alone, alone * np.nan, alone * np.nan], xr.Variable("bound", list(BOUNDS))).T
+        return table.assign(psnr_interval=interval.drop_vars(["seed", "label"]).assign_attrs(table["psnr"].attrs))
+    return table.assign(psnr_interval=interval_where_finite(table["psnr"]))
 
 
-def table_rows(dataset: xr.Dataset, interval_of: Callable[[np.ndarray], tuple[float, float, float]]) -> list[list[str]]:
-    """Return the comparison as rows of text."""
+def _name(asked: Asked) -> str:
+    if isinstance(asked, str):
+        return asked
+    if isinstance(asked, FittedSchedule):
+        return "fitted schedule"
+    return asked.name if isinstance(asked, Setting) else type(asked).__name__
+
+
+def _setting(asked: Any) -> Setting:
+    if isinstance(asked, Setting):
+        return asked
+    if isinstance(asked, FittedSchedule):
+        return Setting.of(asked.policy()).on_smooth_clock(asked.smooth_time)
+    if isinstance(asked, Policy):
+        return Setting.of(asked)
+    raise TypeError(f"a method is a name, a policy, a fitted schedule or a Setting, got {asked!r}")
+
+
+def _of_name(asked: Asked, interval: int, steps: int) -> tuple[str, Setting]:
+    """Return title and setting of a method on S(N, 3)."""
+    if not isinstance(asked, str):
+        return _name(asked), _setting(asked)
+    method = find_method(asked)
+    config = method.config(TAPConfig(interval=interval, warmup_steps=WARMUP))
+    return method.title or method.name, method.setting(config, steps=steps)
+
+
+def _flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> list[float]:
+    """Count the FLOPs of a full and of a skip step, mean over those of one run."""
+
+    def make() -> list[float]:
+        full = transformer_flops(pipe, partial(image.run_transformer, pipe, 1))
+        with torch.no_grad(), setting.attach(pipe) as told:
+            total = transformer_flops(pipe, partial(image.run_transformer, pipe, setting.steps or image.steps))
+            mask, _ = told()
+        skipped = len(mask) - mask.count("F")
+        return [float(full), (total - full * mask.count("F")) / skipped if skipped else 0.0]
+
+    key = {"setting": setting.text, **image.key, "weights": weights_fingerprint(image.model)}
+    found: list[float] = results.value(f"flops/{setting.name}-{short_hash(key)}", key, make)
+    return found
+
+
+def table_rows(table: xr.Dataset, further: Sequence[str] = ()) -> list[list[str]]:
+    """Return the comparison as rows of text, see `COLUMNS`.
+
+    Args:
+        further: measures to add.
+    """
     rows = []
-    for i in range(dataset.sizes["run"]):
-        run = dataset.isel(run=i)
-        reference = i == 0
-        mean, low, high = (np.inf, np.inf, np.inf) if reference else interval_of(run.psnr.values)
+    for i in range(table.sizes["run"]):
+        run = table.isel(run=i)
+        masks = list(dict.fromkeys(run["mask"].values))
+        mean, low, high = run["psnr_interval"].values
         rows.append([
-            "" if reference else f"{int(run.interval)}",
+            f"{int(run.interval)}" if int(run.interval) else "",
             str(run.method.item()),
-            f"{int(run.full_passes[0])}",
-            str(run["mask"].values[0]),
+            f"{float(run.full_passes.mean()):g}",
+            masks[0] if len(masks) == 1 else f"{masks[0]} and {len(masks) - 1} others",
             f"{float(run.flops_ratio.mean()):.2f}",
-            f"{float(dataset.latency[0] / run.latency):.2f}",
-            "-" if reference else f"{mean:.2f} [{low:.2f}, {high:.2f}]",
-            f"{100 * float(run.correct.mean()):.0f}%",
+            f"{float(table['seconds'].isel(run=0).sum() / run['seconds'].sum()):.2f}",
+            "-" if i == 0 or not np.isfinite(mean) else f"{mean:.2f} [{low:.2f}, {high:.2f}]",
+            f"{float(run.ssim.mean()):.3f}",
+            percent(float(run.correct.mean())),
+            *(f"{float(run[name].mean()):.4g}" for name in further),
         ])  # fmt: skip
     return rows
+
+
+COLUMNS = (
+    "N", "method", "full passes", "step mask (F full, . skipped)", "FLOPs ratio", "latency ratio",
+    "PSNR to reference [95 %], dB", "SSIM", "label accuracy",
+)  # fmt: skip

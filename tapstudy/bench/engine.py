@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -17,18 +18,18 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from tapstudy.bench.cluster import on_cluster
-from tapstudy.bench.flops import count_flops
+from tapstudy.bench.flops import transformer_flops
 from tapstudy.bench.image_set import BATCH, ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.results import Results, short_hash
 from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.instrument.smooth_time import smooth_time
-from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
 
 Told = tuple[str, float]  # the mask of the last call, and the bytes its history took (NaN: not told)
+DIMS = ("frame", "band", "y", "x")  # of an image; those of a video have all of them
 _one_at_a_time = threading.RLock()  # a process has one copy of a model, and a policy sits on the model
-Attach = Callable[[EmbeddedPipeline], AbstractContextManager[Callable[[], Told]]]
+Attach = Callable[[Any], AbstractContextManager[Callable[[], Told]]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Setting:
         """Take a policy that has seen nothing. `alone` None: if the policy decides by what it sees."""
 
         @contextmanager
-        def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
+        def attach(pipe: Any) -> Iterator[Callable[[], Told]]:
             with apply_policy(pipe, policy) as handle:
 
                 def told() -> Told:
@@ -69,17 +70,17 @@ class Setting:
         """Return sampling without acceleration."""
 
         @contextmanager
-        def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
+        def attach(pipe: Any) -> Iterator[Callable[[], Told]]:
             yield lambda: (mask_text(range(steps), steps), 0.0)
 
         return cls(attach, f"plain sampling, {steps} steps", steps=steps)
 
     @classmethod
-    def third_party(cls, make: Callable[[EmbeddedPipeline], Any], text: str) -> Setting:
+    def third_party(cls, make: Callable[[Any], Any], text: str) -> Setting:
         """Take a cache of `bench.speed.third_party`. How much memory it holds is not told."""
 
         @contextmanager
-        def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
+        def attach(pipe: Any) -> Iterator[Callable[[], Told]]:
             with make(pipe) as cache:
                 yield lambda: (cache.mask, float("nan"))
 
@@ -91,7 +92,7 @@ class Setting:
             return self
 
         @contextmanager
-        def attach(pipe: EmbeddedPipeline) -> Iterator[Callable[[], Told]]:
+        def attach(pipe: Any) -> Iterator[Callable[[], Told]]:
             with smooth_time(pipe, sigma), self.attach(pipe) as told:
                 yield told
 
@@ -127,31 +128,32 @@ def _plain(value: Any) -> str | None:
     return None
 
 
-def run(pipe: EmbeddedPipeline, images: ImageSet, setting: Setting) -> xr.Dataset:
+def run(pipe: Any, images: ImageSet, setting: Setting) -> xr.Dataset:
     """Sample a set of images.
 
     Returns:
-        `image` (sample, band, y, x), clipped to [0, 1], `mask` (F full, . skipped, s skipped with a pass beside),
-        `cache_bytes` and `seconds` (of one image, on this machine, as loaded as it is), (sample), with `seed` and
-        `label` on sample. Attributes `setting` and `weights` (their fingerprint).
+        `image` (sample, [frame,] band, y, x), clipped to [0, 1] or uint8 as `ImageSet.sample` has it, `mask` (F full,
+        . skipped, s skipped with a pass beside), `cache_bytes` and `seconds` (of one image, on this machine, as loaded
+        as it is), (sample), with `seed` and `label` on sample. Attributes `setting` and `weights` (their fingerprint).
     """
     made, masks, held, seconds = [], [], [], []
     with _one_at_a_time, torch.no_grad(), setting.attach(pipe) as told:
         for batch in images.batches(1 if setting.alone else BATCH):
             started = perf_counter()
-            made.append(batch.sample(pipe, steps=setting.steps).clamp(0, 1))
+            images_of_batch = batch.sample(pipe, steps=setting.steps)
+            made.append(images_of_batch.clamp(0, 1) if images_of_batch.is_floating_point() else images_of_batch)
             seconds += [(perf_counter() - started) / len(batch)] * len(batch)
             mask, cache_bytes = told()
             masks += [mask] * len(batch)
             held += [cache_bytes / len(batch)] * len(batch)
     return xr.Dataset(
         {
-            "image": (("sample", "band", "y", "x"), torch.cat(made).numpy()),
+            "image": (("sample", *DIMS[1 - made[0].ndim :]), torch.cat(made).numpy()),
             "mask": ("sample", np.array(masks, dtype=object)),
             "cache_bytes": ("sample", held),
             "seconds": ("sample", seconds),
         },
-        coords={"seed": ("sample", images.seeds), "label": ("sample", images.labels)},
+        coords={"seed": ("sample", images.seeds), "label": ("sample", images.texts)},
         attrs={"setting": setting.text, "weights": weights_fingerprint(images.model)},
     )
 
@@ -159,7 +161,7 @@ def run(pipe: EmbeddedPipeline, images: ImageSet, setting: Setting) -> xr.Datase
 Job = tuple[ImageSet, Setting]
 
 
-def kept(job: Job, results: Results, *, pipe: EmbeddedPipeline | None = None) -> xr.Dataset:
+def kept(job: Job, results: Results, *, pipe: Any = None) -> xr.Dataset:
     """Do what `run` does, each job once: equal settings share their images, a file per seed.
 
     Args:
@@ -237,12 +239,12 @@ def _here(jobs: Sequence[Job]) -> Iterator[tuple[Job, xr.Dataset | BaseException
 
 def _file(images: ImageSet, setting: Setting) -> tuple[str, dict[str, Any]]:
     """Name and key of the result of one seed."""
-    key = {"setting": setting.text, **vars(images), "weights": weights_fingerprint(images.model)}
+    key = {"setting": setting.text, **images.key, "weights": weights_fingerprint(images.model)}
     return f"runs/{setting.name}-{short_hash(key)}", key
 
 
 def measure_costs(
-    pipe: EmbeddedPipeline,
+    pipe: Any,
     image: ImageSet,
     settings: Mapping[str, Setting],
     *,
@@ -258,7 +260,7 @@ def measure_costs(
         `seconds_each` (cell, repeat), `seconds` (cell), their median, `flops_full` and `flops_skip` (cell), FLOPs of a
         full and of a skip step (see `bench/flops.py` for the convention).
     """
-    full = count_flops(lambda: image.sample(pipe, steps=1))
+    full = transformer_flops(pipe, lambda: image.run_transformer(pipe, 1))
     times: dict[str, list[float]] = {name: [] for name in settings}
     skip = {}
     with tqdm(total=(1 + repeats) * len(settings), desc="costs", unit="run", disable=not progress) as bar:
@@ -266,7 +268,8 @@ def measure_costs(
             for name, setting in settings.items():
                 with torch.no_grad(), setting.attach(pipe) as told:
                     if repeat == 0:
-                        total = count_flops(lambda s=setting: image.sample(pipe, steps=s.steps))  # type: ignore[misc]
+                        run_once = partial(image.run_transformer, pipe, setting.steps or image.steps)
+                        total = transformer_flops(pipe, run_once)
                         mask, _ = told()
                         others = len(mask) - mask.count("F")
                         skip[name] = (total - full * mask.count("F")) / others if others else 0.0

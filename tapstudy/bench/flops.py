@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from tapstudy.instrument.handle import apply_policy
+from tapstudy.instrument.handle import apply_policy, find_transformers
 from tapstudy.policies.base import Policy
 
 
@@ -31,6 +31,15 @@ def count_flops(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
+def transformer_flops(pipe: Any, run: Callable[[], object]) -> int:
+    """Count the FLOPs of what `run` computes within the transformers of a pipeline, what is put on them included."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    found = counter.get_flop_counts()
+    names = {type(model).__name__ for model, _ in find_transformers(pipe).values()}
+    return sum(sum(found[name].values()) for name in names if name in found)
+
+
 def step_flops(pipe: Any, policy: Policy | None, sample: Callable[[int], object]) -> StepFlops:
     """Count the FLOPs of one full and of one skip step of `policy` on `pipe`; None never skips.
 
@@ -38,9 +47,9 @@ def step_flops(pipe: Any, policy: Policy | None, sample: Callable[[int], object]
         policy: fills its history at its first steps and then skips one.
         sample: runs `pipe` for a number of steps.
     """
-    full = count_flops(lambda: sample(1))
+    full = transformer_flops(pipe, lambda: sample(1))
     if policy is None:
         return StepFlops(full, full)
     first = next(step for step in count() if not policy.wants_full(step))
     with apply_policy(pipe, policy):
-        return StepFlops(full, count_flops(lambda: sample(first + 1)) - first * full)
+        return StepFlops(full, transformer_flops(pipe, lambda: sample(first + 1)) - first * full)

@@ -1,4 +1,4 @@
-"""Distance between images. All are float, (batch, band, row, column); the data range is always stated."""
+"""Distance between images. All are float, (batch, [frame,] band, row, column); the data range is always stated."""
 
 from __future__ import annotations
 
@@ -22,16 +22,27 @@ MEASURES = {
 MASK = "F full, . skipped, s skipped with a pass beside"
 
 
-def measures(own: xr.Dataset, reference: xr.Dataset, judge: Judge) -> dict[str, Any]:
-    """Compare what `engine.run` made of images with their reference: `MEASURES`, (sample,) each."""
-    images, exact = (torch.from_numpy(found["image"].values) for found in (own, reference))
+def measures(own: xr.Dataset, reference: xr.Dataset, judge: Judge | None) -> dict[str, Any]:
+    """Compare what `engine.run` made of images with their reference: `MEASURES`, (sample,) each.
+
+    Args:
+        judge: None leaves what it would say NaN.
+    """
+    images, exact = unit_images(own), unit_images(reference)
+    unknown = torch.full((len(images),), torch.nan)
     return {
         "psnr": psnr(images, exact, data_range=1.0),
         "ssim": ssim(images, exact, data_range=1.0),
-        "perceptual": judge.perceptual_distance(images, exact),
-        "correct": judge.correct(images, own["label"].values.tolist()),
+        "perceptual": unknown if judge is None else judge.perceptual_distance(images, exact),
+        "correct": unknown if judge is None else judge.correct(images, own["label"].values.tolist()),
         "full_passes": [mask.count("F") for mask in own["mask"].values],
     }
+
+
+def unit_images(found: xr.Dataset) -> Tensor:
+    """Return the images of a run as floats in [0, 1], (sample, [frame,] band, y, x)."""
+    values = torch.from_numpy(found["image"].values)
+    return values if values.is_floating_point() else values.float() / 255
 
 
 def psnr(images: Tensor, reference: Tensor, *, data_range: float = 1.0) -> Tensor:
@@ -43,7 +54,10 @@ def psnr(images: Tensor, reference: Tensor, *, data_range: float = 1.0) -> Tenso
 
 
 def ssim(images: Tensor, reference: Tensor, *, data_range: float = 1.0) -> Tensor:
-    """Compute the structural similarity of every image, (batch,)."""
-    found = structural_similarity_index_measure(images, reference, data_range=data_range, reduction="none")
+    """Compute the structural similarity of every image, (batch,); of videos the mean over frames."""
+    frames = images.shape[1:-3].numel()
+    found = structural_similarity_index_measure(
+        images.flatten(0, -4), reference.flatten(0, -4), data_range=data_range, reduction="none"
+    )
     assert isinstance(found, Tensor)
-    return found
+    return found.unflatten(0, (-1, frames)).mean(dim=1)

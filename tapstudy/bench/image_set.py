@@ -1,29 +1,21 @@
-"""Which images are compared: one model, and the same noise and labels for every method."""
+"""Which images are compared: one model, and the same noise and labels or prompts for every method."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from tapstudy.models.embedded import (
-    EmbeddedPipeline,
-    condition_key,
-    conditions,
-    load,
-    model_folder,
-    untrained_like,
-    weight_files,
-)
+from tapstudy.bench.conditions import Call, Condition, arguments_of, noise_seed
+from tapstudy.models.embedded import EmbeddedPipeline, conditions, untrained_like
+from tapstudy.models.sources import fingerprint, given, open_pipeline
 
-Condition = int | str  # a label or a prompt
 Pair = tuple[int, Condition]  # seed and condition of an image
 
 UNTRAINED = "-untrained"  # behind the name of a model: with random weights, of the seed that follows or 0
@@ -35,21 +27,27 @@ class ImageSet:
     """Hold images of one model, each with noise of its own.
 
     Args:
-        model: embedded model or model folder; with "-untrained" behind it: random weights, "-untrained3" those of
-            seed 3.
+        model: what `models.sources.Source` writes, or the name of a loaded pipeline; of embedded models with
+            "-untrained" behind it: random weights, "-untrained3" those of seed 3.
         pairs: seed and label (or prompt) of every image.
         steps: T.
-        guidance: scale of classifier-free guidance.
+        guidance: scale of guidance; None is the pipeline's usual one.
     """
 
     model: str
     pairs: tuple[Pair, ...]
     steps: int = 50
-    guidance: float = 2.0
+    guidance: float | None = 2.0
 
     @classmethod
     def of(
-        cls, model: str, *, seeds: Sequence[int], labels: Sequence[Condition], steps: int = 50, guidance: float = 2.0
+        cls,
+        model: str,
+        *,
+        seeds: Sequence[int],
+        labels: Sequence[Condition],
+        steps: int = 50,
+        guidance: float | None = 2.0,
     ) -> ImageSet:
         """Return every seed with every label (or prompt)."""
         return cls(model, tuple((seed, label) for seed in seeds for label in labels), steps, guidance)
@@ -71,6 +69,19 @@ class ImageSet:
         return [label for _, label in self.pairs]
 
     @property
+    def texts(self) -> list[int] | list[str]:
+        """Say what every image is of: its label, or its prompt."""
+        if all(isinstance(label, int) for label in self.labels):
+            return [label for label in self.labels if isinstance(label, int)]
+        return [str(label) for label in self.labels]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Return what the images depend on, beside the weights, as plain values."""
+        pairs = [(seed, label.to_dict() if isinstance(label, Call) else label) for seed, label in self.pairs]
+        return {**vars(self), "pairs": pairs}
+
+    @property
     def noise_seeds(self) -> list[int]:
         """Tell what the generator of every image is seeded with."""
         return [noise_seed(*pair) for pair in self.pairs]
@@ -90,39 +101,47 @@ class ImageSet:
         """Return fresh ones, one per image."""
         return [torch.Generator().manual_seed(seed) for seed in self.noise_seeds]
 
-    def call(self, pipe: EmbeddedPipeline) -> dict[str, Any]:
-        """Return the arguments of one call of `tapstudy.record` that makes these images."""
-        return {
-            condition_key(pipe): self.labels,
-            "seed": self.noise_seeds,
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance,
-        }
+    @property
+    def call(self) -> dict[str, Any]:
+        """Return the arguments of one call of `tapstudy.record` that makes these images.
 
-    def sample(self, pipe: EmbeddedPipeline, *, steps: int | None = None, batch_size: int = BATCH) -> Tensor:
-        """Return images in about [0, 1], (batch, band, row, column).
+        Raises:
+            ValueError: they differ in more than their labels or prompts, so that one call cannot make them.
+        """
+        named = {} if self.guidance is None else {"guidance_scale": self.guidance}
+        return {**arguments_of(self.labels), "seed": self.noise_seeds, "num_inference_steps": self.steps, **named}
+
+    def sample(self, pipe: Any, *, steps: int | None = None, batch_size: int = BATCH) -> Tensor:
+        """Return images in about [0, 1], (batch, [frame,] band, row, column).
+
+        Those of embedded models are not clipped and float32; those of other pipelines, one by one, are what they save:
+        values of 8 bits, uint8.
 
         Args:
             steps: in place of `self.steps`.
-            batch_size: images of one call.
+            batch_size: images of one call, of embedded models.
         """
+        plain = isinstance(pipe, EmbeddedPipeline) and not any(isinstance(label, Call) for label in self.labels)
         found = []
-        for batch in self.batches(batch_size):
-            (latents,) = pipe(
-                batch.labels,  # type: ignore[arg-type]
-                steps or self.steps,
-                self.guidance,
-                generator=batch.generators(),
-                output_type="latent",
-                return_dict=False,
-            )
-            found.append(latents / 2 + 0.5)
+        for batch in self.batches(batch_size if plain else 1):
+            made = batch._run(pipe, steps or batch.steps, "latent" if plain else "np")
+            found.append(made / 2 + 0.5 if plain else _saved(made))
         return torch.cat(found)
 
+    def run_transformer(self, pipe: Any, steps: int) -> None:
+        """Sample for a number of steps and decode nothing."""
+        self._run(pipe, steps, "latent")
 
-def noise_seed(seed: int, label: Condition) -> int:
-    """Tell what an image's generator is seeded with: it differs from label to label, and from prompt to prompt."""
-    return 1000 * seed + (label if isinstance(label, int) else zlib.crc32(label.encode()) % 1000)
+    def _run(self, pipe: Any, steps: int, output_type: str) -> Any:
+        call = self.call | {"num_inference_steps": steps, "output_type": output_type, "return_dict": False}
+        del call["seed"]
+        return pipe(**call, generator=self.generators())[0]
+
+
+def _saved(made: Any) -> Tensor:
+    """Return images, or frames, in [0, 1] with the band last, as they would be saved."""
+    values = torch.as_tensor(made)  # (batch, [frame,] row, column, band)
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-1, -3)
 
 
 def trained_model(model: str) -> tuple[str, int | None]:
@@ -131,23 +150,26 @@ def trained_model(model: str) -> tuple[str, int | None]:
     return (found[1], int(found[2] or 0)) if found else (model, None)
 
 
-@lru_cache(maxsize=2)
-def pipe_of(model: str) -> EmbeddedPipeline:
+def pipe_of(model: str) -> Any:
     """Return the pipeline of a set's model, quiet and warm; a process has one copy of it."""
+    loaded = given(model)
+    return _opened(model, weights_fingerprint(model)) if loaded is None else loaded
+
+
+@lru_cache(maxsize=2)
+def _opened(model: str, weights: str) -> EmbeddedPipeline | DiffusionPipeline:
     trained, seed = trained_model(model)
-    pipe = load(trained)
-    if seed is not None:
-        pipe = untrained_like(pipe, seed=seed)
-    pipe.set_progress_bar_config(disable=True)
-    ImageSet.of(model, seeds=(0,), labels=conditions(pipe, 1)).sample(pipe, steps=2)
+    pipe = open_pipeline(trained)
+    if isinstance(pipe, EmbeddedPipeline):
+        if seed is not None:
+            pipe = untrained_like(pipe, seed=seed)
+            pipe.set_progress_bar_config(disable=True)
+        ImageSet.of(model, seeds=(0,), labels=conditions(pipe, 1)).sample(pipe, steps=2)
+    elif seed is not None:
+        raise ValueError(f"{model}: only embedded models have an untrained twin")
     return pipe
 
 
-@lru_cache
 def weights_fingerprint(model: str) -> str:
     """Tells whether a result was made with the weights, and the pipeline's settings, that there are now."""
-    folder = model_folder(trained_model(model)[0])
-    found = hashlib.sha256((folder / "model_index.json").read_bytes())
-    for file in weight_files(folder):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:16]
+    return fingerprint(trained_model(model)[0])

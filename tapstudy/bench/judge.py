@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tapstudy.bench.image_set import Condition, trained_model
+from tapstudy.bench.conditions import Condition
+from tapstudy.bench.image_set import pipe_of
 from tapstudy.models.classifier import Classifier, classify
-from tapstudy.models.embedded import load_classifier
+from tapstudy.models.embedded import EmbeddedPipeline, load_classifier
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,15 @@ class Judge:
 
     @classmethod
     @lru_cache(maxsize=2)
-    def of(cls, model: str) -> Judge:
-        """Load the judge of a model; of images like those of no data set that of digits, which then says little."""
+    def of(cls, model: str) -> Judge | None:
+        """Load the judge of a model; None of pipelines of another kind than the embedded ones.
+
+        Of images like those of no data set it is that of digits, which then says little.
+        """
+        if not isinstance(pipe_of(model), EmbeddedPipeline):
+            return None
         try:
-            return cls(load_classifier(trained_model(model)[0]))
+            return cls(load_classifier(pipe_of(model)))
         except ValueError:
             return cls(load_classifier())
 

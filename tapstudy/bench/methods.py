@@ -15,7 +15,6 @@ from tapstudy.bench.fit import calibrated
 from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, Slot
 from tapstudy.bench.flops import StepFlops, step_flops
 from tapstudy.bench.image_set import ImageSet
-from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
 from tapstudy.policies.blended import BlendedPolicy
 from tapstudy.policies.config import DECISIVE, TAPConfig
@@ -112,14 +111,14 @@ class Method:
             raise ValueError(f"{self.name} is fitted on held-out images: run it with `tapstudy bench frontier`")
         return Setting.plain(len(config.schedule.steps(steps)) if self.reads else steps)
 
-    def flops(self, pipe: EmbeddedPipeline, image: ImageSet, config: TAPConfig) -> StepFlops:
+    def flops(self, pipe: Any, image: ImageSet, config: TAPConfig) -> StepFlops:
         """Count what a full and a skip step of one image cost; the same for all schedules."""
         filled = replace(  # full steps that fill the history, and then none
             config, full_steps=None, warmup_steps=config.family.num_anchors, interval=1000, cooldown_steps=0
         )
         policy = self.policy(filled, 0) if self.policy else None
         with torch.no_grad():
-            return step_flops(pipe, policy, lambda steps: image.sample(pipe, steps=steps))
+            return step_flops(pipe, policy, lambda steps: image.run_transformer(pipe, steps))
 
     def on(self, slot: Slot) -> Setting:
         """Tell how the comparison runs it."""

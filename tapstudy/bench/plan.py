@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tapstudy.bench.image_set import Condition, ImageSet
+from tapstudy.bench.conditions import Condition
+from tapstudy.bench.image_set import ImageSet
 from tapstudy.core.schedule import Schedule
 
 WARMUP = 3  # of all schedules

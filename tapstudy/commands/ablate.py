@@ -1,4 +1,4 @@
-"""`tapstudy ablate`: the embedded models under every combination of settings."""
+"""`tapstudy ablate`: a model under every combination of settings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tapstudy.commands.checks import LABELS, listed, numbers, out_folder, seeds_of_noise
+from tapstudy.commands.checks import conditions_of, numbers, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
+from tapstudy.commands.subject import Asked, takes_subject
 from tapstudy.tables import Table
 
 AXIS = """NAME=VALUE,VALUE,...; again for every axis. NAME is method, model, steps, guidance, policy_seed or a field of
@@ -18,16 +19,17 @@ those of bench/methods.py that need no fitting: reference, fewer, order0, order1
 drift, two-depths, tap+hermite, oracle, random, shuffled and more"""
 
 
+@takes_subject
 def ablate(
     axis: Annotated[list[str] | None, typer.Option(help=AXIS)] = None,
     out: Annotated[Path, typer.Option(help="folder of the results; the same command resumes")] = Path("sweep"),
-    model: Annotated[str, typer.Option(help="embedded model or model folder, or one with -untrained behind it")] = (
-        "mnist-dit"
-    ),
-    seeds: Annotated[str, typer.Option(help="seeds separated by commas; every label is sampled with each")] = "0",
-    labels: Annotated[str, typer.Option(help=LABELS)] = "",
+    *,
+    subject: Asked,
+    seeds: Annotated[str, typer.Option(help="seeds separated by commas; every label or prompt with each")] = "0",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
-    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="guidance scale; 2 for embedded models, else the pipeline's usual one")
+    ] = None,
     scheduler: Annotated[str | None, typer.Option(help="dask scheduler whose workers run it: tcp://HOST:PORT")] = None,
 ) -> None:
     """Sample with every combination of the axes and compare with the reference of the same seeds and labels.
@@ -36,30 +38,38 @@ def ablate(
     """
     with user_errors():
         from tapstudy.analysis.stats import mean_interval
-        from tapstudy.bench.image_set import trained_model
+        from tapstudy.bench.image_set import pipe_of, trained_model
         from tapstudy.bench.sweep.axes import parse_axes
         from tapstudy.bench.sweep.cells import product_of
         from tapstudy.bench.sweep.run import sweep
         from tapstudy.bench.sweep.table import table_rows
+        from tapstudy.models.embedded import EmbeddedPipeline
 
         out = out_folder(out, "--out")
         axes = parse_axes(axis or ["method=tap"])
+        model, pipe, conditions = subject.load(examples=10)
+        if guidance is None and isinstance(pipe, EmbeddedPipeline):
+            guidance = 2.0
         common = {
             "model": model,
             "steps": steps,
             "guidance": guidance,
             "seeds": seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds"),
-            "labels": listed(trained_model(model)[0], labels)[1],
+            "labels": tuple(conditions),
         }
         cells = product_of(axes, **common)
         for name in {trained_model(cell.model)[0] for cell in cells} - {trained_model(model)[0]}:
-            listed(name, labels)
+            conditions_of(pipe_of(name), conditions, "--labels")
         with warnings.catch_warnings():
             # failures are in the table
             warnings.filterwarnings("ignore", message=r"\d+ runs of the sweep failed", category=RuntimeWarning)
             dataset = sweep(cells, out, scheduler=scheduler)
         shown = ["method", *(name for name in axes if name != "method")]
-        usual = {"model": model, "steps": f"{steps} steps", "guidance": f"guidance {guidance:g}"}
+        usual = {
+            "model": model,
+            "steps": f"{steps} steps",
+            "guidance": "usual guidance" if guidance is None else f"guidance {guidance:g}",
+        }
         common_to_all = [text for name, text in usual.items() if name not in axes]
         names = ("full passes", "FLOPs ratio", "PSNR to reference [95 %], dB", "SSIM", "label accuracy")
         rows = table_rows(dataset, shown, mean_interval)

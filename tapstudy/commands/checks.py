@@ -61,7 +61,7 @@ def embedded(model: str) -> LabelPipeline | TextPipeline:
         FileNotFoundError: no such model, or an incomplete one.
         ValueError: a pipeline of another kind, weights that cannot be read.
     """
-    from tapstudy import load
+    from tapstudy.bench.image_set import pipe_of
     from tapstudy.models.embedded import KINDS, data_folder
 
     kinds = [kind.__name__ for kind in KINDS]
@@ -70,84 +70,96 @@ def embedded(model: str) -> LabelPipeline | TextPipeline:
         kind = read_json(folder / name).get("_class_name") if (folder / name).is_file() else kinds[0]
         if kind not in kinds:
             raise ValueError(
-                f"{model} holds a {kind}, and this command samples labels or prompts: give an embedded model such as "
-                f"mnist-dit, or the folder of a {' or '.join(kinds)}. `tapstudy info {model}` says whether TAP works "
-                "on it, and tapstudy.tap(pipeline) accelerates it"
+                f"{model} holds a {kind}, and this command needs to know more of a model: give an embedded one such as "
+                f"mnist-dit, or the folder of a {' or '.join(kinds)}. sample, record, ablate, compare and roughness "
+                f"take any supported pipeline; `tapstudy info {model}` says whether it is one"
             )
-    pipe = load(model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    found: LabelPipeline | TextPipeline = pipe_of(model)
+    return found
 
 
-def labelled(model: str, labels: Sequence[int] = (), option: str = "--labels") -> LabelPipeline:
-    """Load the model, which must sample labels, and know these.
+def labelled(model: str) -> LabelPipeline:
+    """Load the model, which must sample labels.
 
     Raises:
         FileNotFoundError: no such model, or an incomplete one.
-        ValueError: a pipeline of another kind, a label that it does not know, weights that cannot be read.
+        ValueError: a pipeline of another kind, weights that cannot be read.
     """
     from tapstudy.models.pipeline import LabelPipeline
 
     pipe = embedded(model)
     if not isinstance(pipe, LabelPipeline):
         raise ValueError(f"{model} samples prompts, and this command samples labels: give a model such as mnist-dit")
-    count = pipe.transformer.config.num_embeds_ada_norm
-    if wrong := [label for label in labels if not 0 <= label < count]:
-        raise ValueError(f"{option}: class_labels must be integers in 0..{count - 1}, got {wrong}")
     return pipe
 
 
-def listed(model: str, text: str, option: str = "--labels") -> tuple[LabelPipeline | TextPipeline, tuple[Any, ...]]:
-    """Return the model with the labels between commas, or the prompts between semicolons, of an option's text.
+def listed(model: str, text: str) -> tuple[LabelPipeline | TextPipeline, tuple[Any, ...]]:
+    """Return an embedded model with the labels between commas, or the prompts between semicolons, of --labels.
 
-    Without any, its first ten. Raises as `asked_of` does.
+    Without any, its first ten. Raises as `embedded` and `conditions_of` do.
     """
-    asked = [part.strip() for part in text.split(";") if part.strip()]
-    pipe, found = asked_of(model, asked, option, examples=10)
-    return pipe, tuple(found)
-
-
-def asked_of(
-    model: str, asked: Sequence[str], option: str, *, examples: int = 4
-) -> tuple[LabelPipeline | TextPipeline, list[Any]]:
-    """Return the model with the labels (separated by commas) or the prompts that it is asked for, or its examples.
-
-    Says on stderr which words a model has never seen. Raises as `embedded` and `labelled` do.
-    """
-    from tapstudy.models.embedded import conditions
-    from tapstudy.models.pipeline import LabelPipeline
-
     pipe = embedded(model)
-    if not asked:
-        return pipe, list(conditions(pipe, 10 if isinstance(pipe, LabelPipeline) else examples))
-    if isinstance(pipe, LabelPipeline):
-        labels = list(numbers(",".join(asked), int, option))
-        return labelled(model, labels, option), labels
-    for prompt in asked:
-        if unknown := pipe.unknown_words(prompt):
-            typer.echo(f"{model} has never seen: {', '.join(unknown)}", err=True)
-    return pipe, list(asked)
+    return pipe, tuple(conditions_of(pipe, [text] if text else [], "--labels", examples=10))
 
 
-def wanted_of(model: str, labels: str, prompt: Sequence[str] | None) -> tuple[LabelPipeline | TextPipeline, list[Any]]:
-    """Load the model with what the options --labels or --prompt ask for; raises as `asked_of` does."""
-    if labels and prompt:
-        raise ValueError("--labels and --prompt are of different models: give one of them")
-    return asked_of(model, prompt or ([labels] if labels else []), "--prompt" if prompt else "--labels")
+def conditions_of(pipe: Any, asked: Sequence[Any], option: str, *, negative: str = "", examples: int = 4) -> list[Any]:
+    """Return the labels or prompts that a pipeline is asked for; of an embedded one its examples, if for none.
 
+    Says on stderr which words an embedded model has never seen.
 
-def usual_guidance(pipe: LabelPipeline | TextPipeline) -> float:
-    """Return the guidance scale that a pipeline samples with unless told otherwise."""
-    return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
+    Args:
+        asked: labels as text, several between commas; prompts, with --labels several between semicolons; or what
+            `read_prompts` gives.
+        option: that asks, for messages.
+        negative: for prompts without a negative one of their own.
 
-
-def negative_prompt(pipe: LabelPipeline | TextPipeline, text: str) -> dict[str, str]:
-    """Return the argument that leads away from a text; raises ValueError for models of labels."""
+    Raises:
+        ValueError: none, one twice, labels or arguments that the pipeline does not take.
+    """
+    from tapstudy.bench.conditions import as_dict, names_in, with_negative
+    from tapstudy.models.embedded import EmbeddedPipeline, conditions
     from tapstudy.models.pipeline import LabelPipeline
+    from tapstudy.models.text_pipeline import TextPipeline
 
-    if text and isinstance(pipe, LabelPipeline):
-        raise ValueError("--negative is of models of text, and this one samples labels: leave it out")
-    return {"negative_prompt": text} if text else {}
+    if not asked and not isinstance(pipe, EmbeddedPipeline):
+        raise ValueError(
+            f"say what {type(pipe).__name__} should sample: give --prompt TEXT, --prompts FILE or --labels"
+        )
+    taken = inspect.signature(type(pipe).__call__).parameters
+    if not asked:
+        found: list[Any] = list(conditions(pipe, 10 if isinstance(pipe, LabelPipeline) else examples))
+    elif "class_labels" in taken and all(isinstance(one, str) for one in asked) and not isinstance(pipe, TextPipeline):
+        found = list(numbers(",".join(asked), int, option))
+    elif option == "--labels":
+        found = [part.strip() for text in asked for part in text.split(";") if part.strip()]
+    else:
+        found = list(asked)
+    if isinstance(pipe, LabelPipeline):
+        count = pipe.transformer.config.num_embeds_ada_norm
+        if wrong := [label for label in found if not isinstance(label, int) or not 0 <= label < count]:
+            raise ValueError(f"{option}: class_labels must be integers in 0..{count - 1}, got {wrong}")
+    if negative and "negative_prompt" not in taken:
+        raise ValueError(
+            f"--negative is of models of text that take one, and {type(pipe).__name__} does not: leave it out"
+        )
+    found = with_negative(found, negative, option)
+    for name in sorted({name for one in found for name in names_in(one)}):
+        if name not in taken and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+            raise ValueError(f"{option}: {type(pipe).__name__} takes no argument {name}: it takes {', '.join(taken)}")
+    if isinstance(pipe, TextPipeline):
+        for one in found:
+            if unknown := pipe.unknown_words(as_dict(one)["prompt"]):
+                typer.echo(f"the model has never seen: {', '.join(unknown)}", err=True)
+    return found
+
+
+def usual_guidance(pipe: Any) -> float | None:
+    """Return the guidance scale that an embedded model samples with unless told otherwise; None for other pipelines."""
+    from tapstudy.models.embedded import EmbeddedPipeline
+
+    if not isinstance(pipe, EmbeddedPipeline):
+        return None
+    return float(inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
 
 
 def at_least(low: float, **options: float | None) -> None:

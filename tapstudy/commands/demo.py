@@ -28,9 +28,8 @@ def _run(out: Path, seeds: int, model: str) -> None:
     from tapstudy import record as make_recording
     from tapstudy.analysis.clean_image import clean_images
     from tapstudy.analysis.proxy_correlation import proxy_correlation
-    from tapstudy.analysis.stats import mean_interval
     from tapstudy.analysis.summaries import summarise
-    from tapstudy.bench.compare import compare, table_rows
+    from tapstudy.bench.compare import COLUMNS, compare_images, table_rows
     from tapstudy.bench.image_set import ImageSet
     from tapstudy.plots.choice_maps import plot_choice_maps
     from tapstudy.plots.image_grid import plot_image_grid
@@ -40,22 +39,18 @@ def _run(out: Path, seeds: int, model: str) -> None:
     pipe, labels = listed(model, "")
     images = ImageSet.of(model, seeds=tuple(range(seeds)), labels=labels)
     with TemporaryDirectory() as folder:
-        comparison = compare(images, folder)
+        comparison = compare_images(images, folder=folder)
 
-    columns = (
-        "N", "method", "full passes", "step mask (F full, . skipped)", "FLOPs ratio", "latency ratio",
-        "PSNR to reference [95 %], dB", "label accuracy",
-    )  # fmt: skip
     title = f"{model}, {len(images)} images, {images.steps} steps, guidance {images.guidance:g}"
-    Table(columns, table_rows(comparison, mean_interval), title, left=4, breaks=5).show(width=170)
+    Table(COLUMNS, table_rows(comparison), title, left=4, breaks=5).show(width=180)
     typer.echo(
-        "PSNR on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix products and "
-        "convolutions. Latency: the timed calls of a row, one per seed, after a warm-up."
+        "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix "
+        "products and convolutions. Latency: the timed calls of a row, one per seed, after a warm-up."
     )
 
     typer.echo("Scoring every predictor along the exact trajectory of four images ...")
     pairs = tuple((seed, labels[i]) for seed, i in zip(range(4), (2, 3, 5, 8), strict=True))
-    call = {**ImageSet(model, pairs, images.steps).call(pipe), "seed": [0, 1, 2, 3]}
+    call = {**ImageSet(model, pairs, images.steps).call, "seed": [0, 1, 2, 3]}
     fields = ("proxy_loss", "true_error", "choice", "latent", "image")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "scores.zarr"

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import embedded, negative_prompt, numbers, usual_guidance, wanted_of
+from tapstudy.commands.checks import embedded, numbers, usual_guidance
 from tapstudy.commands.errors import user_errors
+from tapstudy.commands.subject import Asked, takes_subject
 
 
 class RecordedPolicy(StrEnum):
@@ -21,14 +22,13 @@ class RecordedPolicy(StrEnum):
     oracle = "oracle"
 
 
+@takes_subject
 def record(
     out: Annotated[Path | None, typer.Argument(help="folder of the recording")] = None,
     resume: Annotated[Path | None, typer.Option(help="resume this recording; nothing else is needed")] = None,
     bundled: Annotated[bool, typer.Option(help="make the small recordings that come with the package in OUT")] = False,
-    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
-    labels: Annotated[str, typer.Option(help="labels separated by commas; all of them by default")] = "",
-    prompt: Annotated[list[str] | None, typer.Option(help="of models of text; give it again for more of them")] = None,
-    negative: Annotated[str, typer.Option(help="what to lead away from, of models of text")] = "",
+    *,
+    subject: Asked,
     seeds: Annotated[str, typer.Option(help="seeds separated by commas; every label or prompt with each")] = "0",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
@@ -36,7 +36,7 @@ def record(
     interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
     warmup_steps: Annotated[int, typer.Option(help="w: full steps at the start")] = 3,
     depths: Annotated[str, typer.Option(help="blocks whose modulated input is the field probe")] = "0",
-    dtype: Annotated[str, typer.Option(help="of scores and features: float32 or float16")] = "float32",
+    stored_as: Annotated[str, typer.Option(help="type of scores and features: float32 or float16")] = "float32",
     closed_loop: Annotated[bool, typer.Option(help="along the accelerated trajectory, not the exact one")] = False,
     policy: Annotated[RecordedPolicy, typer.Option(help="who predicts, closed-loop")] = RecordedPolicy.tap,
     fixed_order: Annotated[int, typer.Option(help="order of --policy fixed")] = 1,
@@ -64,13 +64,13 @@ def record(
             return
         assert out is not None
         if bundled:
-            make_bundled(out, model=model)
+            make_bundled(out, model=subject.model)
             return
         if policy is not RecordedPolicy.tap and not closed_loop:
             raise ValueError(f"--policy {policy.value} predicts along its own trajectory: add --closed-loop")
         if guidance is not None and not isfinite(guidance):
             raise ValueError(f"--guidance must be a finite number, got {guidance}")
-        pipe, conditions = wanted_of(model, labels, prompt)
+        model, pipe, conditions = subject.load()
         config = TAPConfig(interval=interval, warmup_steps=warmup_steps)
         chosen = {
             RecordedPolicy.tap: lambda: TAPPolicy(config),
@@ -89,11 +89,10 @@ def record(
                 steps,
                 usual_guidance(pipe) if guidance is None else guidance,
                 batch_size,
-                **negative_prompt(pipe, negative),
             ),
             fields=fields.split(",") if fields else usual,
             depths=numbers(depths, int, "--depths"),
-            dtype=dtype,
+            dtype=stored_as,
             force=force,
             sigma=smooth_time,
             **({"policy": chosen} if closed_loop else {"config": config}),
@@ -101,21 +100,23 @@ def record(
 
 
 def calls_for(
-    conditions: Sequence[Any], seeds: Sequence[int], steps: int, guidance: float, batch_size: int, **more: Any
+    conditions: Sequence[Any], seeds: Sequence[int], steps: int, guidance: float | None, batch_size: int
 ) -> list[dict[str, Any]]:
-    """Make calls of the embedded pipelines for every label or prompt with every seed, with `more` in each."""
-    name = "prompt" if isinstance(conditions[0], str) else "class_labels"
+    """Make calls of a pipeline for every label or prompt with every seed; calls with more arguments go one by one.
+
+    Args:
+        guidance: scale; None is the pipeline's usual one.
+    """
+    from tapstudy.bench.conditions import Call, arguments_of
+
     pairs = [(condition, seed) for seed in seeds for condition in conditions]
-    return [
-        {
-            name: [condition for condition, _ in batch],
-            "seed": [seed for _, seed in batch],
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            **more,
-        }
-        for batch in (pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size))
-    ]
+    size = batch_size if len({type(condition) for condition in conditions} - {Call}) == 1 else 1
+    named = {} if guidance is None else {"guidance_scale": guidance}
+    calls = []
+    for batch in (pairs[i : i + size] for i in range(0, len(pairs), size)):
+        own = arguments_of([condition for condition, _ in batch])
+        calls.append({"num_inference_steps": steps, **named, **own, "seed": [seed for _, seed in batch]})
+    return calls
 
 
 def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> None:
@@ -149,12 +150,16 @@ def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> 
 
 
 def _lasting_name(model: str) -> str:
-    """Return an embedded model's name, or the absolute path of a folder, so that --resume finds it from anywhere."""
-    from tapstudy.models.embedded import data_folder
+    """Return a model's name with the absolute path where it is a folder, so that --resume finds it from anywhere."""
+    from dataclasses import replace
 
-    folder = Path(model).expanduser()
-    embedded = (data_folder() / "models" / model).is_dir()
-    return str(folder.absolute()) if folder.is_dir() and not embedded else model
+    from tapstudy.models.embedded import data_folder
+    from tapstudy.models.sources import Source
+
+    source = Source.parse(model)
+    folder = Path(source.name).expanduser()
+    embedded = (data_folder() / "models" / source.name).is_dir()
+    return str(replace(source, name=str(folder.absolute()))) if folder.is_dir() and not embedded else model
 
 
 def _how_to_resume(path: Path) -> str:
@@ -169,11 +174,11 @@ def _how_to_resume(path: Path) -> str:
 
 def _record(path: Path, *, model: str, pipe: Any = None, sigma: float = 0.0, **arguments: Any) -> None:
     """Record with `pipe`, or the model of that name."""
-    from tapstudy import load, smooth_time
     from tapstudy import record as make
+    from tapstudy import smooth_time
+    from tapstudy.bench.image_set import pipe_of
 
-    pipe = pipe or load(model)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = pipe or pipe_of(model)
     try:
         with smooth_time(pipe, sigma):
             made = make(pipe, path=path, model=model, **arguments)

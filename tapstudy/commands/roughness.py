@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import at_least, numbers, out_file, seeds_of_noise, usual_guidance, wanted_of
+from tapstudy.commands.checks import at_least, numbers, out_file, seeds_of_noise, usual_guidance
 from tapstudy.commands.errors import user_errors
+from tapstudy.commands.subject import Asked, takes_subject
 from tapstudy.tables import Table
 
 
+@takes_subject
 def roughness(
-    model: Annotated[str, typer.Argument(help="embedded model or model folder")] = "mnist-dit",
-    labels: Annotated[str, typer.Option(help="labels separated by commas; all of them by default")] = "",
-    prompt: Annotated[list[str] | None, typer.Option(help="of models of text; give it again for more of them")] = None,
+    of: Annotated[str, typer.Argument(metavar="MODEL", help="the same as --model")] = "",
+    *,
+    subject: Asked,
     seed: Annotated[int, typer.Option(help="of the noise; image i uses seed + i")] = 0,
     steps: Annotated[str, typer.Option(help="sampling steps, separated by commas")] = "20,28,50",
     guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
@@ -28,17 +31,18 @@ def roughness(
     with user_errors():
         from tapstudy import smooth_time as smooth
         from tapstudy import time_roughness
+        from tapstudy.bench.conditions import arguments_of
         from tapstudy.netcdf import write_netcdf
 
         out = out if out is None else out_file(out, "--out", (".nc",))
         figure = figure if figure is None else out_file(figure, "--figure", (".png", ".svg", ".pdf"))
         at_least(0, guidance=guidance)
-        pipe, asked = wanted_of(model, labels, prompt)
-        call = {
-            "prompt" if isinstance(asked[0], str) else "class_labels": asked,
-            "seed": list(seeds_of_noise([seed + i for i in range(len(asked))], "--seed")),
-            "guidance_scale": usual_guidance(pipe) if guidance is None else guidance,
-        }
+        if of and subject.model not in (of, Asked.model):
+            raise ValueError(f"{of} and --model {subject.model} are two models: give one of them")
+        _, pipe, asked = replace(subject, model=of or subject.model).load()
+        scale = usual_guidance(pipe) if guidance is None else guidance
+        call = arguments_of(asked) | {"seed": list(seeds_of_noise([seed + i for i in range(len(asked))], "--seed"))}
+        call |= {} if scale is None else {"guidance_scale": scale}
         with smooth(pipe, smooth_time):
             found = time_roughness(pipe, call, steps=numbers(steps, int, "--steps"), interval=interval)
         if out is not None:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tapstudy.commands.checks import asked_of, at_least, find_dtype, negative_prompt, numbers, out_file, seeds_of_noise
+from tapstudy.commands.checks import at_least, find_dtype, numbers, out_file, seeds_of_noise
 from tapstudy.commands.errors import user_errors
+from tapstudy.commands.subject import Asked, takes_subject
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -23,16 +24,17 @@ class PolicyName(StrEnum):
     full = "full"
 
 
+@takes_subject
 def sample(
-    asked: Annotated[
+    named: Annotated[
         list[str] | None,
         typer.Argument(metavar="LABELS|PROMPTS", help="labels separated by commas, or prompts, one an argument"),
     ] = None,
     out: Annotated[Path, typer.Option(help="image file to write")] = Path("sample.png"),
-    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    *,
+    subject: Asked,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
-    negative: Annotated[str, typer.Option(help="what to lead away from, of models of text")] = "",
     seed: Annotated[int, typer.Option(help="of the noise; image i uses seed + i")] = 0,
     policy: Annotated[PolicyName, typer.Option(help="who predicts")] = PolicyName.tap,
     fixed_order: Annotated[int, typer.Option(help="order of --policy fixed")] = 1,
@@ -60,10 +62,12 @@ def sample(
     with user_errors():
         import torch
         from diffusers.utils import make_image_grid
+        from PIL import Image
 
         from tapstudy import TAPConfig, apply_policy
         from tapstudy import smooth_time as smooth
-        from tapstudy.bench.speed.subjects import find_device
+        from tapstudy.bench.conditions import arguments_of
+        from tapstudy.models.machine import find_device
 
         out = out_file(out, "--out", IMAGES)
         at_least(0, fixed_shift=fixed_shift, guidance=guidance)
@@ -90,23 +94,36 @@ def sample(
             "region_size": region_size,
         }
         chosen = _policy(policy, TAPConfig.of(settings), fixed_order, fixed_shift, seed)
-        pipe, wanted = asked_of(model, asked or [], "LABELS")
+        _, pipe, wanted = subject.load(named or [])
         seeds = seeds_of_noise([seed + i for i in range(len(wanted))], "--seed")
-        named: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
-        named |= negative_prompt(pipe, negative)
-        generators = [torch.Generator().manual_seed(each) for each in seeds]
+        usual: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
         with smooth(pipe, smooth_time), apply_policy(pipe, chosen) as handle:
             started = time.perf_counter()
-            (images,) = pipe(wanted, steps, generator=generators, return_dict=False, **named)
+            images = []
+            for group, generators in _groups(pipe, wanted, [torch.Generator().manual_seed(each) for each in seeds]):
+                call = {"num_inference_steps": steps, **usual, **arguments_of(group)}
+                images += pipe(**call, generator=generators, output_type="pil", return_dict=False)[0]
             seconds = time.perf_counter() - started
-        columns = min(len(images), 10)
-        blank = images[0].copy()
-        blank.paste(0, (0, 0, *blank.size))
-        padded = images + [blank] * (-len(images) % columns)
+        rows = images  # of a video: its frames
+        if not isinstance(images[0], list):
+            rows = [images[i : i + 10] for i in range(0, len(images), 10)]
+        columns = max(map(len, rows))
+        blank = Image.new(rows[0][0].mode, rows[0][0].size)
+        padded = [image for row in rows for image in [*row, *[blank] * (columns - len(row))]]
         out.parent.mkdir(parents=True, exist_ok=True)
-        make_image_grid(padded, rows=len(padded) // columns, cols=columns).save(out)
+        make_image_grid(padded, rows=len(rows), cols=columns).save(out)
         typer.echo(handle.summary())
         typer.echo(f"{len(images)} images in {seconds:.2f} s, written to {out}")
+
+
+def _groups(pipe: Any, wanted: list[Any], generators: list[Any]) -> list[tuple[list[Any], list[Any]]]:
+    """Return what goes in one call: everything for embedded models, else image by image."""
+    from tapstudy.bench.conditions import Call
+    from tapstudy.models.embedded import EmbeddedPipeline
+
+    if isinstance(pipe, EmbeddedPipeline) and not any(isinstance(one, Call) for one in wanted):
+        return [(wanted, generators)]
+    return [([one], [generator]) for one, generator in zip(wanted, generators, strict=True)]
 
 
 def _policy(name: PolicyName, config: Any, order: int, shift: float, seed: int) -> Any:

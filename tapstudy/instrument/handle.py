@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from statistics import mean
 from typing import Any
 
 from torch import nn
 
-from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.adapters import ADAPTERS, Adapter, find_adapter
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.instrument import Instrument
-from tapstudy.instrument.trajectory import ContextRun
+from tapstudy.instrument.summary import ContextSummary, Summary
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
@@ -65,18 +61,6 @@ def apply_tap(target: Any, config: TAPConfig | None = None, *, compile: bool = F
     if config is not None and not isinstance(config, TAPConfig):
         raise TypeError(f"apply_tap needs a TAPConfig, got {config!r}; write apply_tap(pipe, TAPConfig(interval=6))")
     return apply_policy(target, TAPPolicy(config, compile=compile))
-
-
-@contextmanager
-def tap(target: Any, **settings: Any) -> Iterator[Handle]:
-    """TAP for the length of a `with` block; settings are the fields of `TAPConfig`.
-
-    >>> with tapstudy.tap(pipe, interval=6) as handle:  # doctest: +SKIP
-    ...     image = pipe("a fox in the snow").images[0]
-    >>> print(handle.summary())  # doctest: +SKIP
-    """
-    with apply_tap(target, TAPConfig.of(settings)) as handle:
-        yield handle
 
 
 def find_transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
@@ -198,76 +182,3 @@ class Handle(AbstractContextManager["Handle"]):
         finally:
             for instrument, before in outer.items():
                 instrument.named_context = before
-
-
-@dataclass(frozen=True)
-class ContextSummary:
-    """One context of one transformer along its last run.
-
-    Attributes:
-        mask: one letter per step: F full, . skipped, s skipped but computed beside (shadow).
-        choices: tokens that took each predictor, by label, without those nobody took.
-        seconds: of every step, by kind.
-        cache_bytes: most memory its history has held, in host memory if it is kept there.
-        fail_opens: steps that ran in full although the policy wanted to skip, by reason.
-    """
-
-    transformer: str
-    context: str
-    mask: str
-    choices: dict[str, int]
-    seconds: dict[str, list[float]]
-    cache_bytes: int
-    fail_opens: dict[str, int]
-
-    @property
-    def num_full(self) -> int:
-        return self.mask.count("F")
-
-    @property
-    def num_skipped(self) -> int:
-        return len(self.mask) - self.num_full
-
-    @classmethod
-    def of(cls, transformer: str, run: ContextRun) -> ContextSummary:
-        counts = run.choices.tolist() if run.choices is not None else []
-        choices = {str(label): count for label, count in zip(run.policy.labels, counts, strict=False) if count}
-        mask = mask_text([i for i, kind in enumerate(run.kinds) if kind == "full"], run.step)
-        mask = "".join("s" if kind == "shadow" else letter for letter, kind in zip(mask, run.kinds, strict=True))
-        return cls(
-            transformer, run.name, mask, choices, run.clock.seconds(), run.cache_bytes, dict(Counter(run.fail_opens))
-        )
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.transformer} / {self.context}: {self.num_full} full and {self.num_skipped} skipped of "
-            f"{len(self.mask)} steps",
-            f"  mask     {self.mask}",
-        ]
-        lines += [
-            f"  {kind:<8} {1e3 * mean(values):.2f} ms a step ({len(values)} steps)"
-            for kind, values in self.seconds.items()
-            if values
-        ]
-        lines.append(f"  history  {self.cache_bytes / 2**20:.2f} MiB")
-        if self.choices:
-            total = sum(self.choices.values())
-            shares = sorted(self.choices.items(), key=lambda item: -item[1])
-            lines.append("  choices  " + ", ".join(f"{label} {100 * count / total:.0f}%" for label, count in shares))
-        lines += [f"  ran in full {count} times: {reason}" for reason, count in self.fail_opens.items()]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One entry per transformer and context.
-
-    Attributes:
-        notes: where the policy had no part, and why.
-    """
-
-    contexts: list[ContextSummary]
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, (*self.contexts, *self.notes))) or "nothing has run yet"

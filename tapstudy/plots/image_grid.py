@@ -32,7 +32,7 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None) -> Fi
         for axis, image in zip(line, shown["image"].isel(run=i).transpose("sample", "y", "x", "band"), strict=True):
             draw_image(axis, image)
         if i:
-            name = f"N = {int(run['interval'])}   {name}"
+            name = f"N = {int(run['interval'])}   {name}" if int(run["interval"]) else name
             told = f"{float(run['psnr'].mean()):.1f} dB"
             line[-1].text(1.15, 0.5, told, transform=line[-1].transAxes, va="center", fontsize=8)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)

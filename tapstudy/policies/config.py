@@ -50,6 +50,8 @@ class TAPConfig:
             host memory. Costs a transfer of one anchor per full step and of the whole history per skip step (its size
             over the bandwidth of the bus; `docs/models.md` lists sizes). Changes no result.
 
+        num_steps: number of sampling steps that `full_steps` are for; a run of another number is refused. None: any.
+
     Raises:
         TypeError, ValueError: an invalid value.
     """
@@ -71,12 +73,15 @@ class TAPConfig:
     region_size: int = 4
     history_device: str | None = field(default=None, repr=False)  # decides nothing
     probe_dtype: torch.dtype | None = None
+    num_steps: int | None = field(default=None, repr=False)  # refuses, and decides nothing else
 
     def __post_init__(self) -> None:
         full_steps, _ = self.schedule.full_steps, self.history  # both are checked as they are made
         object.__setattr__(self, "full_steps", full_steps)
         for name, least in (("probe_depth", 0), ("region_size", 1)):
             check_integer(name, getattr(self, name), least)
+        if self.num_steps is not None:
+            check_integer("num_steps", self.num_steps, 1 + max(full_steps or (0,)))
         object.__setattr__(self, "orders", tuple(sorted(unique("orders", self.orders))))
         object.__setattr__(self, "shifts", tuple(sorted(unique("shifts", self.shifts))))
         for order in self.orders:
@@ -155,4 +160,4 @@ class TAPConfig:
 
 
 # Settings that results depend on: where the history is kept, for one, changes none.
-DECISIVE = tuple(field.name for field in fields(TAPConfig) if field.name != "history_device")
+DECISIVE = tuple(field.name for field in fields(TAPConfig) if field.name not in ("history_device", "num_steps"))

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from tapstudy.analysis.stats import mean_interval
-from tapstudy.bench.compare import compare, table_rows
+from tapstudy.bench.compare import compare_images, table_rows
+from tapstudy.bench.conditions import noise_seed
 from tapstudy.bench.flops import count_flops
 from tapstudy.bench.image_error import psnr, ssim
-from tapstudy.bench.image_set import ImageSet, noise_seed, pipe_of, trained_model
+from tapstudy.bench.image_set import ImageSet, pipe_of, trained_model
 from tapstudy.bench.judge import Judge
 from tapstudy.models.classifier import Classifier
 
@@ -108,7 +108,7 @@ def comparison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     make_tiny_pipe().save_pretrained(folder / "model")
     images = ImageSet.of(str(folder / "model"), labels=(0, 1), seeds=(0, 1), steps=12)
-    return compare(images, folder / "results", intervals=(3,))
+    return compare_images(images, folder=folder / "results", intervals=(3,))
 
 
 def test_comparison(comparison):
@@ -127,7 +127,7 @@ def test_comparison(comparison):
 
 
 def test_table(comparison):
-    rows = table_rows(comparison, mean_interval)
+    rows = table_rows(comparison)
     assert rows[0][:3] == ["", "reference", "12"]
     assert rows[-1][:4] == ["3", "TAP", "6", "FFF..F..F..F"]
     assert "[" in rows[-1][6]

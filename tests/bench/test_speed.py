@@ -19,8 +19,9 @@ from tapstudy.bench.speed.methods import EXTRA, TAP_VARIANTS, TEXTS, Plan, find_
 from tapstudy.bench.speed.real_sizes import RealSize
 from tapstudy.bench.speed.run import speed, time_subject, with_ratios
 from tapstudy.bench.speed.steps import PARTS, MarkedTAP, Marks, middle, plain_steps, tap_steps
-from tapstudy.bench.speed.subjects import PRESETS, EulerLoop, Preset, Subject, find_device, make_subject, split_name
+from tapstudy.bench.speed.subjects import PRESETS, EulerLoop, Preset, Subject, make_subject, split_name
 from tapstudy.cli import app
+from tapstudy.models.machine import find_device
 from tapstudy.plots.speed import plot_speed
 from tapstudy.policies.tap import TAPPolicy
 from tests.conftest import make_tiny_pipe

@@ -146,7 +146,7 @@ def test_smoothed_in_time(model, tmp_path, monkeypatch):
 
 def test_record_features(model, tmp_path):
     out = tmp_path / "run"
-    options = ["--fields", "probe,residual", "--depths", "0,2", "--dtype", "float16"]
+    options = ["--fields", "probe,residual", "--depths", "0,2", "--stored-as", "float16"]
     result = run(app, ["record", str(out), "--model", model, *OPTIONS.split(), *options])
     assert result.exit_code == 0, result.output
     recording = tapstudy.open_recording(out)

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tapstudy
-from tapstudy.bench.compare import compare
+from tapstudy.bench.compare import compare_images
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.cli import app
 from tapstudy.plots.image_grid import plot_image_grid
@@ -121,7 +121,7 @@ def test_compares_methods_on_prompts(model, tmp_path):
 
 def test_samples_methods_side_by_side(model, tmp_path):
     images = ImageSet.of(model, seeds=(0,), labels=PROMPTS.split(";"), steps=12)
-    found = compare(images, tmp_path, intervals=(3,))
+    found = compare_images(images, folder=tmp_path, intervals=(3,))
     assert found["image"].dims == ("run", "sample", "band", "y", "x")
     figure = plot_image_grid(found)
     assert figure.axes[0].images[0].get_array().shape == (32, 32, 3)

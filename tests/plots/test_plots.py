@@ -7,7 +7,7 @@ import tapstudy
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.analysis.proxy_correlation import proxy_correlation
 from tapstudy.analysis.summaries import summarise
-from tapstudy.bench.compare import compare
+from tapstudy.bench.compare import compare_images
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.plots.choice_maps import plot_choice_maps
 from tapstudy.plots.image_grid import plot_image_grid
@@ -60,7 +60,7 @@ def test_proxy_vs_truth(scores):
 def test_image_grid(tmp_path):
     make_tiny_pipe().save_pretrained(tmp_path / "model")
     images = ImageSet.of(str(tmp_path / "model"), labels=(0, 1), seeds=(0, 1), steps=8)
-    comparison = compare(images, tmp_path / "results", intervals=(3,))
+    comparison = compare_images(images, folder=tmp_path / "results", intervals=(3,))
     figure = plot_image_grid(comparison)
     assert len(figure.axes) == 6 * 4
     np.testing.assert_allclose(figure.axes[5].images[0].get_array(), comparison["image"][1, 1, 0])

@@ -178,7 +178,7 @@ def _features(
     """Return the ranking and the token table of the costly images."""
     recording = record(
         pipe,
-        [part.call(pipe) for part in plan.few_images.by_seed()],
+        [part.call for part in plan.few_images.by_seed()],
         results.folder / "features.zarr",
         fields=("probe", "residual", "latent_residual"),
         depths=(0, *plan.depths),
@@ -208,7 +208,7 @@ def _untrained(plan: Plan, seed: int, results: Results, *, progress: bool) -> xr
         blank = pipe_of(images.model)
         recording = record(
             blank,
-            [part.call(blank) for part in images.by_seed()],
+            [part.call for part in images.by_seed()],
             results.folder / f"untrained-{seed}.zarr",
             fields=("proxy_loss", "true_error"),
             model=images.model,

@@ -155,7 +155,7 @@ def _sample(pipe: EmbeddedPipeline, batch: ImageSet, noise: Tensor) -> Tensor:
     pipe(
         batch.labels,  # type: ignore[arg-type]
         batch.steps,
-        batch.guidance,
+        batch.guidance,  # type: ignore[arg-type]
         latents=noise,
         output_type="latent",
         callback_on_step_end=keep,

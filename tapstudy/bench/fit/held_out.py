@@ -63,7 +63,7 @@ class HeldOut:
     def recording(self) -> xr.Dataset:
         """Return exact trajectories of the held-out images that are fitted to."""
         return record(
-            self.pipe, [batch.call(self.pipe) for batch in self.plan.fitted_to.batches()],
+            self.pipe, [batch.call for batch in self.plan.fitted_to.batches()],
             self.results.folder / "held-out.zarr", fields=("probe", "residual", "latent", "latent_residual"),
             model=self.plan.model, progress=self.progress,
         )  # fmt: skip

@@ -179,6 +179,7 @@ def assemble(
     """Return the table of `frontier`, from images and costs."""
     exact = torch.from_numpy(runs[rows[0]]["image"].values)  # (B, band, row, column)
     judge = Judge.of(plan.model)
+    assert judge is not None  # only embedded models are compared in this way
     features = judge.features(exact)
     values = {name: np.full((len(rows), len(exact)), np.nan) for name in VARIABLES}
     masks = np.full((len(rows), len(exact)), "", dtype=object)
@@ -217,7 +218,7 @@ def assemble(
                for name in ("method", "kind", "passes", "interval", "schedule")},
             "error": ("cell", np.array([errors.get(row, "") for row in rows], dtype=object)),
             "seed": ("sample", plan.test.seeds),
-            "label": ("sample", plan.test.labels),
+            "label": ("sample", plan.test.texts),
         },
         attrs={"plan": json.dumps(asdict(plan)), "weights": weights_fingerprint(plan.model)},
     )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.bench.frontier.comparison import VARIABLES
-from tapstudy.tables import Table
+from tapstudy.tables import Table, percent
 
 COLUMNS = (
     "method", "schedule", "full passes", "FLOPs ratio", "time ratio", "history MiB", "PSNR [95 %], dB", "SSIM",
@@ -47,7 +47,7 @@ def _row(cell: xr.Dataset, flops: float, seconds: float) -> list[str]:
         _number(float(own["cache_bytes"]) / 2**20, 2),
         _bounds(cell["psnr_interval"].values),
         f"{float(own['ssim']):.3f}",
-        f"{100 * float(own['correct']):.0f}%",
+        percent(float(own["correct"])),
         _number(float(cell["distance"]), 4),
         _bounds(cell["gain_over_tap"].values, sign="+"),
         _bounds(cell["gain_over_best_fixed"].values, sign="+"),

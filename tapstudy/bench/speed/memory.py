@@ -17,8 +17,9 @@ import xarray as xr
 from torch import Tensor, nn
 
 from tapstudy.bench.speed.methods import THIRD_PARTY, Plan
-from tapstudy.bench.speed.subjects import PRESETS, Subject, check_name, find_device, make_subject, split_name
+from tapstudy.bench.speed.subjects import PRESETS, Subject, check_name, make_subject, split_name
 from tapstudy.instrument.handle import apply_policy
+from tapstudy.models.machine import find_device
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy

@@ -38,7 +38,8 @@ from tapstudy.bench.speed.methods import (
     why_not_compiled,
 )
 from tapstudy.bench.speed.steps import PARTS, Step, middle, plain_steps, tap_steps
-from tapstudy.bench.speed.subjects import Subject, check_name, find_device, make_subject
+from tapstudy.bench.speed.subjects import Subject, check_name, make_subject
+from tapstudy.models.machine import find_device
 
 FULL = ("full", "full, hooked")
 

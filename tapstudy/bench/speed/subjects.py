@@ -138,28 +138,6 @@ class Subject:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def find_device(device: str) -> torch.device:
-    """Return the device of that name; "auto" is a GPU where there is one.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none, or no such device.
-    """
-    gpu = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda" if gpu else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise ValueError(f"no device {device!r}: choose auto, cpu or cuda")
-    if found.type == "cuda" and not gpu:
-        raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU: use cpu")
-    if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
-        raise ValueError(f"no device {device!r}: torch sees {torch.cuda.device_count()} GPUs, counted from 0")
-    return found
-
-
 def split_name(name: str) -> tuple[str, int | None]:
     """Return model and number of images of "model@images"; None where only the model is named.
 

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
+from tapstudy.bench.conditions import Call, Condition
 from tapstudy.bench.engine import Setting
-from tapstudy.bench.image_set import Condition, ImageSet
+from tapstudy.bench.image_set import ImageSet
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.results import short_hash
 from tapstudy.policies.config import DECISIVE, TAPConfig
@@ -32,11 +33,11 @@ class Cell:
             "fixed<order>" or "fixed<order>-<shift>" (one predictor), "tap", "step" (TAP, one choice per step),
             "shuffled" (TAP by the probes of other tokens), "random", "oracle", "oracle-latent" (with the residual in
             the model's output).
-        model: embedded model, or folder of a `LabelPipeline`; with "-untrained" behind it: random weights.
+        model: of an `ImageSet`: embedded model, folder, hub id; with "-untrained" behind it: random weights.
         seeds: of the noise.
         labels: sampled with every seed; prompts, where the model takes them.
         steps: T.
-        guidance: scale of classifier-free guidance.
+        guidance: scale of guidance; None is the pipeline's usual one.
         policy_seed: of methods that draw at random.
         smooth_time: sigma of `tapstudy.smooth_time`, in force while the method samples; its reference is not smoothed.
         config: everything else.
@@ -50,7 +51,7 @@ class Cell:
     seeds: tuple[int, ...] = (0,)
     labels: tuple[Condition, ...] = tuple(range(10))
     steps: int = 50
-    guidance: float = 2.0
+    guidance: float | None = 2.0
     policy_seed: int = 0
     smooth_time: float = 0.0
     config: TAPConfig = field(default_factory=TAPConfig)
@@ -59,9 +60,13 @@ class Cell:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"Cell: steps must be an integer of at least 1, got {self.steps!r}")
         object.__setattr__(self, "seeds", _indices("seeds", self.seeds))
-        prompts = all(isinstance(label, str) for label in self.labels) and len({*self.labels}) == len(self.labels) > 0
+        prompts = (
+            all(isinstance(one, str | Call) for one in self.labels) and len({*self.labels}) == len(self.labels) > 0
+        )
         object.__setattr__(self, "labels", tuple(self.labels) if prompts else _indices("labels", self.labels))
         for name in ("guidance", "smooth_time"):
+            if getattr(self, name) is None and name == "guidance":
+                continue
             object.__setattr__(self, name, float(getattr(self, name)))
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"Cell: {name} must be a finite number of at least 0, got {getattr(self, name)}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from tapstudy.bench.conditions import Call
 from tapstudy.bench.engine import Job, kept
 from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_error import MASK, MEASURES, measures
@@ -18,6 +19,7 @@ from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.results import Results, short_hash
 from tapstudy.bench.sweep.cells import SETTINGS, Cell
+from tapstudy.tables import percent
 
 VARIABLES = {
     **MEASURES,
@@ -61,7 +63,7 @@ def tidy(cells: Sequence[Cell], results: Results, failures: Mapping[Job, str] | 
                 continue
             columns = [column[pair] for pair in images.pairs]
             own = read((images, setting))
-            for name, found in _measures(cell, own, read((images, reference)), results).items():
+            for name, found in _measures(cell, images, own, read((images, reference)), results).items():
                 values[name][i, columns] = found
             masks[i, columns] = own["mask"].values
         errors.append("; ".join(dict.fromkeys(failed)))
@@ -76,30 +78,37 @@ def tidy(cells: Sequence[Cell], results: Results, failures: Mapping[Job, str] | 
             **{name: ("cell", _settings(cells, name)) for name in SETTINGS},
             "error": ("cell", np.array(errors, dtype=object)),
             "seed": ("sample", [seed for seed, _ in pairs]),
-            "label": ("sample", [label for _, label in pairs]),
+            "label": ("sample", ImageSet("", tuple(pairs)).texts),
         },
     )
 
 
-def _measures(cell: Cell, own: xr.Dataset, reference: xr.Dataset, results: Results) -> dict[str, Any]:
+def _measures(cell: Cell, images: ImageSet, own: xr.Dataset, reference: xr.Dataset, results: Results) -> dict[str, Any]:
     """Return a value per image for every variable."""
-    flops, whole = _flops(cell, results), _flops(cell.reference, results)
-    each = [float(flops.of(mask)) for mask in own["mask"].values]
+    each, whole = [], []
+    for seed, label, mask in zip(images.seeds, images.labels, own["mask"].values, strict=True):
+        image = replace(images, pairs=((seed, label),))
+        each.append(float(_flops(cell, image, results).of(mask)))
+        whole.append(_flops(cell.reference, image, results).of("F" * cell.steps))
     return {
         **measures(own, reference, Judge.of(cell.model)),
         "seconds": own["seconds"].values,
         "flops": each,
-        "flops_ratio": [whole.of("F" * cell.steps) / one for one in each],
+        "flops_ratio": [full / one for full, one in zip(whole, each, strict=True)],
     }
 
 
-def _flops(cell: Cell, results: Results) -> StepFlops:
-    """Count the FLOPs of a full and a skip step of one image, kept for all schedules."""
-    guided = cell.guidance > 1
-    image = ImageSet.of(cell.model, seeds=(0,), labels=cell.labels[:1], guidance=2.0 if guided else 1.0)
+def _flops(cell: Cell, image: ImageSet, results: Results) -> StepFlops:
+    """Count the FLOPs of a full and a skip step of one image, kept for all schedules and all images of its size."""
+    guided = None if cell.guidance is None else cell.guidance > 1
+    label = image.labels[0]
+    size = label.beside_prompt if isinstance(label, Call) else {}
+    guidance = None if guided is None else 2.0 if guided else 1.0
+    image = replace(image, guidance=guidance)
     config = replace(cell.config, full_steps=None, interval=1, warmup_steps=1, cooldown_steps=0)
     key = {
         "method": cell.method, "config": repr(config), "guided": guided, "weights": weights_fingerprint(cell.model),
+        **({"size": size} if size else {}),
     }  # fmt: skip
 
     def measure() -> list[int]:
@@ -139,7 +148,7 @@ def table_rows(
             f"{float(cell['flops_ratio'].mean()):.2f}",
             dB,
             f"{float(cell['ssim'].mean()):.3f}",
-            f"{100 * float(cell['correct'].mean()):.0f}%",
+            percent(float(cell["correct"].mean())),
         ]
         rows.append(row)
     return rows

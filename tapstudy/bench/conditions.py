@@ -1,0 +1,181 @@
+"""What images are of: labels, prompts, or any arguments of a pipeline's call; and how they are read from a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+IMAGES = ("image", "mask_image", "control_image", "last_image", "ip_adapter_image")
+VIDEOS = ("video", "conditioning_video", "control_video", "mask_video")
+
+
+@dataclass(frozen=True)
+class Call:
+    """Hold arguments of a pipeline's call, of one image: prompt, negative_prompt, height, the path of an image.
+
+    Attributes:
+        arguments: names and values, sorted by name; lists are tuples.
+    """
+
+    arguments: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """Take arguments as JSON could hold them.
+
+        Raises:
+            TypeError: it could not.
+        """
+        json.dumps(dict(arguments))
+        return cls(tuple((name, _frozen(arguments[name])) for name in sorted(arguments)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return json.loads(json.dumps(dict(self.arguments)))
+
+    @property
+    def beside_prompt(self) -> dict[str, Any]:
+        """Return the arguments but for the prompts: what may change the size of an image."""
+        return {name: value for name, value in self.to_dict().items() if not name.endswith("prompt")}
+
+    def __str__(self) -> str:
+        """Return the prompt, with whatever else there is behind it."""
+        own = self.to_dict()
+        prompt = own.pop("prompt", "")
+        return f"{prompt} {json.dumps(own)}".strip() if own else str(prompt)
+
+
+Condition = int | str | Call  # a label, a prompt, or more
+
+
+def arguments_of(conditions: Sequence[Condition]) -> dict[str, Any]:
+    """Return the arguments of one call that makes images of these conditions; what paths name is loaded.
+
+    Raises:
+        ValueError: several that are not alike.
+        FileNotFoundError: no image or video at a path.
+    """
+    if all(isinstance(one, int) for one in conditions):
+        return {"class_labels": list(conditions)}
+    if all(isinstance(one, str) for one in conditions):
+        return {"prompt": list(conditions)}
+    first = conditions[0]
+    if len(conditions) > 1 or not isinstance(first, Call):
+        raise ValueError("calls that differ in more than their prompts go one by one")
+    return {name: _loaded(name, value) for name, value in first.to_dict().items()}
+
+
+def noise_seed(seed: int, condition: Condition) -> int:
+    """Tell what an image's generator is seeded with: it differs from label to label, and from prompt to prompt."""
+    return 1000 * seed + (condition if isinstance(condition, int) else zlib.crc32(str(condition).encode()) % 1000)
+
+
+def read_prompts(path: str | Path) -> list[Condition]:
+    """Read prompts from a file: one a line; or, of a `.csv`, one a row, with columns named like arguments of the call.
+
+    Numbers are numbers, true and false are booleans, empty fields are left out; paths of images and videos in columns
+    such as `image` or `video` are relative to the file.
+
+    Args:
+        path: of the file; empty lines, and those that begin with #, are left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no prompts in it, a row of another length than the header, the same prompt twice.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of prompts at {path}: give one with a prompt a line, or a CSV with a header")
+    if path.suffix.lower() == ".csv":
+        found: list[Condition] = [_row(path, row) for line, row in _rows(path)]
+    else:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [line for line in lines if line and not line.startswith("#")]
+    return with_negative(found, "", str(path))
+
+
+def with_negative(asked: Sequence[Condition], negative: str, where: str) -> list[Condition]:
+    """Give prompts without a negative one of their own this one.
+
+    Args:
+        where: they come from, for messages.
+
+    Raises:
+        ValueError: no prompts, or one twice: their images would be the same.
+    """
+    found = list(asked)
+    if negative:
+        found = [Call.of({"negative_prompt": negative, **as_dict(one)}) for one in found]
+    if not found:
+        raise ValueError(f"{where} holds no prompts")
+    if twice := next((one for one in found if found.count(one) > 1), None):
+        raise ValueError(f"{where}: {str(twice)!r} stands there twice, which makes the same image: give more seeds")
+    return found
+
+
+def names_in(condition: Condition) -> list[str]:
+    """List the arguments of a call that a condition gives."""
+    return list(as_dict(condition))
+
+
+def as_dict(condition: Condition) -> dict[str, Any]:
+    """Return the arguments of a call that makes one image of it."""
+    if isinstance(condition, Call):
+        return condition.to_dict()
+    return {"class_labels" if isinstance(condition, int) else "prompt": condition}
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = [(reader.line_num, row) for row in reader]
+    if reader.fieldnames is None or not all(name and name.isidentifier() for name in reader.fieldnames):
+        raise ValueError(f"{path}: the first line must name arguments of the pipeline, got {reader.fieldnames}")
+    for line, row in rows:
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{path}, line {line}: has not as many fields as the {len(reader.fieldnames)} of its header"
+            )
+    return rows
+
+
+def _row(path: Path, row: Mapping[str, str]) -> Condition:
+    arguments = {name: _value(text) for name, text in row.items() if text.strip()}
+    for name in (*IMAGES, *VIDEOS):
+        if isinstance(arguments.get(name), str) and "://" not in arguments[name]:
+            arguments[name] = str(path.parent.absolute() / Path(arguments[name]).expanduser())
+    if isinstance(arguments.get("prompt", ""), str):
+        return arguments["prompt"] if set(arguments) == {"prompt"} else Call.of(arguments)
+    return Call.of({**arguments, "prompt": row["prompt"]})  # a prompt of digits is a text
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else text
+    return text
+
+
+def _loaded(name: str, value: Any) -> Any:
+    from diffusers.utils import load_image, load_video
+
+    if not isinstance(value, str) or name not in (*IMAGES, *VIDEOS):
+        return value
+    if "://" not in value and not Path(value).is_file():
+        raise FileNotFoundError(f"no file at {value}, which the argument {name} names")
+    return load_image(value) if name in IMAGES else load_video(value)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,265 @@
+"""Fit the schedule of full steps, and what predicts between them, to a pipeline and prompts of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tapstudy.analysis.schedules import even_mask, masks, start_dense_mask
+from tapstudy.bench.conditions import Call, Condition, with_negative
+from tapstudy.bench.engine import Setting, kept
+from tapstudy.bench.fit.masks import best_window_mask
+from tapstudy.bench.fit.tuning import Tuner, best_of
+from tapstudy.bench.image_error import psnr, unit_images
+from tapstudy.bench.image_set import ImageSet, weights_fingerprint
+from tapstudy.bench.results import Results
+from tapstudy.instrument.call import StepEvent
+from tapstudy.instrument.handle import apply_policy, find_transformers
+from tapstudy.models.sources import name_of
+from tapstudy.policies.base import ResidualSite
+from tapstudy.policies.calibrated import fit_rows
+from tapstudy.policies.ertacache import ErtaCalibration, calibrate_erta
+from tapstudy.policies.fitted_schedule import FittedSchedule
+from tapstudy.policies.full import FullPolicy
+from tapstudy.policies.magcache import magnitude_ratios
+from tapstudy.predictors.taylor import TaylorFamily
+
+SITES: tuple[ResidualSite, ...] = ("hidden", "output")
+ANCHORS = 3
+CHUNK = 1 << 16  # values of a feature that are multiplied at a time, in double precision
+
+
+@dataclass
+class Trajectory:
+    """Hold what the fit reads of one image's full run.
+
+    Attributes:
+        grams: inner products of all pairs of steps as shares of the mean square, by site, (step, step), mean over
+            guidance branches.
+        lengths: of the solver's steps, (step,).
+        ratios: magnitude ratios of the hidden residual.
+        latents, outputs: of every step, (branches, token, channel), on the CPU.
+    """
+
+    grams: dict[ResidualSite, np.ndarray[Any, np.dtype[np.float64]]]
+    lengths: list[float]
+    ratios: list[float]
+    latents: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+def fit_schedule(
+    pipe: Any,
+    prompts: Sequence[Condition | Mapping[str, Any]],
+    full_passes: int = 8,
+    *,
+    steps: int = 50,
+    guidance: float | None = None,
+    seed: int = 0,
+    tuning: int | None = None,
+    sigmas: Sequence[float] = (),
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> FittedSchedule:
+    """Find which steps should run in full on a pipeline, and whether TAP or fitted rows should predict the others.
+
+    Trajectories of the first prompts are recorded in full; of them only inner products of steps are kept. They give
+    masks (dynamic programs over the error that every window adds to the solver's state) and, on every mask, least
+    squares weights of the last three anchors for the hidden residual and for the output. Every mask with every
+    predictor, TAP among them, then samples the last prompts; what is closest to the full images wins.
+
+    Args:
+        pipe: a pipeline with one supported transformer.
+        prompts: prompts, labels, or mappings of arguments of the call; at least two, none of which anything is
+            judged on later.
+        full_passes: number of full steps.
+        steps: T, of the runs that it is for.
+        guidance: scale; None is the pipeline's usual one.
+        seed: of the noise.
+        tuning: so many of the prompts, the last ones, are chosen on; half of them by default.
+        sigmas: widths of `smooth_time` to try on what won; each costs one more accelerated run a tuning prompt.
+        folder: keeps the results; the same call resumes. None keeps nothing.
+        progress: show bars.
+
+    Returns:
+        The winner; `tapstudy.tap(pipe, schedule=...)` applies it, `save` keeps it. It also holds calibrations of
+        MagCache and ERTACache from the same recording.
+
+    Raises:
+        TypeError: no supported transformer, or several.
+        ValueError: too few prompts, numbers that do not fit, a run that the model began or ended elsewhere.
+
+    Cost in full passes: T an image for the first prompts; for every tuning prompt T, and about `full_passes` for each
+    candidate, of which there are at most 21 (8 masks alone of T = 50 take 170 passes, as 3.4 images do). Memory: the
+    hidden residuals of one image at all steps, in the model's precision, on the CPU (FLUX at 1024 pixels: 1.3 GB a
+    branch in bfloat16).
+    """
+    if len(find_transformers(pipe)) > 1:
+        raise TypeError(f"fit_schedule takes pipelines with one transformer, {type(pipe).__name__} has several")
+    asked = with_negative([Call.of(one) if isinstance(one, Mapping) else one for one in prompts], "", "prompts")
+    tuning = len(asked) // 2 if tuning is None else tuning
+    if not 1 <= tuning < len(asked):
+        raise ValueError(
+            f"fit_schedule needs a prompt to fit to and another to choose on: got {len(asked)} prompts, {tuning} of "
+            "them to choose on"
+        )
+    if not 2 <= full_passes < steps:
+        raise ValueError(f"full_passes must be at least 2 and below the {steps} steps, got {full_passes}")
+    images = ImageSet.of(name_of(pipe), seeds=(seed,), labels=asked, steps=steps, guidance=guidance)
+    place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
+    with place as path:
+        results = Results(path, say=tqdm.write if progress else lambda _: None)
+        told = {**images.key, "weights": weights_fingerprint(images.model), "model": type(pipe).__name__}
+        results.belongs_to(told | {"full_passes": full_passes, "tuning": tuning})
+        return _Search(pipe, images, tuning, full_passes, results, progress).run(sigmas)
+
+
+@dataclass
+class _Search:
+    pipe: Any
+    images: ImageSet
+    tuning: int
+    passes: int
+    results: Results
+    progress: bool
+    spent: float = 0.0  # full passes
+
+    def run(self, sigmas: Sequence[float]) -> FittedSchedule:
+        steps, fitted_to = self.images.steps, self.images[: -self.tuning]
+        bar = tqdm(range(len(fitted_to)), desc="record", unit="image", disable=not self.progress)
+        paths = [trajectory_of(self.pipe, fitted_to[i : i + 1]) for i in bar]
+        self.spent += steps * len(fitted_to)
+        grams = {site: np.mean([path.grams[site] for path in paths], axis=0) for site in SITES}
+        candidates = self._candidates(grams, np.array(paths[0].lengths))
+        exact = self._images(Setting.plain(steps))
+        self.spent += steps * self.tuning
+        quality: dict[str, float] = {}
+        for name, found in tqdm(candidates.items(), desc="choose", unit="candidate", disable=not self.progress):
+            quality[name] = self._quality(found, exact)
+        best = candidates[best_of(quality)]
+        sigma, at = 0.0, max(quality.values())
+        for width in sigmas:
+            value = self._quality(best, exact, width)
+            quality[f"{best_of(quality)}, sigma {width:g}"] = value
+            if value > at:
+                sigma, at = float(width), value
+        ratios = tuple(float(value) for value in np.mean([path.ratios for path in paths], axis=0))
+        return FittedSchedule(
+            pipeline=type(self.pipe).__name__, num_steps=steps, full_steps=best.full_steps, rows=best.rows,
+            residual=best.residual, smooth_time=sigma, quality=quality, passes_spent=round(self.spent, 1),
+            magnitude_ratios=ratios, erta=self._erta(paths),
+        )  # fmt: skip
+
+    def _candidates(self, grams: Mapping[ResidualSite, Any], lengths: Any) -> dict[str, FittedSchedule]:
+        steps = self.images.steps
+        named = {f"S{name[1:]}": mask for name, mask in masks(steps, self.passes).items() if name.startswith("S(")}
+        named |= {"even": even_mask(steps, self.passes), "start dense": start_dense_mask(steps, self.passes)}
+        order1 = TaylorFamily(orders=(1,), shifts=(0,))
+        for site in SITES:
+            for kind, family in (("rows", None), ("order 1", order1)):
+                found = best_window_mask(grams[site], lengths, self.passes, family=family)
+                named[f"windows of {kind}, {site}"] = tuple(int(step) for step in found)
+        distinct = {mask: name for name, mask in reversed(named.items())}  # the first name of equal ones
+        candidates: dict[str, FittedSchedule] = {}
+        for mask, name in reversed(distinct.items()):
+            on = partial(FittedSchedule, pipeline=type(self.pipe).__name__, num_steps=steps, full_steps=mask)
+            candidates[f"{name}: TAP"] = on()
+            for site in SITES:
+                rows = fit_rows(torch.from_numpy(grams[site]), mask, num_anchors=ANCHORS)
+                candidates[f"{name}: rows, {site}"] = on(rows=rows, residual=site)
+        return candidates
+
+    def _images(self, setting: Setting) -> Tensor:
+        return unit_images(kept((self.images[-self.tuning :], setting), self.results, pipe=self.pipe))
+
+    def _quality(self, schedule: FittedSchedule, exact: Tensor, sigma: float = 0.0) -> float:
+        """Return the mean PSNR to the full images, at most 200 for equal ones."""
+        setting = Setting.of(schedule.policy()).on_smooth_clock(sigma)
+        self.spent += len(schedule.full_steps) * self.tuning
+        return float(psnr(self._images(setting), exact, data_range=1.0).clamp(max=200).mean())
+
+    def _erta(self, paths: Sequence[Trajectory]) -> ErtaCalibration | None:
+        latents, outputs = (
+            [torch.cat(step) for step in zip(*(getattr(path, name) for path in paths), strict=True)]
+            for name in ("latents", "outputs")
+        )
+        if latents[0].shape != outputs[0].shape:
+            return None
+
+        def count(threshold: float) -> float:
+            return len(calibrate_erta(latents, outputs, threshold).full_steps)
+
+        return calibrate_erta(latents, outputs, Tuner(count, trials=20, tolerance=0).threshold(self.passes))
+
+
+def trajectory_of(pipe: Any, image: ImageSet) -> Trajectory:
+    """Sample one image in full and keep what the fit reads.
+
+    Raises:
+        ValueError: the model did not see every step once in every guidance branch.
+    """
+    seen: dict[str, list[tuple[Tensor, Tensor | None, Tensor | None]]] = {}
+    lengths: list[float] = []
+
+    def listen(event: StepEvent) -> None:
+        assert event.residual is not None
+        kept_now = (_copy(event.residual), _copied(event.latent), _copied(event.latent_residual))
+        seen.setdefault(event.context, []).append(kept_now)
+        if not lengths and event.span is not None:
+            levels = event.span.timesteps if event.span.sigmas is None else event.span.sigmas
+            values = levels[: image.steps].double().cpu().numpy()
+            lengths.extend(np.diff(values / max(1.0, float(values.max())), append=0.0).tolist())
+
+    with torch.no_grad(), apply_policy(pipe, FullPolicy(residual="hidden")) as handle:
+        handle.record(listen, latent=True)
+        image.sample(pipe)
+    counts = {name: len(passes) for name, passes in seen.items()}
+    if set(counts.values()) != {image.steps} or len(lengths) != image.steps:
+        raise ValueError(
+            f"the transformer of {type(pipe).__name__} should see {image.steps} steps in every guidance branch, got "
+            f"{counts}: a schedule is fitted to runs from the first step to the last"
+        )
+    hidden, ratios, latents, outputs = [], [], [], []
+    for passes in seen.values():
+        residuals = [residual for residual, _, _ in passes]
+        hidden.append(gram_of(residuals))
+        ratios.append(magnitude_ratios(residuals))
+        latents.append([latent if latent is not None else residual for _, latent, residual in passes])
+        outputs.append([
+            change + latent if latent is not None and latent.shape == change.shape else change
+            for _, latent, change in passes if change is not None
+        ])  # fmt: skip
+    grams: dict[ResidualSite, Any] = {
+        "hidden": np.mean(hidden, axis=0), "output": np.mean([gram_of(path) for path in outputs], axis=0)
+    }  # fmt: skip
+    together = [[torch.cat(step) for step in zip(*branches, strict=True)] for branches in (latents, outputs)]
+    return Trajectory(grams, lengths, np.mean(ratios, axis=0).tolist(), *together)
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().cpu().clone()
+
+
+def _copied(value: Tensor | None) -> Tensor | None:
+    return None if value is None else _copy(value)
+
+
+def gram_of(features: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the inner products of all pairs of steps over their mean square, (step, step), summed in float64."""
+    flat = [feature.reshape(-1) for feature in features]
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for start in range(0, len(flat[0]), CHUNK):
+        part = torch.stack([values[start : start + CHUNK].double() for values in flat])
+        total += part @ part.T
+    found: np.ndarray[Any, np.dtype[np.float64]] = (total / total.diagonal().mean()).numpy()
+    return found

@@ -1,0 +1,88 @@
+"""`tapstudy compare`: methods side by side on any pipeline, as a table and a page of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tapstudy.commands.checks import at_least, numbers, out_file, out_folder, seeds_of_noise, usual_guidance
+from tapstudy.commands.errors import user_errors
+from tapstudy.commands.subject import Asked, takes_subject
+from tapstudy.tables import Table
+
+
+@takes_subject
+def compare(
+    out: Annotated[Path, typer.Option(help="page to write")] = Path("comparison.html"),
+    *,
+    subject: Asked,
+    methods: Annotated[str, typer.Option(help="names between commas; `tapstudy ablate --help` lists them")] = (
+        "fewer,order0,order1,order2,tap"
+    ),
+    schedule: Annotated[list[Path] | None, typer.Option(help="file of `tapstudy fit-schedule`; again for more")] = None,
+    peers: Annotated[
+        bool, typer.Option(help="also diffusers' first-block cache and TaylorSeer, and cache-dit where it is installed")
+    ] = False,
+    intervals: Annotated[str, typer.Option(help="N of the schedules S(N, 3), between commas")] = "8",
+    seeds: Annotated[str, typer.Option(help="every label or prompt with each")] = "0",
+    steps: Annotated[int, typer.Option(min=1, help="sampling steps")] = 50,
+    guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
+    work: Annotated[Path | None, typer.Option(help="folder of the results; the same command resumes")] = None,
+    table: Annotated[Path | None, typer.Option(help="netCDF file to write, images included")] = None,
+) -> None:
+    """Sample the same noise under every method: images, differences, masks, cost and distance to the reference."""
+    with user_errors():
+        from tapstudy.bench.compare import COLUMNS, compare_images, table_rows
+        from tapstudy.bench.image_set import ImageSet
+        from tapstudy.explorer.comparison import write_comparison
+        from tapstudy.netcdf import write_netcdf
+        from tapstudy.policies.fitted_schedule import FittedSchedule
+
+        out = out_file(out, "--out", (".html", ".htm"))
+        work = work and out_folder(work, "--work")
+        table = table and out_file(table, "--table", (".nc",))
+        at_least(0, guidance=guidance)
+        named: dict[str, Any] = {name: name for name in methods.split(",") if name}
+        for path in schedule or []:
+            named[f"fitted schedule ({path.stem})"] = FittedSchedule.load(path)
+        chosen = seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds")
+        shown = numbers(intervals, int, "--intervals")
+        model, pipe, conditions = subject.load(examples=10)
+        if peers:
+            named |= _peers(pipe, shown[0])
+        scale = usual_guidance(pipe) if guidance is None else guidance
+        images = ImageSet.of(model, seeds=chosen, labels=conditions, steps=steps, guidance=scale)
+        found = compare_images(images, named, intervals=shown, folder=work)
+        write_comparison(found, out)
+        if table is not None:
+            write_netcdf(found, table, packed=True)
+        title = f"{model}, {len(images)} images, {steps} steps"
+        Table(COLUMNS, table_rows(found), title, left=4).show(width=180)
+        typer.echo(
+            "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: of the transformer, "
+            f"multiply-add = 2. Latency: wall time on this machine, as loaded as it was. Images: {out}"
+        )
+
+
+def _peers(pipe: Any, interval: int) -> dict[str, Any]:
+    """Return other people's caches with their usual settings."""
+    from importlib.util import find_spec
+
+    from tapstudy.bench.engine import Setting
+    from tapstudy.bench.speed import third_party
+
+    def of(make: Any, text: str) -> Setting:
+        return Setting.third_party(make, text)
+
+    found = {
+        "diffusers FirstBlockCache": of(third_party.first_block_cache, "diffusers FirstBlockCache, usual threshold"),
+        "diffusers TaylorSeer": of(
+            lambda target: third_party.taylorseer_cache(target, interval=interval),
+            f"diffusers TaylorSeer, N={interval}",
+        ),
+    }
+    if find_spec("cache_dit") is not None:
+        found["cache-dit DBCache"] = of(third_party.dbcache, "cache-dit DBCache, usual settings")
+    return found

@@ -1,0 +1,152 @@
+"""What happened in a run: as an object, as text, as JSON, and drawn for notebooks."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from html import escape
+from statistics import mean, median
+from typing import Any
+
+from tapstudy.core.schedule import mask_text
+from tapstudy.instrument.trajectory import ContextRun
+
+KINDS = {"F": "full", ".": "skipped", "s": "skipped, with a full pass beside"}
+COLOURS = {"F": "#333", ".": "#ddd", "s": "#999"}
+
+
+@dataclass(frozen=True)
+class ContextSummary:
+    """One context of one transformer along its last run.
+
+    Attributes:
+        mask: one letter per step: F full, . skipped, s skipped but computed beside (shadow).
+        choices: tokens that took each predictor, by label, without those nobody took.
+        seconds: of every step, by kind.
+        cache_bytes: most memory its history has held, in host memory if it is kept there.
+        fail_opens: steps that ran in full although the policy wanted to skip, by reason.
+    """
+
+    transformer: str
+    context: str
+    mask: str
+    choices: dict[str, int]
+    seconds: dict[str, list[float]]
+    cache_bytes: int
+    fail_opens: dict[str, int]
+
+    @property
+    def num_full(self) -> int:
+        return self.mask.count("F")
+
+    @property
+    def num_skipped(self) -> int:
+        return len(self.mask) - self.num_full
+
+    @classmethod
+    def of(cls, transformer: str, run: ContextRun) -> ContextSummary:
+        counts = run.choices.tolist() if run.choices is not None else []
+        choices = {str(label): count for label, count in zip(run.policy.labels, counts, strict=False) if count}
+        mask = mask_text([i for i, kind in enumerate(run.kinds) if kind == "full"], run.step)
+        mask = "".join("s" if kind == "shadow" else letter for letter, kind in zip(mask, run.kinds, strict=True))
+        return cls(
+            transformer, run.name, mask, choices, run.clock.seconds(), run.cache_bytes, dict(Counter(run.fail_opens))
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.transformer} / {self.context}: {self.num_full} full and {self.num_skipped} skipped of "
+            f"{len(self.mask)} steps",
+            f"  mask     {self.mask}",
+        ]
+        lines += [
+            f"  {kind:<8} {1e3 * mean(values):.2f} ms a step ({len(values)} steps)"
+            for kind, values in self.seconds.items()
+            if values
+        ]
+        lines.append(f"  history  {self.cache_bytes / 2**20:.2f} MiB")
+        if self.choices:
+            total = sum(self.choices.values())
+            shares = sorted(self.choices.items(), key=lambda item: -item[1])
+            lines.append("  choices  " + ", ".join(f"{label} {100 * count / total:.0f}%" for label, count in shares))
+        lines += [f"  ran in full {count} times: {reason}" for reason, count in self.fail_opens.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One entry per transformer and context.
+
+    Attributes:
+        notes: where the policy had no part, and why.
+    """
+
+    contexts: list[ContextSummary]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def share_skipped(self) -> float:
+        """Return the share of all calls of the transformers that were skipped; NaN before the first."""
+        steps = sum(len(context.mask) for context in self.contexts)
+        return sum(context.mask.count(".") for context in self.contexts) / steps if steps else float("nan")
+
+    @property
+    def speed_up(self) -> float:
+        """Return the time of as many full passes over the time that the transformers took; NaN where none ran.
+
+        Measured in this run, so that its first passes, which may compile or load, count as they came.
+        """
+        full = [second for context in self.contexts for second in context.seconds.get("full", ())]
+        spent = sum(second for context in self.contexts for kind in context.seconds.values() for second in kind)
+        steps = sum(len(context.mask) for context in self.contexts)
+        return steps * median(full) / spent if full and spent else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON could hold it."""
+        return {
+            "speed_up": _plain(self.speed_up),
+            "share_skipped": _plain(self.share_skipped),
+            "contexts": [asdict(context) for context in self.contexts],
+            "notes": list(self.notes),
+        }
+
+    def to_json(self, **options: Any) -> str:
+        """Return `to_dict` as text; options are those of `json.dumps`."""
+        return json.dumps(self.to_dict(), **options)
+
+    def __str__(self) -> str:
+        lines = [*map(str, (*self.contexts, *self.notes))]
+        if self.contexts and self.share_skipped == self.share_skipped:
+            lines.append(
+                f"{100 * self.share_skipped:.0f} % of the passes skipped; transformer {self.speed_up:.2f} times faster"
+            )
+        return "\n".join(lines) or "nothing has run yet"
+
+    def _repr_html_(self) -> str:
+        """Draw it for notebooks: every step a cell, dark where the model ran in full."""
+        rows = []
+        for context in self.contexts:
+            cells = "".join(
+                f'<td title="step {step}: {KINDS[letter]}" style="padding:0;width:.7em;height:1em;'
+                f'background:{COLOURS[letter]};border:1px solid white"></td>'
+                for step, letter in enumerate(context.mask)
+            )
+            rows.append(
+                f"<tr><td style='text-align:left'>{escape(context.transformer)} / {escape(context.context)}</td>"
+                f"<td><table style='border-collapse:collapse'><tr>{cells}</tr></table></td>"
+                f"<td>{context.num_full} full, {context.num_skipped} skipped, "
+                f"{context.cache_bytes / 2**20:.2f} MiB</td></tr>"
+            )
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        told = "" if not rows else f"<p>{escape(str(self).splitlines()[-1])}</p>"
+        return (
+            f"<table>{''.join(rows)}</table>{told}{f'<ul>{notes}</ul>' if notes else ''}"
+            if rows or notes
+            else "<p>nothing has run yet</p>"
+        )
+
+
+def _plain(number: float) -> float | None:
+    """Return None for what is not known: JSON has no NaN."""
+    return number if number == number else None

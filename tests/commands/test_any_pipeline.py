@@ -1,0 +1,133 @@
+"""Commands on pipelines of diffusers in folders: tiny random parts, saved and loaded as users' own are."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+from typer.testing import CliRunner
+
+import tapstudy
+from tapstudy.cli import app
+from tests.pipelines import tiny
+
+FEW = ("--steps", 6, "--interval", 3, "--warmup-steps", 1)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def saved(name: str, folder: Path) -> tuple[str, str]:
+    """Save a pipeline of the table, and a CSV with two prompts and the other arguments of its call."""
+    pipe, call = getattr(tiny, name)()
+    pipe.save_pretrained(folder / name)
+    del call["output_type"], call["num_inference_steps"]
+    call = {key: value[0] if isinstance(value, list) else value for key, value in call.items()}
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(call))
+        writer.writeheader()
+        writer.writerows([call, call | {"prompt": "two small boats at dawn"}])
+    return str(folder / name), str(folder / f"{name}.csv")
+
+
+@pytest.fixture(scope="module", params=["flux", "stable_diffusion_3", "qwen_image", "wan"])
+def asked(request, tmp_path_factory):
+    return saved(request.param, tmp_path_factory.mktemp("pipelines"))
+
+
+def test_a_pipeline_in_a_folder(asked, tmp_path):
+    folder, prompts = asked
+    common = ("--pipeline", folder, "--prompts", prompts)
+    done = run("sample", *common, *FEW, "--out", tmp_path / "two.png")
+    assert done.exit_code == 0, done.output
+    video = folder.endswith("wan")
+    width, height = (64, 32) if video else (24, 16)
+    with Image.open(tmp_path / "two.png") as image:
+        assert image.size == ((5 * width, 2 * height) if video else (2 * width, height))
+    assert "F..F.." in done.stdout
+
+    done = run("record", tmp_path / "run.zarr", *common, *FEW)
+    assert done.exit_code == 0, done.output
+    recording = tapstudy.open_recording(tmp_path / "run.zarr")
+    assert recording.sizes["sample"] == 2
+    assert recording["choice"].sizes["step"] == 6
+    assert np.isfinite(recording["true_error"].sel(step=1)).all()
+
+    done = run("ablate", *common, "--steps", 6, "--axis", "method=tap,order0,fewer", "--axis", "interval=3",
+               "--axis", "warmup_steps=1", "--out", tmp_path / "sweep")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with xr.open_dataset(tmp_path / "sweep" / "sweep.nc") as table:
+        assert table["mask"].sel(cell=table["method"] == "tap").values.tolist() == [["F..F..", "F..F.."]]
+        assert (table["flops_ratio"].sel(cell=table["method"] == "tap") > 1).all()
+        assert np.isfinite(table["psnr"]).all()
+        assert table["correct"].isnull().all()
+        assert table["label"].values[1].startswith("two small boats at dawn")
+
+    done = run("roughness", *common, "--steps", "8", "--prompts", one_row(prompts, tmp_path))
+    assert done.exit_code == 0, done.output
+    assert "Cost:" in done.stdout
+
+
+def one_row(prompts: str, folder: Path) -> Path:
+    lines = Path(prompts).read_text().splitlines()
+    (folder / "one.csv").write_text("\n".join(lines[:2]))
+    return folder / "one.csv"
+
+
+def test_fits_a_schedule_and_compares_with_it(asked, tmp_path):
+    folder, prompts = asked
+    common = ("--pipeline", folder, "--prompts", prompts, "--steps", 8)
+    done = run(
+        "fit-schedule", *common, "--full-passes", 4, "--out", tmp_path / "fitted.json", "--work", tmp_path / "fit"
+    )
+    assert done.exit_code == 0, done.output
+    found = tapstudy.FittedSchedule.load(tmp_path / "fitted.json")
+    assert found.num_steps == 8
+    assert len(found.full_steps) == 4
+    assert found.full_steps[0] == 0
+    assert (
+        max(found.quality.values()) == found.quality[next(iter(sorted(found.quality, key=lambda n: -found.quality[n])))]
+    )
+    assert len(found.magnitude_ratios) == 8
+    again = run(
+        "fit-schedule", *common, "--full-passes", 4, "--out", tmp_path / "again.json", "--work", tmp_path / "fit"
+    )
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "fitted.json").read_text()
+
+    done = run("compare", *common, "--methods", "order1,tap", "--intervals", 4, "--schedule", tmp_path / "fitted.json",
+               "--out", tmp_path / "page.html", "--table", tmp_path / "table.nc")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "fitted schedule (fitted)" in done.stdout
+    with xr.open_dataset(tmp_path / "table.nc") as table:
+        assert table["method"].values.tolist() == ["reference", "Taylor order 1", "TAP", "fitted schedule (fitted)"]
+        expected = "".join("F" if step in found.full_steps else "." for step in range(8))
+        assert table["mask"].values[3].tolist() == [expected] * 2
+        assert np.isinf(table["psnr"].values[0]).all()
+        assert np.isfinite(table["psnr"].values[1:]).all()
+        assert (table["flops_ratio"].values[1:] > 1).all()
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img") == 2 * (1 + 3 * 2)  # images, and differences but for the reference
+
+
+def test_a_schedule_for_other_steps_is_refused(tmp_path):
+    pipe, call = tiny.stable_diffusion_3()
+    found = tapstudy.FittedSchedule(pipeline="StableDiffusion3Pipeline", num_steps=8, full_steps=(0, 1, 2, 5))
+    path = found.save(tmp_path / "schedule.json")
+    with tapstudy.tap(pipe, schedule=path) as handle:
+        tiny.sample(pipe, call, num_inference_steps=8)
+    assert {context.mask for context in handle.summary().contexts} == {"FFF..F.."}
+    with (
+        tapstudy.tap(pipe, schedule=path),
+        pytest.raises(ValueError, match="made for 8 steps, and this run has 12"),
+    ):
+        tiny.sample(pipe, call)
+    with pytest.raises(ValueError, match="leave out interval"), tapstudy.tap(pipe, schedule=path, interval=4):
+        pass
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not hold a fitted schedule"):
+        tapstudy.FittedSchedule.load(tmp_path / "other.json")
