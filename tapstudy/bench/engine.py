@@ -11,6 +11,7 @@ from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from tapstudy.policies.base import Policy
 
 Told = tuple[str, float]  # the mask of the last call, and the bytes its history took (NaN: not told)
 DIMS = ("frame", "band", "y", "x")  # of an image; those of a video have all of them
+_warm: WeakSet[Any] = WeakSet()  # pipelines that have run
 _one_at_a_time = threading.RLock()  # a process has one copy of a model, and a policy sits on the model
 Attach = Callable[[Any], AbstractContextManager[Callable[[], Told]]]
 
@@ -137,6 +139,7 @@ def run(pipe: Any, images: ImageSet, setting: Setting) -> xr.Dataset:
         as it is), (sample), with `seed` and `label` on sample. Attributes `setting` and `weights` (their fingerprint).
     """
     made, masks, held, seconds = [], [], [], []
+    _warm_up(pipe, images)
     with _one_at_a_time, torch.no_grad(), setting.attach(pipe) as told:
         for batch in images.batches(1 if setting.alone else BATCH):
             started = perf_counter()
@@ -156,6 +159,14 @@ def run(pipe: Any, images: ImageSet, setting: Setting) -> xr.Dataset:
         coords={"seed": ("sample", images.seeds), "label": ("sample", images.texts)},
         attrs={"setting": setting.text, "weights": weights_fingerprint(images.model)},
     )
+
+
+def _warm_up(pipe: Any, images: ImageSet) -> None:
+    """Run two steps, once: the first passes of a process are slower than the others."""
+    if pipe not in _warm:
+        with _one_at_a_time, torch.no_grad():
+            images[:1].run_transformer(pipe, 2)
+        _warm.add(pipe)
 
 
 Job = tuple[ImageSet, Setting]

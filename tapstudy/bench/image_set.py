@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from tapstudy.bench.conditions import Call, Condition, arguments_of, noise_seed
-from tapstudy.models.embedded import EmbeddedPipeline, conditions, untrained_like
+from tapstudy.models.embedded import EmbeddedPipeline, untrained_like
 from tapstudy.models.sources import fingerprint, given, open_pipeline
 
 Pair = tuple[int, Condition]  # seed and condition of an image
@@ -151,7 +151,7 @@ def trained_model(model: str) -> tuple[str, int | None]:
 
 
 def pipe_of(model: str) -> Any:
-    """Return the pipeline of a set's model, quiet and warm; a process has one copy of it."""
+    """Return the pipeline of a set's model, quiet; a process has one copy of it."""
     loaded = given(model)
     return _opened(model, weights_fingerprint(model)) if loaded is None else loaded
 
@@ -164,7 +164,6 @@ def _opened(model: str, weights: str) -> EmbeddedPipeline | DiffusionPipeline:
         if seed is not None:
             pipe = untrained_like(pipe, seed=seed)
             pipe.set_progress_bar_config(disable=True)
-        ImageSet.of(model, seeds=(0,), labels=conditions(pipe, 1)).sample(pipe, steps=2)
     elif seed is not None:
         raise ValueError(f"{model}: only embedded models have an untrained twin")
     return pipe

@@ -118,9 +118,8 @@ class Summary:
     def __str__(self) -> str:
         lines = [*map(str, (*self.contexts, *self.notes))]
         if self.contexts and self.share_skipped == self.share_skipped:
-            lines.append(
-                f"{100 * self.share_skipped:.0f} % of the passes skipped; transformer {self.speed_up:.2f} times faster"
-            )
+            skipped = f"{100 * self.share_skipped:.0f} % of the passes skipped"
+            lines.append(f"{skipped}; the transformer was {self.speed_up:.2f} times as fast")
         return "\n".join(lines) or "nothing has run yet"
 
     def _repr_html_(self) -> str:

@@ -89,9 +89,7 @@ def test_fits_a_schedule_and_compares_with_it(asked, tmp_path):
     assert found.num_steps == 8
     assert len(found.full_steps) == 4
     assert found.full_steps[0] == 0
-    assert (
-        max(found.quality.values()) == found.quality[next(iter(sorted(found.quality, key=lambda n: -found.quality[n])))]
-    )
+    assert "start dense: TAP" in found.quality
     assert len(found.magnitude_ratios) == 8
     again = run(
         "fit-schedule", *common, "--full-passes", 4, "--out", tmp_path / "again.json", "--work", tmp_path / "fit"
