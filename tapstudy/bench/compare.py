@@ -146,7 +146,7 @@ def _table(
     for row in tqdm(rows, desc="compare", unit="run", disable=not progress):
         name, interval, _, setting = row
         try:
-            run = kept((images, setting), results, pipe=pipe)
+            run = kept((images, setting), results, pipe=pipe, progress=progress)
             full, skip = _flops(pipe, images[:1], setting, results)
         except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
             if exact is None:

@@ -172,16 +172,18 @@ def _warm_up(pipe: Any, images: ImageSet) -> None:
 Job = tuple[ImageSet, Setting]
 
 
-def kept(job: Job, results: Results, *, pipe: Any = None) -> xr.Dataset:
-    """Do what `run` does, each job once: equal settings share their images, a file per seed.
+def kept(job: Job, results: Results, *, pipe: Any = None, progress: bool = False) -> xr.Dataset:
+    """Do what `run` does, each job once: equal settings share their images, a file per unit (see `ImageSet.units`).
 
     Args:
         pipe: with the model of the images; loaded when it is needed if None.
+        progress: show a bar where there are several units.
     """
     images, setting = job
+    units = images.units()
     parts = [
         results.dataset(*_file(part, setting), lambda part=part: run(pipe or pipe_of(part.model), part, setting))  # type: ignore[misc]
-        for part in images.by_seed()
+        for part in tqdm(units, desc="images", leave=False, disable=not progress or len(units) < 2)
     ]
     return xr.concat(parts, dim="sample", combine_attrs="override")
 
@@ -189,7 +191,7 @@ def kept(job: Job, results: Results, *, pipe: Any = None) -> xr.Dataset:
 def run_all(
     jobs: Sequence[Job], results: Results, *, scheduler: str | None = None, progress: bool = True
 ) -> dict[Job, str]:
-    """Make what `kept` will read, a seed at a time; what is there already is not made again.
+    """Make what `kept` will read, a unit at a time; what is there already is not made again.
 
     A job that fails does not stop the others.
 
@@ -198,7 +200,7 @@ def run_all(
             them here.
 
     Returns:
-        Why jobs failed: of one seed each, as in `split`.
+        Why jobs failed: of one unit each, as in `split`.
 
     Raises:
         ConnectionError: no scheduler or no workers there, or it went away; finished results are kept.
@@ -231,8 +233,8 @@ def run_all(
 
 
 def split(jobs: Sequence[Job]) -> list[Job]:
-    """Return jobs of one seed each, equal ones once."""
-    return list(dict.fromkeys((part, setting) for images, setting in jobs for part in images.by_seed()))
+    """Return jobs of one unit each, equal ones once."""
+    return list(dict.fromkeys((part, setting) for images, setting in jobs for part in images.units()))
 
 
 def run_job(job: Job) -> xr.Dataset:
@@ -249,7 +251,7 @@ def _here(jobs: Sequence[Job]) -> Iterator[tuple[Job, xr.Dataset | BaseException
 
 
 def _file(images: ImageSet, setting: Setting) -> tuple[str, dict[str, Any]]:
-    """Name and key of the result of one seed."""
+    """Name and key of the result of one unit."""
     key = {"setting": setting.text, **images.key, "weights": weights_fingerprint(images.model)}
     return f"runs/{setting.name}-{short_hash(key)}", key
 

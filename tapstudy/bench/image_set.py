@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tapstudy.bench.conditions import Call, Condition, arguments_of, noise_seed
 from tapstudy.models.embedded import EmbeddedPipeline, untrained_like
-from tapstudy.models.sources import fingerprint, given, open_pipeline
+from tapstudy.models.sources import fingerprint, given, is_embedded, open_pipeline
 
 Pair = tuple[int, Condition]  # seed and condition of an image
 
@@ -87,11 +87,19 @@ class ImageSet:
         return [noise_seed(*pair) for pair in self.pairs]
 
     def by_seed(self) -> list[ImageSet]:
-        """Return the images of every seed: what is computed and kept at a time."""
+        """Return the images of every seed."""
         return [
             replace(self, pairs=tuple(pair for pair in self.pairs if pair[0] == seed))
             for seed in dict.fromkeys(self.seeds)
         ]
+
+    def units(self) -> list[ImageSet]:
+        """Return what is computed and kept at a time: of embedded models the images of a seed, else every image."""
+        try:
+            together = is_embedded(trained_model(self.model)[0])
+        except (OSError, ValueError):
+            together = True  # there is no such model, which whoever runs it will say
+        return self.by_seed() if together else self.batches(1)
 
     def batches(self, size: int = BATCH) -> list[ImageSet]:
         """Cut it, in order, into `size` images at a time."""

@@ -75,7 +75,7 @@ class Source:
 
 
 def open_pipeline(source: str | Path | Source) -> Any:
-    """Load a pipeline, quiet.
+    """Load a pipeline.
 
     Args:
         source: embedded model, folder or hub id, with options as `Source` writes them.
@@ -102,7 +102,8 @@ def open_pipeline(source: str | Path | Source) -> Any:
         except (OSError, RuntimeError, ValueError, AttributeError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"the pipeline in {folder} cannot be loaded ({reason})") from error
-    pipe.set_progress_bar_config(disable=True)
+    # embedded ones are quick; of others the steps are shown, on a terminal
+    pipe.set_progress_bar_config(**({"disable": True} if ours else {"disable": None, "desc": "steps", "leave": False}))
     if asked.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif asked.offload == "sequential":
@@ -165,6 +166,14 @@ def given(name: str) -> Any | None:
     if found is None and " in memory, " in name:
         raise ValueError(f"{name} is not in this process: give the folder or hub id of a pipeline instead")
     return found
+
+
+def is_embedded(model: str) -> bool:
+    """Tell whether a source, or a pipeline that `name_of` named, is of the kind of the embedded models."""
+    loaded = given(model)
+    if loaded is not None:
+        return isinstance(loaded, tuple(KINDS))
+    return _is_embedded(pipeline_folder(Source.parse(model).name))
 
 
 def fingerprint(model: str) -> str:
