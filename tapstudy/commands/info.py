@@ -43,7 +43,7 @@ def _about_class(name: str) -> None:
     from tapstudy.bench.speed.real_sizes import real_size_costs
     from tapstudy.instrument.adapters import ADAPTERS
 
-    typer.echo(f"{name}\n{_row(ADAPTERS[name], getattr(diffusers, name))}")
+    typer.echo(f"{name}\n{_row(ADAPTERS[name], getattr(diffusers, name, object))}")
     typer.echo(f"At real size (computed without weights):\n{real_size_costs(name)}")
 
 
