@@ -8,8 +8,9 @@ the block lists, the attention, the tail, and how to read the token grid.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,8 @@ class Adapter:
 
     Args:
         blocks: attribute names of the block lists, in the order they run.
-        grid: (model, bound forward arguments) -> frames, rows and columns of the tokens of the image being made.
+        grid: (model, bound forward arguments) -> frames, rows and columns of the tokens of the image being made; see
+            `tapstudy.instrument.layouts`. Without one packed tokens count as one long row, of which users are told.
         streams: for each block list, the position of the image stream in the tuple a block returns, or None when
             it returns that tensor alone.
         image_start: for each block list, where the image tokens start in the input of its attention: None (they come
@@ -53,7 +55,7 @@ class Adapter:
     """
 
     blocks: tuple[str, ...]
-    grid: Callable[[Any, Arguments], Grid]
+    grid: Callable[[Any, Arguments], Grid] = layouts.one_row
     streams: tuple[int | None, ...] = (None,)
     image_start: tuple[Callable[[Arguments], Start] | None, ...] = ()
     attention: str = "attn1"
@@ -71,6 +73,8 @@ class Adapter:
     def __post_init__(self) -> None:
         if not self.image_start:
             object.__setattr__(self, "image_start", (None,) * len(self.blocks))
+        if self.grid is layouts.one_row and self.latent != "hidden_states":
+            object.__setattr__(self, "grid", partial(layouts.one_row, latent=self.latent))
         for name in ("streams", "image_start"):
             if len(getattr(self, name)) != len(self.blocks):
                 raise ValueError(
@@ -89,6 +93,15 @@ class Adapter:
         ]
         tail = model.get_submodule(self.tail)
         return blocks, list(tail.children()) if isinstance(tail, nn.ModuleDict | nn.ModuleList) else [tail]
+
+    def notice(self, grid: Grid) -> str | None:
+        """Tell what is worth knowing about a grid that nobody named, or None."""
+        if getattr(self.grid, "func", self.grid) is not layouts.one_row or grid[:2] != (1, 1):
+            return None
+        return (
+            f"the adapter names no grid: {grid[2]} tokens count as one long row. Nothing depends on it but maps of "
+            "tokens; to have them in rows and columns, give the Adapter a grid"
+        )
 
     def start(self, block_list: int, arguments: Arguments) -> Start:
         """Tell where the image tokens start in the attention input of the blocks in list number `block_list`."""
@@ -246,9 +259,30 @@ ADAPTERS: dict[str, Adapter] = {
 }  # fmt: skip
 
 
+_REPLACED: dict[str, Adapter | None] = {}  # what stood in the table where somebody registered a row
+
+
 def find_adapter(model: nn.Module) -> Adapter | None:
     """Return the row of the model's class or of the nearest base class that has one."""
     return next((ADAPTERS[base.__name__] for base in type(model).__mro__ if base.__name__ in ADAPTERS), None)
+
+
+def why_unsupported(where: str, classes: Iterable[str]) -> str:
+    """Tell why there is nothing to accelerate among models of these classes, and what to do."""
+    names = sorted(classes)
+    nets = [name for name in names if "UNet" in name]
+    found = f"no supported transformer in {where}: found {', '.join(names)}"
+    if nets:
+        return (
+            f"{found}. {nets[0]} is a U-Net, which TAP does not support: the number of its tokens changes from level "
+            "to level, skip connections lead past any one place for a residual, and no level has the modulated input that "
+            "serves as probe. Use a pipeline with a diffusion transformer (docs/models.md lists them), or a cache made "
+            "for U-Nets, such as DeepCache"
+        )
+    return (
+        f"{found}; supported are {', '.join(sorted(ADAPTERS))}; add your own with tapstudy.register_adapter "
+        "(docs/your_own_class.md)"
+    )
 
 
 def register_adapter(model: type[nn.Module] | str, adapter: Adapter) -> None:
@@ -258,12 +292,33 @@ def register_adapter(model: type[nn.Module] | str, adapter: Adapter) -> None:
         model: the class, or its name.
         adapter: its row; replaces one of the same name.
 
-    >>> tapstudy.register_adapter(MyTransformer, Adapter(("blocks",), grid=lambda m, a: (1, 8, 8)))  # doctest: +SKIP
+    >>> tapstudy.register_adapter(MyTransformer, Adapter(("blocks",), grid=layouts.image))  # doctest: +SKIP
     """
     if not isinstance(adapter, Adapter):
         raise TypeError(f"register_adapter needs an Adapter, got {adapter!r}")
+    name = _class_name(model, "register_adapter")
+    _REPLACED.setdefault(name, ADAPTERS.get(name))
+    ADAPTERS[name] = adapter
+
+
+def unregister_adapter(model: type[nn.Module] | str) -> None:
+    """Undo `register_adapter`: a row that came with the package is back. Policies in force keep the row they have.
+
+    Raises ValueError when no adapter was registered for that class.
+    """
+    name = _class_name(model, "unregister_adapter")
+    if name not in _REPLACED:
+        raise ValueError(f"no adapter was registered for {name}")
+    before = _REPLACED.pop(name)
+    if before is None:
+        del ADAPTERS[name]
+    else:
+        ADAPTERS[name] = before
+
+
+def _class_name(model: type[nn.Module] | str, who: str) -> str:
     if inspect.isclass(model) and issubclass(model, nn.Module):
-        model = model.__name__
+        return model.__name__
     if not isinstance(model, str):
-        raise TypeError(f"register_adapter needs a torch module class or the name of one, got {model!r}")
-    ADAPTERS[model] = adapter
+        raise TypeError(f"{who} needs a torch module class or the name of one, got {model!r}")
+    return model

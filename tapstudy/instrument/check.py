@@ -121,6 +121,8 @@ class Report:
             f"attention and feed-forward modules that ran: {site.computed[0]} and {site.computed[1]}"
             for site in self.sites
         ]
+        notices = {notice for site in self.sites if (notice := self.adapter.notice(site.grid)) is not None}
+        lines += [f"  NOTICE     {notice}" for notice in notices]
         return "\n".join([*lines, *(f"  PROBLEM    {problem}" for problem in self.problems)])
 
 

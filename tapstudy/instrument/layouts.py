@@ -1,7 +1,8 @@
 """Where the tokens of the image are in what goes through a transformer, and which calls must run in full.
 
-Functions for the rows of the adapter table, and for a row of your own: token grids, of (model, forward arguments by
-name); tokens of reference images, likewise; starts of the image tokens and reasons to run in full, of the arguments.
+Functions for the rows of the adapter table, and for a row of your own (docs/your_own_class.md): token grids and tokens of
+reference images, of (model, forward arguments by name); starts of the image tokens and reasons to run in full, of the
+arguments.
 """
 
 from __future__ import annotations
@@ -17,6 +18,25 @@ Arguments = Mapping[str, Any]
 Start = int | Sequence[int]
 
 # Token grids
+
+
+def one_row(model: Any, arguments: Arguments, *, latent: str = "hidden_states") -> Grid:
+    """All tokens of the image in one row, for a row of the table that names no grid.
+
+    Packed tokens count as they are. A latent with rows and columns is cut by `config.patch_size`, so its grid is known.
+
+    Raises:
+        ValueError: neither is the case.
+    """
+    given = arguments[latent]
+    if isinstance(given, Tensor) and given.ndim == 3:
+        return 1, 1, given.shape[1]
+    if isinstance(given, Tensor) and given.ndim in (4, 5) and hasattr(getattr(model, "config", None), "patch_size"):
+        return (image if given.ndim == 4 else video)(model, {"hidden_states": given})
+    raise ValueError(
+        f"the adapter names no grid, and {latent} is not packed tokens, nor a latent that a patch_size of the "
+        "configuration cuts: give the Adapter a grid, such as one of tapstudy.instrument.layouts"
+    )
 
 
 def image(model: Any, arguments: Arguments) -> Grid:
