@@ -10,9 +10,10 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from tapstudy.instrument.adapters import Adapter, Grid, Start
+from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.driver import Span
 from tapstudy.instrument.latent import to_tokens
+from tapstudy.instrument.layouts import Grid, Start
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, Prediction, ProbeKind

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tapstudy.instrument.adapters import ADAPTERS, Adapter, find_adapter
+from tapstudy.instrument.adapters import Adapter, find_adapter, why_unsupported
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.summary import ContextSummary, Summary
@@ -79,11 +79,8 @@ def find_transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
         name: (module, adapter) for name, module in modules.items() if (adapter := find_adapter(module)) is not None
     }
     if not found:
-        classes = sorted({type(module).__name__ for module in modules.values()}) or [type(target).__name__]
-        raise TypeError(
-            f"no supported transformer in {type(target).__name__}: found {', '.join(classes)}; supported are "
-            f"{', '.join(sorted(ADAPTERS))}; add your own with tapstudy.register_adapter"
-        )
+        classes = {type(module).__name__ for module in modules.values()} or {type(target).__name__}
+        raise TypeError(why_unsupported(type(target).__name__, classes))
     return found
 
 

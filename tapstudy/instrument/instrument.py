@@ -166,6 +166,9 @@ class Instrument:
     def _begin(self, run: ContextRun, arguments: dict[str, Any]) -> None:
         """Give `run` an empty history."""
         run.grid = self.adapter.grid(self.model, arguments)
+        notice = self.adapter.notice(run.grid)
+        if notice is not None:
+            self._cautions.warn(f"{type(self.model).__name__}: {notice}")
         run.policy = self.policy.fresh()
         run.policy.begin(self._trajectories.latest.told(run))
         run.observed, run.taught_nothing, run.restart = False, None, None
