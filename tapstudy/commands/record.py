@@ -60,7 +60,7 @@ def record(
             raise ValueError("say where to record: `tapstudy record OUT`, or `tapstudy record --resume DIR`")
         if resume is not None:
             made = read_configuration(resume)
-            _record(resume, force=force, sigma=made.get("smooth_time", 0.0), **recorder_arguments(made))
+            _record(resume, force=force, sigma=made.get("smooth_time", 0.0), **recorder_arguments(made, resume))
             return
         assert out is not None
         if bundled:

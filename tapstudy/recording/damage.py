@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tapstudy.recording.schema import VARIABLES
 
 ROOT = "zarr.json"
 FINISHED = "finished"
+INPUTS = "inputs"  # a group: what the calls were given, by hash
 CHECKSUM_BYTES = 4
 
 
@@ -60,9 +62,10 @@ class CheckedStore(LocalStore):
         return self._checked(key, super().get_sync(key, **kwargs))
 
     def _checked(self, key: str, found: Buffer | None) -> Buffer | None:
-        name, *rest = key.split("/")
-        if rest[:1] != ["c"]:
+        chunk = re.fullmatch(r"(.+?)/c(/\d+)*", key)
+        if chunk is None:
             return found
+        name = chunk[1]
         if found is None and not self.root.is_dir():
             raise RecordingError(f"{self.root} is no longer there: {name} ({key}) cannot be read; open it anew")
         if found is None or not is_whole(found.to_bytes()):

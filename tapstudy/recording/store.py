@@ -23,6 +23,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from tapstudy.recording.damage import (
     FINISHED,
+    INPUTS,
     ROOT,
     CheckedStore,
     RecordingError,
@@ -108,6 +109,19 @@ class Store:
             return
         self.layout = replace(self.layout, sizes={**self.layout.sizes, **sizes}, fields=(*self.layout.fields, name))
         _create_variable(self.group, name, self.layout)
+        self._consolidate()
+
+    def keep(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Keep what the calls are given, by hash, unless it is there."""
+        listed = listed_arrays(read_root(self.path)) or {}
+        missing = {key: array for key, array in inputs.items() if f"{INPUTS}/{key}" not in listed}
+        if not missing:
+            return
+        group = self.group.require_group(INPUTS)
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            for key, array in missing.items():
+                chunks = tuple(max(1, size) for size in array.shape)
+                group.create_array(key, data=array, chunks=chunks, compressors=codecs(), overwrite=True)
         self._consolidate()
 
     def _consolidate(self) -> None:
@@ -277,6 +291,16 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
             f"{path} has schema version {version}, this tapstudy reads up to {SCHEMA_VERSION}: update tapstudy"
         )
     return attrs
+
+
+def read_inputs(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Read what `record(keep_inputs=True)` has kept of the calls, by hash; raises RecordingError as it is damaged."""
+    path = recording_path(path)
+    names = [name for name in _recorded_arrays(path) or {} if name.startswith(f"{INPUTS}/")]
+    store = CheckedStore(path, read_only=True)
+    return {
+        name.removeprefix(f"{INPUTS}/"): np.asarray(zarr.open_array(store, path=name, mode="r")[...]) for name in names
+    }
 
 
 def _native(values: xr.DataArray) -> xr.DataArray:

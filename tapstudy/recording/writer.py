@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tapstudy.instrument.driver import Span
+from tapstudy.recording.configuration import tell_differences
 from tapstudy.recording.damage import ROOT, Damage, RecordingError, find_damage
 from tapstudy.recording.lock import lock
 from tapstudy.recording.schema import COORDINATES, FEATURES, VARIABLES, Layout
@@ -32,6 +33,7 @@ class Writer:
         dtype: of scores and features on disk.
         coords: values of those in `schema.COORDINATES` that are known before anything has run, `seed` among them.
         attrs: of the dataset.
+        inputs: of the calls, to keep, by hash.
         shared_steps: other transformers run the steps that this one leaves out.
         force: write even if the disk might not hold it.
         say: shows a line to the user.
@@ -45,12 +47,13 @@ class Writer:
         dtype: str,
         coords: Mapping[str, Any],
         attrs: dict[str, Any],
+        inputs: Mapping[str, Array],
         shared_steps: bool,
         force: bool,
         say: Callable[[str], None],
     ) -> None:
         self.path, self.fields, self.dtype, self.coords, self.attrs = path, fields, dtype, coords, attrs
-        self.shared_steps, self.force, self.say = shared_steps, force, say
+        self.inputs, self.shared_steps, self.force, self.say = inputs, shared_steps, force, say
         self.store: Store | None = None
         self.batch: Sequence[int] = ()
         self._samples: list[SampleWriter] = []
@@ -74,14 +77,9 @@ class Writer:
 
     def _resume(self) -> None:
         held, asked = (json.loads(attrs["configuration"]) for attrs in (read_attributes(self.path), self.attrs))
-        differing = "; ".join(
-            f"{key}: {_short(held.get(key))} there, {_short(asked.get(key))} asked"
-            for key in sorted(held.keys() | asked.keys())
-            if held.get(key) != asked.get(key)
-        )
-        if differing:
+        if differing := tell_differences(held, asked):
             raise RecordingError(
-                f"{self.path} holds a recording of another configuration ({differing}); choose another path"
+                f"{self.path} holds a recording of another configuration ({'; '.join(differing)}); choose another path"
             )
         store = Store.resume(self.path)
         if store is not None:
@@ -93,6 +91,7 @@ class Writer:
         if not store.finished.all() and (new := store.tell_versions(json.loads(self.attrs["versions"]))) is not None:
             warnings.warn(f"{self.path} is resumed under other versions: {new}", stacklevel=5)
         self.store = store
+        store.keep(self.inputs)
         names = store.values("context")
         self._contexts = {} if names is None else {str(name): index for index, name in enumerate(names)}
 
@@ -177,23 +176,26 @@ class Writer:
             for name, values in fields.items():
                 sample.put(name, self._contexts[context], step, values[row])
 
-    def end(self, images: Array | None) -> None:
+    def end(self, images: Array | None, count: int | None) -> None:
         """Finish the samples of the batch, with images (batch, y, x, band) or videos (batch, frame, y, x, band).
+
+        Args:
+            count: of images or latents that the pipeline made, None if it does not tell.
 
         Raises:
             RecordingError: no step at all, or steps or contexts that nobody saw: they would be stored as missing.
-            ValueError: no images, or not one for every sample.
+            ValueError: no images to store, or not one for every sample.
         """
         store = self._lay_out()
         self._check_steps(store)
+        if count not in (None, len(self.batch)):
+            raise ValueError(f"the call made {count} images, but was counted as {len(self.batch)} samples")
         if "image" in self.fields:
             if images is None:
                 raise ValueError(
                     "the pipeline returned no images to store: leave image out of the fields, or output_type out of "
                     "the calls"
                 )
-            if len(images) != len(self.batch):
-                raise ValueError(f"the call made {len(images)} images, but was counted as {len(self.batch)} samples")
             name = "image" if images.ndim == 4 else "video"
             store.add(name, dict(zip(VARIABLES[name].dims, images.shape[1:], strict=True)))
             for sample, image in zip(self._samples, images, strict=True):
@@ -239,6 +241,7 @@ class Writer:
         layout = Layout(sizes, tuple(name for name in self.fields if "step" in VARIABLES[name].dims), self.dtype)
         self._check_room(layout)
         self.store = Store.create(self.path, layout, coords=coords, attrs=self.attrs)
+        self.store.keep(self.inputs)
         self._samples = [SampleWriter(self.store, sample) for sample in self.batch]
         for context, fields in self._waiting:
             self._put(context, 0, fields)
@@ -278,8 +281,3 @@ def _along(span: Span | None, attribute: str) -> Array | None:
     """Take timesteps or sigmas of the steps that the transformer sees in the run."""
     values = getattr(span, attribute, None)
     return None if values is None else values.double().cpu().numpy()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
