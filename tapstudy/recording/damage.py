@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from tapstudy.recording.schema import VARIABLES
+from tapstudy.recording.schema import COORDINATES
 
 ROOT = "zarr.json"
 FINISHED = "finished"
@@ -43,7 +43,11 @@ class Damage:
     @property
     def mendable(self) -> bool:
         """Whether making samples again makes the file again."""
-        return self.variable in (*VARIABLES, FINISHED) and not self.file.endswith(ROOT)
+        return (
+            self.variable not in COORDINATES
+            and not self.variable.startswith(f"{INPUTS}/")
+            and not self.file.endswith(ROOT)
+        )
 
     @property
     def remedy(self) -> str:
@@ -126,7 +130,7 @@ def find_damage(path: Path, samples: Sequence[int] | NDArray[np.intp], *, checks
         reason = _metadata_damage(path / name / ROOT, listed)
         if reason is not None:
             found.append(Damage(name, None, f"{name}/{ROOT}", reason))
-        per_sample = name in (*VARIABLES, FINISHED) and (listed.get("dimension_names") or [])[:1] == ["sample"]
+        per_sample = name not in COORDINATES and (listed.get("dimension_names") or [])[:1] == ["sample"]
         chunks = listed["chunk_grid"]["configuration"]["chunk_shape"]
         counts = (-(-size // chunk) for size, chunk in zip(listed["shape"], chunks, strict=True))
         for index in np.ndindex(*counts):

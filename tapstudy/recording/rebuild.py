@@ -36,6 +36,7 @@ def recorder_arguments(configuration: dict[str, Any], path: str | Path) -> dict[
             "call of tapstudy.record"
         )
     arguments = {name: configuration[name] for name in ("fields", "depths", "dtype", "transformer", "model")}
+    arguments["modules"] = configuration.get("modules")
     kept = read_inputs(path)
     try:
         arguments["calls"] = [restore_inputs(call, kept, f"call {i}") for i, call in enumerate(configuration["calls"])]

@@ -24,7 +24,7 @@ from tapstudy.policies.tap import TAPPolicy
 from tapstudy.recording.calls import Sample, pipeline_arguments, samples_of, whole_numbers
 from tapstudy.recording.damage import RecordingError, recording_path
 from tapstudy.recording.inputs import describe_inputs
-from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields
+from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields, check_modules
 from tapstudy.recording.scorer import Reduce, Scorer
 from tapstudy.recording.store import open_recording
 from tapstudy.recording.writer import Writer
@@ -41,6 +41,7 @@ def record(
     fields: Sequence[str] = DEFAULT_FIELDS,
     config: TAPConfig | None = None,
     policy: Policy | None = None,
+    modules: Mapping[str, str] | None = None,
     depths: Sequence[int] = (0,),
     dtype: str = "float32",
     reduce: Mapping[str, Reduce] | None = None,
@@ -71,6 +72,10 @@ def record(
         path: folder of the store.
         fields: what to store: "proxy_loss", "true_error", "choice", "image", and the features "probe", "residual",
             "latent" (the noisy input of the model) and "latent_residual" (teacher-forced only).
+        modules: name -> path, such as {"attn3": "transformer_blocks.3.attn"}, of modules of the transformer whose output
+            is stored under the name: the image stream of a block, else the first tensor. In the dimension `token` are
+            the image's tokens alone; an output without them, or with as many tokens of text, keeps all it has, in
+            dimensions of its own (`attn3_axis1`, `attn3_channel`). Where a module did not run is NaN, with a warning.
         config: schedule, family, distance and residual site of a teacher-forced recording.
         policy: of a closed-loop recording.
         depths: blocks whose modulated input is stored as `probe`.
@@ -95,6 +100,7 @@ def record(
     """
     path = recording_path(path)
     wanted, depths = check_fields(tuple(fields)), tuple(dict.fromkeys(depths))
+    paths = check_modules(modules or {})
     if dtype not in FEATURE_DTYPES:
         raise ValueError(f"dtype must be one of {FEATURE_DTYPES}, got {dtype!r}")
     judge = _judge(config, policy, wanted, depths)
@@ -113,12 +119,17 @@ def record(
         "reduce": {name: repr(function) for name, function in (reduce or {}).items()},
         "transformer": transformer,
     }
+    if paths:
+        configuration["modules"] = paths
     if sigma := smoothed_sigma(pipe):
         configuration["smooth_time"] = sigma
-    scorer = Scorer(judge, teacher_forced=policy is None, fields=wanted, depths=depths, reduce=dict(reduce or {}))
+    scorer = Scorer(
+        judge, teacher_forced=policy is None, fields=wanted, modules=paths, depths=depths, reduce=dict(reduce or {})
+    )
     writer = Writer(
         path,
         fields=wanted,
+        modules=paths,
         dtype=dtype,
         coords=_coordinates(
             [sample for group in groups for sample in group], judge, depths if "probe" in wanted else None
@@ -136,7 +147,8 @@ def record(
     )
 
     def listen(event: StepEvent) -> None:
-        writer.put(event.step, scorer(event, len(writer.batch)), grid=event.grid, span=event.span)
+        values = scorer(event, len(writer.batch))
+        writer.put(event.step, values, modules=scorer.variables, grid=event.grid, span=event.span)
 
     observer = policy or FullPolicy(residual=judge.residual_site, probe_depth=judge.probe_depth, needs_probe=True)
     try:
@@ -148,6 +160,7 @@ def record(
             handle.record(
                 listen,
                 depths=depths if "probe" in wanted else (),
+                modules=paths,
                 latent=bool({"latent", "latent_residual"} & {*wanted}),
                 transformer=transformer,
             )

@@ -32,7 +32,7 @@ from tapstudy.recording.damage import (
     read_root,
     recording_path,
 )
-from tapstudy.recording.schema import COORDINATES, SCHEMA_VERSION, VARIABLES, Layout
+from tapstudy.recording.schema import COORDINATES, SCHEMA_VERSION, VARIABLES, Layout, Variable
 
 
 class Store:
@@ -51,7 +51,7 @@ class Store:
         """
         group = zarr.create_group(path, zarr_format=3, attributes={"schema_version": SCHEMA_VERSION, **attrs})
         store = cls(path, group, layout)
-        for name in layout.fields:
+        for name in layout.variables:
             _create_variable(group, name, layout)
         flags = np.zeros(layout.sizes["sample"], dtype="int8")
         _create_array(group, FINISHED, ("sample",), "this sample is complete", data=flags, chunks=(1,))
@@ -104,10 +104,11 @@ class Store:
         return np.asarray(self._array(coordinate)[:]) if coordinate in self.group else None
 
     def add(self, name: str, sizes: Mapping[str, int]) -> None:
-        """Lay out one more variable, unless it is there."""
-        if name in self.layout.fields:
+        """Lay out one more variable of the table, unless it is there."""
+        if name in self.layout.variables:
             return
-        self.layout = replace(self.layout, sizes={**self.layout.sizes, **sizes}, fields=(*self.layout.fields, name))
+        variables = {**self.layout.variables, name: VARIABLES[name]}
+        self.layout = replace(self.layout, sizes={**self.layout.sizes, **sizes}, variables=variables)
         _create_variable(self.group, name, self.layout)
         self._consolidate()
 
@@ -191,8 +192,8 @@ class SampleWriter:
     def finish(self) -> None:
         """Write what is left, and the flag of the sample last."""
         layout = self.store.layout
-        for name in layout.fields:
-            if "step" in VARIABLES[name].dims:
+        for name, variable in layout.variables.items():
+            if "step" in variable.dims:
                 count = -(-layout.sizes["step"] // layout.chunks(name)[2])
                 # what no step told (no skip step, a context that ends early) is missing values: every chunk is there
                 for context, chunk in np.ndindex(layout.sizes["context"], count):
@@ -233,7 +234,8 @@ class SampleWriter:
             (name, _, chunk), layout = key, self.store.layout
             length = layout.chunks(name)[2]
             count = min(length, layout.sizes["step"] - chunk * length)
-            self._waiting[key] = np.full((count, *layout.shape(name)[2:]), VARIABLES[name].fill, layout.dtype(name))
+            fill = layout.variables[name].fill
+            self._waiting[key] = np.full((count, *layout.shape(name)[2:]), fill, layout.dtype(name))
         return self._waiting[key]
 
     def _flush(self, key: tuple[str, int, int]) -> None:
@@ -343,20 +345,27 @@ def _create_array(group: zarr.Group, name: str, dims: tuple[str, ...], long_name
 
 
 def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
-    variable, shape = VARIABLES[name], (layout.sizes["sample"], *layout.shape(name))
+    variable, shape = layout.variables[name], (layout.sizes["sample"], *layout.shape(name))
     settings = {"shape": shape, "chunks": layout.chunks(name), "dtype": layout.dtype(name), "fill_value": variable.fill}
     _create_array(group, name, ("sample", *variable.dims), variable.long_name, **settings)
+    if variable.module is not None:
+        group[name].attrs["module"] = variable.module
 
 
 def _read_layout(group: zarr.Group) -> Layout:
     sizes: dict[str, int] = {}
-    fields = []
+    arrays: dict[str, Any] = {name: array for name, array in group.arrays() if "module" in array.attrs}
+    modules = {
+        name: Variable(
+            array.metadata.dimension_names[1:], "feature", array.attrs["long_name"], module=array.attrs["module"]
+        )
+        for name, array in arrays.items()
+    }
+    table = {name: one for name, one in VARIABLES.items() if name in group} | modules
     dtype = "float32"
-    for name, variable in VARIABLES.items():
-        if name in group:
-            array: Any = group[name]
-            fields.append(name)
-            sizes |= dict(zip(("sample", *variable.dims), array.shape, strict=True))
-            if variable.dtype == "feature":
-                dtype = str(array.dtype)
-    return Layout(sizes, tuple(fields), dtype)
+    for name, variable in table.items():
+        array: Any = group[name]
+        sizes |= dict(zip(("sample", *variable.dims), array.shape, strict=True))
+        if variable.dtype == "feature":
+            dtype = str(array.dtype)
+    return Layout(sizes, table, dtype)

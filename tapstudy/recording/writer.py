@@ -16,7 +16,7 @@ from tapstudy.instrument.driver import Span
 from tapstudy.recording.configuration import tell_differences
 from tapstudy.recording.damage import ROOT, Damage, RecordingError, find_damage
 from tapstudy.recording.lock import lock
-from tapstudy.recording.schema import COORDINATES, FEATURES, VARIABLES, Layout
+from tapstudy.recording.schema import COORDINATES, FEATURES, VARIABLES, Layout, Variable
 from tapstudy.recording.scorer import Array
 from tapstudy.recording.store import SampleWriter, Store, read_attributes
 
@@ -30,6 +30,7 @@ class Writer:
     Args:
         path: of the store.
         fields: of `schema.VARIABLES`.
+        modules: name -> path, of those whose outputs are stored too.
         dtype: of scores and features on disk.
         coords: values of those in `schema.COORDINATES` that are known before anything has run, `seed` among them.
         attrs: of the dataset.
@@ -44,6 +45,7 @@ class Writer:
         path: Path,
         *,
         fields: tuple[str, ...],
+        modules: Mapping[str, str],
         dtype: str,
         coords: Mapping[str, Any],
         attrs: dict[str, Any],
@@ -52,7 +54,8 @@ class Writer:
         force: bool,
         say: Callable[[str], None],
     ) -> None:
-        self.path, self.fields, self.dtype, self.coords, self.attrs = path, fields, dtype, coords, attrs
+        self.path, self.fields, self.modules, self.dtype = path, fields, modules, dtype
+        self.coords, self.attrs = coords, attrs
         self.inputs, self.shared_steps, self.force, self.say = inputs, shared_steps, force, say
         self.store: Store | None = None
         self.batch: Sequence[int] = ()
@@ -61,6 +64,9 @@ class Writer:
         self._contexts: dict[str, int] = {}
         self._grid = (1, 1, 1)
         self._span: Span | None = None
+        self._modules: Mapping[str, Variable] = {}
+        self._ran: dict[str, set[tuple[int, int]]] = {}
+        self._silent: set[str] = set()
 
     # The recording
 
@@ -131,15 +137,23 @@ class Writer:
         """Begin a batch of samples."""
         self.batch = samples
         self._waiting.clear()
+        self._ran = {name: set() for name in self.modules}
         self._samples = [SampleWriter(self.store, sample) for sample in samples] if self.store else []
 
     def put(
-        self, step: int, values: Mapping[str, Mapping[str, Array]], *, grid: tuple[int, int, int], span: Span | None
+        self,
+        step: int,
+        values: Mapping[str, Mapping[str, Array]],
+        *,
+        modules: Mapping[str, Variable],
+        grid: tuple[int, int, int],
+        span: Span | None,
     ) -> None:
         """Write a step of the batch.
 
         Args:
             values: context -> field -> (sample, ...).
+            modules: variables of those that have run so far.
             grid: frames, rows and columns of the tokens.
             span: the steps that the transformer sees in the run, None if no scheduler tells.
 
@@ -158,7 +172,7 @@ class Writer:
         if step > 0:
             self._lay_out()
         else:
-            self._grid, self._span = grid, span
+            self._grid, self._span, self._modules = grid, span, modules
             held = None if self.store is None else self.store.values("timestep")
             ours = _along(span, "timesteps")
             if held is not None and ours is not None and not np.array_equal(held, ours):
@@ -172,6 +186,8 @@ class Writer:
     def _put(self, context: str, step: int, fields: Mapping[str, Array]) -> None:
         if self.store is None:
             self._waiting.append((context, fields))
+        for name in self._ran.keys() & fields.keys():
+            self._ran[name].add((self._contexts[context], step))
         for row, sample in enumerate(self._samples):
             for name, values in fields.items():
                 sample.put(name, self._contexts[context], step, values[row])
@@ -188,6 +204,7 @@ class Writer:
         """
         store = self._lay_out()
         self._check_steps(store)
+        self._say_what_did_not_run()
         if count not in (None, len(self.batch)):
             raise ValueError(f"the call made {count} images, but was counted as {len(self.batch)} samples")
         if "image" in self.fields:
@@ -221,6 +238,19 @@ class Writer:
                 "with arguments that keep one guidance for all samples. Finished samples are kept"
             )
 
+    def _say_what_did_not_run(self) -> None:
+        """Warn once of every module that did not run at some steps."""
+        told = {(context, step) for context, steps in self._samples[0].steps.items() for step in steps}
+        for name, ran in self._ran.items():
+            if told - ran and name not in self._silent:
+                self._silent.add(name)
+                steps = sorted({step for _, step in told - ran})
+                warnings.warn(
+                    f"{name} ({self.modules[name]}) did not run at {len(steps)} steps (the first is {steps[0]}): what "
+                    "it gives there is stored as NaN",
+                    stacklevel=4,
+                )
+
     # Laying out
 
     def _lay_out(self) -> Store:
@@ -234,11 +264,19 @@ class Writer:
         coords = self._all_coords(len(self._span.timesteps))
         sizes = {COORDINATES[name][0]: len(values) for name, values in coords.items()}
         first = {name: values for _, fields in self._waiting for name, values in fields.items()}
-        for name in filter(first.__contains__, FEATURES):
-            dim, count = VARIABLES[name].dims[-1], first[name].shape[-1]
+        if absent := [name for name in self.modules if name not in first]:
+            raise RecordingError(
+                f"{absent[0]} ({self.modules[absent[0]]}) did not run in the first step, so that the size of what it "
+                "gives is unknown: leave it out"
+            )
+        table = {name: VARIABLES[name] for name in self.fields if "step" in VARIABLES[name].dims} | dict(self._modules)
+        for name in filter(first.__contains__, (*FEATURES, *self.modules)):
+            for dim, count in zip(table[name].dims[2:-1], first[name].shape[1:-1], strict=True):
+                sizes.setdefault(dim, count)
+            dim, count = table[name].dims[-1], first[name].shape[-1]
             if sizes.setdefault(dim, count) != count:
                 raise ValueError(f"{name} has {count} channels, another feature {sizes[dim]}: reduce both")
-        layout = Layout(sizes, tuple(name for name in self.fields if "step" in VARIABLES[name].dims), self.dtype)
+        layout = Layout(sizes, table, self.dtype)
         self._check_room(layout)
         self.store = Store.create(self.path, layout, coords=coords, attrs=self.attrs)
         self.store.keep(self.inputs)

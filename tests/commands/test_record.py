@@ -147,12 +147,15 @@ def test_smoothed_in_time(model, tmp_path, monkeypatch):
 def test_record_features(model, tmp_path):
     out = tmp_path / "run"
     options = ["--fields", "probe,residual", "--depths", "0,2", "--dtype", "float16"]
+    options += ["--module", "feed=transformer_blocks.1.ff", "--module", "mean=transformer_blocks.0.norm1"]
     result = run(app, ["record", str(out), "--model", model, *OPTIONS.split(), *options])
     assert result.exit_code == 0, result.output
     recording = tapstudy.open_recording(out)
     assert recording["probe"].dtype == np.float16
     assert recording["depth"].values.tolist() == [0, 2]
     assert "true_error" not in recording
+    assert recording["feed"].dims == ("sample", "context", "step", "token", "feed_channel")
+    assert run(app, ["record", "--resume", str(out)]).exit_code == 0
 
 
 def test_bundled(model, tmp_path):
@@ -175,6 +178,9 @@ def test_bundled(model, tmp_path):
         (["run", "--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["run", "--labels", "99", "--steps", "2"], "99"),
         (["run", "--fields", "probe", "--depths", "7"], "depth 7 is beyond the last block"),
+        (["run", "--module", "norm_out"], "--module is NAME=PATH"),
+        (["run", "--module", "a=x", "--module", "a=y"], "--module a=... is given twice"),
+        (["run", "--module", "a=norm_uot"], "no module 'norm_uot' that runs: did you mean norm_out"),
         (["--resume", "nothing"], "nothing: there is no such folder"),
         (["pyproject.toml"], "cannot write a recording at"),
     ],
