@@ -15,6 +15,7 @@ from tapstudy.policies.random import RandomPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.recording.damage import RecordingError
 from tapstudy.recording.inputs import restore_inputs
+from tapstudy.recording.previews import preview_arguments
 from tapstudy.recording.store import read_attributes, read_inputs
 
 
@@ -36,7 +37,7 @@ def recorder_arguments(configuration: dict[str, Any], path: str | Path) -> dict[
             "call of tapstudy.record"
         )
     arguments = {name: configuration[name] for name in ("fields", "depths", "dtype", "transformer", "model")}
-    arguments["modules"] = configuration.get("modules")
+    arguments |= {"modules": configuration.get("modules"), **preview_arguments(configuration)}
     kept = read_inputs(path)
     try:
         arguments["calls"] = [restore_inputs(call, kept, f"call {i}") for i, call in enumerate(configuration["calls"])]

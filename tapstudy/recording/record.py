@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tapstudy.policies.tap import TAPPolicy
 from tapstudy.recording.calls import Sample, pipeline_arguments, samples_of, whole_numbers
 from tapstudy.recording.damage import RecordingError, recording_path
 from tapstudy.recording.inputs import describe_inputs
+from tapstudy.recording.previews import Previews
 from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields, check_modules
 from tapstudy.recording.scorer import Reduce, Scorer
 from tapstudy.recording.store import open_recording
@@ -42,6 +44,8 @@ def record(
     config: TAPConfig | None = None,
     policy: Policy | None = None,
     modules: Mapping[str, str] | None = None,
+    preview_steps: Sequence[int] | None = None,
+    preview_size: int = 128,
     depths: Sequence[int] = (0,),
     dtype: str = "float32",
     reduce: Mapping[str, Reduce] | None = None,
@@ -71,11 +75,14 @@ def record(
             recording that is killed loses those of the call in progress.
         path: folder of the store.
         fields: what to store: "proxy_loss", "true_error", "choice", "image", and the features "probe", "residual",
-            "latent" (the noisy input of the model) and "latent_residual" (teacher-forced only).
-        modules: name -> path, such as {"attn3": "transformer_blocks.3.attn"}, of modules of the transformer whose output
+            "latent" (the noisy input of the model) and "latent_residual" (teacher-forced only); also "preview", the
+            clean image or video that the sampler expects at a step, with guidance, decoded and made small.
+        modules: name -> path of modules of the transformer, as in {"attn3": "transformer_blocks.3.attn"}; what it gives
             is stored under the name: the image stream of a block, else the first tensor. In the dimension `token` are
             the image's tokens alone; an output without them, or with as many tokens of text, keeps all it has, in
             dimensions of its own (`attn3_axis1`, `attn3_channel`). Where a module did not run is NaN, with a warning.
+        preview_steps: steps with a preview; all when None. Each costs a pass of the decoder.
+        preview_size: longest side of previews in pixels.
         config: schedule, family, distance and residual site of a teacher-forced recording.
         policy: of a closed-loop recording.
         depths: blocks whose modulated input is stored as `probe`.
@@ -101,6 +108,11 @@ def record(
     path = recording_path(path)
     wanted, depths = check_fields(tuple(fields)), tuple(dict.fromkeys(depths))
     paths = check_modules(modules or {})
+    previews = None
+    if "preview" in wanted:
+        previews = Previews(pipe, steps=preview_steps, longest=preview_size, transformer=transformer)
+    elif preview_steps is not None:
+        raise ValueError("preview_steps are given, but preview is not among the fields")
     if dtype not in FEATURE_DTYPES:
         raise ValueError(f"dtype must be one of {FEATURE_DTYPES}, got {dtype!r}")
     judge = _judge(config, policy, wanted, depths)
@@ -121,6 +133,8 @@ def record(
     }
     if paths:
         configuration["modules"] = paths
+    if previews is not None:
+        configuration["preview"] = previews.settings
     if sigma := smoothed_sigma(pipe):
         configuration["smooth_time"] = sigma
     scorer = Scorer(
@@ -130,6 +144,7 @@ def record(
         path,
         fields=wanted,
         modules=paths,
+        preview_steps=None if previews is None else previews.steps,
         dtype=dtype,
         coords=_coordinates(
             [sample for group in groups for sample in group], judge, depths if "probe" in wanted else None
@@ -147,6 +162,8 @@ def record(
     )
 
     def listen(event: StepEvent) -> None:
+        if previews is not None:
+            previews.look(event)
         values = scorer(event, len(writer.batch))
         writer.put(event.step, values, modules=scorer.variables, grid=event.grid, span=event.span)
 
@@ -154,6 +171,7 @@ def record(
     try:
         with (
             writer.open(),
+            nullcontext() if previews is None else previews.shown(writer.put_preview, lambda: len(writer.batch)),
             apply_policy(pipe, observer, shadow=policy is not None) as handle,
             tqdm(total=sum(map(len, groups)), desc="record", bar_format=PROGRESS, disable=not progress) as bar,
         ):

@@ -1,4 +1,4 @@
-"""List what a recording holds: variables and coordinates, all of unit 1. Everything else reads these tables."""
+"""List what a recording holds: variables and coordinates. Everything else reads these tables."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Variable:
         dtype: on disk; "feature" is what the user chose.
         fill: value of what was never written.
         module: path of the module whose output it is, of those that a recording names.
+        units: of the values.
     """
 
     dims: tuple[str, ...]
@@ -31,9 +32,11 @@ class Variable:
     long_name: str
     fill: float = float("nan")
     module: str | None = None
+    units: str = "1"
 
 
 STEP = ("context", "step")
+PREVIEW = ("preview_step", "preview_y", "preview_x", "band")
 
 VARIABLES: dict[str, Variable] = {
     "is_full": Variable(STEP, "int8", "the model ran in full (1) or was skipped (0)", fill=-1),
@@ -48,6 +51,10 @@ VARIABLES: dict[str, Variable] = {
     "latent_residual": Variable((*STEP, "token", "latent_channel"), "feature", "model output minus model input"),
     "image": Variable(("y", "x", "band"), "float32", "final image"),
     "video": Variable(("time", "y", "x", "band"), "float32", "final video"),
+    "preview": Variable(PREVIEW, "uint8", "clean image that the step expects", fill=0, units="1/255"),
+    "preview_video": Variable(
+        (PREVIEW[0], "time", *PREVIEW[1:]), "uint8", "clean video that the step expects", fill=0, units="1/255"
+    ),
 }
 
 # name -> dimension, long name; in the order in which they are written
@@ -67,6 +74,7 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "depth": ("depth", "block whose modulated input it is"),
     "timestep": ("step", "timestep given to the model"),
     "sigma": ("step", "noise level"),
+    "preview_step": ("preview_step", "step whose expected clean image it is"),
 }
 
 # what `fields` may name; the small ones are always written
@@ -108,8 +116,8 @@ class Layout:
 
 
 def chunk_shape(sizes: Mapping[str, int], dtype: np.dtype[Any]) -> tuple[int, ...]:
-    """Cut into one sample and context, and as many steps as fit `CHUNK_BYTES`; leave everything else whole."""
-    chunk = {dim: 1 if dim in ("sample", "context", "step") else size for dim, size in sizes.items()}
+    """Cut into one sample, context and preview, and as many steps as fit `CHUNK_BYTES`; leave everything else whole."""
+    chunk = {dim: 1 if dim in ("sample", "context", "step", "preview_step") else size for dim, size in sizes.items()}
     if "step" in sizes:
         per_step = int(np.prod(list(chunk.values()))) * dtype.itemsize
         chunk["step"] = max(1, min(sizes["step"], CHUNK_BYTES // per_step))
@@ -143,7 +151,7 @@ def check_modules(modules: Mapping[str, str]) -> dict[str, str]:
 
 def asked_fields(fields: tuple[str, ...]) -> list[str]:
     """Keep the fields that a user names, without those that come by themselves."""
-    return [name for name in fields if name not in (*ALWAYS, "is_distinct", "video")]
+    return [name for name in fields if name not in (*ALWAYS, "is_distinct", "video", "preview_video")]
 
 
 def check_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
@@ -151,7 +159,7 @@ def check_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
 
     Raises ValueError naming unknown fields.
     """
-    known = [*SCORES, *FEATURES, "image"]
+    known = [*SCORES, *FEATURES, "image", "preview"]
     unknown = [field for field in fields if field not in known]
     if unknown:
         raise ValueError(f"unknown fields {unknown}: choose from {known}")

@@ -104,9 +104,15 @@ class Store:
         return np.asarray(self._array(coordinate)[:]) if coordinate in self.group else None
 
     def add(self, name: str, sizes: Mapping[str, int]) -> None:
-        """Lay out one more variable of the table, unless it is there."""
+        """Lay out one more variable of the table, unless it is there.
+
+        Raises RecordingError if it has another size than those that are there.
+        """
         if name in self.layout.variables:
             return
+        for dim in sizes.keys() & self.layout.sizes.keys():
+            if sizes[dim] != self.layout.sizes[dim]:
+                raise RecordingError(f"{name} has {sizes[dim]} along {dim}, what is stored {self.layout.sizes[dim]}")
         variables = {**self.layout.variables, name: VARIABLES[name]}
         self.layout = replace(self.layout, sizes={**self.layout.sizes, **sizes}, variables=variables)
         _create_variable(self.group, name, self.layout)
@@ -183,6 +189,11 @@ class SampleWriter:
         stored = self._checked(name, values, layout.shape(name)[2:], f"step {step}, context {context}")
         chunk, offset = divmod(step, layout.chunks(name)[2])
         self._chunk((name, context, chunk))[offset] = stored
+
+    def put_preview(self, name: str, index: int, picture: NDArray[Any]) -> None:
+        """Write one picture at once."""
+        stored = self._checked(name, picture, self.store.layout.shape(name)[1:], f"preview {index}")
+        self.store._array(name)[self.sample, index] = stored
 
     def put_whole(self, name: str, values: NDArray[Any]) -> None:
         """Write a variable without steps."""
@@ -337,17 +348,19 @@ def codecs() -> list[Any]:
     return [ZstdCodec(level=3), Crc32cCodec()]
 
 
-def _create_array(group: zarr.Group, name: str, dims: tuple[str, ...], long_name: str, **settings: Any) -> None:
+def _create_array(
+    group: zarr.Group, name: str, dims: tuple[str, ...], long_name: str, *, units: str = "1", **settings: Any
+) -> None:
     array = group.create_array(
         name, dimension_names=dims, compressors=codecs(), config={"write_empty_chunks": True}, **settings
     )
-    array.attrs.update(long_name=long_name, units="1")
+    array.attrs.update(long_name=long_name, units=units)
 
 
 def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
     variable, shape = layout.variables[name], (layout.sizes["sample"], *layout.shape(name))
     settings = {"shape": shape, "chunks": layout.chunks(name), "dtype": layout.dtype(name), "fill_value": variable.fill}
-    _create_array(group, name, ("sample", *variable.dims), variable.long_name, **settings)
+    _create_array(group, name, ("sample", *variable.dims), variable.long_name, units=variable.units, **settings)
     if variable.module is not None:
         group[name].attrs["module"] = variable.module
 

@@ -31,6 +31,7 @@ class Writer:
         path: of the store.
         fields: of `schema.VARIABLES`.
         modules: name -> path, of those whose outputs are stored too.
+        preview_steps: of the previews; all when None.
         dtype: of scores and features on disk.
         coords: values of those in `schema.COORDINATES` that are known before anything has run, `seed` among them.
         attrs: of the dataset.
@@ -46,6 +47,7 @@ class Writer:
         *,
         fields: tuple[str, ...],
         modules: Mapping[str, str],
+        preview_steps: Sequence[int] | None,
         dtype: str,
         coords: Mapping[str, Any],
         attrs: dict[str, Any],
@@ -55,7 +57,7 @@ class Writer:
         say: Callable[[str], None],
     ) -> None:
         self.path, self.fields, self.modules, self.dtype = path, fields, modules, dtype
-        self.coords, self.attrs = coords, attrs
+        self.preview_steps, self.coords, self.attrs = preview_steps, coords, attrs
         self.inputs, self.shared_steps, self.force, self.say = inputs, shared_steps, force, say
         self.store: Store | None = None
         self.batch: Sequence[int] = ()
@@ -64,6 +66,8 @@ class Writer:
         self._contexts: dict[str, int] = {}
         self._grid = (1, 1, 1)
         self._span: Span | None = None
+        self._pictures: dict[int, Array] = {}
+        self._previewed: set[int] = set()
         self._modules: Mapping[str, Variable] = {}
         self._ran: dict[str, set[tuple[int, int]]] = {}
         self._silent: set[str] = set()
@@ -137,6 +141,8 @@ class Writer:
         """Begin a batch of samples."""
         self.batch = samples
         self._waiting.clear()
+        self._pictures.clear()
+        self._previewed.clear()
         self._ran = {name: set() for name in self.modules}
         self._samples = [SampleWriter(self.store, sample) for sample in samples] if self.store else []
 
@@ -192,6 +198,40 @@ class Writer:
             for name, values in fields.items():
                 sample.put(name, self._contexts[context], step, values[row])
 
+    def put_preview(self, step: int, pictures: Array) -> None:
+        """Write what a step expects, uint8 (sample, y, x, band) or (sample, frame, y, x, band).
+
+        Raises RecordingError for another number of pictures than samples.
+        """
+        if len(pictures) != len(self.batch):
+            raise RecordingError(f"the scheduler's step has {len(pictures)} samples, the call {len(self.batch)}")
+        self._pictures[step] = pictures
+        if self.store is not None:
+            self._store_previews(self.store)
+
+    def _store_previews(self, store: Store) -> None:
+        steps = _preview_steps(store)
+        for step, pictures in self._pictures.items():
+            name = "preview" if pictures.ndim == 4 else "preview_video"
+            store.add(name, dict(zip(VARIABLES[name].dims[1:], pictures.shape[1:], strict=True)))
+            for sample, picture in zip(self._samples, pictures, strict=True):
+                sample.put_preview(name, steps.index(step), picture)
+            self._previewed.add(step)
+        self._pictures.clear()
+
+    def _end_previews(self, store: Store, seen: set[int]) -> None:
+        """Check that no preview is missing; steps of another transformer are left black."""
+        steps = {*_preview_steps(store)}
+        if missing := sorted((steps & seen) - self._previewed):
+            raise RecordingError(
+                f"sample {self.batch[0]}: the pipeline's scheduler made no step after step {missing[0]} of the "
+                "transformer, so that there is no preview of it: was the scheduler replaced?"
+            )
+        for step in steps - seen:
+            name = next(name for name in ("preview", "preview_video") if name in store.layout.variables)
+            self._pictures[step] = np.zeros((len(self.batch), *store.layout.shape(name)[1:]), "uint8")
+        self._store_previews(store)
+
     def end(self, images: Array | None, count: int | None) -> None:
         """Finish the samples of the batch, with images (batch, y, x, band) or videos (batch, frame, y, x, band).
 
@@ -203,7 +243,7 @@ class Writer:
             ValueError: no images to store, or not one for every sample.
         """
         store = self._lay_out()
-        self._check_steps(store)
+        self._end_previews(store, self._check_steps(store))
         self._say_what_did_not_run()
         if count not in (None, len(self.batch)):
             raise ValueError(f"the call made {count} images, but was counted as {len(self.batch)} samples")
@@ -221,7 +261,8 @@ class Writer:
             sample.finish()
         self._samples = []
 
-    def _check_steps(self, store: Store) -> None:
+    def _check_steps(self, store: Store) -> set[int]:
+        """Return the steps that were seen; raises RecordingError where some passed the recorder by."""
         told = self._samples[0].steps
         seen: set[int] = set().union(*told.values())
         # other transformers may run steps too: the samples before tell which are those of this one
@@ -237,6 +278,8 @@ class Writer:
                 f"sample {self.batch[0]}: no step of context {absent[0]!r}, which the samples before it have; record "
                 "with arguments that keep one guidance for all samples. Finished samples are kept"
             )
+
+        return seen
 
     def _say_what_did_not_run(self) -> None:
         """Warn once of every module that did not run at some steps."""
@@ -284,13 +327,18 @@ class Writer:
         for context, fields in self._waiting:
             self._put(context, 0, fields)
         self._waiting.clear()
+        self._store_previews(self.store)
         return self.store
 
     def _all_coords(self, num_steps: int) -> dict[str, Any]:
         frames, rows, columns = self._grid
         token = np.arange(frames * rows * columns)
+        previews = range(num_steps) if self.preview_steps is None else self.preview_steps
+        if beyond := [step for step in previews if step >= num_steps]:
+            raise ValueError(f"there is no step {beyond[0]} to preview: the run has steps 0 to {num_steps - 1}")
         found = {
             **self.coords,
+            "preview_step": np.array(previews) if "preview" in self.fields else None,
             "context": list(self._contexts),
             "step": np.arange(num_steps),
             "row": token // columns % rows,
@@ -313,6 +361,11 @@ class Writer:
                 f"the recording may need {needed / 1e9:.1f} GB, but {self.path} has {free / 1e9:.1f} GB free: store "
                 "fewer fields, use dtype='float16' or reduce=, or force=True to try all the same"
             )
+
+
+def _preview_steps(store: Store) -> list[int]:
+    held = store.values("preview_step")
+    return [] if held is None else held.tolist()
 
 
 def _along(span: Span | None, attribute: str) -> Array | None:

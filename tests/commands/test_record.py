@@ -146,7 +146,7 @@ def test_smoothed_in_time(model, tmp_path, monkeypatch):
 
 def test_record_features(model, tmp_path):
     out = tmp_path / "run"
-    options = ["--fields", "probe,residual", "--depths", "0,2", "--dtype", "float16"]
+    options = ["--preview-steps", "1,6", "--fields", "probe,residual,preview", "--depths", "0,2", "--dtype", "float16"]
     options += ["--module", "feed=transformer_blocks.1.ff", "--module", "mean=transformer_blocks.0.norm1"]
     result = run(app, ["record", str(out), "--model", model, *OPTIONS.split(), *options])
     assert result.exit_code == 0, result.output
@@ -154,6 +154,7 @@ def test_record_features(model, tmp_path):
     assert recording["probe"].dtype == np.float16
     assert recording["depth"].values.tolist() == [0, 2]
     assert "true_error" not in recording
+    assert recording["preview_step"].values.tolist() == [1, 6]
     assert recording["feed"].dims == ("sample", "context", "step", "token", "feed_channel")
     assert run(app, ["record", "--resume", str(out)]).exit_code == 0
 
