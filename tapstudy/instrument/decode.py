@@ -49,7 +49,9 @@ def decode(pipe: Any, latent: Tensor, grid: Grid, *, channel_dim: int = 1) -> Te
         latent = latent[:, :, 0]
     if not (packed and getattr(vae, "bn", None) is not None):
         latent = _rescaled(vae, latent)
-    pictures = _unit(vae.decode(latent.to(vae.device, vae.dtype), return_dict=False)[0].float())
+    # of a part that is brought to its device when it runs, the hook of accelerate tells that device
+    device = getattr(getattr(vae, "_hf_hook", None), "execution_device", None) or vae.device
+    pictures = _unit(vae.decode(latent.to(device, vae.dtype), return_dict=False)[0].float())
     single = pictures.ndim == 5 and pictures.shape[2] == 1
     return pictures[:, :, 0] if single and not hasattr(pipe, "video_processor") else pictures
 

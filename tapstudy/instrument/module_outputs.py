@@ -20,12 +20,15 @@ class WatchedModule:
     Attributes:
         block_list: number of the list of its block; the first for modules outside of blocks.
         position: of the image stream in what a block returns; None for the first tensor there is.
+        of_image: whether it is known to give the image stream, as blocks and their self-attention do; of other modules
+            only lengths tell.
     """
 
     path: str
     module: nn.Module
     block_list: int
-    position: int | None
+    position: int | None = None
+    of_image: bool = False
 
     @classmethod
     def find(cls, model: nn.Module, adapter: Adapter, path: str) -> Self:
@@ -41,9 +44,10 @@ class WatchedModule:
             )
         for index, blocks in enumerate(adapter.blocks):
             if path.startswith(f"{blocks}."):
-                is_block = path.count(".") == blocks.count(".") + 1
-                return cls(path, modules[path], index, adapter.streams[index] if is_block else None)
-        return cls(path, modules[path], 0, None)
+                _, _, inner = path.removeprefix(f"{blocks}.").partition(".")
+                position = None if inner else adapter.streams[index]
+                return cls(path, modules[path], index, position, inner in ("", adapter.attention))
+        return cls(path, modules[path], 0)
 
     def tensor(self, output: Any) -> Tensor | None:
         """Take the tensor of an output: the image stream of a block, else the first there is."""
@@ -80,10 +84,10 @@ class Sequences:
     text: int | None
     starts: Mapping[int, Start]
 
-    def image_tokens(self, length: int, block_list: int) -> ImageTokens | None:
-        """Find the image tokens in a sequence of that length, None where there are none or text is as long."""
+    def image_tokens(self, length: int, block_list: int, *, of_image: bool = False) -> ImageTokens | None:
+        """Find the image tokens in a sequence of that length, None where there are none, or it may as well be text."""
         first, start = self.starts[0], self.starts[block_list]
-        if length == self.text:
+        if length == self.text and not of_image:
             return None
         if not (isinstance(first, int) and isinstance(start, int)):
             known = {self.length: start, self.count: 0}
@@ -107,7 +111,9 @@ class Sequences:
         if tensor is None or tensor.ndim < 2 or len(tensor) != batch or tensor.is_complex():
             got = type(outputs[0]).__name__ if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             raise RuntimeError(f"module {watched.path!r} gave {got}, not real numbers with a row for each of {batch}")
-        tokens = self.image_tokens(tensor.shape[1], watched.block_list) if tensor.ndim == 3 else None
+        tokens = None
+        if tensor.ndim == 3:
+            tokens = self.image_tokens(tensor.shape[1], watched.block_list, of_image=watched.of_image)
         values = tensor.detach() if tokens is None else tokens.take(tensor.detach())
         return ModuleOutput(values, tokens is not None)
 

@@ -79,7 +79,7 @@ def record(
             clean image or video that the sampler expects at a step, with guidance, decoded and made small.
         modules: name -> path of modules of the transformer, as in {"attn3": "transformer_blocks.3.attn"}; what it gives
             is stored under the name: the image stream of a block, else the first tensor. In the dimension `token` are
-            the image's tokens alone; an output without them, or with as many tokens of text, keeps all it has, in
+            the image's tokens alone; an output without them, or that may be text of that many tokens, keeps all, in
             dimensions of its own (`attn3_axis1`, `attn3_channel`). Where a module did not run is NaN, with a warning.
         preview_steps: steps with a preview; all when None. Each costs a pass of the decoder.
         preview_size: longest side of previews in pixels.

@@ -55,6 +55,24 @@ def test_record_and_resume(model, tmp_path, monkeypatch, policy):
         assert part in text
 
 
+def test_resume_restores_what_the_calls_were_given(model, tmp_path):
+    """Starting noise, kept in the recording; without it the command tells what it lacks."""
+    out, pipe = tmp_path / "run", tapstudy.load(model)
+    noise = pipe.prepare_latents(1)
+    call = {"class_labels": [1], "seed": 0, "num_inference_steps": 8, "latents": noise}
+    made = {"fields": ("latent", "choice"), "model": model, "progress": False}
+    whole = tapstudy.record(pipe, [call], out, **made).load()
+    for keep in (False, True):
+        tapstudy.record(pipe, [call], out, keep_inputs=keep, **made)
+        shutil.rmtree(out / "choice" / "c" / "0")
+        result = run(app, ["record", "--resume", str(out)])
+        assert result.exit_code == (0 if keep else 2), result.output
+        assert keep or "no more than a hash of call 0, latents: resume it from Python" in " ".join(
+            result.output.split()
+        )
+    xr.testing.assert_identical(tapstudy.open_recording(out).load(), whole)
+
+
 def test_stopped_before_the_first_sample(model, tmp_path, monkeypatch):
     def stop(self):
         raise KeyboardInterrupt

@@ -184,5 +184,12 @@ def test_where_image_tokens_are(length, block_list, first):
     assert tokens is None or tokens.count == 24
 
 
-def test_text_as_long_as_the_image_is_not_taken_for_it():
-    assert Sequences(24, 24, 24, {0: 0}).image_tokens(24, 0) is None
+def test_text_as_long_as_the_image_is_not_taken_for_it(tmp_path):
+    """Where nothing but the length tells; a block and its attention are known to give the image."""
+    pipe, call = FACTORIES["stable_diffusion_3"]()  # 12 tokens from either tokenizer, and 4 x 6 tokens of the image
+    inside = {"block": "transformer_blocks.1", "attn": "transformer_blocks.1.attn", "feed": "transformer_blocks.1.ff"}
+    run = record(pipe, tmp_path / "run", inside, [{**call, "seed": 1}])
+    assert {name: run[name].dims[3] for name in inside} == {"block": "token", "attn": "token", "feed": "feed_axis1"}
+    blocks = outputs_of(pipe, {**call, "seed": 1}, ["transformer_blocks.1"])["transformer_blocks.1"]
+    streams = torch.stack([image for _, image in blocks])  # (step, context, token, channel)
+    np.testing.assert_array_equal(run["block"][0].transpose("step", "context", ...), streams)
