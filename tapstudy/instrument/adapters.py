@@ -275,9 +275,9 @@ def why_unsupported(where: str, classes: Iterable[str]) -> str:
     if nets:
         return (
             f"{found}. {nets[0]} is a U-Net, which TAP does not support: the number of its tokens changes from level "
-            "to level, skip connections lead past any one place for a residual, and no level has the modulated input that "
-            "serves as probe. Use a pipeline with a diffusion transformer (docs/models.md lists them), or a cache made "
-            "for U-Nets, such as DeepCache"
+            "to level, skip connections lead past any one place for a residual, and no level has the modulated input "
+            "that serves as probe. Use a pipeline with a diffusion transformer (docs/models.md lists them), or a cache "
+            "made for U-Nets, such as DeepCache"
         )
     return (
         f"{found}; supported are {', '.join(sorted(ADAPTERS))}; add your own with tapstudy.register_adapter "

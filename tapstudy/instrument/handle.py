@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -151,13 +151,19 @@ class Handle(AbstractContextManager["Handle"]):
         recorder: Callable[[StepEvent], None],
         *,
         depths: Sequence[int] = (),
+        modules: Mapping[str, str] | None = None,
         latent: bool = False,
         transformer: str | None = None,
     ) -> None:
-        """Like `listen`, to one transformer, with probes of more blocks and the latent residual in the events.
+        """Like `listen`, to one transformer, with more in the events.
+
+        Args:
+            depths: blocks whose probes they carry.
+            modules: name -> path in the transformer, of modules whose outputs they carry.
+            latent: whether they carry the latent and its residual.
 
         Raises:
-            ValueError: no such transformer, several and none named, or a depth beyond the last block.
+            ValueError: no such transformer, several and none named, a depth beyond the last block, or no such module.
         """
         names = list(self._instruments)
         if transformer is None and len(names) > 1:
@@ -165,7 +171,7 @@ class Handle(AbstractContextManager["Handle"]):
         if transformer is not None and transformer not in names:
             raise ValueError(f"no transformer {transformer!r}: there are {names}")
         instrument = self._instruments[transformer or names[0]]
-        instrument.also_watch(depths, latent=latent)
+        instrument.also_watch(depths, modules=modules or {}, latent=latent)
         instrument.listeners.append(recorder)
 
     @contextmanager

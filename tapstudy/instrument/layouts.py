@@ -1,8 +1,8 @@
 """Where the tokens of the image are in what goes through a transformer, and which calls must run in full.
 
-Functions for the rows of the adapter table, and for a row of your own (docs/your_own_class.md): token grids and tokens of
-reference images, of (model, forward arguments by name); starts of the image tokens and reasons to run in full, of the
-arguments.
+Functions for the rows of the adapter table, and for a row of your own (docs/your_own_class.md): token grids and tokens
+of reference images, of (model, forward arguments by name); starts of the image tokens and reasons to run in full, of
+the arguments.
 """
 
 from __future__ import annotations
