@@ -26,7 +26,14 @@ from tapstudy.recording.calls import Sample, pipeline_arguments, samples_of, who
 from tapstudy.recording.damage import RecordingError, recording_path
 from tapstudy.recording.inputs import describe_inputs
 from tapstudy.recording.previews import Previews
-from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields, check_modules
+from tapstudy.recording.schema import (
+    DEFAULT_FIELDS,
+    FEATURE_DTYPES,
+    FEATURES,
+    asked_fields,
+    check_fields,
+    check_modules,
+)
 from tapstudy.recording.scorer import Reduce, Scorer
 from tapstudy.recording.store import open_recording
 from tapstudy.recording.writer import Writer
@@ -87,7 +94,8 @@ def record(
         policy: of a closed-loop recording.
         depths: blocks whose modulated input is stored as `probe`.
         dtype: of scores and features on disk, "float32" or "float16".
-        reduce: feature name -> function (batch, token, channel) -> (batch, token, fewer), applied before storing.
+        reduce: name of a feature or module -> function (batch, token, channel) -> (batch, token, fewer), applied before
+            storing.
         transformer: name of the component to record, for pipelines with several.
         model: name to write down for `tapstudy record --resume`.
         keep_inputs: also keep the images, arrays and tensors of the calls in the recording, each once, so that it can
@@ -115,6 +123,8 @@ def record(
         raise ValueError("preview_steps are given, but preview is not among the fields")
     if dtype not in FEATURE_DTYPES:
         raise ValueError(f"dtype must be one of {FEATURE_DTYPES}, got {dtype!r}")
+    if stray := sorted({*(reduce or {})} - {*paths, *(name for name in wanted if name in FEATURES)}):
+        raise ValueError(f"reduce names {stray}, which are no features or modules that are stored")
     judge = _judge(config, policy, wanted, depths)
     groups = [samples_of(index, call) for index, call in enumerate(calls)]
     if not any(groups):
@@ -131,6 +141,8 @@ def record(
         "reduce": {name: repr(function) for name, function in (reduce or {}).items()},
         "transformer": transformer,
     }
+    if not keep_inputs:
+        inputs.clear()  # their hashes are enough
     if paths:
         configuration["modules"] = paths
     if previews is not None:
@@ -155,7 +167,7 @@ def record(
             "configuration": json.dumps(configuration, sort_keys=True),
             "versions": json.dumps({name: version(name) for name in PACKAGES}, sort_keys=True),
         },
-        inputs=inputs if keep_inputs else {},
+        inputs=inputs,
         shared_steps=len(find_transformers(pipe)) > 1,
         force=force,
         say=tqdm.write if progress else lambda _: None,

@@ -195,6 +195,7 @@ def test_samples_of_another_length(tmp_path):
     ("changes", "error", "message"),
     [
         ({"fields": ("true_eror",)}, ValueError, r"unknown fields \['true_eror'\]: choose from"),
+        ({"reduce": {"probe": abs}}, ValueError, r"reduce names \['probe'\], which are no features or modules that"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),
         ({"calls": []}, ValueError, "no calls to record"),
         ({"calls": [{"class_labels": [1]}]}, ValueError, "call 0: needs 'seed', an integer or a list of 1"),
