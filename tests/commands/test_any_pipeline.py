@@ -1,6 +1,11 @@
 """Commands on pipelines of diffusers in folders: tiny random parts, saved and loaded as users' own are."""
 
 import csv
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +134,51 @@ def test_a_schedule_for_other_steps_is_refused(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="does not hold a fitted schedule"):
         tapstudy.FittedSchedule.load(tmp_path / "other.json")
+
+
+def test_a_killed_recording_of_given_images_resumes(tmp_path):
+    """The image that the prompts edit is in the recording: its file need not be there any more."""
+    folder, prompts = saved_with_image("flux_kontext", tmp_path)
+    program = (
+        "import tests.pipelines.text; from tapstudy.cli import app; app()"  # its tokenizer is a class of the tests
+    )
+    command = [sys.executable, "-c", program, "record", "run.zarr", "--model", folder, "--prompts", prompts,
+               "--steps", "8", "--interval", "3", "--seeds", "0,1,2,3,4,5"]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline and not finished(tmp_path / "run.zarr"):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 1 <= finished(tmp_path / "run.zarr") < 24
+    (tmp_path / "picture.png").unlink()
+    done = run("record", "--resume", tmp_path / "run.zarr")
+    assert done.exit_code == 0, done.output
+    recording = tapstudy.open_recording(tmp_path / "run.zarr")
+    assert recording.sizes["sample"] == 24
+    assert recording["choice"].sizes["step"] == 8
+    assert np.isfinite(recording["image"]).all()
+
+
+def finished(path: Path) -> int:
+    try:
+        return tapstudy.open_recording(path, verify=False).sizes["sample"]
+    except tapstudy.RecordingError:
+        return 0
+
+
+def saved_with_image(name: str, folder: Path) -> tuple[str, str]:
+    pipe, call = getattr(tiny, name)()
+    pipe.save_pretrained(folder / name)
+    pixels = (255 * call["image"][0].clamp(0, 1)).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(folder / "picture.png")
+    given = {key: value for key, value in call.items() if key not in ("output_type", "num_inference_steps", "image")}
+    prompts = ("a fox in the snow", "two small boats at dawn", "a fox at dawn", "small boats in the snow")
+    rows = [given | {"prompt": prompt, "image": "picture.png"} for prompt in prompts]
+    with (folder / "prompts.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(folder / name), str(folder / "prompts.csv")
