@@ -237,16 +237,21 @@ def _flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> li
     """Count the FLOPs of a full and of a skip step, mean over those of one run."""
 
     def make() -> list[float]:
-        full = transformer_flops(pipe, partial(image.run_transformer, pipe, 1))
-        with torch.no_grad(), setting.attach(pipe) as told:
-            total = transformer_flops(pipe, partial(image.run_transformer, pipe, setting.steps or image.steps))
-            mask, _ = told()
-        skipped = len(mask) - mask.count("F")
-        return [float(full), (total - full * mask.count("F")) / skipped if skipped else 0.0]
+        with torch.no_grad():
+            plain, full_steps = _counted(pipe, image, Setting.plain(image.steps))
+            total, mask = _counted(pipe, image, setting)
+        full, skipped = plain / len(full_steps), len(mask) - mask.count("F")
+        return [full, (total - full * mask.count("F")) / skipped if skipped else 0.0]
 
     key = {"setting": setting.text, **image.key, "weights": weights_fingerprint(image.model)}
     found: list[float] = results.value(f"flops/{setting.name}-{short_hash(key)}", key, make)
     return found
+
+
+def _counted(pipe: Any, image: ImageSet, setting: Setting) -> tuple[int, str]:
+    with setting.attach(pipe) as told:
+        flops = transformer_flops(pipe, partial(image.run_transformer, pipe, setting.steps or image.steps))
+        return flops, told()[0]
 
 
 def table_rows(table: xr.Dataset, further: Sequence[str] = ()) -> list[list[str]]:

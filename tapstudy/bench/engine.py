@@ -25,7 +25,9 @@ from tapstudy.bench.results import Results, short_hash
 from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.instrument.smooth_time import smooth_time
+from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
+from tapstudy.policies.full import FullPolicy
 
 Told = tuple[str, float]  # the mask of the last call, and the bytes its history took (NaN: not told)
 DIMS = ("frame", "band", "y", "x")  # of an image; those of a video have all of them
@@ -60,8 +62,8 @@ class Setting:
             with apply_policy(pipe, policy) as handle:
 
                 def told() -> Told:
-                    contexts = handle.summary().contexts
-                    return contexts[0].mask, float(sum(context.cache_bytes for context in contexts))
+                    summary = handle.summary()
+                    return summary.mask, float(sum(context.cache_bytes for context in summary.contexts))
 
                 yield told
 
@@ -73,7 +75,11 @@ class Setting:
 
         @contextmanager
         def attach(pipe: Any) -> Iterator[Callable[[], Told]]:
-            yield lambda: (mask_text(range(steps), steps), 0.0)
+            if isinstance(pipe, EmbeddedPipeline):
+                yield lambda: (mask_text(range(steps), steps), 0.0)
+                return
+            with apply_policy(pipe, FullPolicy()) as handle:  # image-to-image, say, runs fewer steps than it is told
+                yield lambda: (handle.summary().mask, 0.0)
 
         return cls(attach, f"plain sampling, {steps} steps", steps=steps)
 

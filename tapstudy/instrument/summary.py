@@ -86,6 +86,12 @@ class Summary:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def mask(self) -> str:
+        """Return one letter per step of the run: of the first context, over all transformers that share the steps."""
+        first = {context.transformer: context.mask for context in reversed(self.contexts)}
+        return "".join(first[name] for name in dict.fromkeys(context.transformer for context in self.contexts))
+
+    @property
     def share_skipped(self) -> float:
         """Return the share of all calls of the transformers that were skipped; NaN before the first."""
         steps = sum(len(context.mask) for context in self.contexts)
