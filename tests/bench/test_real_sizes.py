@@ -86,7 +86,8 @@ LARGE = {
 }
 OTHER_CHANNELS = {
     "ConsisIDTransformer3DModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel",
-    "LuminaNextDiT2DModel", "HunyuanVideo15Transformer3DModel", "MotifVideoTransformer3DModel", "WanAnimateTransformer3DModel",
+    "LuminaNextDiT2DModel", "HunyuanVideo15Transformer3DModel", "MotifVideoTransformer3DModel",
+    "WanAnimateTransformer3DModel",
 }  # fmt: skip
 
 

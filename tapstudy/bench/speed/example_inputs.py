@@ -130,6 +130,10 @@ def _wan_animate(make: _Maker) -> dict[str, Any]:
     return inputs | ({"encoder_hidden_states_image": make.random(4, config.image_dim)} if config.image_dim else {})
 
 
+def _masked_video(make: _Maker) -> dict[str, Any]:
+    return make.captioned(make.video, 500.0, "text_embed_dim") | {"encoder_attention_mask": make.mask()}
+
+
 def _packed(make: _Maker) -> dict[str, Any]:
     return make.captioned(make.tokens, 0.5, "joint_attention_dim") | make.positions(3)
 
@@ -232,8 +236,7 @@ def _history(make: _Maker, names: tuple[str, str, str], *, batched: bool) -> dic
 def _framepack(make: _Maker) -> dict[str, Any]:
     names = ("latents_clean", "latents_history_2x", "latents_history_4x")
     return {
-        **make.captioned(make.video, 500.0, "text_embed_dim"), "encoder_attention_mask": make.mask(), **make.pooled(),
-        **make.guidance(6000.0), "image_embeds": make.random(4, make.config.image_proj_dim),
+        **_masked_video(make), **make.pooled(), **make.guidance(6000.0), "image_embeds": make.random(4, make.config.image_proj_dim),
         "indices_latents": torch.arange(7, 7 + make.frames[0], device=make.device),
         **_history(make, names, batched=False),
     }  # fmt: skip
@@ -322,8 +325,7 @@ _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "HunyuanVideo15Transformer3DModel": _hunyuan_video15,
     "HunyuanVideoFramepackTransformer3DModel": _framepack,
     "HunyuanVideoTransformer3DModel": lambda make: {
-        **make.captioned(make.video, 500.0, "text_embed_dim"),
-        "encoder_attention_mask": make.mask(), **make.pooled(), **make.guidance(6000.0),
+        **_masked_video(make), **make.pooled(), **make.guidance(6000.0),
     },
     "JoyImageEditTransformer3DModel": _wan,
     "Kandinsky5Transformer3DModel": _kandinsky5,
@@ -337,12 +339,8 @@ _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
         **make.captioned(make.latent, 0.5, "cap_feat_dim"), "encoder_attention_mask": make.mask(),
     },
     "LuminaNextDiT2DModel": _lumina_next,
-    "MochiTransformer3DModel": lambda make: {
-        **make.captioned(make.video, 500.0, "text_embed_dim"), "encoder_attention_mask": make.mask(),
-    },
-    "MotifVideoTransformer3DModel": lambda make: {
-        **make.captioned(make.video, 500.0, "text_embed_dim"), "encoder_attention_mask": make.mask(),
-    },
+    "MochiTransformer3DModel": _masked_video,
+    "MotifVideoTransformer3DModel": _masked_video,
     "NucleusMoEImageTransformer2DModel": lambda make: {
         **make.captioned(make.tokens, 0.5, "joint_attention_dim"), "encoder_hidden_states_mask": make.mask(),
         "img_shapes": [make.grid] * make.batch,
