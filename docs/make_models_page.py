@@ -63,8 +63,13 @@ NOTES = """
 * **Chroma**: as Flux, but a network of its own makes the modulation of all blocks from the timestep; that one runs at
   every step. Its mask covers text and image.
 * **CogView3+, CogView4**: image first. The sizes go into the timestep embedding.
+* **AnyFlow**: as Wan, frames first in the latent; a call goes from one timestep to another, and the first is its time.
 * **CogVideoX**: the latent is (batch, frame, channel, row, column); text and image are two streams of one block, and
   blocks return the image first. CogVideoX-1.5 cuts frames into patches too.
+* **ConsisID**: as CogVideoX, but its tail is given `[text, image]`. Attention to the face, between blocks, does not
+  run at a skip step, nor does what prepares it.
+* **Cosmos**: learned positions are added in every block, in front of its norm: the probe has them. Text by
+  cross-attention.
 * **DiT**: square images only. Every block has its own embedder of timestep and label; the tail uses the first block's
   again. With a learned variance (4 channels in, 8 out) output minus input does not exist: a latent residual is then
   the output itself.
@@ -77,6 +82,8 @@ NOTES = """
   full.
 * **HunyuanVideo**: `[image, text]`, image first. Image-to-video models take more channels than they return: see
   *Latent residuals*. Its pipeline names contexts, the image-to-video ones do not.
+* **FramePack, Helios**: `[earlier frames, video]`. Earlier frames have no residual of their own and are not embedded at
+  a skip step; the tail of FramePack is given the video alone.
 * **GLM-Image**: a projection of the prior's tokens is added to those of the image and runs at every step. Calls that
   fill a key/value cache (`kv_caches` in mode `write`) run in full.
 * **HiDream**: `[image, text]`; experts choose per token, inside blocks. Images that are not square are padded behind
@@ -87,6 +94,9 @@ NOTES = """
 * **HunyuanVideo 1.5**: image first; two texts and an image as conditioning, masked per sample.
 * **JoyImage**: editing gives the images one after another in a dimension of the latent, the one being made last; the
   model puts it first. The others have no residual of their own.
+* **Kandinsky 5**: channels last in the latent; the tail is given rows and columns. Sparse attention puts tokens into an
+  order of its own: such calls run in full.
+* **Krea 2**: text and image are fused in front of the blocks, `[text, image]`; the tail is given the image alone.
 * **LTX-Video**: packed tokens with their sizes; given only coordinates, the tokens count as one long row. Timesteps per
   token work.
 * **Lumina2**: text and image are fused *before* the blocks: `[caption, image, padding]`, with another caption length in

@@ -32,6 +32,7 @@ class Adapter:
         image_start: for each block list, where the image tokens start in the input of its attention: None (they come
             first) or a function of the forward arguments, for sequences that begin with text. The first entry also
             says where they start in the input of the first block and of the tail.
+        tail_start: where they start in the input of the tail, if elsewhere.
         attention: attribute of a block: its self-attention.
         tail: attribute of the model: the first module after the blocks, or a container of alternatives for it.
         key: forward argument that tells contexts (guidance branches) apart when the pipeline names none.
@@ -45,8 +46,8 @@ class Adapter:
         bypass: forward arguments -> why this call can neither skip nor enter the history, or None.
         idle: paths of modules (or lists of such), outside the blocks or in the first one, whose output neither the
             first block's modulated input nor the tail reads, such as the text projection and the modulation of text:
-            they do not run at skip steps. Models that hold None there have none. `tapstudy.check` finds a module that
-            is read after all.
+            they do not run at skip steps. Models that hold None there have none; nor do those that lack a module whose
+            path ends in "?". `tapstudy.check` finds a module that is read after all.
         refiners: paths of modules in front of the blocks that hold attention or feed-forward layers and run at every
             step.
 
@@ -58,6 +59,7 @@ class Adapter:
     grid: Callable[[Any, Arguments], Grid] = layouts.one_row
     streams: tuple[int | None, ...] = (None,)
     image_start: tuple[Callable[[Arguments], Start] | None, ...] = ()
+    tail_start: Callable[[Arguments], Start] | None = None
     attention: str = "attn1"
     tail: str = "norm_out"
     key: str = "encoder_hidden_states"
@@ -110,7 +112,12 @@ class Adapter:
 
     def stream_start(self, block_list: int, arguments: Arguments) -> Start:
         """Tell where image tokens start in the hidden state that enters those blocks: first, if text goes beside it."""
-        return 0 if self.streams[block_list] is not None else self.start(block_list, arguments)
+        start = self.start(block_list, arguments)
+        return 0 if self.streams[block_list] is not None and start is not None else start
+
+    def start_in_tail(self, arguments: Arguments) -> Start:
+        """Tell where the image tokens start in the input of the tail."""
+        return self.start(0, arguments) if self.tail_start is None else self.tail_start(arguments)
 
 
 _TWO_STACKS = ("transformer_blocks", "single_transformer_blocks")
@@ -121,6 +128,9 @@ _WAN_CONDITIONS = ("rope", "condition_embedder.text_embedder", "condition_embedd
 ADAPTERS: dict[str, Adapter] = {
     "AllegroTransformer3DModel": Adapter(
         ("transformer_blocks",), layouts.video, idle=("caption_projection",),
+    ),
+    "AnyFlowTransformer3DModel": Adapter(
+        ("blocks",), layouts.frames_first, channel_dim=2, idle=_WAN_CONDITIONS,
     ),
     "AuraFlowTransformer2DModel": Adapter(
         ("joint_transformer_blocks", "single_transformer_blocks"), layouts.image, (1, None),
@@ -150,6 +160,13 @@ ADAPTERS: dict[str, Adapter] = {
     "CogView4Transformer2DModel": Adapter(
         ("transformer_blocks",), layouts.image, (0,), idle=("patch_embed.text_proj", "rope"),
     ),
+    "ConsisIDTransformer3DModel": Adapter(
+        ("transformer_blocks",), layouts.frames_first, (0,), tail="norm_final", tail_start=layouts.after_text,
+        channel_dim=2, idle=("patch_embed.text_proj", "local_facial_extractor?", "perceiver_cross_attention?"),
+    ),
+    "CosmosTransformer3DModel": Adapter(
+        ("transformer_blocks",), layouts.video, idle=("rope", "crossattn_proj?", "img_context_proj?"),
+    ),
     "DiTTransformer2DModel": Adapter(
         ("transformer_blocks",), layouts.image, key="class_labels", branches=("cond", "uncond"),
     ),
@@ -170,6 +187,10 @@ ADAPTERS: dict[str, Adapter] = {
         ("transformer_blocks",), layouts.image, (0,), bypass=layouts.fills_caches, idle=("glyph_projector", "rope"),
         refiners=("prior_projector",),
     ),
+    "HeliosTransformer3DModel": Adapter(
+        ("blocks",), layouts.video, image_start=(layouts.last,),
+        idle=("rope", "condition_embedder.text_embedder", "patch_short?", "patch_mid?", "patch_long?"),
+    ),
     "HiDreamImageTransformer2DModel": Adapter(
         ("double_stream_blocks", "single_stream_blocks"), layouts.image, (0, None), attention="block.attn1",
         tail="final_layer", key="encoder_hidden_states_t5", timestep="timesteps",
@@ -185,12 +206,29 @@ ADAPTERS: dict[str, Adapter] = {
             "transformer_blocks.0.norm1_context",
         ),
     ),
+    "HunyuanVideoFramepackTransformer3DModel": Adapter(
+        _TWO_STACKS, layouts.video, (0, 0), (layouts.last, layouts.last), tail_start=lambda arguments: 0,
+        attention="attn",
+        idle=(
+            "context_embedder", "rope", "image_projection", "clean_x_embedder", "transformer_blocks.0.norm1_context",
+        ),
+    ),
     "HunyuanVideoTransformer3DModel": Adapter(
         _TWO_STACKS, layouts.video, (0, 0), attention="attn",
         idle=("context_embedder", "rope", "transformer_blocks.0.norm1_context"),
     ),
     "JoyImageEditTransformer3DModel": Adapter(
         ("double_blocks",), layouts.items, (0,), attention="attn", idle=("condition_embedder.text_embedder",),
+    ),
+    "Kandinsky5Transformer3DModel": Adapter(
+        ("visual_transformer_blocks",), layouts.channels_last, attention="self_attention", tail="out_layer",
+        channel_dim=4, bypass=layouts.sparse,
+        idle=("text_embeddings", "text_rope_embeddings", "text_transformer_blocks", "visual_rope_embeddings"),
+    ),
+    "Krea2Transformer2DModel": Adapter(
+        ("transformer_blocks",), layouts.later_position_ids, image_start=(layouts.after_text,),
+        tail_start=lambda arguments: 0, attention="attn", tail="final_layer",
+        idle=("text_fusion", "txt_in", "rotary_emb"),
     ),
     "LTXVideoTransformer3DModel": Adapter(
         ("transformer_blocks",), layouts.given_sizes, idle=("caption_projection", "rope"),
@@ -210,7 +248,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "MotifVideoTransformer3DModel": Adapter(
         _TWO_STACKS, layouts.video, (0, 0), attention="attn",
-        idle=("context_embedder", "rope", "transformer_blocks.0.norm1_context"),
+        idle=("context_embedder", "image_embedder?", "rope", "transformer_blocks.0.norm1_context"),
     ),
     "NucleusMoEImageTransformer2DModel": Adapter(
         ("transformer_blocks",), layouts.image_shapes, attention="attn", references=layouts.other_shapes,
@@ -275,9 +313,9 @@ def why_unsupported(where: str, classes: Iterable[str]) -> str:
     if nets:
         return (
             f"{found}. {nets[0]} is a U-Net, which TAP does not support: the number of its tokens changes from level "
-            "to level, skip connections lead past any one place for a residual, and no level has the modulated input "
-            "that serves as probe. Use a pipeline with a diffusion transformer (docs/models.md lists them), or a cache "
-            "made for U-Nets, such as DeepCache"
+            "to level, skip connections lead past any one place for a residual, and no level has a modulated input to "
+            "serve as probe. Use a pipeline with a diffusion transformer (docs/models.md lists them), or a cache made "
+            "for U-Nets, such as DeepCache"
         )
     return (
         f"{found}; supported are {', '.join(sorted(ADAPTERS))}; add your own with tapstudy.register_adapter "

@@ -33,7 +33,8 @@ class Call:
         latent: what is predicted lives in latent space.
         relative: it is a difference, to the model input or to the hidden state entering the first block.
         probe_kind: None if the policy reads no probe.
-        hidden_tokens: where the image tokens are in the input of the first block and of the tail.
+        hidden_tokens: where the image tokens are in the input of the first block.
+        tail_tokens: where they are in that of the tail.
         probe_tokens: where they are in what the probe is read from.
         model_input: the latent.
         return_dict: whether the caller wants an output object rather than a tuple.
@@ -63,6 +64,7 @@ class Call:
     relative: bool
     grid: Grid
     hidden_tokens: ImageTokens
+    tail_tokens: ImageTokens
     probe_tokens: ImageTokens
     model_input: Tensor
     return_dict: bool
@@ -114,8 +116,8 @@ class Call:
             self.run.fail_opens[reason] += 1
         self.state = "full"
 
-    def incomplete(self, *sequences: Tensor | None) -> str | None:
-        """Tell why a full pass that showed these hidden states cannot enter the history, or None."""
+    def incomplete(self, *sequences: Tensor | None, tail: Tensor | None = None) -> str | None:
+        """Tell why a full pass that showed these hidden states, and the tail, cannot enter the history, or None."""
         if self.run.misfit is not None:
             return self.run.misfit
         if any(sequence is None for sequence in sequences):
@@ -123,6 +125,8 @@ class Call:
         if self.probe_kind is not None and self.probed is None:
             return "probe not reached"
         fits = [self.hidden_tokens.fit(sequence) for sequence in sequences if sequence is not None]
+        if tail is not None:
+            fits.append(self.tail_tokens.fit(tail))
         if self.probed is not None and self.probe_kind != "latent":
             fits.append(self.probe_tokens.fit(self.probed))
         return None if all(fits) else f"no room for a token grid of {self.grid}"

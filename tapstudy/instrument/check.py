@@ -23,7 +23,7 @@ from tapstudy.instrument.layouts import Grid
 from tapstudy.policies.base import Policy, Prediction, ResidualSite
 
 TOLERANCE = 1e-5
-_COMPUTES = re.compile(r"attn\d*|attention|ffn?|ff_\w+|feed_forward|(gate|up|down)_proj|(img_|txt_)?mlp")
+_COMPUTES = re.compile(r"attn\d*|(self_|cross_)?attention|ffn?|ff_\w+|feed_forward|(gate|up|down)_proj|(img_|txt_)?mlp")
 _HEAVY = re.compile(r"Attention|FeedForward|TransformerBlock")
 
 

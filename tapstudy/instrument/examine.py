@@ -168,8 +168,8 @@ def misplaced(model: nn.Module, adapter: Adapter, inputs: Inputs) -> list[str]:
     if fault is not None:
         return [fault]
     timestep = inputs[adapter.timestep]
-    if isinstance(timestep, Tensor) and timestep.ndim == 2 and timestep.shape[1] not in (1, prod(grid)):
-        return [f"timestep {adapter.timestep!r}: {timestep.shape[1]} per sample, for {prod(grid)} tokens"]
+    if isinstance(timestep, Tensor) and timestep.ndim == 2 and timestep.shape[1] not in (1, grid[0], prod(grid)):
+        return [f"timestep {adapter.timestep!r}: {timestep.shape[1]} per sample, for a token grid of {grid}"]
     before = _seen(model, adapter, inputs)
     faults = []
     for place, image in places.items():
@@ -184,7 +184,7 @@ def _starts(adapter: Adapter, arguments: Inputs) -> dict[str, Any]:
     attentions = {
         f"the attention of {name}": adapter.start(index, arguments) for index, name in enumerate(adapter.blocks)
     }
-    return {FIRST: adapter.start(0, arguments), **attentions, TAIL: adapter.start(0, arguments)}
+    return {FIRST: adapter.start(0, arguments), **attentions, TAIL: adapter.start_in_tail(arguments)}
 
 
 def _seen(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict[str, Tensor]:
@@ -201,8 +201,12 @@ def _seen(model: nn.Module, adapter: Adapter, inputs: Inputs) -> dict[str, Tenso
 
     def look(place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entering = args[0] if args else kwargs.get("hidden_states")
-        if isinstance(entering, Tensor) and entering.ndim == 3 and place not in found:
-            found[place] = entering.clone()  # the model may go on to write into it
+        if (
+            isinstance(entering, Tensor)
+            and (entering.ndim == 3 or (place == TAIL and entering.ndim > 3))
+            and (place not in found)
+        ):
+            found[place] = entering.flatten(1, -2).clone()  # the model may go on to write into it
 
     handles = [
         module.register_forward_pre_hook(

@@ -23,13 +23,17 @@ from tapstudy.instrument.trajectory import alike, same_value
 def idle_modules(model: nn.Module, paths: Collection[str]) -> dict[str, nn.Module]:
     """Return the modules at these paths by path, of a list every entry; without those that this model has as None.
 
+    A path that ends in "?" may be missing.
+
     Raises:
         AttributeError: the model has nothing of that name.
     """
     found: dict[str, nn.Module] = {}
     for path in paths:
+        path, optional = path.removesuffix("?"), path.endswith("?")
         parent, _, name = path.rpartition(".")
-        module = getattr(model.get_submodule(parent), name)
+        holder = model.get_submodule(parent)
+        module = getattr(holder, name, None) if optional else getattr(holder, name)
         if isinstance(module, nn.ModuleList):
             found |= {f"{path}.{index}": child for index, child in enumerate(module)}
         elif module is not None:

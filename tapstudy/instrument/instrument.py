@@ -258,6 +258,7 @@ class Instrument:
             relative=policy.residual_site in ("latent", "hidden"),
             grid=run.grid,
             hidden_tokens=ImageTokens(count, self.adapter.start(0, arguments)),
+            tail_tokens=ImageTokens(count, self.adapter.start_in_tail(arguments)),
             probe_tokens=ImageTokens(count, probe_start(self.presence.probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
@@ -308,9 +309,10 @@ class Instrument:
         return {*self.presence.deeper.values(), *watched, *([0] if watched else [])}
 
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
-        """Take the input of the tail, (batch, sequence, channel), and return what the tail shall see."""
+        """Take the input of the tail, (batch, sequence or frame, row, column, channel); return what it shall see."""
+        sequence = tail.flatten(1, -2)
         if call.state != "skip":
-            reason = call.incomplete(call.start, tail)
+            reason = call.incomplete(call.start, tail=sequence)
             if reason is not None:
                 return self._unobserved(call, reason, tail)
         assert call.start is not None
@@ -318,7 +320,7 @@ class Instrument:
         if call.state != "skip":
             # float32 (or better) keeps start + residual equal to the tail input when the model runs in bf16
             wide = torch.promote_types(tail.dtype, torch.float32)
-            call.residual = call.hidden_tokens.take(tail).detach().to(wide)
+            call.residual = call.tail_tokens.take(sequence).detach().to(wide)
             if call.relative:
                 call.residual = call.residual - start.detach()  # in `wide`, without a copy of start in it
         if call.state == "full":
@@ -328,7 +330,8 @@ class Instrument:
             # new memory is dear, and events show the prediction to listeners
             mine = call.prediction is not None and call.prediction.disposable and not self.listeners
             predicted = add_into(predicted, start) if mine else start + predicted
-        return call.hidden_tokens.put(call.start, predicted).to(tail.dtype)
+        same = self.adapter.tail_start is None  # what the first block was given is what came through the others
+        return call.tail_tokens.put(call.start if same else sequence, predicted).to(tail.dtype).view(tail.shape)
 
     @hooks.in_python
     def _finish_latent(self, call: Call, output: Any) -> Any:

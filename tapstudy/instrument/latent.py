@@ -52,7 +52,7 @@ class Form:
     @classmethod
     def read(cls, output: Any) -> tuple[Tensor, Self]:
         """Return the prediction in a transformer's output, and the form of that output."""
-        sample = output[0] if isinstance(output, tuple) else output.sample
+        sample = output[0] if isinstance(output, tuple) else output if isinstance(output, Tensor) else output.sample
         tensor = read_latent(sample)
         return tensor, cls(type(output), tensor.shape, tensor.dtype, isinstance(sample, list))
 
@@ -60,8 +60,8 @@ class Form:
         """Return an output holding `tensor`, as the transformer would return it."""
         sample = list(tensor.to(self.dtype)) if self.listed else tensor.to(self.dtype)
         if not return_dict:
-            return (sample,)
-        return (Transformer2DModelOutput if issubclass(self.kind, tuple) else self.kind)(sample=sample)
+            return sample if issubclass(self.kind, Tensor) else (sample,)
+        return (Transformer2DModelOutput if issubclass(self.kind, tuple | Tensor) else self.kind)(sample=sample)
 
 
 def latent_residual(latent: Tensor | None, output: Tensor) -> Tensor:

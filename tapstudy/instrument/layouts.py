@@ -15,7 +15,7 @@ from torch import Tensor
 
 Grid = tuple[int, int, int]
 Arguments = Mapping[str, Any]
-Start = int | Sequence[int]
+Start = int | Sequence[int] | None  # one number, one per sample, or None: the image tokens come last
 
 # Token grids
 
@@ -55,8 +55,12 @@ def video(model: Any, arguments: Arguments) -> Grid:
 
 def frames_first(model: Any, arguments: Arguments) -> Grid:
     """Latent (batch, frame, channel, row, column)."""
-    frames = arguments["hidden_states"].shape[1] // (model.config.patch_size_t or 1)
-    return frames, *image(model, arguments)[1:]
+    return video(model, {**arguments, "hidden_states": arguments["hidden_states"].transpose(1, 2)})
+
+
+def channels_last(model: Any, arguments: Arguments) -> Grid:
+    """Latent (batch, frame, row, column, channel)."""
+    return video(model, {**arguments, "hidden_states": arguments["hidden_states"].movedim(-1, 1)})
 
 
 def items(model: Any, arguments: Arguments) -> Grid:
@@ -71,7 +75,16 @@ def position_ids(model: Any, arguments: Arguments) -> Grid:
 
     Ids that do not run along the rows of a rectangle make one long row.
     """
-    ids = _made_image(arguments)  # (N, 3 or 4)
+    return _rectangle(_made_image(arguments))
+
+
+def later_position_ids(model: Any, arguments: Arguments) -> Grid:
+    """Packed tokens with ids (..., row, column), which come behind those of the text."""
+    return _rectangle(arguments["position_ids"][after_text(arguments) :].cpu())
+
+
+def _rectangle(ids: Tensor) -> Grid:
+    """Rows and columns of ids (image, row, column, ...) of tokens."""
     row, column = ids[:, 1], ids[:, 2]
     width = int((row == row[0]).cumprod(dim=0).sum())  # of the first run of tokens in the same row
     if len(ids) % width:
@@ -139,7 +152,11 @@ def _patches(shape: Sequence[int], arguments: Arguments) -> Grid:
     return shape[1] // arguments.get("f_patch_size", 1), shape[2] // patch, shape[3] // patch
 
 
-# Text in front of the image
+# What is in front of the image
+
+
+def last(arguments: Arguments) -> None:
+    """[anything, image]"""
 
 
 def after_text(arguments: Arguments) -> int:
@@ -187,6 +204,10 @@ def fills_caches(arguments: Arguments) -> str | None:
 
 def moves_frames_apart(arguments: Arguments) -> str | None:
     return "enable_diffusion_forcing" if arguments.get("enable_diffusion_forcing") else None
+
+
+def sparse(arguments: Arguments) -> str | None:
+    return "sparse_params, which put the tokens into another order" if arguments.get("sparse_params") else None
 
 
 def uneven(arguments: Arguments) -> str | None:

@@ -22,6 +22,7 @@ costs = cache(real_size_costs)
 # of the released transformers, in units of 1e9; diffusers gives every block of DiT-XL/2 (0.675) embedders of its own
 PARAMETERS = {
     "AllegroTransformer3DModel": 2.77,
+    "AnyFlowTransformer3DModel": 14.3,
     "AuraFlowTransformer2DModel": 6.83,
     "BriaFiboTransformer2DModel": 8.29,
     "BriaTransformer2DModel": 11.9,
@@ -29,12 +30,18 @@ PARAMETERS = {
     "ChronoEditTransformer3DModel": 14.3,
     "CogView3PlusTransformer2DModel": 2.85,
     "CogView4Transformer2DModel": 6.37,
+    "ConsisIDTransformer3DModel": 6.16,
+    "CosmosTransformer3DModel": 7.24,
     "EasyAnimateTransformer3DModel": 11.8,
     "GlmImageTransformer2DModel": 6.93,
+    "HeliosTransformer3DModel": 14.3,
     "HiDreamImageTransformer2DModel": 17.1,
     "HunyuanDiT2DModel": 1.50,
     "HunyuanVideo15Transformer3DModel": 8.33,
+    "HunyuanVideoFramepackTransformer3DModel": 12.9,
     "JoyImageEditTransformer3DModel": 16.3,
+    "Kandinsky5Transformer3DModel": 2.01,
+    "Krea2Transformer2DModel": 12.8,
     "LongCatImageTransformer2DModel": 6.27,
     "LuminaNextDiT2DModel": 1.75,
     "MochiTransformer3DModel": 10.0,
@@ -78,8 +85,9 @@ LARGE = {
     "PRXTransformer2DModel": 0.0004,
 }
 OTHER_CHANNELS = {
-    "DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel", "LuminaNextDiT2DModel",
-    "HunyuanVideo15Transformer3DModel", "MotifVideoTransformer3DModel", "WanAnimateTransformer3DModel",
+    "ConsisIDTransformer3DModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel",
+    "LuminaNextDiT2DModel", "HunyuanVideo15Transformer3DModel", "MotifVideoTransformer3DModel",
+    "WanAnimateTransformer3DModel",
 }  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def not_an_object(folder):
 
 def other_class(folder):
     (folder / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    return "found UNet2DConditionModel; supported are CogVideoX"
+    return "found UNet2DConditionModel. UNet2DConditionModel is a U-Net"
 
 
 def no_class(folder):

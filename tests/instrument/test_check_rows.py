@@ -47,12 +47,18 @@ def mutations(name: str, row: Adapter, tiny: Tiny) -> Iterator[tuple[str, Any]]:
 
             def moved(arguments, start=start, shift=shift):
                 first = 0 if start is None else start(arguments)
+                if first is None:  # at the end
+                    return abs(shift) - 1
                 return [one + shift for one in first] if isinstance(first, list) else first + shift
 
             if start is not None or shift > 0:
                 yield "image_start", tuple(moved if i == index else one for i, one in enumerate(row.image_start))
         if start is not None and name != "ZImage":  # there it is 0 but in omni mode
             yield "image_start", tuple(None if i == index else one for i, one in enumerate(row.image_start))
+
+    yield "tail_start", lambda arguments: 1
+    if row.tail_start is not None:
+        yield "tail_start", None
 
     # attention and tail
     for wrong in ("attn", "attn1", "attn2", "ff", "feed_forward", "norm1", "norm2", "img_norm1", "attention_norm1"):
@@ -128,7 +134,13 @@ def grid_of(row, tiny):
 
 
 # the others are built like one of these
-VARIED = [*FIRST, *({"AuraFlow", "GlmImage", "HiDream", "HunyuanDiT", "JoyImage"} & {*CLASSES})]
+VARIED = [
+    *FIRST,
+    *(
+        {"AuraFlow", "ConsisID", "FramePack", "GlmImage", "HiDream", "HunyuanDiT", "JoyImage", "Kandinsky5"}
+        & {*CLASSES}
+    ),
+]
 
 
 @pytest.mark.parametrize("name", sorted(VARIED))

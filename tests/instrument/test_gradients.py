@@ -17,7 +17,8 @@ MIXED = ["SD3", "ZImage"]  # convolved patches; a list of samples
 SITES = ["hidden", "tail", "latent", "output"]
 
 
-IN_DOUBLE = [name for name in CLASSES if name != "MotifVideo"]  # whose features of the timestep are single
+# the others have parts that stay in single precision
+IN_DOUBLE = [name for name in CLASSES if name not in ("Cosmos", "Kandinsky5", "Krea2", "MotifVideo")]
 
 
 def leaf(latent):

@@ -170,7 +170,36 @@ def prx(block, seen):
     return shift_first(block.modulation.lin, seen["x"], seen)
 
 
+def krea2(block, seen):
+    values = seen["temb"].unflatten(-1, (6, -1)) + block.scale_shift_table
+    normed = rms_norm(seen["x"], 1e-5) * (1 + block.norm1.weight)
+    return modulate(normed, values[..., 1, :], values[..., 0, :])[:, 5:]  # 5 text tokens first
+
+
+def cosmos(block, seen):
+    norm, width = block.norm1, seen["x"].shape[-1]
+    values = norm.linear_2(norm.linear_1(F.silu(seen["embedded_timestep"]))) + seen["temb"]
+    values = values[:, None]
+    return modulate(layer_norm(seen["x"] + seen["extra_pos_emb"]), values[..., :width], values[..., width : 2 * width])
+
+
+def framepack(block, seen):
+    return joint(block, seen)[:, -seen["tokens"] :]  # earlier frames first
+
+
+def helios(block, seen):
+    return wan(block, seen)[:, -seen["tokens"] :]
+
+
+def kandinsky5(block, seen):
+    width = seen["x"].shape[-1]
+    values = linear(block.visual_modulation.out_layer, F.silu(seen["time_embed"]))[:, None]
+    return modulate(layer_norm(seen["x"], 1e-5), values[..., :width], values[..., width : 2 * width])
+
+
 FORMULAS = {
+    "AnyFlow": wan, "ConsisID": cogvideox, "ConsisID-faceless": cogvideox, "Cosmos": cosmos, "FramePack": framepack,
+    "Helios": helios, "Kandinsky5": kandinsky5, "Krea2": krea2,
     "Allegro": table_and_timestep, "AuraFlow": auraflow, "Bria": joint, "BriaFibo": joint, "Chroma": chroma,
     "ChronoEdit": wan, "CogView3Plus": cogview3plus, "CogView4": cogview4, "EasyAnimate": easyanimate,
     "GlmImage": cogview4, "HiDream": hidream, "HiDream-wide": hidream, "HunyuanDiT": hunyuan_dit,

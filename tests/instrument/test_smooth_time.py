@@ -27,9 +27,9 @@ GROUPS = pytest.mark.skipif(
 )
 SIGMA = 1.5
 # how many layers of each model read the timestep
-LAYERS = {"DiT": 3, "HunyuanVideo": 2, "HunyuanVideo1.5": 2, "HunyuanVideo1.5-text": 2}
+LAYERS = {"DiT": 3, "HunyuanVideo": 2, "HunyuanVideo1.5": 2, "HunyuanVideo1.5-text": 2, "FramePack": 2}
 # models that make the features in ways of their own
-REFUSED = ("Bria", "BriaFibo", "Chroma", "PRX", "SkyReelsV2")
+REFUSED = ("Bria", "BriaFibo", "Chroma", "Cosmos", "Kandinsky5", "Krea2", "PRX", "SkyReelsV2")
 SMOOTHED = [name for name in VARIANTS if name not in REFUSED]
 
 

@@ -33,7 +33,8 @@ class Tiny:
     def __call__(self, **changed: Any) -> Tensor:
         """What is being made in the model's output, as one tensor."""
         with torch.no_grad():
-            sample = self.model(**{**self.inputs, **changed}, return_dict=False)[0]
+            output = self.model(**{**self.inputs, **changed}, return_dict=False)
+        sample = output[0] if isinstance(output, tuple) else output  # of Kandinsky 5
         if isinstance(sample, list):
             return torch.stack(sample)
         return sample[:, -1] if sample.ndim == 6 else sample

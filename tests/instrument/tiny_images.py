@@ -201,6 +201,22 @@ def lumina_next() -> Tiny:
     return Tiny(model, inputs, 24, start=0.02, end=1.0)
 
 
+def krea2() -> Tiny:
+    model = diffusers.Krea2Transformer2DModel(
+        in_channels=8, num_layers=3, attention_head_dim=8, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=12, num_text_layers=3, text_num_attention_heads=2,
+        text_num_key_value_heads=1, text_intermediate_size=16, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 2, 2),
+    )  # fmt: skip
+    inputs = {
+        **captioned(random(BATCH, 24, 8), time=0.5),
+        "encoder_hidden_states": random(BATCH, TEXT, 3, 12),
+        "encoder_attention_mask": mask().bool(),
+        "position_ids": torch.cat([torch.zeros(TEXT, 3), position_ids(4, 6)]),
+    }
+    return Tiny(model, inputs, 24, start=1.0, end=0.02)
+
+
 CLASSES: dict[str, tuple[str, Callable[[], Tiny]]] = {
     "AuraFlow": ("AuraFlowTransformer2DModel", auraflow),
     "Bria": ("BriaTransformer2DModel", bria),
@@ -212,6 +228,7 @@ CLASSES: dict[str, tuple[str, Callable[[], Tiny]]] = {
     "HiDream": ("HiDreamImageTransformer2DModel", hidream),
     "HunyuanDiT": ("HunyuanDiT2DModel", hunyuan_dit),
     "JoyImage": ("JoyImageEditTransformer3DModel", joyimage),
+    "Krea2": ("Krea2Transformer2DModel", krea2),
     "LongCat": ("LongCatImageTransformer2DModel", longcat),
     "LuminaNext": ("LuminaNextDiT2DModel", lumina_next),
     "NucleusMoE": ("NucleusMoEImageTransformer2DModel", nucleus),

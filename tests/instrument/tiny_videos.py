@@ -132,11 +132,112 @@ def sana_video(guided: bool = False) -> Tiny:
     return Tiny(model, {**captioned(_latent()), "encoder_attention_mask": mask()}, 18)
 
 
+def anyflow() -> Tiny:
+    """Frames first; a call goes from one timestep to another."""
+    model = diffusers.AnyFlowTransformer3DModel(**{**_WAN, "freq_dim": 16})
+    inputs = captioned(random(BATCH, FRAMES, CHANNELS, ROWS, COLUMNS))
+    inputs["timestep"] = torch.full((BATCH, FRAMES), 500.0)
+    return Tiny(model, {**inputs, "r_timestep": torch.full((BATCH, FRAMES), 250.0)}, 18)
+
+
+def consisid(face: bool = True) -> Tiny:
+    """Between blocks it looks at a face."""
+    model = diffusers.ConsisIDTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=CHANNELS, out_channels=CHANNELS, time_embed_dim=8,
+        text_embed_dim=12, num_layers=3, sample_width=COLUMNS, sample_height=ROWS, sample_frames=9, patch_size=2,
+        temporal_compression_ratio=4, max_text_seq_length=TEXT, cross_attn_interval=1, is_train_face=face,
+        cross_attn_dim_head=8, cross_attn_num_heads=1, LFE_id_dim=4, LFE_vit_dim=4, LFE_depth=5, LFE_dim_head=8,
+        LFE_num_heads=2, LFE_num_id_token=1, LFE_num_querie=1, LFE_output_dim=21, LFE_ff_mult=1, LFE_num_scale=1,
+    )  # fmt: skip
+    inputs = captioned(random(BATCH, FRAMES, CHANNELS, ROWS, COLUMNS))
+    if face:
+        inputs |= {"id_vit_hidden": [random(BATCH, 2, 4)], "id_cond": random(BATCH, 4)}
+    return Tiny(model, inputs, 18)
+
+
+def consisid_faceless() -> Tiny:
+    return consisid(face=False)
+
+
+def cosmos(positions: str | None = "learnable") -> Tiny:
+    model = diffusers.CosmosTransformer3DModel(
+        in_channels=CHANNELS, out_channels=CHANNELS, num_attention_heads=2, attention_head_dim=12, num_layers=3,
+        mlp_ratio=2.0, text_embed_dim=12, adaln_lora_dim=4, max_size=(4, 16, 16), concat_padding_mask=False,
+        extra_pos_embed_type=positions,
+    )  # fmt: skip
+    return Tiny(model, {**captioned(_latent()), "fps": 30}, 18)
+
+
+def framepack() -> Tiny:
+    """Earlier frames of several sizes in front of the video."""
+    model = diffusers.HunyuanVideoFramepackTransformer3DModel(
+        in_channels=CHANNELS, out_channels=CHANNELS, num_attention_heads=2, attention_head_dim=10, num_layers=2,
+        num_single_layers=2, num_refiner_layers=1, mlp_ratio=2.0, patch_size=2, patch_size_t=1, guidance_embeds=True,
+        text_embed_dim=12, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4), has_image_proj=True, image_proj_dim=6,
+        has_clean_x_embedder=True,
+    )  # fmt: skip
+    inputs = {
+        **captioned(_latent()),
+        "encoder_attention_mask": mask(),
+        "pooled_projections": random(BATCH, 8),
+        "guidance": torch.full((BATCH,), 6000.0),
+        "image_embeds": random(BATCH, 2, 6),
+        "indices_latents": torch.arange(7, 7 + FRAMES),
+        "latents_clean": random(BATCH, CHANNELS, 1, ROWS, COLUMNS),
+        "indices_latents_clean": torch.arange(6, 7),
+        "latents_history_2x": random(BATCH, CHANNELS, 2, ROWS, COLUMNS),
+        "indices_latents_history_2x": torch.arange(4, 6),
+        "latents_history_4x": random(BATCH, CHANNELS, 4, ROWS, COLUMNS),
+        "indices_latents_history_4x": torch.arange(4),
+    }
+    return Tiny(model, inputs, 18)
+
+
+def helios() -> Tiny:
+    """The same in another order."""
+    model = diffusers.HeliosTransformer3DModel(
+        **{name: value for name, value in _WAN.items() if name != "rope_max_seq_len"}, rope_dim=(4, 4, 4),
+        has_multi_term_memory_patch=True, guidance_cross_attn=True, zero_history_timestep=True,
+    )  # fmt: skip
+    inputs = {
+        **captioned(_latent()),
+        "indices_hidden_states": torch.arange(7, 7 + FRAMES).expand(BATCH, -1),
+        "latents_history_short": random(BATCH, CHANNELS, 1, ROWS, COLUMNS),
+        "indices_latents_history_short": torch.arange(6, 7).expand(BATCH, -1),
+        "latents_history_mid": random(BATCH, CHANNELS, 2, ROWS, COLUMNS),
+        "indices_latents_history_mid": torch.arange(4, 6).expand(BATCH, -1),
+        "latents_history_long": random(BATCH, CHANNELS, 4, ROWS, COLUMNS),
+        "indices_latents_history_long": torch.arange(4).expand(BATCH, -1),
+    }
+    return Tiny(model, inputs, 18)
+
+
+def kandinsky5() -> Tiny:
+    """Channels last, and in the tail the rows and columns of the video."""
+    model = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=CHANNELS, in_text_dim=12, in_text_dim2=8, time_dim=16, out_visual_dim=CHANNELS,
+        patch_size=(1, 2, 2), model_dim=24, ff_dim=32, num_text_blocks=1, num_visual_blocks=3, axes_dims=(4, 4, 4),
+    )  # fmt: skip
+    inputs = {
+        **captioned(random(BATCH, FRAMES, ROWS, COLUMNS, CHANNELS)),
+        "pooled_projections": random(BATCH, 8),
+        "visual_rope_pos": [torch.arange(3), torch.arange(2), torch.arange(3)],
+        "text_rope_pos": torch.arange(TEXT),
+    }
+    return Tiny(model, inputs, 18)
+
+
 CLASSES: dict[str, tuple[str, Callable[[], Tiny]]] = {
     "Allegro": ("AllegroTransformer3DModel", allegro),
+    "AnyFlow": ("AnyFlowTransformer3DModel", anyflow),
     "ChronoEdit": ("ChronoEditTransformer3DModel", chronoedit),
+    "ConsisID": ("ConsisIDTransformer3DModel", consisid),
+    "Cosmos": ("CosmosTransformer3DModel", cosmos),
     "EasyAnimate": ("EasyAnimateTransformer3DModel", easyanimate),
+    "FramePack": ("HunyuanVideoFramepackTransformer3DModel", framepack),
+    "Helios": ("HeliosTransformer3DModel", helios),
     "HunyuanVideo1.5": ("HunyuanVideo15Transformer3DModel", hunyuan15),
+    "Kandinsky5": ("Kandinsky5Transformer3DModel", kandinsky5),
     "Mochi": ("MochiTransformer3DModel", mochi),
     "MotifVideo": ("MotifVideoTransformer3DModel", motif),
     "SanaVideo": ("SanaVideoTransformer3DModel", sana_video),
@@ -145,6 +246,7 @@ CLASSES: dict[str, tuple[str, Callable[[], Tiny]]] = {
     "WanVACE": ("WanVACETransformer3DModel", wan_vace),
 }
 VARIANTS: dict[str, tuple[str, Callable[[], Tiny]]] = {
+    "ConsisID-faceless": ("ConsisIDTransformer3DModel", consisid_faceless),
     "HunyuanVideo1.5-text": ("HunyuanVideo15Transformer3DModel", hunyuan15_text),
     "MotifVideo-decoder": ("MotifVideoTransformer3DModel", motif_decoder),
 }

@@ -151,8 +151,11 @@ def test_sites_differ_by_the_input(tiny_pipe, sample):
 
 
 # Where the image tokens start in the hidden state entering a block, where that is not 0.
+FROM_THE_START = ("Lumina2", "Krea2", "FramePack", "Helios")
 STARTS = {
     **{("Lumina2", index): [5, 3] for index in (1, 2)},
+    **{("Krea2", index): [5, 5] for index in (1, 2)},
+    **{(name, index): [9, 9] for name in ("FramePack", "Helios") for index in (1, 2)},  # earlier frames
     **{(name, index): [5, 5] for name in ("BriaFibo", "Chroma", "Flux2") for index in (2, 3)},
     **{("AuraFlow", index): [13, 13] for index in (2, 3)},
 }
@@ -190,8 +193,9 @@ def test_stream_is_what_enters_the_blocks(name, depth):
         assert event.probe.shape[:3] == (2, 2, tiny.tokens)
         assert event.probes == {}, "recordings of modulated inputs must not take it for one"
         for part, index in zip(event.probe, (0, depth), strict=True):
+            starts = STARTS.get((name, max(index, name in FROM_THE_START)), [0, 0])
             rows = [row[start:][: tiny.tokens] for row, start in zip(
-                entering[index], STARTS.get((name, max(index, name == "Lumina2")), [0, 0]), strict=True)]  # fmt: skip
+                entering[index], starts, strict=True)]  # fmt: skip
             torch.testing.assert_close(part, torch.stack(rows), rtol=1e-5, atol=1e-6)  # patches may round otherwise
 
 

@@ -91,7 +91,7 @@ class _Maker:
 
 def _cogvideox(make: _Maker) -> dict[str, Any]:
     config = make.config
-    frames = make.grid[0] * (config.patch_size_t or 1)
+    frames = make.grid[0] * (config.get("patch_size_t") or 1)
     inputs: dict[str, Any] = {
         "hidden_states": make.random(frames, config.in_channels, *make.pixels),
         "timestep": make.constant(500.0),
@@ -101,7 +101,7 @@ def _cogvideox(make: _Maker) -> dict[str, Any]:
     if config.use_rotary_positional_embeddings:
         shape = prod(make.grid), config.attention_head_dim
         inputs["image_rotary_emb"] = tuple(torch.ones(shape, device=make.device) for _ in range(2))
-    if config.ofs_embed_dim:
+    if config.get("ofs_embed_dim"):
         inputs["ofs"] = torch.full((1,), 2.0, device=make.device, dtype=make.dtype)
     return inputs
 
@@ -128,6 +128,10 @@ def _wan_animate(make: _Maker) -> dict[str, Any]:
         "face_pixel_values": make.random(3, 4 * (frames - 1), config.motion_encoder_size, config.motion_encoder_size),
     }
     return inputs | ({"encoder_hidden_states_image": make.random(4, config.image_dim)} if config.image_dim else {})
+
+
+def _masked_video(make: _Maker) -> dict[str, Any]:
+    return make.captioned(make.video, 500.0, "text_embed_dim") | {"encoder_attention_mask": make.mask()}
 
 
 def _packed(make: _Maker) -> dict[str, Any]:
@@ -201,6 +205,71 @@ def _hunyuan_video15(make: _Maker) -> dict[str, Any]:
     }
 
 
+def _anyflow(make: _Maker) -> dict[str, Any]:
+    inputs, frames = _wan(make), make.frames[0]
+    times = {name: make.constant(time)[:, None].repeat(1, frames) for name, time in _ANYFLOW_TIMES.items()}
+    return inputs | {"hidden_states": inputs["hidden_states"].transpose(1, 2)} | times
+
+
+_ANYFLOW_TIMES = {"timestep": 500.0, "r_timestep": 250.0}
+
+
+def _consisid(make: _Maker) -> dict[str, Any]:
+    config = make.config
+    inputs = _cogvideox(make)
+    if config.is_train_face:
+        inputs["id_cond"] = make.random(config.LFE_id_dim)
+        inputs["id_vit_hidden"] = [make.random(4, config.LFE_vit_dim) for _ in range(config.LFE_num_scale)]
+    return inputs
+
+
+def _history(make: _Maker, names: tuple[str, str, str], *, batched: bool) -> dict[str, Any]:
+    """Return one, two and four frames that came before."""
+    made: dict[str, Any] = {}
+    for name, count, start in zip(names, (1, 2, 4), (6, 4, 0), strict=True):
+        indices = torch.arange(start, start + count, device=make.device)
+        made[name] = make.random(make.config.in_channels, count, *make.frames[1:])
+        made[f"indices_{name}"] = indices.expand(make.batch, -1) if batched else indices
+    return made
+
+
+def _framepack(make: _Maker) -> dict[str, Any]:
+    names = ("latents_clean", "latents_history_2x", "latents_history_4x")
+    return {
+        **_masked_video(make), **make.pooled(), **make.guidance(6000.0), "image_embeds": make.random(4, make.config.image_proj_dim),
+        "indices_latents": torch.arange(7, 7 + make.frames[0], device=make.device),
+        **_history(make, names, batched=False),
+    }  # fmt: skip
+
+
+def _helios(make: _Maker) -> dict[str, Any]:
+    names = ("latents_history_short", "latents_history_mid", "latents_history_long")
+    indices = torch.arange(7, 7 + make.frames[0], device=make.device).expand(make.batch, -1)
+    return _wan(make) | {"indices_hidden_states": indices} | _history(make, names, batched=True)
+
+
+def _kandinsky5(make: _Maker) -> dict[str, Any]:
+    config, (frames, height, width) = make.config, make.frames
+    channels = 2 * config.in_visual_dim + 1 if config.visual_cond else config.in_visual_dim
+    return {
+        "hidden_states": make.random(frames, height, width, channels), "timestep": make.constant(500.0),
+        "encoder_hidden_states": make.random(make.text, config.in_text_dim),
+        "pooled_projections": make.random(config.in_text_dim2),
+        "visual_rope_pos": [torch.arange(count, device=make.device) for count in make.grid],
+        "text_rope_pos": torch.arange(make.text, device=make.device),
+    }  # fmt: skip
+
+
+def _krea2(make: _Maker) -> dict[str, Any]:
+    config = make.config
+    positions = torch.cat([torch.zeros(make.text, 3, device=make.device), make.position_ids(3)])
+    return {
+        "hidden_states": make.tokens, "timestep": make.constant(0.5), "position_ids": positions,
+        "encoder_hidden_states": make.random(make.text, config.num_text_layers, config.text_hidden_dim),
+        "encoder_attention_mask": make.mask().bool(),
+    }  # fmt: skip
+
+
 def _lumina_next(make: _Maker) -> dict[str, Any]:
     config, side = make.config, 4 * max(make.grid)  # of a table that is larger than the image
     angles = torch.zeros(side, side, config.hidden_size // config.num_attention_heads // 2, device=make.device)
@@ -227,6 +296,7 @@ _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "AllegroTransformer3DModel": lambda make: {
         **make.captioned(make.video, 500.0, "caption_channels"), "encoder_attention_mask": make.mask(),
     },
+    "AnyFlowTransformer3DModel": _anyflow,
     "AuraFlowTransformer2DModel": lambda make: make.captioned(make.latent, 0.5, "joint_attention_dim"),
     "BriaFiboTransformer2DModel": _bria_fibo,
     "BriaTransformer2DModel": _bria,
@@ -235,6 +305,8 @@ _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "CogVideoXTransformer3DModel": _cogvideox,
     "CogView3PlusTransformer2DModel": _cogview,
     "CogView4Transformer2DModel": _cogview,
+    "ConsisIDTransformer3DModel": _consisid,
+    "CosmosTransformer3DModel": lambda make: {**make.captioned(make.video, 500.0, "text_embed_dim"), "fps": 30},
     "DiTTransformer2DModel": lambda make: {
         "hidden_states": make.latent, "timestep": make.constant(500.0),
         "class_labels": torch.zeros(make.batch, device=make.device, dtype=torch.int64),
@@ -247,14 +319,17 @@ _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
         **_packed(make), **make.guidance(3.5), **make.pooled(),
     },
     "GlmImageTransformer2DModel": _glm_image,
+    "HeliosTransformer3DModel": _helios,
     "HiDreamImageTransformer2DModel": _hidream,
     "HunyuanDiT2DModel": _hunyuan_dit,
     "HunyuanVideo15Transformer3DModel": _hunyuan_video15,
+    "HunyuanVideoFramepackTransformer3DModel": _framepack,
     "HunyuanVideoTransformer3DModel": lambda make: {
-        **make.captioned(make.video, 500.0, "text_embed_dim"),
-        "encoder_attention_mask": make.mask(), **make.pooled(), **make.guidance(6000.0),
+        **_masked_video(make), **make.pooled(), **make.guidance(6000.0),
     },
     "JoyImageEditTransformer3DModel": _wan,
+    "Kandinsky5Transformer3DModel": _kandinsky5,
+    "Krea2Transformer2DModel": _krea2,
     "LTXVideoTransformer3DModel": lambda make: {
         **make.captioned(make.tokens, 500.0, "caption_channels"), "encoder_attention_mask": make.mask(),
         **dict(zip(("num_frames", "height", "width"), make.grid, strict=True)),
@@ -264,12 +339,8 @@ _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
         **make.captioned(make.latent, 0.5, "cap_feat_dim"), "encoder_attention_mask": make.mask(),
     },
     "LuminaNextDiT2DModel": _lumina_next,
-    "MochiTransformer3DModel": lambda make: {
-        **make.captioned(make.video, 500.0, "text_embed_dim"), "encoder_attention_mask": make.mask(),
-    },
-    "MotifVideoTransformer3DModel": lambda make: {
-        **make.captioned(make.video, 500.0, "text_embed_dim"), "encoder_attention_mask": make.mask(),
-    },
+    "MochiTransformer3DModel": _masked_video,
+    "MotifVideoTransformer3DModel": _masked_video,
     "NucleusMoEImageTransformer2DModel": lambda make: {
         **make.captioned(make.tokens, 0.5, "joint_attention_dim"), "encoder_hidden_states_mask": make.mask(),
         "img_shapes": [make.grid] * make.batch,

@@ -48,6 +48,7 @@ _IMAGE = (1, 64, 64)  # 1024 x 1024
 
 REAL_SIZES: dict[str, RealSize] = {
     "AllegroTransformer3DModel": RealSize("Allegro, 88 x 720 x 1280", (22, 45, 80), 512),
+    "AnyFlowTransformer3DModel": RealSize("AnyFlow-14B, 81 x 480 x 832", (21, 30, 52), 512),
     "AuraFlowTransformer2DModel": RealSize("AuraFlow, 1024 x 1024", _IMAGE, 256),
     "BriaFiboTransformer2DModel": RealSize("Bria FIBO, 1024 x 1024", _IMAGE, 512, {"num_layers": 8}),
     "BriaTransformer2DModel": RealSize("Bria (defaults of the class), 1024 x 1024", _IMAGE, 128),
@@ -62,6 +63,16 @@ REAL_SIZES: dict[str, RealSize] = {
         "CogView4-6B, 1024 x 1024", _IMAGE, 256,
         {"num_layers": 28, "attention_head_dim": 128, "num_attention_heads": 32},
     ),
+    "ConsisIDTransformer3DModel": RealSize(
+        "ConsisID, 49 x 480 x 720", (13, 30, 45), 226,
+        {
+            "num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True, "in_channels": 32,
+            "is_train_face": True,
+        },
+    ),
+    "CosmosTransformer3DModel": RealSize(
+        "Cosmos-1.0-7B, 121 x 704 x 1280", (16, 44, 80), 512, {"concat_padding_mask": False}
+    ),
     "DiTTransformer2DModel": RealSize("DiT-XL/2, 256 x 256", (1, 16, 16), 0, {"out_channels": 8}),
     "EasyAnimateTransformer3DModel": RealSize(
         "EasyAnimate-V5.1-12B, 49 x 512 x 512", (13, 32, 32), 256,
@@ -71,6 +82,9 @@ REAL_SIZES: dict[str, RealSize] = {
     "FluxTransformer2DModel": RealSize("FLUX.1-dev, 1024 x 1024", _IMAGE, 512, {"guidance_embeds": True}),
     "GlmImageTransformer2DModel": RealSize(
         "GLM-Image, 1024 x 1024", _IMAGE, 64, {"attention_head_dim": 128, "num_attention_heads": 32}
+    ),
+    "HeliosTransformer3DModel": RealSize(
+        "Helios-14B, 33 x 384 x 640", (9, 24, 40), 512, {"has_multi_term_memory_patch": True}
     ),
     "HiDreamImageTransformer2DModel": RealSize(
         "HiDream-I1, 1024 x 1024", _IMAGE, 128,
@@ -87,10 +101,19 @@ REAL_SIZES: dict[str, RealSize] = {
         },
     ),
     "HunyuanVideo15Transformer3DModel": RealSize("HunyuanVideo-1.5, 121 x 720 x 1280", (31, 45, 80), 256),
+    "HunyuanVideoFramepackTransformer3DModel": RealSize(
+        "FramePack, 33 x 640 x 640", (9, 40, 40), 256,
+        {"has_image_proj": True, "image_proj_dim": 1152, "has_clean_x_embedder": True},
+    ),
     "HunyuanVideoTransformer3DModel": RealSize("HunyuanVideo, 129 x 720 x 1280", (33, 45, 80), 256),
     "JoyImageEditTransformer3DModel": RealSize(
         "JoyImage, 1024 x 1024", _IMAGE, 128, {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 40}
     ),
+    "Kandinsky5Transformer3DModel": RealSize(
+        "Kandinsky-5.0-Lite, 121 x 512 x 768", (31, 32, 48), 256,
+        {"in_visual_dim": 16, "out_visual_dim": 16, "model_dim": 1792, "ff_dim": 7168},
+    ),
+    "Krea2Transformer2DModel": RealSize("Krea 2 (defaults of the class), 1024 x 1024", _IMAGE, 512),
     "LTXVideoTransformer3DModel": RealSize("LTX-Video 0.9, 161 x 512 x 704", (21, 16, 22), 128),
     "LongCatImageTransformer2DModel": RealSize(
         "LongCat-Image, 1024 x 1024", _IMAGE, 512, {"num_layers": 10, "num_single_layers": 20}

@@ -38,8 +38,14 @@ def _hunyuan_video15(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]
     for child in model.modules():
         if child is not model:
             child.register_forward_pre_hook(without, with_kwargs=True)
-    names = ("encoder_attention_mask", "encoder_attention_mask_2", "image_embeds")
+    names = {"encoder_attention_mask", "encoder_attention_mask_2", "image_embeds"} & {*inputs}
     return {name: torch.ones(inputs[name].shape, dtype=inputs[name].dtype) for name in names}
+
+
+def _framepack(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same, of one text; the image is needed as it is."""
+    spared = _hunyuan_video15(model, inputs)
+    return {"encoder_attention_mask": spared["encoder_attention_mask"]}
 
 
 def _to_meta(value: Any) -> Any:
@@ -56,6 +62,18 @@ def _mochi(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     _replace(model.get_submodule("rope"), "forward", tables)
     model.get_submodule("time_embed").register_forward_pre_hook(lambda _, args: tuple(map(_to_meta, args)))
     return {"encoder_attention_mask": torch.ones(inputs["encoder_attention_mask"].shape, dtype=torch.bool)}
+
+
+def _helios(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Rotary tables likewise: cos and sin along each axis."""
+    rope: Any = model.get_submodule("rope")
+
+    def tables(frame_indices: Tensor, height: int, width: int, device: Any) -> Tensor:
+        batch, frames = frame_indices.shape
+        return torch.empty(batch, 2 * (rope.DT + rope.DY + rope.DX), frames, height, width, device=META)
+
+    _replace(rope, "forward", tables)
+    return {}
 
 
 def _hidream(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -98,8 +116,10 @@ def _replace(module: nn.Module, name: str, method: Callable[..., Any]) -> None:
 
 
 _SPARED: dict[str, Callable[[nn.Module, dict[str, Any]], dict[str, Any]]] = {
+    "HeliosTransformer3DModel": _helios,
     "HiDreamImageTransformer2DModel": _hidream,
     "HunyuanVideo15Transformer3DModel": _hunyuan_video15,
+    "HunyuanVideoFramepackTransformer3DModel": _framepack,
     "Lumina2Transformer2DModel": _lumina2,
     "MochiTransformer3DModel": _mochi,
     "NucleusMoEImageTransformer2DModel": _nucleus,
