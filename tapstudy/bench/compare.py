@@ -140,7 +140,7 @@ def _table(
     for name, interval, _, setting in tqdm(rows, desc="compare", unit="run", disable=not progress):
         try:
             run = kept((images, setting), results, pipe=pipe)
-            full, skip = _flops(pipe, images[:1], setting, results)
+            full, skip = mean_step_flops(pipe, images[:1], setting, results)
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
             where = f" at N = {interval}" if interval else ""
             raise ValueError(f"compare: {name}{where} cannot run on {type(pipe).__name__}: {error}") from error
@@ -150,7 +150,7 @@ def _table(
         passes = np.array([(mask.count("F"), len(mask) - mask.count("F")) for mask in run["mask"].values])
         values["flops"] = passes @ np.array([full, skip])
         values |= {
-            key: metric(unit_images(run), unit_images(exact), images.texts) for key, metric in metrics.items()
+            key: metric(unit_images(run), unit_images(exact), images.prompts) for key, metric in metrics.items()
         }  # fmt: skip
         for key, value in values.items():
             found[key].append(np.asarray(value, dtype=np.float64))
@@ -218,8 +218,8 @@ def _of_name(asked: Asked, interval: int, steps: int) -> tuple[str, Setting]:
     return method.title or method.name, method.setting(config, steps=steps)
 
 
-def _flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> list[float]:
-    """Count the FLOPs of a full and of a skip step, mean over those of one run."""
+def mean_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> list[float]:
+    """Count the FLOPs of a full and of a skip step, mean over those of one run, once."""
 
     def make() -> list[float]:
         full = transformer_flops(pipe, partial(image.run_transformer, pipe, 1))
