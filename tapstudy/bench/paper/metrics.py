@@ -142,14 +142,12 @@ class Kind:
 
     Attributes:
         title: for tables.
-        better: "higher" or "lower".
         prompts: whether it reads the prompts.
         find: from the folder of weights to the file or folder to load; raises where there is none.
         load: from that, and a device, to the metric.
     """
 
     title: str
-    better: str
     prompts: bool
     find: Callable[[Path | None], Path]
     load: Callable[..., Metric]
@@ -263,8 +261,8 @@ def _with(folder: Path, files: tuple[str, ...], how: str, what: str) -> Path:
 
 
 METRICS = {
-    "lpips": Kind("LPIPS (AlexNet)", "lower", False, _find_lpips, Lpips.load),
-    "clip": Kind("CLIP score", "higher", True, _find_clip, ClipScore),
-    "image-reward": Kind("ImageReward", "higher", True, _find_reward, ImageReward),
-    "vbench": Kind("VBench, 6 dimensions", "higher", True, _find_vbench, VBench),
+    "lpips": Kind("LPIPS (AlexNet)", False, _find_lpips, Lpips.load),
+    "clip": Kind("CLIP score", True, _find_clip, ClipScore),
+    "image-reward": Kind("ImageReward", True, _find_reward, ImageReward),
+    "vbench": Kind("VBench, 6 dimensions", True, _find_vbench, VBench),
 }

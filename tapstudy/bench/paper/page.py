@@ -43,8 +43,8 @@ def paper_rows(found: xr.Dataset) -> list[list[str]]:
             *(_here(run, name, reference=i == 0) for name in _measures(found)),
         ])  # fmt: skip
         rows.append([
-            "", "published", "unknown", "unknown", _known(published["speed"], 2), "unknown",
-            *("" if i == 0 and name in TO_REFERENCE else _known(published[name], SHOWN[name][1])
+            "", "published", "unknown", "unknown", _known(published["speed"]), "unknown",
+            *("" if i == 0 and name in TO_REFERENCE else _known(published[name])
               for name in _measures(found)),
         ])  # fmt: skip
     return rows
@@ -114,5 +114,6 @@ def _here(run: xr.Dataset, name: str, *, reference: bool) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _known(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if np.isfinite(value) else "unknown"
+def _known(value: float) -> str:
+    """Write a published number with the two digits that all of them have."""
+    return f"{value:.2f}" if np.isfinite(value) else "unknown"

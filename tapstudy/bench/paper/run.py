@@ -169,8 +169,9 @@ def _values(
                 values += results.value(f"metrics/{name}-{short_hash(key)}", key, partial(make, row, part))
                 bar.update()
             found.append(values)
-    loaded.clear()
-    free_memory()
+    if loaded:
+        loaded.clear()
+        free_memory()
     return np.array(found, dtype=np.float64)
 
 
@@ -185,7 +186,7 @@ def _table(
     running = [row for row in rows if row.setting is not None]
     masks, seconds = [], []
     for row in running:
-        parts = [_of(part, row.setting, results).drop_vars("image") for part in images.batches(BATCH)]
+        parts = [_of(part, row.setting, results).drop_vars("image") for part in images.batches(1)]
         run = xr.concat(parts, dim="sample", combine_attrs="override")
         masks.append(run["mask"].values)
         seconds.append(run["seconds"].values)
