@@ -147,7 +147,7 @@ def _table(
         name, interval, _, setting = row
         try:
             run = kept((images, setting), results, pipe=pipe, progress=progress)
-            full, skip = _flops(pipe, images[:1], setting, results)
+            full, skip = mean_step_flops(pipe, images[:1], setting, results)
         except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
             if exact is None:
                 raise
@@ -160,7 +160,7 @@ def _table(
         passes = np.array([(mask.count("F"), len(mask) - mask.count("F")) for mask in run["mask"].values])
         values["flops"] = passes @ np.array([full, skip])
         values |= {
-            key: metric(unit_images(run), unit_images(exact), images.texts) for key, metric in metrics.items()
+            key: metric(unit_images(run), unit_images(exact), images.prompts) for key, metric in metrics.items()
         }  # fmt: skip
         for key, value in values.items():
             found[key].append(np.asarray(value, dtype=np.float64))
@@ -233,8 +233,8 @@ def _of_name(asked: Asked, interval: int, steps: int) -> tuple[str, Setting]:
     return method.title or method.name, method.setting(config, steps=steps)
 
 
-def _flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> list[float]:
-    """Count the FLOPs of a full and of a skip step, mean over those of one run."""
+def mean_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> list[float]:
+    """Count the FLOPs of a full and of a skip step, mean over those of one run, once."""
 
     def make() -> list[float]:
         with torch.no_grad():

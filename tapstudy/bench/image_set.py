@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tapstudy.bench.conditions import Call, Condition, arguments_of, noise_seed
 from tapstudy.models.embedded import EmbeddedPipeline, untrained_like
-from tapstudy.models.sources import fingerprint, given, is_embedded, open_pipeline
+from tapstudy.models.sources import fingerprint, free_memory, given, is_embedded, open_pipeline
 
 Pair = tuple[int, Condition]  # seed and condition of an image
 
@@ -74,6 +74,11 @@ class ImageSet:
         if all(isinstance(label, int) for label in self.labels):
             return [label for label in self.labels if isinstance(label, int)]
         return [str(label) for label in self.labels]
+
+    @property
+    def prompts(self) -> list[int] | list[str]:
+        """Return the label of every image, or the prompt alone, as a metric reads it."""
+        return [label.to_dict().get("prompt", "") if isinstance(label, Call) else label for label in self.labels]  # type: ignore[return-value]
 
     @property
     def key(self) -> dict[str, Any]:
@@ -162,6 +167,12 @@ def pipe_of(model: str) -> Any:
     """Return the pipeline of a set's model, quiet; a process has one copy of it."""
     loaded = given(model)
     return _opened(model, weights_fingerprint(model)) if loaded is None else loaded
+
+
+def forget_pipelines() -> None:
+    """Let go of the pipelines that `pipe_of` loaded, and give their memory back if nobody else holds them."""
+    _opened.cache_clear()
+    free_memory()
 
 
 @lru_cache(maxsize=2)

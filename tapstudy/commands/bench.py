@@ -19,11 +19,13 @@ from tapstudy.commands.checks import (
     seeds_of_noise,
 )
 from tapstudy.commands.errors import user_errors
+from tapstudy.commands.paper import paper
 from tapstudy.tables import Table
 
 NETCDF, MARKDOWN = (".nc",), (".md",)
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and quality.")
+app.command("paper")(paper)
 
 
 @app.command("speed")

@@ -30,6 +30,10 @@ def compare(
     seeds: Annotated[str, typer.Option(help="every label or prompt with each")] = "0",
     steps: Annotated[int, typer.Option(min=1, help="sampling steps")] = 50,
     guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="further measures, of lpips, clip, image-reward and vbench, between commas")
+    ] = "",
+    weights: Annotated[Path | None, typer.Option(help="folder of the metrics' weights; else the usual caches")] = None,
     work: Annotated[Path | None, typer.Option(help="folder of the results; the same command resumes")] = None,
     table: Annotated[Path | None, typer.Option(help="netCDF file to write, images included")] = None,
 ) -> None:
@@ -37,7 +41,9 @@ def compare(
     with user_errors():
         from tapstudy.bench.compare import COLUMNS, compare_images, table_rows
         from tapstudy.bench.image_set import ImageSet
+        from tapstudy.bench.paper.metrics import find_metrics, load_metrics
         from tapstudy.explorer.comparison import write_comparison
+        from tapstudy.models.machine import find_device
         from tapstudy.netcdf import write_netcdf
         from tapstudy.policies.fitted_schedule import FittedSchedule
 
@@ -45,6 +51,7 @@ def compare(
         work = work and out_folder(work, "--work")
         table = table and out_file(table, "--table", (".nc",))
         at_least(0, guidance=guidance)
+        judged = list(find_metrics([name for name in metrics.split(",") if name], weights))
         named: dict[str, Any] = {name: name for name in methods.split(",") if name}
         for path in schedule or []:
             named[f"fitted schedule ({path.stem})"] = FittedSchedule.load(path)
@@ -55,14 +62,15 @@ def compare(
             named |= _peers(pipe, shown[0])
         scale = usual_guidance(pipe) if guidance is None else guidance
         images = ImageSet.of(model, seeds=chosen, labels=conditions, steps=steps, guidance=scale)
+        loaded = load_metrics(judged, device=find_device(subject.device), weights=weights)
         with warnings.catch_warnings(record=True) as told:  # what failed is told below, the others are not lost
             warnings.simplefilter("always", RuntimeWarning)
-            found = compare_images(images, named, intervals=shown, folder=work)
+            found = compare_images(images, named, intervals=shown, metrics=loaded, folder=work)
         write_comparison(found, out)
         if table is not None:
             write_netcdf(found, table, packed=True)
         title = f"{model}, {len(images)} images, {steps} steps"
-        Table(COLUMNS, table_rows(found), title, left=4).show(width=180)
+        Table((*COLUMNS, *judged), table_rows(found, judged), title, left=4).show(width=180)
         typer.echo(
             "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: of the transformer, "
             f"multiply-add = 2. Latency: wall time on this machine, as loaded as it was. Images: {out}"

@@ -48,12 +48,19 @@ class Asked:
     dtype: Annotated[str, typer.Option(help="of the weights; usually float32 on the CPU, bfloat16 on a GPU")] = ""
     offload: Annotated[str, typer.Option(help="none, model or sequential: weights wait on the CPU")] = "none"
 
-    def load(self, named: Sequence[str] = (), *, examples: int = 4) -> Subject:
+    def load(
+        self,
+        named: Sequence[str] = (),
+        *,
+        examples: int = 4,
+        read: Callable[[Path], list[Any]] | None = None,
+    ) -> Subject:
         """Load the model, and read what is asked of it.
 
         Args:
             named: labels or prompts that were given without an option.
             examples: prompts of an embedded model when nothing is asked for.
+            read: reads the file of prompts, in place of `read_prompts`.
 
         Raises:
             FileNotFoundError: no such model or file of prompts.
@@ -71,7 +78,7 @@ class Asked:
             raise ValueError(f"{' and '.join(used)} both say what to sample: give one of them")
         asked: Sequence[Any] = [*named, *(self.prompt or []), *filter(None, [self.labels])]
         if self.prompts is not None:
-            asked = read_prompts(self.prompts)
+            asked = (read or read_prompts)(self.prompts)
         model = str(Source(self.model, self.device, self.dtype, self.offload))
         pipe = pipe_of(model)
         find_transformers(pipe)

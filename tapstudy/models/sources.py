@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -220,6 +220,16 @@ def _fingerprint_of_files(folder: Path, files: tuple[tuple[Path, int, int], ...]
             for piece in _pieces(file):
                 found.update(piece)
     found.update(dtype.encode())
+    return found.hexdigest()[:16]
+
+
+def fingerprint_of_files(files: Sequence[Path]) -> str:
+    """Tell files apart from others, likewise, by name, size and pieces."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(f"{file.name} {file.stat().st_size}".encode())
+        for piece in _pieces(file):
+            found.update(piece)
     return found.hexdigest()[:16]
 
 
