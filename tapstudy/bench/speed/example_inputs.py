@@ -236,9 +236,9 @@ def _history(make: _Maker, names: tuple[str, str, str], *, batched: bool) -> dic
 def _framepack(make: _Maker) -> dict[str, Any]:
     names = ("latents_clean", "latents_history_2x", "latents_history_4x")
     return {
-        **_masked_video(make), **make.pooled(), **make.guidance(6000.0), "image_embeds": make.random(4, make.config.image_proj_dim),
+        **_masked_video(make), **make.pooled(), **make.guidance(6000.0), **_history(make, names, batched=False),
+        "image_embeds": make.random(4, make.config.image_proj_dim),
         "indices_latents": torch.arange(7, 7 + make.frames[0], device=make.device),
-        **_history(make, names, batched=False),
     }  # fmt: skip
 
 
