@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections import defaultdict
@@ -40,7 +41,7 @@ How to read it:
   the worse of residuals in hidden and in latent space. What is left at the skip step is rounding.
 * **Real size**: computed on torch's meta device, so without weights, for one sample. Configurations are the
   defaults of the diffusers classes with a few changes (`tapstudy/bench/speed/real_sizes.py`), not read from released
-  files; what vouches for them is the number of parameters, in units of 1e9: {parameters}.
+  files; what vouches for them, unless they are called defaults, is the number of parameters, in 1e9: {parameters}.
   Pipelines that do not pad the prompt (Qwen-Image, Z-Image) are counted with 128 text tokens.
 * **FLOPs**: a multiply-add is two FLOPs; matrix products, convolutions and attention count, element-wise work does not.
   A **skip step** is TAP's with the default 15 predictors on three anchors, as a share of a full pass. It includes what
@@ -56,6 +57,12 @@ How to read it:
 NOTES = """
 ## What is special
 
+* **AuraFlow**: `[8 register tokens, text, image]` in the second stack.
+* **Bria, Bria FIBO, LongCat-Image, Ovis-Image**: as Flux. FIBO projects a layer of the text encoder for every block,
+  and no projection runs at a skip step.
+* **Chroma**: as Flux, but a network of its own makes the modulation of all blocks from the timestep; that one runs at
+  every step. Its mask covers text and image.
+* **CogView3+, CogView4**: image first. The sizes go into the timestep embedding.
 * **CogVideoX**: the latent is (batch, frame, channel, row, column); text and image are two streams of one block, and
   blocks return the image first. CogVideoX-1.5 cuts frames into patches too.
 * **DiT**: square images only. Every block has its own embedder of timestep and label; the tail uses the first block's
@@ -70,21 +77,42 @@ NOTES = """
   full.
 * **HunyuanVideo**: `[image, text]`, image first. Image-to-video models take more channels than they return: see
   *Latent residuals*. Its pipeline names contexts, the image-to-video ones do not.
+* **GLM-Image**: a projection of the prior's tokens is added to those of the image and runs at every step. Calls that
+  fill a key/value cache (`kv_caches` in mode `write`) run in full.
+* **HiDream**: `[image, text]`; experts choose per token, inside blocks. Images that are not square are padded behind
+  the image, to the largest size the model knows; padding has no residual.
+* **Hunyuan-DiT**: later blocks also read what earlier ones gave; all of that is skipped together. A pooler of the text
+  goes into the timestep embedding and runs at every step. Learned variance as in DiT. No scale in its modulation, only
+  a shift.
+* **HunyuanVideo 1.5**: image first; two texts and an image as conditioning, masked per sample.
+* **JoyImage**: editing gives the images one after another in a dimension of the latent, the one being made last; the
+  model puts it first. The others have no residual of their own.
 * **LTX-Video**: packed tokens with their sizes; given only coordinates, the tokens count as one long row. Timesteps per
   token work.
 * **Lumina2**: text and image are fused *before* the blocks: `[caption, image, padding]`, with another caption length in
   every sample; only image tokens are scored and kept. Two refiners of the noisy image run at every step, since they
   make the tokens, hence the large skip step. The modulation scales and does not shift. Guidance is a second call
   without a name, which ends early with `cfg_trunc_ratio`. Timesteps rise.
-* **PixArt**: text by cross-attention. Learned variance as in DiT.
+* **Lumina-Next**: text by cross-attention, read in the blocks as it comes. Timesteps rise; learned variance as in DiT.
+* **Mochi**: image first; a pooler of the text as in Hunyuan-DiT. Modulation scales and does not shift.
+* **Motif-Video**: 2-stream blocks, then blocks that see `[image, text]`, of which the last may start from the noisy
+  video again and read the others' output in place of the text: the residual is read at the tail, so that is one more
+  block.
+* **Nucleus-MoE-Image**: text enters as keys and values of the attention; experts choose their tokens, inside blocks.
+* **PRX**: the same way of text, without experts.
+* **PixArt, Allegro**: text by cross-attention. Learned variance as in DiT.
 * **QwenImage**: packed tokens with a list of shapes. Editing puts reference images behind the image; layered models
   make several images at once, which count as frames. ControlNet as in Flux. With `true_cfg_scale` two named calls.
 * **SD3**: stable diffusion 3 and 3.5 (whose first blocks attend twice). Skip-layer guidance is a third call with layers
   left out: it runs in full, in a context of its own. ControlNet as in Flux.
-* **Sana**: linear attention; its full pass is cheap, so a skip step is a larger share of it.
+* **Sana, Sana-Video**: linear attention; its full pass is cheap, so a skip step is a larger share of it.
 * **Wan**: text by cross-attention; guidance in two named calls. Wan 2.2 has two transformers that share the steps: each
   keeps its own history and starts with its own warm-up. Its 5B model has one timestep per token. Image-to-video models
   take more channels than they return: see *Latent residuals*.
+* **SkyReels-V2, ChronoEdit**: as Wan. Diffusion forcing (a timestep for every frame, of which each call moves some)
+  runs in full.
+* **Wan VACE**: the blocks that read the control video do not run at a skip step. **Wan Animate**: nor do the encoders
+  of face and motion, and the attention to them between blocks; the pose is part of the tokens.
 * **Z-Image**: samples come in a list, text behind the image. Samples of different sizes run in full. Two refiners
   of the noisy image run at every step, as in Lumina2. Guidance is one batch, which shrinks to half with
   `cfg_truncation`: from then on it is a new context with an empty history. Timesteps rise.
@@ -158,7 +186,7 @@ def row(name: str, tested: list[str], error: tuple[float, float], costs: RealSiz
     latent = "" if costs.share_latent is None else f" ({100 * costs.share_latent:.3f} %)"
     cells = (
         f"`{name}`",
-        ", ".join(tested),
+        ", ".join(tested) or "none yet",
         "bit-equal" if full == 0 else f"{full:.1e}",
         f"{skip:.1e}",
         f"{costs.label}, {costs.tokens} image tokens of width {costs.width}, {REAL_SIZES[name].text} text tokens",
@@ -170,17 +198,20 @@ def row(name: str, tested: list[str], error: tuple[float, float], costs: RealSiz
 
 
 def short(name: str) -> str:
-    """FluxTransformer2DModel -> Flux"""
-    return name.partition("Transformer")[0]
+    """FluxTransformer2DModel -> Flux, HunyuanDiT2DModel -> HunyuanDiT"""
+    return re.sub(r"(Transformer)?[23]DModel$", "", name)
 
 
 def page() -> str:
     import diffusers
 
     tested, error = pipelines(), errors()
-    costs = {name: real_size_costs(name) for name in REAL_SIZES}
+    missing = sorted(name for name in ADAPTERS if not hasattr(diffusers, name))
+    if missing:
+        raise SystemExit(f"diffusers {diffusers.__version__} lacks {', '.join(missing)}; no page is written")
+    costs = {name: real_size_costs(name) for name in sorted(REAL_SIZES)}
     lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-    lines += [row(name, tested[name], error[name], costs[name]) for name in sorted(ADAPTERS)]
+    lines += [row(name, tested.get(name, []), error[name], costs[name]) for name in sorted(ADAPTERS)]
     parameters = ", ".join(f"{short(name)} {found.parameters / 1e9:.2f}" for name, found in costs.items())
     has_name = {name: hasattr(getattr(diffusers, name), "cache_context") for name in sorted(ADAPTERS)}
     keys: dict[str, list[str]] = defaultdict(list)
@@ -196,5 +227,6 @@ def page() -> str:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.filterwarnings("ignore", "In CPU autocast|`FluxPosEmbed` is deprecated")
     PAGE.write_text(page())
     print(f"wrote {PAGE}")

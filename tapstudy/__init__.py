@@ -30,6 +30,7 @@ _HOMES = {  # module of each public name, loaded when the name is first asked fo
     "smooth_time": "instrument.smooth_time",
     "tap": "instrument.tap",
     "time_roughness": "bench.clock.time_roughness",
+    "unregister_adapter": "instrument.adapters",
 }
 __all__ = sorted(_HOMES)
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tapstudy.bench.fit.schedule import fit_schedule as fit_schedule
     from tapstudy.instrument.adapters import Adapter as Adapter
     from tapstudy.instrument.adapters import register_adapter as register_adapter
+    from tapstudy.instrument.adapters import unregister_adapter as unregister_adapter
     from tapstudy.instrument.check import Report as Report
     from tapstudy.instrument.check import check as check
     from tapstudy.instrument.handle import Handle as Handle

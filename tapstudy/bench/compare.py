@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -85,7 +87,9 @@ def compare(
 
     Raises:
         TypeError: no supported transformer, something that is no method.
-        ValueError: an unknown method, one that has to be fitted, no prompts; what a method cannot do on this pipeline.
+        ValueError: an unknown method, one that has to be fitted, no prompts, no method that runs on this pipeline.
+
+    A method that fails is left out with a warning; the attribute `left_out` tells why.
 
     Cost: an image for every run, prompt and seed, and one more a run to count FLOPs. Memory: all images.
     """
@@ -137,13 +141,19 @@ def _table(
     pipe, judge = pipe_of(images.model), Judge.of(images.model)
     found: dict[str, list[Any]] = {name: [] for name in (*VARIABLES, *metrics, "mask", "image")}
     exact: xr.Dataset | None = None
-    for name, interval, _, setting in tqdm(rows, desc="compare", unit="run", disable=not progress):
+    left_out: dict[str, str] = {}
+    done = []
+    for row in tqdm(rows, desc="compare", unit="run", disable=not progress):
+        name, interval, _, setting = row
         try:
-            run = kept((images, setting), results, pipe=pipe)
+            run = kept((images, setting), results, pipe=pipe, progress=progress)
             full, skip = mean_step_flops(pipe, images[:1], setting, results)
-        except (ValueError, TypeError, RuntimeError, ImportError) as error:
-            where = f" at N = {interval}" if interval else ""
-            raise ValueError(f"compare: {name}{where} cannot run on {type(pipe).__name__}: {error}") from error
+        except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
+            if exact is None:
+                raise
+            left_out[f"{name}, N = {interval}" if interval else name] = f"{type(error).__name__}: {error}"
+            continue
+        done.append(row)
         exact = exact if exact is not None else run
         values = measures(run, exact, judge)
         values["seconds"] = run["seconds"].values
@@ -156,6 +166,11 @@ def _table(
             found[key].append(np.asarray(value, dtype=np.float64))
         found["mask"].append(run["mask"].values)
         found["image"].append(run["image"].values)
+    if left_out:
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in left_out.items())
+        warnings.warn(f"left out, because they failed on {type(pipe).__name__}:\n{lines}", RuntimeWarning, stacklevel=4)
+    if len(done) < 2:
+        raise ValueError(f"compare: no method ran on {type(pipe).__name__}: {left_out}")
     for key, source in (("flops_ratio", "flops"), ("latency_ratio", "seconds")):
         found[key] = [found[source][0] / one for one in found[source]]
     described = {**VARIABLES, **{name: (name, "1") for name in metrics}}
@@ -172,16 +187,16 @@ def _table(
             ),
         },
         coords={
-            "method": ("run", [title for _, _, title, _ in rows]),
-            "interval": ("run", [interval for _, interval, _, _ in rows]),
-            "setting": ("run", np.array([setting.text for *_, setting in rows], dtype=object)),
+            "method": ("run", [title for _, _, title, _ in done]),
+            "interval": ("run", [interval for _, interval, _, _ in done]),
+            "setting": ("run", np.array([setting.text for *_, setting in done], dtype=object)),
             "seed": ("sample", images.seeds),
             "label": ("sample", images.texts),
         },
         attrs={
             "model": images.model, "steps": images.steps,
             "guidance": "usual" if images.guidance is None else images.guidance,
-            "weights": weights_fingerprint(images.model),
+            "weights": weights_fingerprint(images.model), "left_out": json.dumps(left_out),
         },
     )  # fmt: skip
     if table.sizes["sample"] < 2:  # no interval
@@ -222,16 +237,21 @@ def mean_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Resul
     """Count the FLOPs of a full and of a skip step, mean over those of one run, once."""
 
     def make() -> list[float]:
-        full = transformer_flops(pipe, partial(image.run_transformer, pipe, 1))
-        with torch.no_grad(), setting.attach(pipe) as told:
-            total = transformer_flops(pipe, partial(image.run_transformer, pipe, setting.steps or image.steps))
-            mask, _ = told()
-        skipped = len(mask) - mask.count("F")
-        return [float(full), (total - full * mask.count("F")) / skipped if skipped else 0.0]
+        with torch.no_grad():
+            plain, full_steps = _counted(pipe, image, Setting.plain(image.steps))
+            total, mask = _counted(pipe, image, setting)
+        full, skipped = plain / len(full_steps), len(mask) - mask.count("F")
+        return [full, (total - full * mask.count("F")) / skipped if skipped else 0.0]
 
     key = {"setting": setting.text, **image.key, "weights": weights_fingerprint(image.model)}
     found: list[float] = results.value(f"flops/{setting.name}-{short_hash(key)}", key, make)
     return found
+
+
+def _counted(pipe: Any, image: ImageSet, setting: Setting) -> tuple[int, str]:
+    with setting.attach(pipe) as told:
+        flops = transformer_flops(pipe, partial(image.run_transformer, pipe, setting.steps or image.steps))
+        return flops, told()[0]
 
 
 def table_rows(table: xr.Dataset, further: Sequence[str] = ()) -> list[list[str]]:

@@ -134,14 +134,13 @@ def as_dict(condition: Condition) -> dict[str, Any]:
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
+        names = list(reader.fieldnames or ())
         rows = [(reader.line_num, row) for row in reader]
-    if reader.fieldnames is None or not all(name and name.isidentifier() for name in reader.fieldnames):
-        raise ValueError(f"{path}: the first line must name arguments of the pipeline, got {reader.fieldnames}")
+    if not names or not all(name and name.isidentifier() for name in names):
+        raise ValueError(f"{path}: the first line must name arguments of the pipeline, got {names}")
     for line, row in rows:
         if None in row or None in row.values():
-            raise ValueError(
-                f"{path}, line {line}: has not as many fields as the {len(reader.fieldnames)} of its header"
-            )
+            raise ValueError(f"{path}, line {line}: has not as many fields as its header, which has {len(names)}")
     return rows
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -24,10 +25,13 @@ from tapstudy.bench.results import Results, short_hash
 from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.instrument.smooth_time import smooth_time
+from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
+from tapstudy.policies.full import FullPolicy
 
 Told = tuple[str, float]  # the mask of the last call, and the bytes its history took (NaN: not told)
 DIMS = ("frame", "band", "y", "x")  # of an image; those of a video have all of them
+_warm: WeakSet[Any] = WeakSet()  # pipelines that have run
 _one_at_a_time = threading.RLock()  # a process has one copy of a model, and a policy sits on the model
 Attach = Callable[[Any], AbstractContextManager[Callable[[], Told]]]
 
@@ -58,8 +62,8 @@ class Setting:
             with apply_policy(pipe, policy) as handle:
 
                 def told() -> Told:
-                    contexts = handle.summary().contexts
-                    return contexts[0].mask, float(sum(context.cache_bytes for context in contexts))
+                    summary = handle.summary()
+                    return summary.mask, float(sum(context.cache_bytes for context in summary.contexts))
 
                 yield told
 
@@ -71,7 +75,11 @@ class Setting:
 
         @contextmanager
         def attach(pipe: Any) -> Iterator[Callable[[], Told]]:
-            yield lambda: (mask_text(range(steps), steps), 0.0)
+            if isinstance(pipe, EmbeddedPipeline):
+                yield lambda: (mask_text(range(steps), steps), 0.0)
+                return
+            with apply_policy(pipe, FullPolicy()) as handle:  # image-to-image, say, runs fewer steps than it is told
+                yield lambda: (handle.summary().mask, 0.0)
 
         return cls(attach, f"plain sampling, {steps} steps", steps=steps)
 
@@ -137,6 +145,7 @@ def run(pipe: Any, images: ImageSet, setting: Setting) -> xr.Dataset:
         as it is), (sample), with `seed` and `label` on sample. Attributes `setting` and `weights` (their fingerprint).
     """
     made, masks, held, seconds = [], [], [], []
+    _warm_up(pipe, images)
     with _one_at_a_time, torch.no_grad(), setting.attach(pipe) as told:
         for batch in images.batches(1 if setting.alone else BATCH):
             started = perf_counter()
@@ -158,19 +167,29 @@ def run(pipe: Any, images: ImageSet, setting: Setting) -> xr.Dataset:
     )
 
 
+def _warm_up(pipe: Any, images: ImageSet) -> None:
+    """Run two steps, once: the first passes of a process are slower than the others."""
+    if pipe not in _warm:
+        with _one_at_a_time, torch.no_grad():
+            images[:1].run_transformer(pipe, 2)
+        _warm.add(pipe)
+
+
 Job = tuple[ImageSet, Setting]
 
 
-def kept(job: Job, results: Results, *, pipe: Any = None) -> xr.Dataset:
-    """Do what `run` does, each job once: equal settings share their images, a file per seed.
+def kept(job: Job, results: Results, *, pipe: Any = None, progress: bool = False) -> xr.Dataset:
+    """Do what `run` does, each job once: equal settings share their images, a file per unit (see `ImageSet.units`).
 
     Args:
         pipe: with the model of the images; loaded when it is needed if None.
+        progress: show a bar where there are several units.
     """
     images, setting = job
+    units = images.units()
     parts = [
         results.dataset(*_file(part, setting), lambda part=part: run(pipe or pipe_of(part.model), part, setting))  # type: ignore[misc]
-        for part in images.by_seed()
+        for part in tqdm(units, desc="images", leave=False, disable=not progress or len(units) < 2)
     ]
     return xr.concat(parts, dim="sample", combine_attrs="override")
 
@@ -178,7 +197,7 @@ def kept(job: Job, results: Results, *, pipe: Any = None) -> xr.Dataset:
 def run_all(
     jobs: Sequence[Job], results: Results, *, scheduler: str | None = None, progress: bool = True
 ) -> dict[Job, str]:
-    """Make what `kept` will read, a seed at a time; what is there already is not made again.
+    """Make what `kept` will read, a unit at a time; what is there already is not made again.
 
     A job that fails does not stop the others.
 
@@ -187,7 +206,7 @@ def run_all(
             them here.
 
     Returns:
-        Why jobs failed: of one seed each, as in `split`.
+        Why jobs failed: of one unit each, as in `split`.
 
     Raises:
         ConnectionError: no scheduler or no workers there, or it went away; finished results are kept.
@@ -220,8 +239,8 @@ def run_all(
 
 
 def split(jobs: Sequence[Job]) -> list[Job]:
-    """Return jobs of one seed each, equal ones once."""
-    return list(dict.fromkeys((part, setting) for images, setting in jobs for part in images.by_seed()))
+    """Return jobs of one unit each, equal ones once."""
+    return list(dict.fromkeys((part, setting) for images, setting in jobs for part in images.units()))
 
 
 def run_job(job: Job) -> xr.Dataset:
@@ -238,7 +257,7 @@ def _here(jobs: Sequence[Job]) -> Iterator[tuple[Job, xr.Dataset | BaseException
 
 
 def _file(images: ImageSet, setting: Setting) -> tuple[str, dict[str, Any]]:
-    """Name and key of the result of one seed."""
+    """Name and key of the result of one unit."""
     key = {"setting": setting.text, **images.key, "weights": weights_fingerprint(images.model)}
     return f"runs/{setting.name}-{short_hash(key)}", key
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tapstudy.instrument.handle import apply_policy, find_transformers
 from tapstudy.policies.base import Policy
+from tapstudy.policies.full import FullPolicy
 
 
 class StepFlops(NamedTuple):
@@ -40,16 +41,24 @@ def transformer_flops(pipe: Any, run: Callable[[], object]) -> int:
     return sum(sum(found[name].values()) for name in names if name in found)
 
 
-def step_flops(pipe: Any, policy: Policy | None, sample: Callable[[int], object]) -> StepFlops:
+def step_flops(pipe: Any, policy: Policy | None, sample: Callable[[int], object], *, steps: int = 1) -> StepFlops:
     """Count the FLOPs of one full and of one skip step of `policy` on `pipe`; None never skips.
 
     Args:
-        policy: fills its history at its first steps and then skips one.
-        sample: runs `pipe` for a number of steps.
+        policy: fills its history at its first steps and then skips.
+        sample: runs `pipe` for a number of steps, or of those, as image-to-image does, the last ones.
+        steps: at least so many.
     """
-    full = transformer_flops(pipe, lambda: sample(1))
+    full, mask = _counted(pipe, FullPolicy(), sample, steps)
+    full //= len(mask)
     if policy is None:
         return StepFlops(full, full)
     first = next(step for step in count() if not policy.wants_full(step))
-    with apply_policy(pipe, policy):
-        return StepFlops(full, transformer_flops(pipe, lambda: sample(first + 1)) - first * full)
+    total, mask = _counted(pipe, policy, sample, max(steps, first + 1))
+    skipped = len(mask) - mask.count("F")
+    return StepFlops(full, (total - mask.count("F") * full) // skipped if skipped else 0)
+
+
+def _counted(pipe: Any, policy: Policy, sample: Callable[[int], object], steps: int) -> tuple[int, str]:
+    with apply_policy(pipe, policy) as handle:
+        return transformer_flops(pipe, lambda: sample(steps)), handle.summary().mask

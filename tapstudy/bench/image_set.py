@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from tapstudy.bench.conditions import Call, Condition, arguments_of, noise_seed
-from tapstudy.models.embedded import EmbeddedPipeline, conditions, untrained_like
-from tapstudy.models.sources import fingerprint, free_memory, given, open_pipeline
+from tapstudy.models.embedded import EmbeddedPipeline, untrained_like
+from tapstudy.models.sources import fingerprint, free_memory, given, is_embedded, open_pipeline
 
 Pair = tuple[int, Condition]  # seed and condition of an image
 
@@ -92,11 +92,19 @@ class ImageSet:
         return [noise_seed(*pair) for pair in self.pairs]
 
     def by_seed(self) -> list[ImageSet]:
-        """Return the images of every seed: what is computed and kept at a time."""
+        """Return the images of every seed."""
         return [
             replace(self, pairs=tuple(pair for pair in self.pairs if pair[0] == seed))
             for seed in dict.fromkeys(self.seeds)
         ]
+
+    def units(self) -> list[ImageSet]:
+        """Return what is computed and kept at a time: of embedded models the images of a seed, else every image."""
+        try:
+            together = is_embedded(trained_model(self.model)[0])
+        except (OSError, ValueError):
+            together = True  # there is no such model, which whoever runs it will say
+        return self.by_seed() if together else self.batches(1)
 
     def batches(self, size: int = BATCH) -> list[ImageSet]:
         """Cut it, in order, into `size` images at a time."""
@@ -156,7 +164,7 @@ def trained_model(model: str) -> tuple[str, int | None]:
 
 
 def pipe_of(model: str) -> Any:
-    """Return the pipeline of a set's model, quiet and warm; a process has one copy of it."""
+    """Return the pipeline of a set's model, quiet; a process has one copy of it."""
     loaded = given(model)
     return _opened(model, weights_fingerprint(model)) if loaded is None else loaded
 
@@ -175,7 +183,6 @@ def _opened(model: str, weights: str) -> EmbeddedPipeline | DiffusionPipeline:
         if seed is not None:
             pipe = untrained_like(pipe, seed=seed)
             pipe.set_progress_bar_config(disable=True)
-        ImageSet.of(model, seeds=(0,), labels=conditions(pipe, 1)).sample(pipe, steps=2)
     elif seed is not None:
         raise ValueError(f"{model}: only embedded models have an untrained twin")
     return pipe

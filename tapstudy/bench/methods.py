@@ -15,6 +15,7 @@ from tapstudy.bench.fit import calibrated
 from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, Slot
 from tapstudy.bench.flops import StepFlops, step_flops
 from tapstudy.bench.image_set import ImageSet
+from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
 from tapstudy.policies.blended import BlendedPolicy
 from tapstudy.policies.config import DECISIVE, TAPConfig
@@ -118,7 +119,8 @@ class Method:
         )
         policy = self.policy(filled, 0) if self.policy else None
         with torch.no_grad():
-            return step_flops(pipe, policy, lambda steps: image.run_transformer(pipe, steps))
+            few = 1 if isinstance(pipe, EmbeddedPipeline) else image.steps
+            return step_flops(pipe, policy, lambda steps: image.run_transformer(pipe, steps), steps=few)
 
     def on(self, slot: Slot) -> Setting:
         """Tell how the comparison runs it."""

@@ -38,7 +38,7 @@ def ablate(
     """
     with user_errors():
         from tapstudy.analysis.stats import mean_interval
-        from tapstudy.bench.image_set import pipe_of, trained_model
+        from tapstudy.bench.image_set import pipe_of
         from tapstudy.bench.sweep.axes import parse_axes
         from tapstudy.bench.sweep.cells import product_of
         from tapstudy.bench.sweep.run import sweep
@@ -58,7 +58,7 @@ def ablate(
             "labels": tuple(conditions),
         }
         cells = product_of(axes, **common)
-        for name in {trained_model(cell.model)[0] for cell in cells} - {trained_model(model)[0]}:
+        for name in sorted({cell.model for cell in cells} - {model}):
             conditions_of(pipe_of(name), conditions, "--labels")
         with warnings.catch_warnings():
             # failures are in the table

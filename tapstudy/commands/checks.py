@@ -128,7 +128,9 @@ def conditions_of(pipe: Any, asked: Sequence[Any], option: str, *, negative: str
     taken = inspect.signature(type(pipe).__call__).parameters
     if not asked:
         found: list[Any] = list(conditions(pipe, 10 if isinstance(pipe, LabelPipeline) else examples))
-    elif "class_labels" in taken and all(isinstance(one, str) for one in asked) and not isinstance(pipe, TextPipeline):
+    elif not all(isinstance(one, str) for one in asked):
+        found = list(asked)
+    elif isinstance(pipe, LabelPipeline) or ("class_labels" in taken and not isinstance(pipe, TextPipeline)):
         found = list(numbers(",".join(asked), int, option))
     elif option == "--labels":
         found = [part.strip() for text in asked for part in text.split(";") if part.strip()]

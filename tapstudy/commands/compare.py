@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,9 @@ def compare(
         scale = usual_guidance(pipe) if guidance is None else guidance
         images = ImageSet.of(model, seeds=chosen, labels=conditions, steps=steps, guidance=scale)
         loaded = load_metrics(judged, device=find_device(subject.device), weights=weights)
-        found = compare_images(images, named, intervals=shown, metrics=loaded, folder=work)
+        with warnings.catch_warnings(record=True) as told:  # what failed is told below, the others are not lost
+            warnings.simplefilter("always", RuntimeWarning)
+            found = compare_images(images, named, intervals=shown, metrics=loaded, folder=work)
         write_comparison(found, out)
         if table is not None:
             write_netcdf(found, table, packed=True)
@@ -72,6 +75,8 @@ def compare(
             "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: of the transformer, "
             f"multiply-add = 2. Latency: wall time on this machine, as loaded as it was. Images: {out}"
         )
+        for warning in told:
+            typer.secho(str(warning.message), fg="red", err=True)
 
 
 def _peers(pipe: Any, interval: int) -> dict[str, Any]:

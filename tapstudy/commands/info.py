@@ -43,7 +43,7 @@ def _about_class(name: str) -> None:
     from tapstudy.bench.speed.real_sizes import real_size_costs
     from tapstudy.instrument.adapters import ADAPTERS
 
-    typer.echo(f"{name}\n{_row(ADAPTERS[name], getattr(diffusers, name))}")
+    typer.echo(f"{name}\n{_row(ADAPTERS[name], getattr(diffusers, name, object))}")
     typer.echo(f"At real size (computed without weights):\n{real_size_costs(name)}")
 
 
@@ -68,7 +68,7 @@ def _about_model(folder: Path, name: str) -> Any:
 def _row(adapter: Adapter, kind: type) -> str:
     """Return an adapter in words."""
     named = "the name of cache_context, else " if hasattr(kind, "cache_context") else ""
-    grid = " ".join((adapter.grid.__doc__ or "a function of its own").split())
+    grid = " ".join((getattr(adapter.grid, "func", adapter.grid).__doc__ or "a function of its own").split())
     lines = {
         "blocks": ", then ".join(adapter.blocks),
         "probe": f"first input of a block's {adapter.attention}",
@@ -97,7 +97,7 @@ def _folder(model: str) -> Path:
 
 def _transformers(folder: Path) -> dict[Path, str]:
     """Return the supported transformers of a saved pipeline, or a saved transformer: folder and class."""
-    from tapstudy.instrument.adapters import ADAPTERS
+    from tapstudy.instrument.adapters import ADAPTERS, why_unsupported
 
     if (folder / "model_index.json").is_file():
         entries = read_json(folder / "model_index.json").items()
@@ -111,10 +111,7 @@ def _transformers(folder: Path) -> dict[Path, str]:
         )
     found = {path: name for path, name in classes.items() if name in ADAPTERS}
     if not found:
-        raise TypeError(
-            f"no supported transformer in {folder}: found {', '.join(sorted(set(classes.values())))}; supported are "
-            f"{', '.join(sorted(ADAPTERS))}"
-        )
+        raise TypeError(why_unsupported(str(folder), set(classes.values())))
     return found
 
 

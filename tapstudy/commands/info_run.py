@@ -35,7 +35,7 @@ def describe_run(path: str | Path, *, verify: bool = False) -> str:
         "dimensions  " + ", ".join(f"{name} {size}" for name, size in store.layout.sizes.items()),
         "variables",
     ]
-    for name in store.layout.fields:
+    for name in store.layout.variables:
         array: Any = store.group[name]
         size = sum(file.stat().st_size for file in (path / name).rglob("*") if file.is_file())
         lines.append(f"  {name:<16} {array.dtype!s:<8} {size / 2**20:9.3f} MiB  {array.attrs['long_name']}")

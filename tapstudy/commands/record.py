@@ -33,6 +33,8 @@ def record(
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
     fields: Annotated[str, typer.Option(help="what to store; all scores and the image by default")] = "",
+    module: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a module to store; give it again")] = None,
+    preview_steps: Annotated[str, typer.Option(help="steps of the field preview; all of them by default")] = "",
     interval: Annotated[int, typer.Option(help="N: a full step every N")] = 8,
     warmup_steps: Annotated[int, typer.Option(help="w: full steps at the start")] = 3,
     depths: Annotated[str, typer.Option(help="blocks whose modulated input is the field probe")] = "0",
@@ -60,7 +62,7 @@ def record(
             raise ValueError("say where to record: `tapstudy record OUT`, or `tapstudy record --resume DIR`")
         if resume is not None:
             made = read_configuration(resume)
-            _record(resume, force=force, sigma=made.get("smooth_time", 0.0), **recorder_arguments(made))
+            _record(resume, force=force, sigma=made.get("smooth_time", 0.0), **recorder_arguments(made, resume))
             return
         assert out is not None
         if bundled:
@@ -91,12 +93,26 @@ def record(
                 batch_size,
             ),
             fields=fields.split(",") if fields else usual,
+            preview_steps=numbers(preview_steps, int, "--preview-steps") if preview_steps else None,
+            modules=_named(module or []),
             depths=numbers(depths, int, "--depths"),
             dtype=stored_as,
             force=force,
             sigma=smooth_time,
+            keep_inputs=True,  # images that columns of a file name: --resume needs them
             **({"policy": chosen} if closed_loop else {"config": config}),
         )
+
+
+def _named(modules: Sequence[str]) -> dict[str, str]:
+    """Read `attn3=transformer_blocks.3.attn`; raises ValueError for anything else, and for a name given twice."""
+    pairs = [one.partition("=") for one in modules]
+    if bad := [one for one, (name, _, path) in zip(modules, pairs, strict=True) if not (name and path)]:
+        raise ValueError(f"--module is NAME=PATH, such as attn3=transformer_blocks.3.attn, got {bad[0]!r}")
+    names = [name for name, _, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--module {twice[0]}=... is given twice: choose another name for one of them")
+    return {name: path for name, _, path in pairs}
 
 
 def calls_for(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,7 +21,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }
 table { border-collapse: collapse } td, th { padding: .3rem .6rem; text-align: right; white-space: nowrap }
 th { border-bottom: 2px solid #222 } tr + tr td { border-top: 1px solid #ddd } .name { text-align: left }
-.mask { font: 12px ui-monospace, monospace } .scroll { overflow-x: auto }
+.mask { font: 12px ui-monospace, monospace; display: block; text-align: left } .scroll { overflow-x: auto }
 figure { margin: 0; display: inline-block } figcaption { font-size: 12px; color: #555; text-align: center }
 img { display: block; image-rendering: auto } .small img { image-rendering: pixelated }
 .diff, body.differences .picture { display: none } body.differences .diff { display: block }
@@ -49,7 +50,7 @@ def comparison_page(table: xr.Dataset, *, samples: int = 16) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{STYLE}</style><body{' class=small' if small else ''}>"
-        f"<h1>{escape(title)}</h1><p>{_told(table)}</p>{_numbers(table)}"
+        f"<h1>{escape(title)}</h1><p>{_told(table)}</p>{_numbers(table)}{_left_out(table)}"
         '<p><label><input type="checkbox" onchange="document.body.classList.toggle(\'differences\')"> '
         f"show differences from the reference, {GAIN} times as strong (grey: none)</label></p>"
         f"{_images(shown)}</body></html>"
@@ -63,6 +64,11 @@ def _told(table: xr.Dataset) -> str:
         "reference on images in [0, 1], 95 % by bootstrap over images. Ratios: the reference's over own; FLOPs of the "
         "transformer, wall time as the machine was loaded."
     )
+
+
+def _left_out(table: xr.Dataset) -> str:
+    found = json.loads(table.attrs.get("left_out", "{}"))
+    return "".join(f"<p>Left out: {escape(name)} ({escape(reason)})</p>" for name, reason in found.items())
 
 
 def _numbers(table: xr.Dataset) -> str:

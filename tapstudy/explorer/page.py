@@ -27,17 +27,20 @@ QUANTISED = ("proxy_loss", "true_error", "regret", "probe_norm")
 EXACT = ("choice", "is_full", "distance", "is_distinct", "image")
 
 
-def page(data: xr.Dataset) -> str:
+def page(data: xr.Dataset, *, beside: xr.Dataset | None = None) -> str:
     """Return the explorer as HTML text.
 
     Args:
-        data: as `prepare` makes it.
+        data: as `prepare` makes it, or, with `beside` to its right, `prepare_pair`.
     """
     folder = files("tapstudy.explorer") / "web"
     parts = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css")}
-    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in ("data.js", "charts.js", "app.js"))
+    script = "\n".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("data.js", "charts.js", "pane.js", "app.js")
+    )
     # inside a script element only "<" could end the element; these three are also safe in JSON strings
-    content = json.dumps(contents(data), allow_nan=False)
+    told = contents(data) | ({} if beside is None else {"beside": contents(beside)})
+    content = json.dumps(told, allow_nan=False)
     for character in "<>&":
         content = content.replace(character, f"\\u{ord(character):04x}")
     filled = {
@@ -49,8 +52,8 @@ def page(data: xr.Dataset) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: filled[mark[1]], parts["page.html"])
 
 
-def write_page(data: xr.Dataset, path: str | Path) -> Path:
-    """Write the page of a prepared dataset.
+def write_page(data: xr.Dataset, path: str | Path, *, beside: xr.Dataset | None = None) -> Path:
+    """Write the page of a prepared dataset, or of two side by side.
 
     Raises:
         FileNotFoundError: the folder is not there.
@@ -61,15 +64,16 @@ def write_page(data: xr.Dataset, path: str | Path) -> Path:
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder; name a file, such as {path / 'page.html'}")
-    path.write_text(page(data), encoding="utf-8")
+    path.write_text(page(data, beside=beside), encoding="utf-8")
     return path
 
 
-def embed(data: xr.Dataset, *, height: int = 1200) -> Any:
-    """Show the page of a prepared dataset in a frame of a notebook, `height` pixels high."""
+def embed(data: xr.Dataset, *, beside: xr.Dataset | None = None, height: int = 1200) -> Any:
+    """Show the page of a prepared dataset, or of two side by side, in a frame of a notebook, `height` pixels high."""
     from IPython.display import HTML
 
-    frame = f'<iframe srcdoc="{html.escape(page(data))}" style="width: 100%; height: {height}px; border: 0"></iframe>'
+    text = html.escape(page(data, beside=beside))
+    frame = f'<iframe srcdoc="{text}" style="width: 100%; height: {height}px; border: 0"></iframe>'
     return HTML(f"<div>{frame}</div>")
 
 
@@ -103,7 +107,9 @@ def contents(data: xr.Dataset) -> dict[str, Any]:
             for p, (order, shift) in enumerate(zip(orders, shifts, strict=True))
         ],
         "plain": data.attrs["plain"],
+        "opens": data.attrs["opens"],
         "layers": layers,
+        "imageDims": list(data["image"].dims) if "image" in data else [],
         "imageName": data["image"].attrs["long_name"] if "image" in data else "no image",
         "colours": {"chosen": CHOSEN, "best": BEST, "nothing": NOTHING, "scale": scale_colours()},
         "arrays": arrays,

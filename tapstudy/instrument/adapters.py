@@ -8,16 +8,15 @@ the block lists, the attention, the tail, and how to read the token grid.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-Grid = tuple[int, int, int]
-Arguments = Mapping[str, Any]
-Start = int | Sequence[int]
+from tapstudy.instrument import layouts
+from tapstudy.instrument.layouts import Arguments, Grid, Start
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,8 @@ class Adapter:
 
     Args:
         blocks: attribute names of the block lists, in the order they run.
-        grid: (model, bound forward arguments) -> frames, rows and columns of the tokens of the image being made.
+        grid: (model, bound forward arguments) -> frames, rows and columns of the tokens of the image being made; see
+            `tapstudy.instrument.layouts`. Without one packed tokens count as one long row, of which users are told.
         streams: for each block list, the position of the image stream in the tuple a block returns, or None when
             it returns that tensor alone.
         image_start: for each block list, where the image tokens start in the input of its attention: None (they come
@@ -55,7 +55,7 @@ class Adapter:
     """
 
     blocks: tuple[str, ...]
-    grid: Callable[[Any, Arguments], Grid]
+    grid: Callable[[Any, Arguments], Grid] = layouts.one_row
     streams: tuple[int | None, ...] = (None,)
     image_start: tuple[Callable[[Arguments], Start] | None, ...] = ()
     attention: str = "attn1"
@@ -73,6 +73,8 @@ class Adapter:
     def __post_init__(self) -> None:
         if not self.image_start:
             object.__setattr__(self, "image_start", (None,) * len(self.blocks))
+        if self.grid is layouts.one_row and self.latent != "hidden_states":
+            object.__setattr__(self, "grid", partial(layouts.one_row, latent=self.latent))
         for name in ("streams", "image_start"):
             if len(getattr(self, name)) != len(self.blocks):
                 raise ValueError(
@@ -92,6 +94,15 @@ class Adapter:
         tail = model.get_submodule(self.tail)
         return blocks, list(tail.children()) if isinstance(tail, nn.ModuleDict | nn.ModuleList) else [tail]
 
+    def notice(self, grid: Grid) -> str | None:
+        """Tell what is worth knowing about a grid that nobody named, or None."""
+        if getattr(self.grid, "func", self.grid) is not layouts.one_row or grid[:2] != (1, 1):
+            return None
+        return (
+            f"the adapter names no grid: {grid[2]} tokens count as one long row. Nothing depends on it but maps of "
+            "tokens; to have them in rows and columns, give the Adapter a grid"
+        )
+
     def start(self, block_list: int, arguments: Arguments) -> Start:
         """Tell where the image tokens start in the attention input of the blocks in list number `block_list`."""
         find = self.image_start[block_list]
@@ -102,195 +113,176 @@ class Adapter:
         return 0 if self.streams[block_list] is not None else self.start(block_list, arguments)
 
 
-# Token grids
-
-
-def _image(model: Any, arguments: Arguments) -> Grid:
-    """Latent (..., row, column) cut into square patches."""
-    height, width = arguments["hidden_states"].shape[-2:]
-    return 1, height // model.config.patch_size, width // model.config.patch_size
-
-
-def _video(model: Any, arguments: Arguments) -> Grid:
-    """Latent (batch, channel, frame, row, column)."""
-    patch = model.config.patch_size
-    pt, ph, pw = patch if isinstance(patch, tuple | list) else (model.config.patch_size_t, patch, patch)
-    frames, height, width = arguments["hidden_states"].shape[2:]
-    return frames // pt, height // ph, width // pw
-
-
-def _frames_first(model: Any, arguments: Arguments) -> Grid:
-    """Latent (batch, frame, channel, row, column)."""
-    frames = arguments["hidden_states"].shape[1] // (model.config.patch_size_t or 1)
-    return frames, *_image(model, arguments)[1:]
-
-
-def _position_ids(model: Any, arguments: Arguments) -> Grid:
-    """Packed tokens with ids (image, row, column, ...), of which only the order counts: they may be any numbers.
-
-    Ids that do not run along the rows of a rectangle make one long row.
-    """
-    ids = _made_image(arguments)  # (N, 3 or 4)
-    row, column = ids[:, 1], ids[:, 2]
-    width = int((row == row[0]).cumprod(dim=0).sum())  # of the first run of tokens in the same row
-    if len(ids) % width:
-        return 1, 1, len(ids)
-    rows, columns = row.view(-1, width), column.view(-1, width)
-    even = bool((rows == rows[:, :1]).all()) and bool((columns == columns[:1]).all())
-    return (1, len(rows), width) if even else (1, 1, len(ids))
-
-
-def _made_image(arguments: Arguments) -> Tensor:
-    """Ids of the image being made, (token, 3 or 4): it comes first, and references carry another image number.
-
-    Image numbers that come back later tell no image from another; then all tokens count.
-    """
-    ids = arguments["img_ids"]
-    ids = (ids[0] if ids.ndim == 3 else ids).cpu()
-    same = ids[:, 0] == ids[0, 0]
-    count = int(same.cumprod(dim=0).sum())
-    return ids[:count] if count == int(same.sum()) else ids
-
-
-def _other_ids(model: Any, arguments: Arguments) -> int:
-    return arguments["img_ids"].shape[-2] - len(_made_image(arguments))
-
-
-def _image_shapes(model: Any, arguments: Arguments) -> Grid:
-    """Packed tokens with a list of (frames, rows, columns): the target first, then references."""
-    shapes = arguments["img_shapes"][0]
-    if not isinstance(shapes[0], Sequence):
-        return tuple(shapes)
-    # layered models make several images of one size at once; only the last shape is the reference
-    layers = len(shapes) - 1 if model.config.get("use_layer3d_rope") else 1
-    return layers * shapes[0][0], *shapes[0][1:]
-
-
-def _other_shapes(model: Any, arguments: Arguments) -> int:
-    shapes = arguments["img_shapes"][0]
-    if not isinstance(shapes[0], Sequence):
-        return 0
-    return sum(map(prod, shapes)) - prod(_image_shapes(model, arguments))
-
-
-def _given_sizes(model: Any, arguments: Arguments) -> Grid:
-    """Packed tokens with their numbers of frames, rows and columns; one long row where those are not all there is."""
-    tokens = arguments["hidden_states"].shape[1]
-    sizes = [arguments.get(name) for name in ("num_frames", "height", "width")]
-    frames, height, width = (int(size or 0) for size in sizes)
-    return (frames, height, width) if frames * height * width == tokens else (1, 1, tokens)
-
-
-def _listed(model: Any, arguments: Arguments) -> Grid:
-    """A list of samples (channel, frame, row, column), or a list of lists of images of which the last is made."""
-    first = arguments["x"][0]
-    return _patches((first[-1] if isinstance(first, list) else first).shape, arguments)
-
-
-def _patches(shape: Sequence[int], arguments: Arguments) -> Grid:
-    patch = arguments.get("patch_size", 2)
-    return shape[1] // arguments.get("f_patch_size", 1), shape[2] // patch, shape[3] // patch
-
-
-# Text in front of the image
-
-
-def _after_text(arguments: Arguments) -> int:
-    """[text, image]"""
-    return arguments["encoder_hidden_states"].shape[1]
-
-
-def _after_captions(arguments: Arguments) -> list[int]:
-    """[caption without padding, image, padding], another length in every sample."""
-    return arguments["encoder_attention_mask"].sum(dim=1).tolist()
-
-
-def _after_conditions(arguments: Arguments) -> Start:
-    """[image, caption], or in omni mode [captions, references, image, ...], each padded to a multiple of 32."""
-    if not isinstance(arguments["x"][0], list):
-        return 0
-    lengths = [
-        [len(caption) for caption in captions]
-        + [32 if image is None else prod(_patches(image.shape, arguments)) for image in images[:-1]]
-        for images, captions in zip(arguments["x"], arguments["cap_feats"], strict=True)
-    ]
-    return [sum(-(-length // 32) * 32 for length in sample) for sample in lengths]
-
-
-# Calls that only work in full
-
-
-def _skip_layers(arguments: Arguments) -> str | None:
-    return "skip_layers" if arguments.get("skip_layers") is not None else None
-
-
-def _fills_cache(arguments: Arguments) -> str | None:
-    return "kv_cache_mode='extract'" if arguments.get("kv_cache_mode") == "extract" else None
-
-
-def _uneven(arguments: Arguments) -> str | None:
-    samples = [sample[-1] if isinstance(sample, list) else sample for sample in arguments["x"]]
-    return "samples of different sizes" if len({sample.shape for sample in samples}) > 1 else None
-
-
 _TWO_STACKS = ("transformer_blocks", "single_transformer_blocks")
+_TEXT_IN_TWO_STACKS = ("context_embedder", "pos_embed", "transformer_blocks.0.norm1_context")
+_WAN_CONDITIONS = ("rope", "condition_embedder.text_embedder", "condition_embedder.image_embedder")
 
+# a class that the installed diffusers does not have is a row that nothing asks for
 ADAPTERS: dict[str, Adapter] = {
+    "AllegroTransformer3DModel": Adapter(
+        ("transformer_blocks",), layouts.video, idle=("caption_projection",),
+    ),
+    "AuraFlowTransformer2DModel": Adapter(
+        ("joint_transformer_blocks", "single_transformer_blocks"), layouts.image, (1, None),
+        (None, layouts.after_registers), attention="attn",
+        idle=("context_embedder", "joint_transformer_blocks.0.norm1_context"),
+    ),
+    "BriaFiboTransformer2DModel": Adapter(
+        _TWO_STACKS, layouts.position_ids, (1, None), (None, layouts.after_text), attention="attn",
+        references=layouts.other_ids, idle=(*_TEXT_IN_TWO_STACKS, "caption_projection"),
+    ),
+    "BriaTransformer2DModel": Adapter(
+        _TWO_STACKS, layouts.position_ids, (1, 1), (None, layouts.after_text), attention="attn",
+        references=layouts.other_ids, idle=_TEXT_IN_TWO_STACKS,
+    ),
+    "ChromaTransformer2DModel": Adapter(
+        _TWO_STACKS, layouts.position_ids, (1, None), (None, layouts.after_text), attention="attn",
+        references=layouts.other_ids, idle=_TEXT_IN_TWO_STACKS,
+    ),
+    "ChronoEditTransformer3DModel": Adapter(("blocks",), layouts.video, idle=_WAN_CONDITIONS),
     "CogVideoXTransformer3DModel": Adapter(
-        ("transformer_blocks",), _frames_first, (0,), tail="norm_final", channel_dim=2,
+        ("transformer_blocks",), layouts.frames_first, (0,), tail="norm_final", channel_dim=2,
         idle=("patch_embed.text_proj",),
     ),
+    "CogView3PlusTransformer2DModel": Adapter(
+        ("transformer_blocks",), layouts.image, (0,), idle=("patch_embed.text_proj",),
+    ),
+    "CogView4Transformer2DModel": Adapter(
+        ("transformer_blocks",), layouts.image, (0,), idle=("patch_embed.text_proj", "rope"),
+    ),
     "DiTTransformer2DModel": Adapter(
-        ("transformer_blocks",), _image, key="class_labels", branches=("cond", "uncond"),
+        ("transformer_blocks",), layouts.image, key="class_labels", branches=("cond", "uncond"),
+    ),
+    "EasyAnimateTransformer3DModel": Adapter(
+        ("transformer_blocks",), layouts.video, (0,), tail="norm_final",
+        idle=("text_proj", "text_proj_t5", "rope_embedding"),
     ),
     "Flux2Transformer2DModel": Adapter(
-        _TWO_STACKS, _position_ids, (1, None), (None, _after_text), attention="attn", bypass=_fills_cache,
-        references=_other_ids,
+        _TWO_STACKS, layouts.position_ids, (1, None), (None, layouts.after_text), attention="attn",
+        bypass=layouts.fills_cache, references=layouts.other_ids,
         idle=("context_embedder", "pos_embed", "double_stream_modulation_txt", "single_stream_modulation"),
     ),
     "FluxTransformer2DModel": Adapter(
-        _TWO_STACKS, _position_ids, (1, 1), (None, _after_text), attention="attn", references=_other_ids,
-        idle=("context_embedder", "pos_embed", "transformer_blocks.0.norm1_context"),
+        _TWO_STACKS, layouts.position_ids, (1, 1), (None, layouts.after_text), attention="attn",
+        references=layouts.other_ids, idle=_TEXT_IN_TWO_STACKS,
+    ),
+    "GlmImageTransformer2DModel": Adapter(
+        ("transformer_blocks",), layouts.image, (0,), bypass=layouts.fills_caches, idle=("glyph_projector", "rope"),
+        refiners=("prior_projector",),
+    ),
+    "HiDreamImageTransformer2DModel": Adapter(
+        ("double_stream_blocks", "single_stream_blocks"), layouts.image, (0, None), attention="block.attn1",
+        tail="final_layer", key="encoder_hidden_states_t5", timestep="timesteps",
+        idle=("caption_projection", "pe_embedder"),
+    ),
+    "HunyuanDiT2DModel": Adapter(
+        ("blocks",), layouts.image, idle=("text_embedder",), refiners=("time_extra_emb.pooler",),
+    ),
+    "HunyuanVideo15Transformer3DModel": Adapter(
+        ("transformer_blocks",), layouts.video, (0,), attention="attn",
+        idle=(
+            "context_embedder", "context_embedder_2", "image_embedder", "cond_type_embed", "rope",
+            "transformer_blocks.0.norm1_context",
+        ),
     ),
     "HunyuanVideoTransformer3DModel": Adapter(
-        _TWO_STACKS, _video, (0, 0), attention="attn",
+        _TWO_STACKS, layouts.video, (0, 0), attention="attn",
         idle=("context_embedder", "rope", "transformer_blocks.0.norm1_context"),
     ),
+    "JoyImageEditTransformer3DModel": Adapter(
+        ("double_blocks",), layouts.items, (0,), attention="attn", idle=("condition_embedder.text_embedder",),
+    ),
     "LTXVideoTransformer3DModel": Adapter(
-        ("transformer_blocks",), _given_sizes, idle=("caption_projection", "rope"),
+        ("transformer_blocks",), layouts.given_sizes, idle=("caption_projection", "rope"),
+    ),
+    "LongCatImageTransformer2DModel": Adapter(
+        _TWO_STACKS, layouts.position_ids, (1, 1), (None, layouts.after_text), attention="attn",
+        references=layouts.other_ids, idle=_TEXT_IN_TWO_STACKS,
     ),
     "Lumina2Transformer2DModel": Adapter(
-        ("layers",), _image, image_start=(_after_captions,), attention="attn",
+        ("layers",), layouts.image, image_start=(layouts.after_captions,), attention="attn",
         idle=("time_caption_embed.caption_embedder", "context_refiner"), refiners=("noise_refiner",),
     ),
+    "LuminaNextDiT2DModel": Adapter(("layers",), layouts.image),
+    "MochiTransformer3DModel": Adapter(
+        ("transformer_blocks",), layouts.video, (0,),
+        idle=("time_embed.caption_proj", "rope", "transformer_blocks.0.norm1_context"), refiners=("time_embed.pooler",),
+    ),
+    "MotifVideoTransformer3DModel": Adapter(
+        _TWO_STACKS, layouts.video, (0, 0), attention="attn",
+        idle=("context_embedder", "rope", "transformer_blocks.0.norm1_context"),
+    ),
+    "NucleusMoEImageTransformer2DModel": Adapter(
+        ("transformer_blocks",), layouts.image_shapes, attention="attn", references=layouts.other_shapes,
+        idle=("txt_norm", "pos_embed", "transformer_blocks.0.encoder_proj"),
+    ),
+    "OvisImageTransformer2DModel": Adapter(
+        _TWO_STACKS, layouts.position_ids, (1, 1), (None, layouts.after_text), attention="attn",
+        references=layouts.other_ids, idle=(*_TEXT_IN_TWO_STACKS, "context_embedder_norm"),
+    ),
+    "PRXTransformer2DModel": Adapter(
+        ("blocks",), layouts.image, attention="attention", tail="final_layer", idle=("txt_in", "pe_embedder"),
+    ),
     "PixArtTransformer2DModel": Adapter(
-        ("transformer_blocks",), _image, idle=("caption_projection",),
+        ("transformer_blocks",), layouts.image, idle=("caption_projection",),
     ),
     "QwenImageTransformer2DModel": Adapter(
-        ("transformer_blocks",), _image_shapes, (1,), attention="attn", references=_other_shapes,
+        ("transformer_blocks",), layouts.image_shapes, (1,), attention="attn", references=layouts.other_shapes,
         idle=("txt_norm", "txt_in", "transformer_blocks.0.txt_mod"),
     ),
     "SD3Transformer2DModel": Adapter(
-        ("transformer_blocks",), _image, (1,), attention="attn", bypass=_skip_layers,
+        ("transformer_blocks",), layouts.image, (1,), attention="attn", bypass=layouts.skip_layers,
         idle=("context_embedder", "transformer_blocks.0.norm1_context"),
     ),
     "SanaTransformer2DModel": Adapter(
-        ("transformer_blocks",), _image, idle=("caption_projection", "caption_norm"),
+        ("transformer_blocks",), layouts.image, idle=("caption_projection", "caption_norm"),
     ),
-    "WanTransformer3DModel": Adapter(
-        ("blocks",), _video, idle=("rope", "condition_embedder.text_embedder", "condition_embedder.image_embedder"),
+    "SanaVideoTransformer3DModel": Adapter(
+        ("transformer_blocks",), layouts.video, idle=("caption_projection", "caption_norm", "rope"),
+    ),
+    "SkyReelsV2Transformer3DModel": Adapter(
+        ("blocks",), layouts.video, bypass=layouts.moves_frames_apart, idle=_WAN_CONDITIONS,
+    ),
+    "WanAnimateTransformer3DModel": Adapter(
+        ("blocks",), layouts.video, idle=(*_WAN_CONDITIONS, "motion_encoder", "face_encoder", "face_adapter"),
+    ),
+    "WanTransformer3DModel": Adapter(("blocks",), layouts.video, idle=_WAN_CONDITIONS),
+    "WanVACETransformer3DModel": Adapter(
+        ("blocks",), layouts.video, idle=(*_WAN_CONDITIONS, "vace_patch_embedding", "vace_blocks"),
     ),
     "ZImageTransformer2DModel": Adapter(
-        ("layers",), _listed, image_start=(_after_conditions,), attention="attention", tail="all_final_layer",
-        key="cap_feats", latent="x", timestep="t", branches=("cond", "uncond"), bypass=_uneven,
-        idle=("cap_embedder", "context_refiner", "siglip_embedder", "siglip_refiner"), refiners=("noise_refiner",),
+        ("layers",), layouts.listed, image_start=(layouts.after_conditions,), attention="attention",
+        tail="all_final_layer", key="cap_feats", latent="x", timestep="t", branches=("cond", "uncond"),
+        bypass=layouts.uneven, idle=("cap_embedder", "context_refiner", "siglip_embedder", "siglip_refiner"),
+        refiners=("noise_refiner",),
     ),
 }  # fmt: skip
+
+
+_REPLACED: dict[str, Adapter | None] = {}  # what stood in the table where somebody registered a row
 
 
 def find_adapter(model: nn.Module) -> Adapter | None:
     """Return the row of the model's class or of the nearest base class that has one."""
     return next((ADAPTERS[base.__name__] for base in type(model).__mro__ if base.__name__ in ADAPTERS), None)
+
+
+def why_unsupported(where: str, classes: Iterable[str]) -> str:
+    """Tell why there is nothing to accelerate among models of these classes, and what to do."""
+    names = sorted(classes)
+    nets = [name for name in names if "UNet" in name]
+    found = f"no supported transformer in {where}: found {', '.join(names)}"
+    if nets:
+        return (
+            f"{found}. {nets[0]} is a U-Net, which TAP does not support: the number of its tokens changes from level "
+            "to level, skip connections lead past any one place for a residual, and no level has the modulated input "
+            "that serves as probe. Use a pipeline with a diffusion transformer (docs/models.md lists them), or a cache "
+            "made for U-Nets, such as DeepCache"
+        )
+    return (
+        f"{found}; supported are {', '.join(sorted(ADAPTERS))}; add your own with tapstudy.register_adapter "
+        "(docs/your_own_class.md)"
+    )
 
 
 def register_adapter(model: type[nn.Module] | str, adapter: Adapter) -> None:
@@ -300,12 +292,33 @@ def register_adapter(model: type[nn.Module] | str, adapter: Adapter) -> None:
         model: the class, or its name.
         adapter: its row; replaces one of the same name.
 
-    >>> tapstudy.register_adapter(MyTransformer, Adapter(("blocks",), grid=lambda m, a: (1, 8, 8)))  # doctest: +SKIP
+    >>> tapstudy.register_adapter(MyTransformer, Adapter(("blocks",), grid=layouts.image))  # doctest: +SKIP
     """
     if not isinstance(adapter, Adapter):
         raise TypeError(f"register_adapter needs an Adapter, got {adapter!r}")
+    name = _class_name(model, "register_adapter")
+    _REPLACED.setdefault(name, ADAPTERS.get(name))
+    ADAPTERS[name] = adapter
+
+
+def unregister_adapter(model: type[nn.Module] | str) -> None:
+    """Undo `register_adapter`: a row that came with the package is back. Policies in force keep the row they have.
+
+    Raises ValueError when no adapter was registered for that class.
+    """
+    name = _class_name(model, "unregister_adapter")
+    if name not in _REPLACED:
+        raise ValueError(f"no adapter was registered for {name}")
+    before = _REPLACED.pop(name)
+    if before is None:
+        del ADAPTERS[name]
+    else:
+        ADAPTERS[name] = before
+
+
+def _class_name(model: type[nn.Module] | str, who: str) -> str:
     if inspect.isclass(model) and issubclass(model, nn.Module):
-        model = model.__name__
+        return model.__name__
     if not isinstance(model, str):
-        raise TypeError(f"register_adapter needs a torch module class or the name of one, got {model!r}")
-    ADAPTERS[model] = adapter
+        raise TypeError(f"{who} needs a torch module class or the name of one, got {model!r}")
+    return model

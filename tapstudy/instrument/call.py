@@ -10,9 +10,11 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from tapstudy.instrument.adapters import Adapter, Grid, Start
+from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.driver import Span
 from tapstudy.instrument.latent import to_tokens
+from tapstudy.instrument.layouts import Grid, Start
+from tapstudy.instrument.module_outputs import ModuleOutput, Sequences, WatchedModule
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, Prediction, ProbeKind
@@ -44,6 +46,8 @@ class Call:
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
         latent_residual: the residual in latent space beside one in hidden space, likewise.
+        text_tokens: how many tokens of text the model is given, None if unknown.
+        module_outputs: what modules gave in this pass, by the name in the recording, call for call, likewise.
         described: description of the arguments, where some modules may idle.
         outputs: what idle modules gave in this pass, by path, call for call.
         blanks: what idle modules hand out instead of running; without those that run.
@@ -71,6 +75,8 @@ class Call:
     list_starts: Mapping[int, Start] = field(default_factory=dict)
     deeper_inputs: dict[int, Tensor] = field(default_factory=dict)
     latent_residual: Tensor | None = None
+    text_tokens: int | None = None
+    module_outputs: dict[str, list[Any]] = field(default_factory=dict)
     described: dict[str, Any] | None = None
     outputs: dict[str, list[Any]] = field(default_factory=dict)
     blanks: dict[str, list[Any]] = field(default_factory=dict)
@@ -173,6 +179,7 @@ class StepEvent:
         probes: modulated inputs by depth, those a recording asked for included.
         latent: the model's input, (batch, token, patch values), if a recording asked for it.
         latent_residual: the true residual in latent space, likewise, at full steps.
+        modules: outputs by name of modules that a recording asked for and that ran, but for skip steps.
         branches: names of the guidance branches, should the batch hold several.
         span: the steps that this transformer sees in the run, None if no scheduler tells.
     """
@@ -189,15 +196,26 @@ class StepEvent:
     probes: Mapping[int, Tensor]
     latent: Tensor | None
     latent_residual: Tensor | None
+    modules: Mapping[str, ModuleOutput]
     branches: tuple[str, ...]
     span: Span | None
 
     @classmethod
-    def of(cls, call: Call, adapter: Adapter, *, lists: Mapping[int, int], latent: bool, span: Span | None) -> Self:
+    def of(
+        cls,
+        call: Call,
+        adapter: Adapter,
+        *,
+        lists: Mapping[int, int],
+        watched: Mapping[str, WatchedModule],
+        latent: bool,
+        span: Span | None,
+    ) -> Self:
         """Return the event of a pass that is over.
 
         Args:
             lists: number of the block list of every depth that a recording asked for.
+            watched: modules that one asked for, by name.
             latent: whether one asked for the latent.
             span: the steps that the transformer sees in the run.
         """
@@ -212,5 +230,16 @@ class StepEvent:
             call.run.name, call.step, call.timestep, call.state, call.grid, probe, call.residual, call.prediction,
             call.run.policy, probes,
             to_tokens(call.model_input.detach(), call.grid, adapter.channel_dim) if latent else None,
-            call.latent_residual, adapter.branches, span,
+            call.latent_residual, _module_outputs(call, watched), adapter.branches, span,
         )  # fmt: skip
+
+
+def _module_outputs(call: Call, watched: Mapping[str, WatchedModule]) -> dict[str, ModuleOutput]:
+    """Read what modules gave in a pass in which all of the model ran."""
+    if call.state == "skip" or call.start is None:
+        return {}
+    sequences = Sequences(prod(call.grid), call.start.shape[1], call.text_tokens, call.list_starts)
+    found = {
+        name: sequences.read(one, call.module_outputs.get(name, []), len(call.start)) for name, one in watched.items()
+    }
+    return {name: output for name, output in found.items() if output is not None}

@@ -12,17 +12,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from tapstudy.instrument.adapters import Adapter, Grid
+from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.examine import misplaced, stray_streams, unknown_names
 from tapstudy.instrument.handle import find_transformers
 from tapstudy.instrument.idle import blank, idle_modules
 from tapstudy.instrument.instrument import Instrument
-from tapstudy.instrument.latent import Form
+from tapstudy.instrument.latent import Form, made
+from tapstudy.instrument.layouts import Grid
 from tapstudy.policies.base import Policy, Prediction, ResidualSite
 
 TOLERANCE = 1e-5
-_COMPUTES = re.compile(r"attn\d*|attention|ff(n|_context)?|feed_forward|(img_|txt_)?mlp")
+_COMPUTES = re.compile(r"attn\d*|attention|ffn?|ff_\w+|feed_forward|(gate|up|down)_proj|(img_|txt_)?mlp")
 _HEAVY = re.compile(r"Attention|FeedForward|TransformerBlock")
 
 
@@ -57,7 +58,7 @@ class SiteReport:
     @property
     def problems(self) -> list[str]:
         found = []
-        if self.full_error > 0:
+        if self.full_error != 0:  # also when it is not a number
             found.append(f"the hooks change the output of a full step, by {self.full_error:.1e}")
         if self.kinds != ("full", "skip"):
             found.append(f"nothing was skipped ({', '.join(self.reasons) or 'for no known reason'})")
@@ -120,6 +121,8 @@ class Report:
             f"attention and feed-forward modules that ran: {site.computed[0]} and {site.computed[1]}"
             for site in self.sites
         ]
+        notices = {notice for site in self.sites if (notice := self.adapter.notice(site.grid)) is not None}
+        lines += [f"  NOTICE     {notice}" for notice in notices]
         return "\n".join([*lines, *(f"  PROBLEM    {problem}" for problem in self.problems)])
 
 
@@ -234,7 +237,7 @@ def _check_site(
     paths = {module: path for path, module in model.named_modules()}
     inside = {module for block, _ in blocks for module in block.modules()}
     computing = {module for module in inside if _COMPUTES.fullmatch(paths[module].rpartition(".")[2])}
-    image = [sample[:, : prod(last.grid)] if sample.ndim == 3 else sample for sample in (skip, plain)]
+    image = [made(sample, last.grid) for sample in (skip, plain)]
     stray = (
         _stray(model, adapter, policy.probe_depth, at_full=at_full, at_skip=at_skip) if last.kind == "skip" else set()
     )
@@ -266,12 +269,13 @@ def _stray(model: nn.Module, adapter: Adapter, depth: int, *, at_full: Trace, at
     excused = {part for path in spared for root in idle_modules(model, [path]).values() for part in root.modules()}
     front = at_skip.ended[: at_skip.began.get(blocks[0][0], len(at_skip.ended))]
     found |= {module for module in front if _HEAVY.search(type(module).__name__)} - excused
-    # behind them nothing runs before the tail
+    # behind them nothing runs before the tail, but for modulation in some models
+    passed_through = {block for block, _ in blocks}
     for trace, block in ((at_full, blocks[-1][0]), (at_skip, probed)):
         entered = [trace.began[tail] for tail in tails if tail in trace.began]
         if block in trace.ended and entered:
             between = trace.ended[trace.ended.index(block) + 1 : max(entered)]
-            found |= trace.streams & {*between}  # modulation for the tail is made here in some models
+            found |= trace.streams & {*between} - excused - passed_through
     return found
 
 
@@ -280,14 +284,14 @@ class Trace:
 
     def __init__(self, model: nn.Module, begins: Iterable[nn.Module]) -> None:
         self.ended: list[nn.Module] = []
-        self.streams: set[nn.Module] = set()  # those without parts that gave something per token
+        self.streams: set[nn.Module] = set()  # those that gave something per token
         self.began: dict[nn.Module, int] = {}  # after so many ends, the last time
         self._handles = [module.register_forward_hook(self._end) for module in model.modules()]
         self._handles += [module.register_forward_pre_hook(self._begin) for module in begins]
 
     def _end(self, module: nn.Module, _: Any, output: Any) -> None:
         self.ended.append(module)
-        if isinstance(output, Tensor) and output.ndim > 2 and not any(True for _ in module.children()):
+        if isinstance(output, Tensor) and output.ndim > 2:
             self.streams.add(module)
 
     def _begin(self, module: nn.Module, *_: Any) -> None:

@@ -23,7 +23,7 @@ def taking_part(arguments: Mapping[str, Any]) -> Taking:
 def _takes_part(value: Any, *, zero: bool) -> bool:
     """Tell whether there is a tensor in a tensor, list or mapping of such; with `zero` one of zeros counts as well."""
     if isinstance(value, Tensor):
-        return zero or bool(value.any())
+        return zero or value.is_meta or bool(value.any())
     if isinstance(value, Mapping):
         value = [*value.values()]
     return isinstance(value, list | tuple) and any(_takes_part(part, zero=zero) for part in value)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tapstudy.instrument.adapters import Adapter, Grid
+from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.idle import idle_modules
 from tapstudy.instrument.latent import from_tokens, misfit, read_latent, to_tokens
+from tapstudy.instrument.layouts import Grid
 from tapstudy.instrument.tokens import ImageTokens
 
 Inputs = Mapping[str, Any]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
 
-from tapstudy.instrument.adapters import ADAPTERS, Adapter, find_adapter
+from tapstudy.instrument.adapters import Adapter, find_adapter, why_unsupported
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.summary import ContextSummary, Summary
@@ -79,11 +79,8 @@ def find_transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
         name: (module, adapter) for name, module in modules.items() if (adapter := find_adapter(module)) is not None
     }
     if not found:
-        classes = sorted({type(module).__name__ for module in modules.values()}) or [type(target).__name__]
-        raise TypeError(
-            f"no supported transformer in {type(target).__name__}: found {', '.join(classes)}; supported are "
-            f"{', '.join(sorted(ADAPTERS))}; add your own with tapstudy.register_adapter"
-        )
+        classes = {type(module).__name__ for module in modules.values()} or {type(target).__name__}
+        raise TypeError(why_unsupported(type(target).__name__, classes))
     return found
 
 
@@ -154,13 +151,19 @@ class Handle(AbstractContextManager["Handle"]):
         recorder: Callable[[StepEvent], None],
         *,
         depths: Sequence[int] = (),
+        modules: Mapping[str, str] | None = None,
         latent: bool = False,
         transformer: str | None = None,
     ) -> None:
-        """Like `listen`, to one transformer, with probes of more blocks and the latent residual in the events.
+        """Like `listen`, to one transformer, with more in the events.
+
+        Args:
+            depths: blocks whose probes they carry.
+            modules: name -> path in the transformer, of modules whose outputs they carry.
+            latent: whether they carry the latent and its residual.
 
         Raises:
-            ValueError: no such transformer, several and none named, or a depth beyond the last block.
+            ValueError: no such transformer, several and none named, a depth beyond the last block, or no such module.
         """
         names = list(self._instruments)
         if transformer is None and len(names) > 1:
@@ -168,7 +171,7 @@ class Handle(AbstractContextManager["Handle"]):
         if transformer is not None and transformer not in names:
             raise ValueError(f"no transformer {transformer!r}: there are {names}")
         instrument = self._instruments[transformer or names[0]]
-        instrument.also_watch(depths, latent=latent)
+        instrument.also_watch(depths, modules=modules or {}, latent=latent)
         instrument.listeners.append(recorder)
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -68,12 +68,13 @@ class Instrument:
         """Put the hooks on; raises as `Presence.attach` does."""
         self.presence.attach()
 
-    def also_watch(self, depths: Sequence[int], *, latent: bool) -> None:
-        """Let events carry the probes of more blocks, and the latent and its residual beside the hidden one.
+    def also_watch(self, depths: Sequence[int], *, modules: Mapping[str, str], latent: bool) -> None:
+        """Let events carry probes of more blocks, outputs of modules, the latent, and its residual beside the hidden.
 
-        Raises ValueError on a depth beyond the last block.
+        Raises ValueError on a depth beyond the last block, and on paths of no module that runs.
         """
         self.presence.watch(depths)
+        self.presence.watch_modules(modules)
         self._wants_latent = latent
 
     def detach(self) -> None:
@@ -166,6 +167,9 @@ class Instrument:
     def _begin(self, run: ContextRun, arguments: dict[str, Any]) -> None:
         """Give `run` an empty history."""
         run.grid = self.adapter.grid(self.model, arguments)
+        notice = self.adapter.notice(run.grid)
+        if notice is not None:
+            self._cautions.warn(f"{type(self.model).__name__}: {notice}")
         run.policy = self.policy.fresh()
         run.policy.begin(self._trajectories.latest.told(run))
         run.observed, run.taught_nothing, run.restart = False, None, None
@@ -197,7 +201,7 @@ class Instrument:
                     with contextlib.suppress(hooks.StopForward):
                         output = original(*args, **kwargs)
                     if call is not None and call.blanks and not call.stops:  # it cannot skip after all
-                        call.blanks, call.outputs = {}, {}
+                        call.blanks, call.outputs, call.module_outputs = {}, {}, {}
                         output = original(*args, **kwargs)
                 if call is not None and call.latent:
                     output = self._finish_latent(call, output)
@@ -257,7 +261,8 @@ class Instrument:
             probe_tokens=ImageTokens(count, probe_start(self.presence.probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
-            list_starts={index: self.adapter.start(index, arguments) for index in set(self.presence.deeper.values())},
+            list_starts={index: self.adapter.start(index, arguments) for index in self._lists},
+            text_tokens=_length(arguments.get(self.adapter.key)),
         )
         if full or not policy.decides_by_probe:
             call.decide(full=full)
@@ -285,10 +290,22 @@ class Instrument:
             keep_blanks(call)
         if not self.listeners:
             return
-        span = self._trajectories.latest.span
-        event = StepEvent.of(call, self.adapter, lists=self.presence.deeper, latent=self._wants_latent, span=span)
+        event = StepEvent.of(
+            call,
+            self.adapter,
+            lists=self.presence.deeper,
+            watched=self.presence.watched,
+            latent=self._wants_latent,
+            span=self._trajectories.latest.span,
+        )
         for listener in self.listeners:
             listener(event)
+
+    @property
+    def _lists(self) -> set[int]:
+        """Numbers of the block lists in whose sequences image tokens are looked for."""
+        watched = {one.block_list for one in self.presence.watched.values()}
+        return {*self.presence.deeper.values(), *watched, *([0] if watched else [])}
 
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
         """Take the input of the tail, (batch, sequence, channel), and return what the tail shall see."""
@@ -369,3 +386,8 @@ class Instrument:
         """Let the policy, which can see the probe now, turn this pass into a full one, which goes on from here."""
         assert call.probe is not None
         call.decide(full=call.run.policy.wants_full_given(call.step, call.probe))
+
+
+def _length(conditioning: Any) -> int | None:
+    """Count the tokens of text, (batch, token, channel); None for conditioning of another kind."""
+    return conditioning.shape[1] if isinstance(conditioning, Tensor) and conditioning.ndim == 3 else None

@@ -10,7 +10,8 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from tapstudy.instrument.adapters import Adapter, Arguments, Grid
+from tapstudy.instrument.adapters import Adapter
+from tapstudy.instrument.layouts import Arguments, Grid
 
 
 def read_latent(latent: Tensor | list[Any]) -> Tensor:
@@ -75,13 +76,22 @@ def latent_sum(latent: Tensor, residual: Tensor) -> Tensor:
     return latent + residual if residual.shape == latent.shape else residual
 
 
+def made(latent: Tensor, grid: Grid) -> Tensor:
+    """Return the part that is being made, without the tokens of references or the items before it."""
+    if latent.ndim == 3:
+        return latent[:, : prod(grid)]
+    return latent[:, -1] if latent.ndim == 6 else latent
+
+
 def to_tokens(latent: Tensor, grid: Grid, channel_dim: int) -> Tensor:
     """Latent (batch, channel, [frame,] row, column), channels anywhere -> (batch, token, patch values).
 
-    Packed latents are tokens already; those behind the image (references) are left out.
+    Packed latents are tokens already; those behind the image (references) are left out. So are all items but the last
+    of a latent of items, (batch, item, channel, frame, row, column).
     """
+    latent = made(latent, grid)
     if latent.ndim == 3:
-        return latent[:, : prod(grid)]
+        return latent
     latent = latent.movedim(channel_dim, -1)  # (B, [F,] H, W, C)
     if latent.ndim == 4:
         latent = latent.unsqueeze(1)
@@ -97,6 +107,11 @@ def from_tokens(tokens: Tensor, grid: Grid, *, channel_dim: int, shape: torch.Si
         packed = tokens.new_zeros(shape)
         packed[:, : prod(grid)] = tokens
         return packed
+    if len(shape) == 6:
+        items = tokens.new_zeros(shape)
+        made = torch.Size([shape[0], *shape[2:]])
+        items[:, -1] = from_tokens(tokens, grid, channel_dim=channel_dim, shape=made)
+        return items
     like = torch.empty(shape, device="meta").movedim(channel_dim, -1)
     video = like.ndim == 5
     spatial = like.shape[1:4] if video else (1, *like.shape[1:3])

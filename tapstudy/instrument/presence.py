@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from tapstudy.instrument import hooks
 from tapstudy.instrument.call import Host
 from tapstudy.instrument.idle import IdleHook, idle_modules
+from tapstudy.instrument.module_outputs import WatchedModule
 from tapstudy.instrument.places import Hook, Place, occupied, replaced
 
 # at the end of a run pipelines look for this method; classes without caches of their own lack it
@@ -26,12 +28,15 @@ class Presence:
     Attributes:
         probed_list: block list of the probed block.
         deeper: block lists of other blocks whose probes a recording asked for, by depth.
+        watched: modules whose outputs one asked for, by name.
     """
 
     def __init__(self, instrument: Host) -> None:
         self.instrument, self.model, self.adapter = instrument, instrument.model, instrument.adapter
         self.probed_list = 0
         self.deeper: dict[int, int] = {}
+        self.watched: dict[str, WatchedModule] = {}
+        self._looks: list[Any] = []
         self._root = Place(self.model, hooks.RootHook(instrument), lowest=True)
         self._others: list[Place] = []
         self._missed: tuple[str, Any] | None = None
@@ -86,6 +91,18 @@ class Presence:
             block, self.deeper[depth] = blocks[depth]
             self._put(block.get_submodule(self.adapter.attention), hooks.DepthHook(self.instrument, depth))
 
+    def watch_modules(self, paths: Mapping[str, str]) -> None:
+        """Take along the outputs of modules, by name; raises ValueError on paths of none that runs."""
+        found = {name: WatchedModule.find(self.model, self.adapter, path) for name, path in paths.items()}
+        for name, watched in found.items():
+            # a look at what comes out needs no stand-in: hooks of torch stay whoever replaces the forward
+            self._looks.append(watched.module.register_forward_hook(partial(self._look, name)))
+        self.watched |= found
+
+    def _look(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if (call := self.instrument.call) is not None:
+            call.module_outputs.setdefault(name, []).append(output)
+
     @property
     def _probes_attention(self) -> bool:
         policy = self.instrument.policy
@@ -100,6 +117,10 @@ class Presence:
         for place in (self._root, *self._others):
             place.leave()
         self._others.clear()
+        for look in self._looks:
+            look.remove()
+        self._looks.clear()
+        self.watched.clear()
         self.forgive()
 
     @property

@@ -86,6 +86,12 @@ class Summary:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def mask(self) -> str:
+        """Return one letter per step of the run: of the first context, over all transformers that share the steps."""
+        first = {context.transformer: context.mask for context in reversed(self.contexts)}
+        return "".join(first[name] for name in dict.fromkeys(context.transformer for context in self.contexts))
+
+    @property
     def share_skipped(self) -> float:
         """Return the share of all calls of the transformers that were skipped; NaN before the first."""
         steps = sum(len(context.mask) for context in self.contexts)
@@ -118,9 +124,8 @@ class Summary:
     def __str__(self) -> str:
         lines = [*map(str, (*self.contexts, *self.notes))]
         if self.contexts and self.share_skipped == self.share_skipped:
-            lines.append(
-                f"{100 * self.share_skipped:.0f} % of the passes skipped; transformer {self.speed_up:.2f} times faster"
-            )
+            skipped = f"{100 * self.share_skipped:.0f} % of the passes skipped"
+            lines.append(f"{skipped}; the transformer was {self.speed_up:.2f} times as fast")
         return "\n".join(lines) or "nothing has run yet"
 
     def _repr_html_(self) -> str:

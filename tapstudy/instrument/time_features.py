@@ -17,12 +17,15 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 # What models call the pair that embeds the timestep. Guidance, sizes and offsets are embedded by pairs of other names.
-_PROJECTIONS = ("time_proj", "timesteps_proj")
-_EMBEDDINGS = ("timestep_embedder", "time_embedding", "time_embedder")
+_PROJECTIONS = ("time_proj", "timesteps_proj", "time_step_embed")
+_EMBEDDINGS = ("timestep_embedder", "time_embedding", "time_embedder", "time_step_proj")
 
 # A unit of time, of which there are 1000 from image to noise, where it enters the features, if that is not 1.
 _UNITS: dict[str, Callable[[Any], float]] = {
+    "AuraFlowTransformer2DModel": lambda model: 1e-3,
     "Lumina2Transformer2DModel": lambda model: 1e-3,
+    "LuminaNextDiT2DModel": lambda model: 1e-3,
+    "NucleusMoEImageTransformer2DModel": lambda model: 1e-3,
     "QwenImageTransformer2DModel": lambda model: 1e-3,
     # the guided one (Sprint) takes times from 0 to 1
     "SanaTransformer2DModel": lambda model: 1e-3 if model.config.guidance_embeds else model.config.timestep_scale,

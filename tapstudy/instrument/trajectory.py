@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tapstudy.instrument.adapters import Grid
 from tapstudy.instrument.clock import StepClock
 from tapstudy.instrument.control import Taking
 from tapstudy.instrument.driver import Driver, Span, Value
 from tapstudy.instrument.latent import Form, read_latent
+from tapstudy.instrument.layouts import Grid
 from tapstudy.instrument.watch import StepWatch
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.full import FullPolicy

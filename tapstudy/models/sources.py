@@ -7,15 +7,17 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlencode
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from torch import nn
 
 from tapstudy.models.embedded import EMBEDDED, KINDS, data_folder, load, model_folder, weight_files
@@ -26,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 WHOLE = 1 << 20  # bytes of a file up to which all of it tells it apart
 PIECE, PIECES = 1 << 16, 16  # of longer ones
 VALUES = 16  # of a loaded weight
-_given: WeakValueDictionary[str, Any] = WeakValueDictionary()  # loaded pipelines, by the name that `name_of` gave
+_given: dict[str, WeakSet[Any]] = {}  # loaded pipelines, by the name that `name_of` gave: equal ones share it
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Source:
 
 
 def open_pipeline(source: str | Path | Source) -> Any:
-    """Load a pipeline, quiet.
+    """Load a pipeline.
 
     Args:
         source: embedded model, folder or hub id, with options as `Source` writes them.
@@ -93,15 +95,15 @@ def open_pipeline(source: str | Path | Source) -> Any:
         pipe: Any = load(asked.name, dtype=dtype)
     else:
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*torch_dtype", category=FutureWarning
-                )  # the one name of all
+            with warnings.catch_warnings(), _quiet():
+                # every version of diffusers knows this name
+                warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
                 pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
         except (OSError, RuntimeError, ValueError, AttributeError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"the pipeline in {folder} cannot be loaded ({reason})") from error
-    pipe.set_progress_bar_config(disable=True)
+    # embedded ones are quick; of others the steps are shown, on a terminal
+    pipe.set_progress_bar_config(**({"disable": True} if ours else {"disable": None, "desc": "steps", "leave": False}))
     if asked.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif asked.offload == "sequential":
@@ -109,6 +111,18 @@ def open_pipeline(source: str | Path | Source) -> Any:
     else:
         pipe.to(device)
     return pipe
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers from drawing bars while it loads."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def pipeline_folder(name: str | Path) -> Path:
@@ -120,7 +134,9 @@ def pipeline_folder(name: str | Path) -> Path:
     if Path(name).is_dir() or name in EMBEDDED or (data_folder() / "models" / name).is_dir():
         folder = model_folder(name)
         if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no pipeline: model_index.json is missing")
+            part = _class_in(folder / "config.json")
+            found = f"a {part}, which is a part of a pipeline" if part else "no pipeline: model_index.json is missing"
+            raise FileNotFoundError(f"{folder} holds {found}; give the folder of a whole pipeline")
         return folder
     known = ", ".join(sorted(path.parent.name for path in (data_folder() / "models").glob("*/model_index.json")))
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
@@ -140,16 +156,24 @@ def pipeline_folder(name: str | Path) -> Path:
 def name_of(pipe: Any) -> str:
     """Give a loaded pipeline a name under which `pipe_of` finds it in this process, while it lives."""
     name = f"{type(pipe).__name__} in memory, {_fingerprint_of_loaded(pipe)}"
-    _given[name] = pipe
+    _given.setdefault(name, WeakSet()).add(pipe)
     return name
 
 
 def given(name: str) -> Any | None:
     """Return the pipeline that `name_of` named so; raises ValueError where it was, in another process or before."""
-    found = _given.get(name)
+    found = next(iter(_given.get(name, ())), None)
     if found is None and " in memory, " in name:
         raise ValueError(f"{name} is not in this process: give the folder or hub id of a pipeline instead")
     return found
+
+
+def is_embedded(model: str) -> bool:
+    """Tell whether a source, or a pipeline that `name_of` named, is of the kind of the embedded models."""
+    loaded = given(model)
+    if loaded is not None:
+        return isinstance(loaded, tuple(KINDS))
+    return _is_embedded(pipeline_folder(Source.parse(model).name))
 
 
 def fingerprint(model: str) -> str:
@@ -165,11 +189,17 @@ def fingerprint(model: str) -> str:
 
 def _is_embedded(folder: Path) -> bool:
     """Tell whether a folder holds a pipeline of the kind of the embedded models."""
+    return _class_in(folder / "model_index.json") in {kind.__name__ for kind in KINDS}
+
+
+def _class_in(file: Path) -> str | None:
+    if not file.is_file():
+        return None
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        found = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{folder / 'model_index.json'} is not JSON ({error}); restore the file") from error
-    return index.get("_class_name") in {kind.__name__ for kind in KINDS}
+        raise ValueError(f"{file} is not JSON ({error}); restore the file") from error
+    return found.get("_class_name") if isinstance(found, dict) else None
 
 
 def _fingerprint_of_folder(folder: Path, dtype: str) -> str:

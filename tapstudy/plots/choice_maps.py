@@ -10,18 +10,26 @@ from tapstudy.plots.style import bare, draw_image, predictor_colour, style, subp
 
 
 @style()
-def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "cond") -> Figure:
+def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str | None = None, frame: int = 0) -> Figure:
     """Draw one row per window between anchors, one column per distance k; colour is the chosen predictor.
 
     Args:
         scores: with `choice` (sample, context, step, token), `is_full` and `distance` (sample, context, step),
-            `clean_image` (sample, step, y, x, band), or at least `image` (sample, y, x, band), and the coordinates
-            `row`, `col`, `order`, `shift`.
+            `clean_image` (sample, step, y, x, band), previews (sample, preview_step, [time,] y, x, band), or at least
+            `image` (sample, y, x, band) or `video` (sample, time, y, x, band), and the coordinates `row`, `col`,
+            `order`, `shift`, and `frame` where there are several.
+        context: of the choices; `cond`, or the first where there is none of the name, when None.
+        frame: of the tokens, for videos.
     """
-    one = scores.isel(sample=sample).sel(context=context)
-    one = one.isel(step=one["is_full"].values == 0)
-    choice = one["choice"]  # (step, token), skip steps only
-    distance = one["distance"].values
+    contexts = scores["context"].values.tolist()
+    one = scores.isel(sample=sample).sel(context=context or ("cond" if "cond" in contexts else contexts[0]))
+    frames = 1
+    if "frame" in scores.coords:
+        frames = int(scores["frame"].max()) + 1
+        one = one.isel(token=scores["frame"].values == frame)
+    skipped = one.isel(step=one["is_full"].values == 0)
+    choice = skipped["choice"]  # (step, token), skip steps only
+    distance = skipped["distance"].values
     window = np.cumsum(distance == 1) - 1
     colours = _palette(scores)  # (predictor, 3)
     rows, columns = int(scores["row"].max()) + 1, int(scores["col"].max()) + 1
@@ -41,16 +49,37 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str = "con
             axis.set_title(f"k = {distance[i]}", fontsize=8, pad=3)
     for w, axis in enumerate(axes[:, 0]):
         anchor = int(choice["step"].values[window == w][0]) - 1
-        if "clean_image" in scores:
-            title = f"clean image\nexpected at step {anchor}" if w == 0 else f"at step {anchor}"
-            image = scores["clean_image"].isel(sample=sample).sel(step=anchor)  # (y, x, band)
-        else:
-            title, image = "final image", scores["image"].isel(sample=sample)
+        image, expected = _image_at(one, anchor, frame / max(1, frames - 1))
+        title = (
+            "final image"
+            if not expected
+            else f"clean image\nexpected at step {anchor}"
+            if w == 0
+            else f"at step {anchor}"
+        )
         axis.set_title(title, fontsize=7, pad=2)
         draw_image(axis, image)
     _draw_legend(figure, scores)
     figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)
     return figure
+
+
+def _image_at(one: xr.Dataset, step: int, along: float) -> tuple[xr.DataArray, bool]:
+    """Return the image (y, x, band) in [0, 1] that a step expects, or the final one, and whether it is the former.
+
+    Args:
+        along: of a video the place of the picture, from 0 to 1.
+    """
+    if "clean_image" in one:
+        return one["clean_image"].sel(step=step), True
+    name = next(name for name in ("preview", "preview_video", "image", "video") if name in one)
+    image, expected = one[name], name.startswith("preview")
+    if expected:
+        before = np.searchsorted(one["preview_step"].values, step, side="right") - 1
+        image = image.isel(preview_step=max(0, int(before))).rename(preview_y="y", preview_x="x") / 255
+    if "time" in image.dims:
+        image = image.isel(time=round(along * (image.sizes["time"] - 1)))
+    return image, expected
 
 
 def _palette(scores: xr.Dataset) -> np.ndarray:

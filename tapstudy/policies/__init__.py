@@ -34,6 +34,7 @@ from tapstudy.policies.ertacache import ErtaCalibration as ErtaCalibration
 from tapstudy.policies.ertacache import calibrate_erta as calibrate_erta
 from tapstudy.policies.first_block import FirstBlockPolicy as FirstBlockPolicy
 from tapstudy.policies.first_window import FirstWindowPolicy as FirstWindowPolicy
+from tapstudy.policies.fitted_schedule import FittedSchedule as FittedSchedule
 from tapstudy.policies.fixed import FixedPolicy as FixedPolicy
 from tapstudy.policies.full import FullPolicy as FullPolicy
 from tapstudy.policies.magcache import MagCachePolicy as MagCachePolicy

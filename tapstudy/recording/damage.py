@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from tapstudy.recording.schema import VARIABLES
+from tapstudy.recording.schema import COORDINATES
 
 ROOT = "zarr.json"
 FINISHED = "finished"
+INPUTS = "inputs"  # a group: what the calls were given, by hash
 CHECKSUM_BYTES = 4
 
 
@@ -41,7 +43,11 @@ class Damage:
     @property
     def mendable(self) -> bool:
         """Whether making samples again makes the file again."""
-        return self.variable in (*VARIABLES, FINISHED) and not self.file.endswith(ROOT)
+        return (
+            self.variable not in COORDINATES
+            and not self.variable.startswith(f"{INPUTS}/")
+            and not self.file.endswith(ROOT)
+        )
 
     @property
     def remedy(self) -> str:
@@ -60,9 +66,10 @@ class CheckedStore(LocalStore):
         return self._checked(key, super().get_sync(key, **kwargs))
 
     def _checked(self, key: str, found: Buffer | None) -> Buffer | None:
-        name, *rest = key.split("/")
-        if rest[:1] != ["c"]:
+        chunk = re.fullmatch(r"(.+?)/c(/\d+)*", key)
+        if chunk is None:
             return found
+        name = chunk[1]
         if found is None and not self.root.is_dir():
             raise RecordingError(f"{self.root} is no longer there: {name} ({key}) cannot be read; open it anew")
         if found is None or not is_whole(found.to_bytes()):
@@ -123,7 +130,7 @@ def find_damage(path: Path, samples: Sequence[int] | NDArray[np.intp], *, checks
         reason = _metadata_damage(path / name / ROOT, listed)
         if reason is not None:
             found.append(Damage(name, None, f"{name}/{ROOT}", reason))
-        per_sample = name in (*VARIABLES, FINISHED) and (listed.get("dimension_names") or [])[:1] == ["sample"]
+        per_sample = name not in COORDINATES and (listed.get("dimension_names") or [])[:1] == ["sample"]
         chunks = listed["chunk_grid"]["configuration"]["chunk_shape"]
         counts = (-(-size // chunk) for size, chunk in zip(listed["shape"], chunks, strict=True))
         for index in np.ndindex(*counts):

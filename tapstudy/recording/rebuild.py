@@ -14,7 +14,9 @@ from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.recording.damage import RecordingError
-from tapstudy.recording.store import read_attributes
+from tapstudy.recording.inputs import restore_inputs
+from tapstudy.recording.previews import preview_arguments
+from tapstudy.recording.store import read_attributes, read_inputs
 
 
 def read_configuration(path: str | Path) -> dict[str, Any]:
@@ -22,17 +24,28 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
     return json.loads(read_attributes(path)["configuration"])
 
 
-def recorder_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Make the keyword arguments of `record` that resume a recording of this configuration, but for pipe and path.
+def recorder_arguments(configuration: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Make the keyword arguments of `record` that resume the recording at `path`, of this configuration.
 
-    Raises RecordingError if it holds what only Python code can make again.
+    All but pipe and path. Images, arrays and tensors of the calls come from the recording.
+
+    Raises RecordingError if it holds what only Python code can make again, or no more than a hash of such an input.
     """
     if configuration["reduce"]:
         raise RecordingError(
             f"the recording reduces its features by {configuration['reduce']}: resume it from Python, with the same "
             "call of tapstudy.record"
         )
-    arguments = {name: configuration[name] for name in ("calls", "fields", "depths", "dtype", "transformer", "model")}
+    arguments = {name: configuration[name] for name in ("fields", "depths", "dtype", "transformer", "model")}
+    arguments |= {"modules": configuration.get("modules"), **preview_arguments(configuration)}
+    kept = read_inputs(path)
+    try:
+        arguments["calls"] = [restore_inputs(call, kept, f"call {i}") for i, call in enumerate(configuration["calls"])]
+    except KeyError as lacking:
+        raise RecordingError(
+            f"the recording holds no more than a hash of {lacking.args[0]}: resume it from Python, with the same call "
+            "of tapstudy.record (keep_inputs=True keeps what the calls are given)"
+        ) from None
     policy = rebuild_policy(configuration["policy"])
     if configuration["mode"] == "teacher-forced":
         return {**arguments, "config": policy.config}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -23,8 +22,18 @@ from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.recording.calls import Sample, pipeline_arguments, samples_of, whole_numbers
 from tapstudy.recording.damage import RecordingError, recording_path
-from tapstudy.recording.schema import DEFAULT_FIELDS, FEATURE_DTYPES, asked_fields, check_fields
+from tapstudy.recording.inputs import describe_inputs
+from tapstudy.recording.previews import Previews
+from tapstudy.recording.schema import (
+    DEFAULT_FIELDS,
+    FEATURE_DTYPES,
+    FEATURES,
+    asked_fields,
+    check_fields,
+    check_modules,
+)
 from tapstudy.recording.scorer import Reduce, Scorer
 from tapstudy.recording.store import open_recording
 from tapstudy.recording.writer import Writer
@@ -41,11 +50,15 @@ def record(
     fields: Sequence[str] = DEFAULT_FIELDS,
     config: TAPConfig | None = None,
     policy: Policy | None = None,
+    modules: Mapping[str, str] | None = None,
+    preview_steps: Sequence[int] | None = None,
+    preview_size: int = 128,
     depths: Sequence[int] = (0,),
     dtype: str = "float32",
     reduce: Mapping[str, Reduce] | None = None,
     transformer: str | None = None,
     model: str | None = None,
+    keep_inputs: bool = False,
     force: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -61,29 +74,40 @@ def record(
 
     Args:
         pipe: a pipeline with a supported transformer.
-        calls: keyword arguments of the pipeline, one dict per batch of samples, as JSON could hold them. Each needs
-            `seed`: a list with one integer per sample, each for a generator of its own, or one integer for a generator
-            that all samples of the call share. The coordinates `draw` and `draws` tell the latter's samples apart: two
-            samples that agree in `seed`, `draw` and `draws` begin from the same noise. Samples of a call are
-            finished together: a recording that is killed loses those of the call in progress.
+        calls: keyword arguments of the pipeline, one dict per batch of samples, as JSON could hold them, with images,
+            arrays and tensors at any depth; of these the configuration holds a hash. Each needs `seed`: a list with
+            one integer per sample, each for a generator of its own, or one integer for a generator that all samples
+            of the call share. The coordinates `draw` and `draws` tell the latter's samples apart: two samples that
+            agree in `seed`, `draw` and `draws` begin from the same noise. Samples of a call are finished together: a
+            recording that is killed loses those of the call in progress.
         path: folder of the store.
         fields: what to store: "proxy_loss", "true_error", "choice", "image", and the features "probe", "residual",
-            "latent" (the noisy input of the model) and "latent_residual" (teacher-forced only).
+            "latent" (the noisy input of the model) and "latent_residual" (teacher-forced only); also "preview", the
+            clean image or video that the sampler expects at a step, with guidance, decoded and made small.
+        modules: name -> path of modules of the transformer, as in {"attn3": "transformer_blocks.3.attn"}; what it gives
+            is stored under the name: the image stream of a block, else the first tensor. In the dimension `token` are
+            the image's tokens alone; an output without them, or that may be text of that many tokens, keeps all, in
+            dimensions of its own (`attn3_axis1`, `attn3_channel`). Where a module did not run is NaN, with a warning.
+        preview_steps: steps with a preview; all when None. Each costs a pass of the decoder.
+        preview_size: longest side of previews in pixels.
         config: schedule, family, distance and residual site of a teacher-forced recording.
         policy: of a closed-loop recording.
         depths: blocks whose modulated input is stored as `probe`.
         dtype: of scores and features on disk, "float32" or "float16".
-        reduce: feature name -> function (batch, token, channel) -> (batch, token, fewer), applied before storing.
+        reduce: name of a feature or module -> function (batch, token, channel) -> (batch, token, fewer), applied before
+            storing.
         transformer: name of the component to record, for pipelines with several.
         model: name to write down for `tapstudy record --resume`.
+        keep_inputs: also keep the images, arrays and tensors of the calls in the recording, each once, so that it can
+            be resumed without them. One that was made without gets them when it is resumed.
         force: write even if the disk might not hold it.
 
     Returns:
         The finished recording, lazily loaded.
 
     Raises:
-        RecordingError: another recording at `path`, no room, values that are not finite, another process recording, or
-            steps that the model ran unseen.
+        RecordingError: another recording at `path` (it tells which argument of which call differs), no room, values
+            that are not finite, another process recording, or steps that the model ran unseen.
         ValueError, TypeError: invalid arguments.
 
     Cost: per step one transfer of what is stored. Memory: one chunk (8 MiB) per variable, context and
@@ -91,29 +115,48 @@ def record(
     """
     path = recording_path(path)
     wanted, depths = check_fields(tuple(fields)), tuple(dict.fromkeys(depths))
+    paths = check_modules(modules or {})
+    previews = None
+    if "preview" in wanted:
+        previews = Previews(pipe, steps=preview_steps, longest=preview_size, transformer=transformer)
+    elif preview_steps is not None:
+        raise ValueError("preview_steps are given, but preview is not among the fields")
     if dtype not in FEATURE_DTYPES:
         raise ValueError(f"dtype must be one of {FEATURE_DTYPES}, got {dtype!r}")
+    if stray := sorted({*(reduce or {})} - {*paths, *(name for name in wanted if name in FEATURES)}):
+        raise ValueError(f"reduce names {stray}, which are no features or modules that are stored")
     judge = _judge(config, policy, wanted, depths)
     groups = [samples_of(index, call) for index, call in enumerate(calls)]
     if not any(groups):
         raise ValueError("there are no calls to record")
+    inputs: dict[str, NDArray[Any]] = {}
     configuration: dict[str, Any] = {
         "model": model or type(pipe).__name__,
         "mode": "closed-loop" if policy is not None else "teacher-forced",
         "policy": describe(judge),
-        "calls": [dict(call) for call in calls],
+        "calls": [describe_inputs(call, f"call {i}", inputs) for i, call in enumerate(calls)],
         "fields": asked_fields(wanted),
         "depths": list(depths),
         "dtype": dtype,
         "reduce": {name: repr(function) for name, function in (reduce or {}).items()},
         "transformer": transformer,
     }
+    if not keep_inputs:
+        inputs.clear()  # their hashes are enough
+    if paths:
+        configuration["modules"] = paths
+    if previews is not None:
+        configuration["preview"] = previews.settings
     if sigma := smoothed_sigma(pipe):
         configuration["smooth_time"] = sigma
-    scorer = Scorer(judge, teacher_forced=policy is None, fields=wanted, depths=depths, reduce=dict(reduce or {}))
+    scorer = Scorer(
+        judge, teacher_forced=policy is None, fields=wanted, modules=paths, depths=depths, reduce=dict(reduce or {})
+    )
     writer = Writer(
         path,
         fields=wanted,
+        modules=paths,
+        preview_steps=None if previews is None else previews.steps,
         dtype=dtype,
         coords=_coordinates(
             [sample for group in groups for sample in group], judge, depths if "probe" in wanted else None
@@ -121,27 +164,33 @@ def record(
         attrs={
             "title": "token trajectories of a diffusion transformer",
             "Conventions": "CF-1.11",
-            "configuration": _to_json(configuration),
-            "versions": _to_json({name: version(name) for name in PACKAGES}),
+            "configuration": json.dumps(configuration, sort_keys=True),
+            "versions": json.dumps({name: version(name) for name in PACKAGES}, sort_keys=True),
         },
+        inputs=inputs,
         shared_steps=len(find_transformers(pipe)) > 1,
         force=force,
         say=tqdm.write if progress else lambda _: None,
     )
 
     def listen(event: StepEvent) -> None:
-        writer.put(event.step, scorer(event, len(writer.batch)), grid=event.grid, span=event.span)
+        if previews is not None:
+            previews.look(event)
+        values = scorer(event, len(writer.batch))
+        writer.put(event.step, values, modules=scorer.variables, grid=event.grid, span=event.span)
 
     observer = policy or FullPolicy(residual=judge.residual_site, probe_depth=judge.probe_depth, needs_probe=True)
     try:
         with (
             writer.open(),
+            nullcontext() if previews is None else previews.shown(writer.put_preview, lambda: len(writer.batch)),
             apply_policy(pipe, observer, shadow=policy is not None) as handle,
             tqdm(total=sum(map(len, groups)), desc="record", bar_format=PROGRESS, disable=not progress) as bar,
         ):
             handle.record(
                 listen,
                 depths=depths if "probe" in wanted else (),
+                modules=paths,
                 latent=bool({"latent", "latent_residual"} & {*wanted}),
                 transformer=transformer,
             )
@@ -153,7 +202,7 @@ def record(
                 if not writer.is_done(batch):
                     scorer.begin()
                     writer.begin(batch)
-                    writer.end(_images(pipe(**pipeline_arguments(call))))
+                    writer.end(*_outputs(pipe(**pipeline_arguments(call))))
                 bar.update(first - bar.n)
                 bar.set_postfix_str(writer.size_text())
     except OSError as error:
@@ -172,15 +221,6 @@ def describe(policy: AnchoredPolicy) -> dict[str, Any]:
         "settings": settings,
         "config": policy.config.to_dict(),
     }
-
-
-def _to_json(configuration: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(configuration, sort_keys=True)
-    except TypeError as error:
-        raise TypeError(
-            f"the calls must be such that JSON could hold them, so that the recording can tell how it was made: {error}"
-        ) from error
 
 
 def _judge(
@@ -211,7 +251,7 @@ def _coordinates(
     """Collect the coordinates that are known before anything has run; None where there is none of the name."""
     families = [label.family for label in judge.labels]
     return {
-        "seed": _whole_numbers([sample.seed for sample in samples]),
+        "seed": whole_numbers([sample.seed for sample in samples]),
         "draw": [sample.draw for sample in samples],
         "draws": [sample.draws for sample in samples],
         "label": [sample.label for sample in samples],
@@ -222,67 +262,9 @@ def _coordinates(
     }
 
 
-class Sample(NamedTuple):
-    """Tell a sample from others. Those that agree in the first three have the same noise.
-
-    A list of seeds gives every sample a generator of its own. One seed for several samples is one generator, which
-    draws for all of them at once: their noise differs, and depends on how many there are.
-    """
-
-    seed: int
-    draw: int
-    draws: int
-    label: str
-
-
-def samples_of(index: int, call: Mapping[str, Any]) -> list[Sample]:
-    """List the samples of a call.
-
-    Raises ValueError if its seeds are not one integer, or one for every sample, that torch takes.
-    """
-    named = next((call[name] for name in ("class_labels", "prompt") if call.get(name) is not None), "")
-    labels = list(named) if isinstance(named, list | tuple) else [named]
-    copies = call.get("num_images_per_prompt", call.get("num_videos_per_prompt", 1))
-    labels = [str(label) for label in labels for _ in range(copies)] * call.get("batch_size", 1)
-    seed = call.get("seed")
-    seeds: list[Any] = list(seed) if isinstance(seed, list | tuple) else [seed] * len(labels)
-    if len(seeds) != len(labels) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
-        raise ValueError(
-            f"call {index}: needs 'seed', an integer or a list of {len(labels)} integers (one per sample), got {seed!r}"
-        )
-    if not all(-(2**63) <= s < 2**64 for s in seeds):
-        raise ValueError(f"call {index}: torch takes seeds from -2**63 to 2**64 - 1, got {seed!r}")
-    if isinstance(seed, list | tuple):
-        return [Sample(one, 0, 1, label) for one, label in zip(seeds, labels, strict=True)]
-    return [Sample(one, i, len(seeds), label) for i, (one, label) in enumerate(zip(seeds, labels, strict=True))]
-
-
-def _whole_numbers(values: Sequence[int]) -> NDArray[np.integer]:
-    """Convert to 64-bit integers, exactly: unsigned only where they must be.
-
-    Raises ValueError if there are both negative ones and ones from 2**63.
-    """
-    if max(values, default=0) < 2**63:
-        return np.array(values, dtype=np.int64)
-    if min(values) < 0:
-        raise ValueError(
-            f"seeds below 0 and from 2**63 do not fit into one recording, got {min(values)} and {max(values)}: write "
-            "a seed s below 0 as 2**64 + s, which draws the same"
-        )
-    return np.array(values, dtype=np.uint64)
-
-
-def pipeline_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the pipeline's arguments of a call: the seed becomes generators, the result an array."""
-    arguments = {name: copy.deepcopy(value) for name, value in call.items() if name != "seed"}
-    seed = call["seed"]
-    many = isinstance(seed, list | tuple)
-    generators = [torch.Generator().manual_seed(one) for one in (seed if many else [seed])]
-    return {"output_type": "np", **arguments, "generator": generators if many else generators[0]}
-
-
-def _images(output: Any) -> Any:
-    """Take images (batch, y, x, band) or videos (batch, frame, y, x, band), or None for what is neither."""
+def _outputs(output: Any) -> tuple[Any, int | None]:
+    """Take images (batch, y, x, band) or videos (batch, frame, y, x, band), None for what is neither; and how many."""
     found = next((getattr(output, name) for name in ("images", "frames") if hasattr(output, name)), None)
+    count = None if found is None else len(found)
     found = np.asarray(found) if isinstance(found, np.ndarray | list) else None
-    return found if found is not None and found.dtype.kind == "f" and found.ndim in (4, 5) else None
+    return found if found is not None and found.dtype.kind == "f" and found.ndim in (4, 5) else None, count

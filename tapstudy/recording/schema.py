@@ -1,4 +1,4 @@
-"""List what a recording holds: variables and coordinates, all of unit 1. Everything else reads these tables."""
+"""List what a recording holds: variables and coordinates. Everything else reads these tables."""
 
 from __future__ import annotations
 
@@ -23,15 +23,20 @@ class Variable:
         dims: after `sample`, which comes first always.
         dtype: on disk; "feature" is what the user chose.
         fill: value of what was never written.
+        module: path of the module whose output it is, of those that a recording names.
+        units: of the values.
     """
 
     dims: tuple[str, ...]
     dtype: str
     long_name: str
     fill: float = float("nan")
+    module: str | None = None
+    units: str = "1"
 
 
 STEP = ("context", "step")
+PREVIEW = ("preview_step", "preview_y", "preview_x", "band")
 
 VARIABLES: dict[str, Variable] = {
     "is_full": Variable(STEP, "int8", "the model ran in full (1) or was skipped (0)", fill=-1),
@@ -46,6 +51,10 @@ VARIABLES: dict[str, Variable] = {
     "latent_residual": Variable((*STEP, "token", "latent_channel"), "feature", "model output minus model input"),
     "image": Variable(("y", "x", "band"), "float32", "final image"),
     "video": Variable(("time", "y", "x", "band"), "float32", "final video"),
+    "preview": Variable(PREVIEW, "uint8", "clean image that the step expects", fill=0, units="1/255"),
+    "preview_video": Variable(
+        (PREVIEW[0], "time", *PREVIEW[1:]), "uint8", "clean video that the step expects", fill=0, units="1/255"
+    ),
 }
 
 # name -> dimension, long name; in the order in which they are written
@@ -65,6 +74,7 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "depth": ("depth", "block whose modulated input it is"),
     "timestep": ("step", "timestep given to the model"),
     "sigma": ("step", "noise level"),
+    "preview_step": ("preview_step", "step whose expected clean image it is"),
 }
 
 # what `fields` may name; the small ones are always written
@@ -80,43 +90,68 @@ class Layout:
 
     Attributes:
         sizes: length of every dimension, `sample` included.
-        fields: names from `VARIABLES`.
+        variables: by name.
         feature_dtype: dtype of float features and scores.
     """
 
     sizes: Mapping[str, int]
-    fields: tuple[str, ...]
+    variables: Mapping[str, Variable]
     feature_dtype: str = "float32"
 
     def dtype(self, name: str) -> np.dtype[np.generic]:
-        kind = VARIABLES[name].dtype
+        kind = self.variables[name].dtype
         return np.dtype(self.feature_dtype if kind == "feature" else kind)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Give the shape of one sample, without the sample dimension."""
-        return tuple(self.sizes[dim] for dim in VARIABLES[name].dims)
+        return tuple(self.sizes[dim] for dim in self.variables[name].dims)
 
     def chunks(self, name: str) -> tuple[int, ...]:
         """Give the shape of a chunk, with the sample dimension."""
-        return chunk_shape({dim: self.sizes[dim] for dim in ("sample", *VARIABLES[name].dims)}, self.dtype(name))
+        return chunk_shape({dim: self.sizes[dim] for dim in ("sample", *self.variables[name].dims)}, self.dtype(name))
 
     def sample_bytes(self) -> int:
         """Count the bytes of one sample, before compression."""
-        return sum(int(np.prod(self.shape(name))) * self.dtype(name).itemsize for name in self.fields)
+        return sum(int(np.prod(self.shape(name))) * self.dtype(name).itemsize for name in self.variables)
 
 
 def chunk_shape(sizes: Mapping[str, int], dtype: np.dtype[Any]) -> tuple[int, ...]:
-    """Cut into one sample and context, and as many steps as fit `CHUNK_BYTES`; leave everything else whole."""
-    chunk = {dim: 1 if dim in ("sample", "context", "step") else size for dim, size in sizes.items()}
+    """Cut into one sample, context and preview, and as many steps as fit `CHUNK_BYTES`; leave everything else whole."""
+    chunk = {dim: 1 if dim in ("sample", "context", "step", "preview_step") else size for dim, size in sizes.items()}
     if "step" in sizes:
         per_step = int(np.prod(list(chunk.values()))) * dtype.itemsize
         chunk["step"] = max(1, min(sizes["step"], CHUNK_BYTES // per_step))
     return tuple(chunk.values())
 
 
+def module_variable(path: str, ndim: int, name: str, *, of_tokens: bool) -> Variable:
+    """Describe the output of a module, (batch, ...) of `ndim` dimensions, under a name.
+
+    The image's tokens have their dimension `token`; others are the module's own: `NAME_axis1`, ..., `NAME_channel`.
+    """
+    own = [f"{name}_axis{i}" for i in range(1, ndim - 1)]
+    dims = ("token",) if of_tokens else tuple(own)
+    return Variable((*STEP, *dims, f"{name}_channel"), "feature", f"output of {path}", module=path)
+
+
+def check_modules(modules: Mapping[str, str]) -> dict[str, str]:
+    """Return name -> path of modules to record; raises ValueError on names that are no names, or taken."""
+    dims = {dim for variable in VARIABLES.values() for dim in variable.dims}
+    taken = {"sample", "finished", "inputs", *dims, *VARIABLES, *COORDINATES}
+    for name, path in modules.items():
+        if not (isinstance(name, str) and name.isidentifier()) or name in taken:
+            raise ValueError(
+                f"modules: {name!r} cannot be the name of a variable of a recording: choose a word that is not one of "
+                f"{', '.join(sorted(taken))}"
+            )
+        if not isinstance(path, str):
+            raise TypeError(f"modules: the path of {name!r} must be a text, got {path!r}")
+    return dict(modules)
+
+
 def asked_fields(fields: tuple[str, ...]) -> list[str]:
     """Keep the fields that a user names, without those that come by themselves."""
-    return [name for name in fields if name not in (*ALWAYS, "is_distinct", "video")]
+    return [name for name in fields if name not in (*ALWAYS, "is_distinct", "video", "preview_video")]
 
 
 def check_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
@@ -124,7 +159,7 @@ def check_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
 
     Raises ValueError naming unknown fields.
     """
-    known = [*SCORES, *FEATURES, "image"]
+    known = [*SCORES, *FEATURES, "image", "preview"]
     unknown = [field for field in fields if field not in known]
     if unknown:
         raise ValueError(f"unknown fields {unknown}: choose from {known}")

@@ -13,6 +13,7 @@ from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.driver import run_info
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.recording.damage import RecordingError
+from tapstudy.recording.schema import Variable, module_variable
 
 Reduce = Callable[[Tensor], Tensor]
 Array = NDArray[Any]
@@ -25,8 +26,12 @@ class Scorer:
         judge: scores predictors and knows the schedule. Teacher-forced, copies of it are shown the exact features;
             closed-loop, the events bring the policy that ran.
         fields: of `schema.VARIABLES`.
+        modules: name -> path, of those whose outputs are fields too.
         depths: of the probe.
         reduce: feature name -> function (batch, token, channel) -> (batch, token, fewer).
+
+    Attributes:
+        variables: of the modules that have run, by name.
     """
 
     def __init__(
@@ -35,11 +40,13 @@ class Scorer:
         *,
         teacher_forced: bool,
         fields: tuple[str, ...],
+        modules: Mapping[str, str],
         depths: tuple[int, ...],
         reduce: Mapping[str, Reduce],
     ) -> None:
         self.judge, self.teacher_forced = judge, teacher_forced
-        self.fields, self.depths, self.reduce = fields, depths, reduce
+        self.fields, self.modules, self.depths, self.reduce = (*fields, *modules), modules, depths, reduce
+        self.variables: dict[str, Variable] = {}
         self._judges: dict[str, AnchoredPolicy] = {}
 
     def begin(self) -> None:
@@ -88,6 +95,10 @@ class Scorer:
         if "probe" in self.fields:
             parts = [self._reduced("probe", event.probes[depth]) for depth in self.depths]
             found["probe"] = torch.stack(parts, dim=1)  # (B, depth, N, D)
+        for name, output in event.modules.items():
+            found[name] = values = self._reduced(name, output.values)
+            path, ndim = self.modules[name], values.ndim
+            self.variables[name] = module_variable(path, ndim, name, of_tokens=output.of_tokens)
         if self.teacher_forced and full:
             policy.observe(event.step, event.probe, residual)
         return {name: _numpy(one) for name, one in found.items() if name in self.fields and one is not None}

@@ -23,6 +23,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from tapstudy.recording.damage import (
     FINISHED,
+    INPUTS,
     ROOT,
     CheckedStore,
     RecordingError,
@@ -31,7 +32,7 @@ from tapstudy.recording.damage import (
     read_root,
     recording_path,
 )
-from tapstudy.recording.schema import COORDINATES, SCHEMA_VERSION, VARIABLES, Layout
+from tapstudy.recording.schema import COORDINATES, SCHEMA_VERSION, VARIABLES, Layout, Variable
 
 
 class Store:
@@ -50,7 +51,7 @@ class Store:
         """
         group = zarr.create_group(path, zarr_format=3, attributes={"schema_version": SCHEMA_VERSION, **attrs})
         store = cls(path, group, layout)
-        for name in layout.fields:
+        for name in layout.variables:
             _create_variable(group, name, layout)
         flags = np.zeros(layout.sizes["sample"], dtype="int8")
         _create_array(group, FINISHED, ("sample",), "this sample is complete", data=flags, chunks=(1,))
@@ -103,11 +104,31 @@ class Store:
         return np.asarray(self._array(coordinate)[:]) if coordinate in self.group else None
 
     def add(self, name: str, sizes: Mapping[str, int]) -> None:
-        """Lay out one more variable, unless it is there."""
-        if name in self.layout.fields:
+        """Lay out one more variable of the table, unless it is there.
+
+        Raises RecordingError if it has another size than those that are there.
+        """
+        if name in self.layout.variables:
             return
-        self.layout = replace(self.layout, sizes={**self.layout.sizes, **sizes}, fields=(*self.layout.fields, name))
+        for dim in sizes.keys() & self.layout.sizes.keys():
+            if sizes[dim] != self.layout.sizes[dim]:
+                raise RecordingError(f"{name} has {sizes[dim]} along {dim}, what is stored {self.layout.sizes[dim]}")
+        variables = {**self.layout.variables, name: VARIABLES[name]}
+        self.layout = replace(self.layout, sizes={**self.layout.sizes, **sizes}, variables=variables)
         _create_variable(self.group, name, self.layout)
+        self._consolidate()
+
+    def keep(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Keep what the calls are given, by hash, unless it is there."""
+        listed = listed_arrays(read_root(self.path)) or {}
+        missing = {key: array for key, array in inputs.items() if f"{INPUTS}/{key}" not in listed}
+        if not missing:
+            return
+        group = self.group.require_group(INPUTS)
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            for key, array in missing.items():
+                chunks = tuple(max(1, size) for size in array.shape)
+                group.create_array(key, data=array, chunks=chunks, compressors=codecs(), overwrite=True)
         self._consolidate()
 
     def _consolidate(self) -> None:
@@ -169,6 +190,11 @@ class SampleWriter:
         chunk, offset = divmod(step, layout.chunks(name)[2])
         self._chunk((name, context, chunk))[offset] = stored
 
+    def put_preview(self, name: str, index: int, picture: NDArray[Any]) -> None:
+        """Write one picture at once."""
+        stored = self._checked(name, picture, self.store.layout.shape(name)[1:], f"preview {index}")
+        self.store._array(name)[self.sample, index] = stored
+
     def put_whole(self, name: str, values: NDArray[Any]) -> None:
         """Write a variable without steps."""
         stored = self._checked(name, values, self.store.layout.shape(name), "the end")
@@ -177,8 +203,8 @@ class SampleWriter:
     def finish(self) -> None:
         """Write what is left, and the flag of the sample last."""
         layout = self.store.layout
-        for name in layout.fields:
-            if "step" in VARIABLES[name].dims:
+        for name, variable in layout.variables.items():
+            if "step" in variable.dims:
                 count = -(-layout.sizes["step"] // layout.chunks(name)[2])
                 # what no step told (no skip step, a context that ends early) is missing values: every chunk is there
                 for context, chunk in np.ndindex(layout.sizes["context"], count):
@@ -219,7 +245,8 @@ class SampleWriter:
             (name, _, chunk), layout = key, self.store.layout
             length = layout.chunks(name)[2]
             count = min(length, layout.sizes["step"] - chunk * length)
-            self._waiting[key] = np.full((count, *layout.shape(name)[2:]), VARIABLES[name].fill, layout.dtype(name))
+            fill = layout.variables[name].fill
+            self._waiting[key] = np.full((count, *layout.shape(name)[2:]), fill, layout.dtype(name))
         return self._waiting[key]
 
     def _flush(self, key: tuple[str, int, int]) -> None:
@@ -279,6 +306,16 @@ def read_attributes(path: str | Path) -> dict[str, Any]:
     return attrs
 
 
+def read_inputs(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Read what `record(keep_inputs=True)` has kept of the calls, by hash; raises RecordingError as it is damaged."""
+    path = recording_path(path)
+    names = [name for name in _recorded_arrays(path) or {} if name.startswith(f"{INPUTS}/")]
+    store = CheckedStore(path, read_only=True)
+    return {
+        name.removeprefix(f"{INPUTS}/"): np.asarray(zarr.open_array(store, path=name, mode="r")[...]) for name in names
+    }
+
+
 def _native(values: xr.DataArray) -> xr.DataArray:
     """Load, with numbers in the byte order that numpy calls native: netCDF stumbles over the same one by name."""
     loaded = values.load()
@@ -311,28 +348,37 @@ def codecs() -> list[Any]:
     return [ZstdCodec(level=3), Crc32cCodec()]
 
 
-def _create_array(group: zarr.Group, name: str, dims: tuple[str, ...], long_name: str, **settings: Any) -> None:
+def _create_array(
+    group: zarr.Group, name: str, dims: tuple[str, ...], long_name: str, *, units: str = "1", **settings: Any
+) -> None:
     array = group.create_array(
         name, dimension_names=dims, compressors=codecs(), config={"write_empty_chunks": True}, **settings
     )
-    array.attrs.update(long_name=long_name, units="1")
+    array.attrs.update(long_name=long_name, units=units)
 
 
 def _create_variable(group: zarr.Group, name: str, layout: Layout) -> None:
-    variable, shape = VARIABLES[name], (layout.sizes["sample"], *layout.shape(name))
+    variable, shape = layout.variables[name], (layout.sizes["sample"], *layout.shape(name))
     settings = {"shape": shape, "chunks": layout.chunks(name), "dtype": layout.dtype(name), "fill_value": variable.fill}
-    _create_array(group, name, ("sample", *variable.dims), variable.long_name, **settings)
+    _create_array(group, name, ("sample", *variable.dims), variable.long_name, units=variable.units, **settings)
+    if variable.module is not None:
+        group[name].attrs["module"] = variable.module
 
 
 def _read_layout(group: zarr.Group) -> Layout:
     sizes: dict[str, int] = {}
-    fields = []
+    arrays: dict[str, Any] = {name: array for name, array in group.arrays() if "module" in array.attrs}
+    modules = {
+        name: Variable(
+            array.metadata.dimension_names[1:], "feature", array.attrs["long_name"], module=array.attrs["module"]
+        )
+        for name, array in arrays.items()
+    }
+    table = {name: one for name, one in VARIABLES.items() if name in group} | modules
     dtype = "float32"
-    for name, variable in VARIABLES.items():
-        if name in group:
-            array: Any = group[name]
-            fields.append(name)
-            sizes |= dict(zip(("sample", *variable.dims), array.shape, strict=True))
-            if variable.dtype == "feature":
-                dtype = str(array.dtype)
-    return Layout(sizes, tuple(fields), dtype)
+    for name, variable in table.items():
+        array: Any = group[name]
+        sizes |= dict(zip(("sample", *variable.dims), array.shape, strict=True))
+        if variable.dtype == "feature":
+            dtype = str(array.dtype)
+    return Layout(sizes, table, dtype)

@@ -55,6 +55,24 @@ def test_record_and_resume(model, tmp_path, monkeypatch, policy):
         assert part in text
 
 
+def test_resume_restores_what_the_calls_were_given(model, tmp_path):
+    """Starting noise, kept in the recording; without it the command tells what it lacks."""
+    out, pipe = tmp_path / "run", tapstudy.load(model)
+    noise = pipe.prepare_latents(1)
+    call = {"class_labels": [1], "seed": 0, "num_inference_steps": 8, "latents": noise}
+    made = {"fields": ("latent", "choice"), "model": model, "progress": False}
+    whole = tapstudy.record(pipe, [call], out, **made).load()
+    for keep in (False, True):
+        tapstudy.record(pipe, [call], out, keep_inputs=keep, **made)
+        shutil.rmtree(out / "choice" / "c" / "0")
+        result = run(app, ["record", "--resume", str(out)])
+        assert result.exit_code == (0 if keep else 2), result.output
+        assert keep or "no more than a hash of call 0, latents: resume it from Python" in " ".join(
+            result.output.split()
+        )
+    xr.testing.assert_identical(tapstudy.open_recording(out).load(), whole)
+
+
 def test_stopped_before_the_first_sample(model, tmp_path, monkeypatch):
     def stop(self):
         raise KeyboardInterrupt
@@ -146,13 +164,18 @@ def test_smoothed_in_time(model, tmp_path, monkeypatch):
 
 def test_record_features(model, tmp_path):
     out = tmp_path / "run"
-    options = ["--fields", "probe,residual", "--depths", "0,2", "--stored-as", "float16"]
+    options = ["--preview-steps", "1,6", "--fields", "probe,residual,preview", "--depths", "0,2"]
+    options += ["--stored-as", "float16"]
+    options += ["--module", "feed=transformer_blocks.1.ff", "--module", "mean=transformer_blocks.0.norm1"]
     result = run(app, ["record", str(out), "--model", model, *OPTIONS.split(), *options])
     assert result.exit_code == 0, result.output
     recording = tapstudy.open_recording(out)
     assert recording["probe"].dtype == np.float16
     assert recording["depth"].values.tolist() == [0, 2]
     assert "true_error" not in recording
+    assert recording["preview_step"].values.tolist() == [1, 6]
+    assert recording["feed"].dims == ("sample", "context", "step", "token", "feed_channel")
+    assert run(app, ["record", "--resume", str(out)]).exit_code == 0
 
 
 def test_bundled(model, tmp_path):
@@ -175,6 +198,9 @@ def test_bundled(model, tmp_path):
         (["run", "--guidance", "nan"], "--guidance must be a finite number, got nan"),
         (["run", "--labels", "99", "--steps", "2"], "99"),
         (["run", "--fields", "probe", "--depths", "7"], "depth 7 is beyond the last block"),
+        (["run", "--module", "norm_out"], "--module is NAME=PATH"),
+        (["run", "--module", "a=x", "--module", "a=y"], "--module a=... is given twice"),
+        (["run", "--module", "a=norm_uot"], "no module 'norm_uot' that runs: did you mean norm_out"),
         (["--resume", "nothing"], "nothing: there is no such folder"),
         (["pyproject.toml"], "cannot write a recording at"),
     ],

@@ -70,6 +70,11 @@ def refuse(*arguments):
 # command -> option, and suffix of the file that it writes; "" for a folder
 OUTPUTS = {
     "sample": ("--out", ".png"),
+    "compare": ("--out", ".html"),
+    "compare ": ("--table", ".nc"),
+    "compare  ": ("--work", ""),
+    "fit-schedule": ("--out", ".json"),
+    "fit-schedule ": ("--work", ""),
     "ablate": ("--out", ""),
     "claims": ("--out", ".md"),
     "claims ": ("--work", ""),
@@ -129,7 +134,10 @@ def test_models(place, stock, command, tmp_path_factory):
     assert "no model 'file'" in refused("file")
     assert "model_index.json is missing" in refused("folder.d")
     line = refused(stock)
-    for part in (f"{stock} holds a DiTPipeline", "samples labels", "mnist-dit", f"tapstudy info {stock}"):
+    told = (f"{stock} holds a DiTPipeline", "give an embedded one such as mnist-dit", f"tapstudy info {stock}")
+    if command in ("sample", "ablate"):  # they take any pipeline
+        told = ("say what DiTPipeline should sample", "--labels")
+    for part in told:
         assert part in line
     bare = tmp_path_factory.mktemp("bare")
     make("Flux").model.save_pretrained(bare)
@@ -140,7 +148,7 @@ def test_models(place, stock, command, tmp_path_factory):
 
 def test_models_of_an_axis(place, stock):
     line = refuse("ablate", "--axis", f"model=mnist-dit,{stock}-untrained")
-    assert f"{stock} holds a DiTPipeline" in line
+    assert f"{stock}-untrained: only embedded models have an untrained twin" in line
 
 
 @each_row("command", ["sample", "ablate", "bench quality", "bench frontier"])
@@ -159,7 +167,7 @@ def test_guidance(place, command):
         ("sample --seed -1", "--seed must be at least 0 and below 2**64, got -1"),
         ("sample --seed 18446744073709551615 1,2", "got 18446744073709551616"),
         ("sample --steps 0", "--steps must be a finite number of at least 1, got 0"),
-        ("sample 10", "LABELS: class_labels must be integers in 0..9, got [10]"),
+        ("sample 10", "LABELS|PROMPTS: class_labels must be integers in 0..9, got [10]"),
         ("sample --history-dtype float12", "--history-dtype must be one of"),
         ("sample --history-device tpu", "no device 'tpu'"),
         ("sample --history-device cuda", "sees no GPU"),

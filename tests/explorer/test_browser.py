@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from tapstudy.explorer.page import write_page
+from tapstudy.explorer.prepare import prepare, prepare_pair
 from tests.explorer.browsing import collect_errors, keep, open_browser
 
 pytestmark = pytest.mark.browser
@@ -18,12 +20,28 @@ def browser():
 
 @pytest.fixture
 def page(browser, page_path):
-    """The page, opened; no error may have happened when the test ends, and nothing may have been asked of the net."""
+    """The page, opened at step 10."""
+    yield from opened(browser, f"{page_path.as_uri()}#step=10")
+
+
+@pytest.fixture
+def film_page(browser, film, tmp_path):
+    yield from opened(browser, write_page(prepare(film), tmp_path / "film.html").as_uri())
+
+
+@pytest.fixture
+def pair_page(browser, tiny, accelerated, tmp_path):
+    first, second = prepare_pair(tiny, accelerated)
+    yield from opened(browser, write_page(first, tmp_path / "pair.html", beside=second).as_uri())
+
+
+def opened(browser, address):
+    """A page; no error may have happened when the test ends, and nothing may have been asked of the net."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     errors = collect_errors(page)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{page_path.as_uri()}#step=10")
+    page.goto(address)
     page.wait_for_selector("#forecasts tbody tr")
     yield page
     assert errors == []
@@ -136,10 +154,49 @@ def test_the_address_keeps_the_view(page, browser):
 
 
 @pytest.mark.parametrize("width", [360, 760, 1600])
-def test_it_fits_any_window(page, width):
+@pytest.mark.parametrize("which", ["page", "pair_page"])
+def test_it_fits_any_window(request, which, width):
+    page = request.getfixturevalue(which)
     page.set_viewport_size({"width": width, "height": 800})
     page.wait_for_timeout(200)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_a_video_as_it_forms(film_page, film):
+    """It opens on the step worth seeing; another frame, and another step with a preview, show another picture."""
+    assert film_page.locator("#step").input_value() == str(prepare(film).attrs["opens"])
+    assert film_page.locator("#picture-name").inner_text() == "expected clean image"
+    seen = {picture(film_page, "picture")}
+    for name, value in (("frame", 1), ("step", 0), ("step", 11)):
+        film_page.locator(f"#{name}").fill(str(value))
+        assert picture(film_page, "picture") not in seen
+        seen.add(picture(film_page, "picture"))
+    film_page.locator("#step").fill("9")
+    film_page.locator("#step").fill("11")
+    assert picture(film_page, "picture") in seen
+    keep(film_page, "explorer_film")
+
+
+def test_two_recordings_move_together(pair_page, tiny, accelerated):
+    first, second = prepare_pair(tiny, accelerated)
+    pair_page.locator("#sample").select_option(index=1)
+    pair_page.locator("#step").fill("8")
+    pair_page.locator("#map-2").click(position={"x": 5, "y": 5})
+    pair_page.mouse.move(5, 5)
+    for suffix, data in (("", first), ("-2", second)):
+        assert pair_page.locator(f"#whose{suffix}").inner_text() == data.attrs["title"]
+        assert pair_page.locator(f"#token{suffix}").inner_text() == "Token in row 0, column 0"
+        rows = pair_page.locator(f"#forecasts{suffix} tr.chosen").evaluate_all(
+            "rows => rows.map(row => row.rowIndex - 1)"
+        )
+        assert rows == [int(data["choice"].isel(sample=1, context=0, step=8, token=0))]
+    maps = picture(pair_page), picture(pair_page, "map-2")
+    pair_page.locator("#layer").select_option(label="true error of the choice")
+    assert "true error" in pair_page.locator("#legend-2").inner_text()
+    ends = [pair_page.locator(f"#legend{suffix} .ends").inner_text() for suffix in ("", "-2")]
+    assert ends[0] == ends[1]
+    assert all(picture(pair_page, name) != before for name, before in zip(("map", "map-2"), maps, strict=True))
+    keep(pair_page, "explorer_pair")
 
 
 def test_a_damaged_page_says_so(browser, page_path, tmp_path):

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from tapstudy.cli import app
 from tapstudy.explorer.page import page, write_page
-from tapstudy.explorer.prepare import prepare
+from tapstudy.explorer.prepare import prepare, prepare_pair
 from tapstudy.plots.style import predictor_colour
+from tapstudy.recording.export import to_zarr
 from tests.explorer.decode import dequantise, unpack
 
 
@@ -84,6 +85,27 @@ def test_where_it_can_be_written(prepared, tmp_path):
         write_page(prepared, tmp_path / "nowhere" / "page.html")
     with pytest.raises(ValueError, match="it is a folder"):
         write_page(prepared, tmp_path)
+
+
+def test_two_recordings_in_one_page(tiny, accelerated, tmp_path):
+    first, second = prepare_pair(tiny, accelerated)
+    about = data_of(page(first, beside=second))
+    np.testing.assert_array_equal(unpack(about["arrays"]["choice"]), first["choice"])
+    np.testing.assert_array_equal(unpack(about["beside"]["arrays"]["choice"]), second["choice"])
+    assert about["beside"]["title"] == "LabelPipeline, TAPPolicy, closed-loop"
+    to_zarr(tiny, tmp_path / "one")
+    to_zarr(accelerated, tmp_path / "other")
+    arguments = [
+        "explore",
+        str(tmp_path / "one"),
+        "--beside",
+        str(tmp_path / "other"),
+        "-o",
+        str(tmp_path / "page.html"),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert data_of((tmp_path / "page.html").read_text())["beside"]["title"] == about["beside"]["title"]
 
 
 def test_command(bundled, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tapstudy.analysis.clean_image import clean_images
-from tapstudy.explorer.prepare import prepare
+from tapstudy.explorer.prepare import prepare, prepare_pair
 from tests.table import each_row
 
 
@@ -65,6 +65,74 @@ def test_frames(tiny):
         frame=("token", token // 8), row=("token", token // 4 % 2), col=("token", token % 4)
     )
     assert prepare(film).attrs["grid"] == [2, 2, 4]
+
+
+def test_previews_of_a_video(film):
+    """Frames of tokens have the pictures at their places; between two previews the one before is shown."""
+    image = prepare(film)["image"]
+    assert image.dims == ("sample", "step", "frame", "y", "x", "band")
+    assert image.attrs["long_name"] == "expected clean image"
+    pictures = film["preview_video"].values
+    assert (film.sizes["time"], film["frame"].values.max() + 1) == (5, 2)
+    for step, formed in enumerate([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2]):
+        np.testing.assert_array_equal(image.values[:, step], pictures[:, formed][:, [0, 4]])
+    final = prepare(film.drop_vars("preview_video"))["image"]
+    assert final.dims == ("sample", "frame", "y", "x", "band")
+    np.testing.assert_allclose(final.values / 255, film["video"].values[:, [0, 4]], atol=0.5 / 255 + 1e-6)
+
+
+def test_the_conditional_branch_comes_first(film):
+    assert film["context"].values.tolist() == ["cond", "uncond"]
+    turned = prepare(film.isel(context=[1, 0]))
+    assert turned["context"].values.tolist() == ["cond", "uncond"]
+    np.testing.assert_array_equal(turned["choice"], prepare(film)["choice"])
+
+
+def test_it_opens_where_choices_differ_most(tiny):
+    data = prepare(tiny)
+    skipped = np.flatnonzero(data["is_full"].values[0, 0] == 0)
+    assert data.attrs["opens"] in skipped
+    step = int(skipped[-1])
+    choice, tokens = data["choice"].values.copy(), np.arange(16)
+    choice[:, :, skipped] = 0
+    choice[:, 0, step] = tokens % 4
+    spread = tiny.assign(choice=(tiny["choice"].dims, choice))
+    assert prepare(spread).attrs["opens"] == step
+    error = tiny["true_error"].values.copy()
+    error[:, :, skipped] = 1
+    error[:, 0, int(skipped[1])] = tokens[:, None]
+    alike = tiny.assign(
+        choice=(tiny["choice"].dims, np.where(choice >= 0, 0, -1)), true_error=(tiny["true_error"].dims, error)
+    )
+    assert prepare(alike).attrs["opens"] == skipped[1]
+
+
+def test_two_side_by_side(tiny, accelerated):
+    first, second = prepare_pair(tiny, accelerated)
+    assert first["name"].values.tolist() == second["name"].values.tolist() == ["label 1, seed 4", "label 3, seed 6"]
+    assert (first["number"].values.tolist(), second["number"].values.tolist()) == ([0, 2], [1, 0])
+    np.testing.assert_array_equal(second["choice"], accelerated["choice"].values[[1, 0]])
+    for name in ("chosen_error", "regret", "chosen_proxy_loss"):
+        limits = (
+            [one[name].attrs["low"] for one in (first, second)],
+            [one[name].attrs["high"] for one in (first, second)],
+        )
+        assert all(low == high for low, high in limits)
+    assert prepare_pair(tiny, accelerated, samples=[2])[1]["number"].values.tolist() == [0]
+
+
+@each_row(
+    ("samples", "change", "message"),
+    [
+        ([1], lambda one: one, r"no sample \(label 2, seed 5\): it has label 3, seed 6; label 1, seed 4"),
+        (None, lambda one: one.assign_coords(seed=("sample", [7, 8])), r"no sample \(label 1, seed 4\)"),
+        (None, lambda one: one.isel(step=slice(1, None)), "the steps must be the same"),
+        (None, lambda one: one.isel(context=[0]), "the contexts must be the same"),
+    ],
+)
+def test_recordings_that_do_not_go_side_by_side(tiny, accelerated, samples, change, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_pair(tiny, change(accelerated), samples=samples)
 
 
 def test_plain_predictors_have_the_longest_horizon(bundled):

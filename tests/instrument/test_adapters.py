@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from math import prod
+from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from torch import nn
 
 import tapstudy
 from tapstudy.instrument.adapters import ADAPTERS, Adapter, find_adapter
+from tests.instrument import tiny_images, tiny_videos
 from tests.instrument.replay import Replay, relative_error, steps
-from tests.instrument.tiny_models import CLASSES, VARIANTS, make
+from tests.instrument.tiny_models import CLASSES, FIRST, VARIANTS, make
 
 
 def test_a_tiny_model_for_every_row():
-    assert {type(make(name).model).__name__ for name in CLASSES} == set(ADAPTERS)
-    assert len(ADAPTERS) == 13
+    assert {type(make(name).model).__name__ for name in CLASSES} == {row for row in ADAPTERS if hasattr(diffusers, row)}
+    assert len(FIRST) == 13
 
 
+VIDEO, IMAGE = (3, 2, 3), (1, 4, 6)
 GRIDS = {
+    **dict.fromkeys(tiny_videos.CLASSES, VIDEO), **dict.fromkeys(tiny_images.CLASSES, IMAGE), "HiDream": (1, 4, 4),
     "CogVideoX": (3, 2, 3), "DiT": (1, 4, 4), "Flux": (1, 4, 6), "Flux2": (1, 4, 6), "HunyuanVideo": (3, 2, 3),
     "LTX": (3, 2, 3), "Lumina2": (1, 4, 6), "PixArt": (1, 4, 6), "QwenImage": (1, 4, 6), "SD3": (1, 4, 6),
     "Sana": (1, 4, 6), "Wan": (3, 2, 3), "ZImage": (1, 4, 6),
@@ -168,15 +175,82 @@ HOME_MADE = Adapter(
 HOME_INPUTS = {"hidden_states": torch.linspace(-1, 1, 2 * 8 * 12).view(2, 8, 3, 4), "timestep": torch.tensor(1.0)}
 
 
+@pytest.fixture
+def registered():
+    """Registers a row for the length of a test."""
+    names = []
+
+    def register(model, adapter):
+        tapstudy.register_adapter(model, adapter)
+        names.append(model)
+
+    yield register
+    for name in {name if isinstance(name, str) else name.__name__ for name in names}:
+        tapstudy.unregister_adapter(name)
+
+
 @pytest.mark.parametrize("by", [HomeMade, "HomeMade"])
-def test_register_adapter(monkeypatch, by):
-    monkeypatch.setattr("tapstudy.instrument.adapters.ADAPTERS", dict(ADAPTERS))
-    with pytest.raises(TypeError, match=r"no supported transformer in HomeMade.*register_adapter"):
-        tapstudy.check(HomeMade(), HOME_INPUTS)
-    tapstudy.register_adapter(by, HOME_MADE)
-    report = tapstudy.check(HomeMade(), HOME_INPUTS)
+def test_register_adapter(by):
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"no supported transformer in HomeMade.*register_adapter"):
+            tapstudy.check(HomeMade(), HOME_INPUTS)
+        tapstudy.register_adapter(by, HOME_MADE)
+        tapstudy.register_adapter(by, HOME_MADE)  # the last one counts
+        report = tapstudy.check(HomeMade(), HOME_INPUTS)
+        assert report.ok, report
+        assert report.sites[0].grid == (1, 3, 4)
+        tapstudy.unregister_adapter(by)
+    with pytest.raises(ValueError, match="no adapter was registered for HomeMade"):
+        tapstudy.unregister_adapter(by)
+
+
+def test_unregistering_brings_back_the_row_of_the_package(registered):
+    row = ADAPTERS["WanTransformer3DModel"]
+    tapstudy.register_adapter("WanTransformer3DModel", HOME_MADE)
+    tapstudy.register_adapter("WanTransformer3DModel", row)
+    tapstudy.unregister_adapter("WanTransformer3DModel")
+    assert ADAPTERS["WanTransformer3DModel"] is row
+    with pytest.raises(ValueError, match="no adapter was registered for Wan"):
+        tapstudy.unregister_adapter("WanTransformer3DModel")
+    with pytest.raises(TypeError, match="unregister_adapter needs a torch module class"):
+        tapstudy.unregister_adapter(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("Flux", (1, 1, 24)), ("LTX", (1, 1, 18)), ("SD3", (1, 4, 6)), ("Wan", (3, 2, 3))]
+)
+def test_a_row_without_a_grid_says_so(registered, name, grid):
+    """Packed tokens count as one row; a latent with rows and columns has a grid that is known."""
+    tiny = make(name)
+    cls = type(tiny.model).__name__
+    registered(cls, replace(ADAPTERS[cls], grid=Adapter(("blocks",)).grid))
+    report = tapstudy.check(tiny.model, tiny.inputs)
     assert report.ok, report
-    assert report.sites[0].grid == (1, 3, 4)
+    assert {site.grid for site in report.sites} == {grid}
+    assert ("NOTICE     the adapter names no grid" in str(report)) == (grid[:2] == (1, 1))
+    notices = pytest.warns(UserWarning, match="tokens count as one long row")
+    with notices if grid[:2] == (1, 1) else contextlib.nullcontext():
+        (_, skip), _ = steps(tiny, Replay())
+    assert relative_error(skip, tiny()) < 1e-5
+
+
+def test_no_grid_and_no_way_to_guess_one(registered):
+    registered(HomeMade, replace(HOME_MADE, grid=Adapter(("stack",), latent="x").grid))
+    report = tapstudy.check(HomeMade(), HOME_INPUTS)
+    assert any("KeyError" in problem for problem in report.problems)
+    registered(HomeMade, replace(HOME_MADE, grid=Adapter(("stack",)).grid))
+    inputs = {**HOME_INPUTS, "hidden_states": HOME_INPUTS["hidden_states"].view(2, 8, 3, 4)}
+    report = tapstudy.check(HomeMade(), inputs)
+    assert any("the adapter names no grid, and hidden_states is not packed" in problem for problem in report.problems)
+
+
+def test_a_u_net_is_told_why_and_what_to_use():
+    class UNet2DConditionModel(nn.Module):
+        pass
+
+    pipe = SimpleNamespace(components={"unet": UNet2DConditionModel()})
+    with pytest.raises(TypeError, match=r"is a U-Net, which TAP does not support: .* Use a pipeline with a diffusion"):
+        tapstudy.apply_tap(pipe)
 
 
 def test_register_adapter_refuses():

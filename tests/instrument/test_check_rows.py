@@ -7,15 +7,18 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import tapstudy
 from tapstudy.instrument.adapters import ADAPTERS, Adapter
-from tests.instrument.tiny_models import CLASSES, make
+from tests.instrument.tiny import Tiny
+from tests.instrument.tiny_models import CLASSES, FIRST, make
 
 
-def mutations(name: str, row: Adapter) -> Iterator[tuple[str, Any]]:
+def mutations(name: str, row: Adapter, tiny: Tiny) -> Iterator[tuple[str, Any]]:
     """Pairs of a field and a wrong value."""
-    packed = name in ("Flux", "Flux2", "QwenImage", "LTX")
+    latent = tiny.inputs[row.latent]
+    packed = isinstance(latent, Tensor) and latent.ndim == 3
     grid = row.grid
 
     def other_grid(change):
@@ -77,7 +80,8 @@ def mutations(name: str, row: Adapter) -> Iterator[tuple[str, Any]]:
         yield "grid", other_grid(lambda f, h, w: (1, 1, f * h * w))
         yield "grid", other_grid(lambda f, h, w: (h, f, w))
         yield "grid", other_grid(lambda f, h, w: (f, w, h)) if name != "DiT" else other_grid(lambda f, h, w: (w, f, h))
-        for wrong in {1, 2, 3} - {row.channel_dim} - ({2} if name == "ZImage" else set()):  # of the one frame there
+        one_frame = {2} if name in ("ZImage", "JoyImage") else set()
+        for wrong in {1, 2, 3} - {row.channel_dim} - one_frame:
             yield "channel_dim", wrong
     else:
         yield "references", lambda model, arguments: 1
@@ -123,12 +127,16 @@ def grid_of(row, tiny):
         return error
 
 
-@pytest.mark.parametrize("name", CLASSES)
+# the others are built like one of these
+VARIED = [*FIRST, *({"AuraFlow", "GlmImage", "HiDream", "HunyuanDiT", "JoyImage"} & {*CLASSES})]
+
+
+@pytest.mark.parametrize("name", sorted(VARIED))
 def test_objects_to_every_wrong_row(monkeypatch, name):
     tiny = make(name)
     cls = type(tiny.model).__name__
     right, missed, tried = ADAPTERS[cls], [], set()
-    for field, value in mutations(name, right):
+    for field, value in mutations(name, right, tiny):
         wrong = replace(right, **(value if isinstance(value, dict) else {field: value}))
         if wrong == right or (field == "grid" and grid_of(wrong, tiny) == grid_of(right, tiny)):
             continue

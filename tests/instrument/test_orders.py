@@ -194,7 +194,11 @@ def test_offloading_of_any_kind_comes_and_goes(before, after):
         comes_and_goes("SD3", before, after, how)
 
 
-@pytest.mark.parametrize(("name", "number"), [(name, number) for number, name in enumerate(CLASSES) if name != "SD3"])
+# the pooler of Hunyuan-DiT reads the weights of its parts, which accelerate has sent away, without calling them
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [(name, number) for number, name in enumerate(CLASSES) if name not in ("SD3", "HunyuanDiT")],
+)
 def test_offloading_of_every_class_comes_and_goes(name, number):
     comes_and_goes(name, *ORDERS[number % 4], WAYS[number % 3])
 

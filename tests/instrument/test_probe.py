@@ -37,7 +37,8 @@ def dit(block, seen):
 
 
 def table_and_timestep(block, seen):
-    values = block.scale_shift_table + seen["timestep"].reshape(2, 6, -1)  # (B, 6, D)
+    timestep = seen["timestep"] if "timestep" in seen else seen["temb"]
+    values = block.scale_shift_table + timestep.reshape(2, 6, -1)  # (B, 6, D)
     return modulate(layer_norm(seen["x"]), values[:, 0:1], values[:, 1:2])
 
 
@@ -99,7 +100,84 @@ def z_image(block, seen):
     return whole[:, :24]  # padding and caption follow
 
 
+def linear(layer, x):
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def shift_first(layer, x, seen, *, eps=1e-6, silu=True, order=(0, 1)):
+    """(shift, scale, ...) of a linear layer that reads the embedding; `order`: at which place of them those two are."""
+    embedding = seen["emb"] if "emb" in seen else seen["temb"]
+    values, width = linear(layer, F.silu(embedding) if silu else embedding)[:, None], x.shape[-1]
+    shift, scale = (values[..., place * width : (place + 1) * width] for place in order)
+    return modulate(layer_norm(x, eps), shift, scale)
+
+
+def auraflow(block, seen):
+    return shift_first(block.norm1.linear, seen["x"], seen, eps=1e-5)
+
+
+def chroma(block, seen):
+    return modulate(layer_norm(seen["x"]), seen["temb"][:, 0:1], seen["temb"][:, 1:2])  # a slice of a long table
+
+
+def cogview3plus(block, seen):
+    return shift_first(block.norm1.linear, seen["x"], seen, eps=1e-5)
+
+
+def cogview4(block, seen):
+    """Image and text take turns."""
+    return shift_first(block.norm1.linear, seen["x"], seen, eps=1e-5, silu=False, order=(0, 2))
+
+
+def easyanimate(block, seen):
+    norm, values = block.norm1.norm, linear(block.norm1.linear, F.silu(seen["temb"]))[:, None]
+    width = seen["x"].shape[-1]
+    return modulate(
+        layer_norm(seen["x"], 1e-5) * norm.weight + norm.bias, values[..., :width], values[..., width : 2 * width]
+    )
+
+
+def mochi(block, seen):
+    scale = linear(block.norm1.linear, F.silu(seen["temb"]))[:, None, : seen["x"].shape[-1]]
+    return rms_norm(seen["x"], 1e-6) * (1 + scale)
+
+
+def hidream(block, seen):
+    return shift_first(block.block.adaLN_modulation[1], seen["x"], seen)[:, : seen["tokens"]]
+
+
+def hunyuan_dit(block, seen):
+    norm = block.norm1.norm  # no scale
+    return layer_norm(seen["x"]) * norm.weight + norm.bias + linear(block.norm1.linear, F.silu(seen["temb"]))[:, None]
+
+
+def lumina_next(block, seen):
+    scale = linear(block.norm1.linear, F.silu(seen["temb"]))[:, None, : seen["x"].shape[-1]]
+    return rms_norm(seen["x"], 1e-5) * block.norm1.norm.weight * (1 + scale)
+
+
+def nucleus(block, seen):
+    scale = linear(block.img_mod[1], F.silu(seen["temb"]))[:, None, : seen["x"].shape[-1]]
+    return layer_norm(seen["x"]) * (1 + scale)
+
+
+def joyimage(block, seen):
+    values = block.img_mod.modulate_table + seen["temb"]
+    return modulate(layer_norm(seen["x"]), values[:, 0:1], values[:, 1:2])[:, : seen["tokens"]]
+
+
+def prx(block, seen):
+    return shift_first(block.modulation.lin, seen["x"], seen)
+
+
 FORMULAS = {
+    "Allegro": table_and_timestep, "AuraFlow": auraflow, "Bria": joint, "BriaFibo": joint, "Chroma": chroma,
+    "ChronoEdit": wan, "CogView3Plus": cogview3plus, "CogView4": cogview4, "EasyAnimate": easyanimate,
+    "GlmImage": cogview4, "HiDream": hidream, "HiDream-wide": hidream, "HunyuanDiT": hunyuan_dit,
+    "HunyuanVideo1.5": joint, "HunyuanVideo1.5-text": joint, "JoyImage": joyimage, "JoyImage-edit": joyimage,
+    "LongCat": joint, "LuminaNext": lumina_next, "Mochi": mochi, "MotifVideo": joint, "MotifVideo-decoder": joint,
+    "NucleusMoE": nucleus, "Ovis": joint, "PRX": prx, "SanaVideo": table_and_timestep, "SkyReelsV2": wan,
+    "WanAnimate": wan, "WanVACE": wan,
     "CogVideoX": cogvideox, "CogVideoX1.5": cogvideox, "DiT": dit, "Flux": joint, "Flux-schnell": joint,
     "Flux2": flux2, "HunyuanVideo": joint, "LTX": ltx, "Lumina2": lumina2, "PixArt": table_and_timestep,
     "PixArt-1024": table_and_timestep, "QwenImage": qwen, "SD3": joint, "SD3.5": joint, "Sana": table_and_timestep,
@@ -110,7 +188,7 @@ FORMULAS = {
 def observed(name, depth, *, calls=1):
     """The probe that the policy saw at last, the probed block, and what that block was called with."""
     tiny = make(name)
-    model, seen = tiny.model, {"model": tiny.model}
+    model, seen = tiny.model, {"model": tiny.model, "tokens": tiny.tokens}
     block = [b for part in find_adapter(model).blocks for b in model.get_submodule(part)][depth]
     names = list(type(block).forward.__code__.co_varnames)[1:]
 

@@ -3,59 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-BATCH, TEXT = 2, 5
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A model and what a test has to know about it without asking the package.
-
-    Attributes:
-        inputs: keyword arguments of its forward.
-        tokens: number of image tokens.
-        latent, timestep: names of those arguments.
-        end: timesteps fall from `start` to `end`, or rise, along a trajectory.
-    """
-
-    model: nn.Module
-    inputs: dict[str, Any]
-    tokens: int
-    latent: str = "hidden_states"
-    timestep: str = "timestep"
-    start: float = 999.0
-    end: float = 1.0
-
-    def __call__(self, **changed: Any) -> Tensor:
-        """The sample in the model's output, as one tensor."""
-        with torch.no_grad():
-            sample = self.model(**{**self.inputs, **changed}, return_dict=False)[0]
-        return torch.stack(sample) if isinstance(sample, list) else sample
-
-    def at(self, step: int, steps: int) -> dict[str, Any]:
-        """Arguments on a smooth path: latent and timestep move a little at every step."""
-        part = step / max(steps - 1, 1)
-        given = self.inputs[self.timestep]
-        timestep = torch.full_like(given, self.start + part * (self.end - self.start))
-        return {**self.inputs, self.timestep: timestep, self.latent: drift(self.inputs[self.latent], part)}
-
-
-def drift(latent: Any, part: float) -> Any:
-    """A latent moved along a curve with bends of every order."""
-    if isinstance(latent, list):
-        return [drift(sample, part) for sample in latent]
-    phase = torch.arange(latent.numel(), dtype=torch.float32).view(latent.shape)
-    return (latent * (1 - 0.4 * part) + 0.6 * torch.sin(2.0 * part + phase)).contiguous()
-
-
-def _random(*shape: int) -> Tensor:
-    return torch.randn(*shape)
+from tests.instrument import tiny_images, tiny_videos
+from tests.instrument.tiny import BATCH, TEXT, Tiny, position_ids, random
 
 
 def dit() -> Tiny:
@@ -64,7 +18,7 @@ def dit() -> Tiny:
         patch_size=2, num_embeds_ada_norm=10,
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 4, 8, 8),
+        "hidden_states": random(BATCH, 4, 8, 8),
         "timestep": torch.tensor([500.0, 500.0]),
         "class_labels": torch.tensor([3, 10]),
     }
@@ -79,9 +33,9 @@ def pixart(sizes: bool = False) -> Tiny:
     )  # fmt: skip
     size = torch.tensor([[64.0, 96.0]] * BATCH) if sizes else None
     inputs = {
-        "hidden_states": _random(BATCH, 4, 8, 12),
+        "hidden_states": random(BATCH, 4, 8, 12),
         "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
         "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
         "added_cond_kwargs": {"resolution": size, "aspect_ratio": None if size is None else size[:, :1] / size[:, 1:]},
     }
@@ -99,10 +53,10 @@ def sd3(dual: tuple[int, ...] = ()) -> Tiny:
         pos_embed_max_size=16, dual_attention_layers=dual, qk_norm="rms_norm" if dual else None,
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 4, 8, 12),
+        "hidden_states": random(BATCH, 4, 8, 12),
         "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
-        "pooled_projections": _random(BATCH, 10),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        "pooled_projections": random(BATCH, 10),
     }
     return Tiny(model, inputs, 24)
 
@@ -111,25 +65,17 @@ def sd35() -> Tiny:
     return sd3(dual=(0, 1))
 
 
-def _ids(height: int, width: int, *, columns: int = 3, image: int = 0) -> Tensor:
-    ids = torch.zeros(height, width, columns)
-    ids[..., 0] = image
-    ids[..., 1] += torch.arange(height)[:, None]
-    ids[..., 2] += torch.arange(width)
-    return ids.flatten(0, 1)
-
-
 def flux(references: int = 0, guided: bool = True) -> Tiny:
     model = diffusers.FluxTransformer2DModel(
         in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 4, 8), guidance_embeds=guided,
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 24 * (1 + references), 8),
+        "hidden_states": random(BATCH, 24 * (1 + references), 8),
         "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
-        "pooled_projections": _random(BATCH, 10),
-        "img_ids": torch.cat([_ids(4, 6, image=image) for image in range(1 + references)]),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        "pooled_projections": random(BATCH, 10),
+        "img_ids": torch.cat([position_ids(4, 6, image=image) for image in range(1 + references)]),
         "txt_ids": torch.zeros(TEXT, 3),
         "guidance": torch.tensor([3.5, 3.5]) if guided else None,
     }
@@ -146,10 +92,10 @@ def flux2() -> Tiny:
         joint_attention_dim=12, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 24, 8),
+        "hidden_states": random(BATCH, 24, 8),
         "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
-        "img_ids": _ids(4, 6, columns=4),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        "img_ids": position_ids(4, 6, columns=4),
         "txt_ids": torch.zeros(TEXT, 4),
         "guidance": torch.tensor([3.5, 3.5]),
     }
@@ -162,9 +108,9 @@ def qwen(references: int = 0) -> Tiny:
         joint_attention_dim=12, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 24 * (1 + references), 16),
+        "hidden_states": random(BATCH, 24 * (1 + references), 16),
         "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
         "encoder_hidden_states_mask": torch.ones(BATCH, TEXT, dtype=torch.int64),
         "img_shapes": [[(1, 4, 6)] * (1 + references)] * BATCH,
     }
@@ -178,11 +124,11 @@ def hunyuan() -> Tiny:
         text_embed_dim=12, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4),
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 4, 3, 4, 6),
+        "hidden_states": random(BATCH, 4, 3, 4, 6),
         "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
         "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
-        "pooled_projections": _random(BATCH, 8),
+        "pooled_projections": random(BATCH, 8),
         "guidance": torch.tensor([6000.0, 6000.0]),
     }
     return Tiny(model, inputs, 18)
@@ -195,9 +141,9 @@ def wan(per_token: bool = False) -> Tiny:
     )  # fmt: skip
     timestep = torch.full((BATCH, 18), 500.0) if per_token else torch.tensor([500.0, 500.0])
     inputs = {
-        "hidden_states": _random(BATCH, 4, 3, 4, 6),
+        "hidden_states": random(BATCH, 4, 3, 4, 6),
         "timestep": timestep,
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
     }
     return Tiny(model, inputs, 18)
 
@@ -213,9 +159,9 @@ def cogvideox() -> Tiny:
         temporal_compression_ratio=4, max_text_seq_length=TEXT,
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 3, 4, 4, 6),
+        "hidden_states": random(BATCH, 3, 4, 4, 6),
         "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
     }
     return Tiny(model, inputs, 18)
 
@@ -228,9 +174,9 @@ def cogvideox15() -> Tiny:
         use_rotary_positional_embeddings=True,
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 4, 4, 4, 6),
+        "hidden_states": random(BATCH, 4, 4, 4, 6),
         "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
         "ofs": torch.tensor([2.0]),
     }
     return Tiny(model, inputs, 12)
@@ -242,9 +188,9 @@ def ltx() -> Tiny:
         num_layers=3, caption_channels=12,
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 18, 8),
+        "hidden_states": random(BATCH, 18, 8),
         "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
         "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
         "num_frames": 3,
         "height": 2,
@@ -260,9 +206,9 @@ def sana(guided: bool = False) -> Tiny:
         sample_size=8, guidance_embeds=guided,
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 4, 4, 6),
+        "hidden_states": random(BATCH, 4, 4, 6),
         "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
         "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
         "guidance": torch.tensor([0.45, 0.45]) if guided else None,
     }
@@ -280,9 +226,9 @@ def lumina2() -> Tiny:
         cap_feat_dim=12,
     )  # fmt: skip
     inputs = {
-        "hidden_states": _random(BATCH, 4, 8, 12),
+        "hidden_states": random(BATCH, 4, 8, 12),
         "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": _random(BATCH, TEXT, 12),
+        "encoder_hidden_states": random(BATCH, TEXT, 12),
         "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
     }
     return Tiny(model, inputs, 24, start=0.02, end=1.0)
@@ -294,14 +240,14 @@ def z_image() -> Tiny:
         axes_dims=[8, 4, 4], axes_lens=[256, 16, 16],
     )  # fmt: skip
     inputs = {
-        "x": [_random(4, 1, 8, 12) for _ in range(BATCH)],
+        "x": [random(4, 1, 8, 12) for _ in range(BATCH)],
         "t": torch.tensor([0.5, 0.5]),
-        "cap_feats": [_random(TEXT, 12), _random(40, 12)],
+        "cap_feats": [random(TEXT, 12), random(40, 12)],
     }
     return Tiny(model, inputs, 24, latent="x", timestep="t", start=0.02, end=1.0)
 
 
-CLASSES: dict[str, Callable[[], Tiny]] = {
+FIRST: dict[str, Callable[[], Tiny]] = {
     "CogVideoX": cogvideox,
     "DiT": dit,
     "Flux": flux,
@@ -316,6 +262,13 @@ CLASSES: dict[str, Callable[[], Tiny]] = {
     "Wan": wan,
     "ZImage": z_image,
 }
+# those that the installed diffusers has
+MORE: dict[str, Callable[[], Tiny]] = {
+    name: build
+    for name, (kind, build) in sorted((tiny_images.CLASSES | tiny_videos.CLASSES).items())
+    if hasattr(diffusers, kind)
+}
+CLASSES = FIRST | MORE
 VARIANTS: dict[str, Callable[[], Tiny]] = {
     **CLASSES,
     "CogVideoX1.5": cogvideox15,
@@ -324,6 +277,11 @@ VARIANTS: dict[str, Callable[[], Tiny]] = {
     "SD3.5": sd35,
     "Sana-Sprint": sana_sprint,
     "Wan2.2": wan22,
+    **{
+        name: build
+        for name, (kind, build) in (tiny_images.VARIANTS | tiny_videos.VARIANTS).items()
+        if hasattr(diffusers, kind)
+    },
 }
 
 

@@ -272,9 +272,9 @@ def hunyuan_video() -> Built:
     return pipe, PROMPT | PADDED | VIDEO | {"prompt_template": {"template": "{}", "crop_start": 1}}
 
 
-def wan_transformer() -> diffusers.WanTransformer3DModel:
+def wan_transformer(in_channels: int = 4) -> diffusers.WanTransformer3DModel:
     return diffusers.WanTransformer3DModel(
-        **HEADS, num_layers=3, in_channels=4, out_channels=4, text_dim=text.WIDTH, freq_dim=16, ffn_dim=32
+        **HEADS, num_layers=3, in_channels=in_channels, out_channels=4, text_dim=text.WIDTH, freq_dim=16, ffn_dim=32
     )
 
 

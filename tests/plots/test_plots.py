@@ -39,6 +39,28 @@ def test_choice_maps_draw_the_choices(scores):
     assert [label.get_text() for label in legend.get_xticklabels()] == ["k", "k - 1", "k - 2", "k - 3", "k - 4"]
 
 
+def test_choice_maps_of_a_video(scores):
+    """One frame of the tokens, beside its picture of the video that was expected, or of the final one."""
+    place = np.arange(16)
+    film = scores.drop_vars(["clean_image", "image"]).sel(context=["uncond"]).assign_coords(
+        frame=("token", place // 8), row=("token", place // 4 % 2), col=("token", place % 4), preview_step=[0, 8]
+    )  # fmt: skip
+    expected, final = np.zeros((3, 2, 5, 6, 7, 3), "uint8"), np.zeros((3, 5, 12, 14, 3), "float32")
+    expected[:, 1, 4], final[:, 4] = 255, 0.5
+    film["preview_video"] = (("sample", "preview_step", "time", "preview_y", "preview_x", "band"), expected)
+    for data, height, value in ((film, 6, 1.0), (film.drop_vars("preview_video"), 12, 0.5)):
+        data = data.assign(video=(("sample", "time", "y", "x", "band"), final))
+        figure = plot_choice_maps(data, frame=1)
+        drawn = [axis.images[0].get_array() for axis in figure.axes if axis.axison and axis.images]
+        choice = data["choice"].isel(sample=0, context=0).sel(step=3).values[8:]
+        colours = [predictor_colour(int(data.order[c]), float(data["shift"][c]), 4.0) for c in choice]
+        maps = [array for array in drawn if array.shape == (2, 4, 3)]
+        np.testing.assert_allclose(maps[0].reshape(-1, 3), colours)
+        pictures = [axis.images[0].get_array() for axis in figure.axes if axis.images[:1] and
+                    axis.images[0].get_array().shape[0] == height]  # fmt: skip
+        assert pictures[-1].min() == pictures[-1].max() == value
+
+
 def test_predictors_have_different_colours():
     colours = {predictor_colour(m, s, 4) for m in range(3) for s in range(5)}
     assert len(colours) == 15

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tapstudy import apply_policy
+from tapstudy.instrument.adapters import find_adapter
 from tapstudy.policies.base import Policy, Prediction
 from tests.instrument.replay import Replay, relative_error, steps
 from tests.instrument.tiny_models import CLASSES, make
@@ -150,26 +151,29 @@ def test_sites_differ_by_the_input(tiny_pipe, sample):
 
 
 # Where the image tokens start in the hidden state entering a block, where that is not 0.
-STARTS = {("Lumina2", 1): [5, 3], ("Lumina2", 2): [5, 3], ("Flux2", 2): [5, 5], ("Flux2", 3): [5, 5]}
+STARTS = {
+    **{("Lumina2", index): [5, 3] for index in (1, 2)},
+    **{(name, index): [5, 5] for name in ("BriaFibo", "Chroma", "Flux2") for index in (2, 3)},
+    **{("AuraFlow", index): [13, 13] for index in (2, 3)},
+}
 
 
 @pytest.mark.parametrize(
     ("name", "depth"),
     [
         *((name, 1 + number % 2) for number, name in enumerate(CLASSES)),
+        ("AuraFlow", 3),
         ("Flux", 3),
         ("Flux2", 2),
         ("Flux2", 3),
+        ("HiDream", 3),
         ("HunyuanVideo", 3),
         ("Lumina2", 2),
     ],
 )
 def test_stream_is_what_enters_the_blocks(name, depth):
     tiny = make(name)
-    lists = [list(child) for child in tiny.model.children() if isinstance(child, torch.nn.ModuleList)]
-    lists = [blocks for blocks in lists if hasattr(blocks[0], "attn") or hasattr(blocks[0], "attn1")
-             or hasattr(blocks[0], "attention")]  # fmt: skip
-    blocks = [block for blocks in lists if len(blocks) > 1 for block in blocks]  # refiners have one block each
+    blocks = [block for block, _ in find_adapter(tiny.model).modules(tiny.model)[0]]
     entering = {}
     for index in (0, depth):
         blocks[index].register_forward_pre_hook(

@@ -62,7 +62,7 @@ def test_other_zarr_store(tmp_path):
 def test_other_configuration(run):
     with pytest.raises(tapstudy.RecordingError, match=r"another configuration \(dtype: 'float32' there, 'float16'"):
         record(run, dtype="float16")
-    with pytest.raises(tapstudy.RecordingError, match=r"\(calls: .* policy: "):
+    with pytest.raises(tapstudy.RecordingError, match=r"\(calls: .* policy, config, interval: 4 there, 8"):
         record(run, calls=TWO[:1], config=tapstudy.TAPConfig())
     assert tapstudy.open_recording(run).sizes["sample"] == 2
 
@@ -195,12 +195,13 @@ def test_samples_of_another_length(tmp_path):
     ("changes", "error", "message"),
     [
         ({"fields": ("true_eror",)}, ValueError, r"unknown fields \['true_eror'\]: choose from"),
+        ({"reduce": {"probe": abs}}, ValueError, r"reduce names \['probe'\], which are no features or modules that"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),
         ({"calls": []}, ValueError, "no calls to record"),
         ({"calls": [{"class_labels": [1]}]}, ValueError, "call 0: needs 'seed', an integer or a list of 1"),
         ({"calls": [{"class_labels": [1, 2], "seed": [1]}]}, ValueError, "a list of 2 integers"),
         ({"calls": [{"class_labels": [1], "seed": True}]}, ValueError, "needs 'seed'"),
-        ({"calls": [{"class_labels": [1], "seed": 1, "latents": torch.zeros(1)}]}, TypeError, "JSON could hold"),
+        ({"calls": [{"class_labels": [1], "seed": 1, "generator": torch.Generator()}]}, TypeError, "JSON could hold"),
         ({"depths": (9,), "fields": ("probe",)}, ValueError, "depth 9 is beyond the last block"),
         ({"config": None, "policy": Policy}, TypeError, "needs a policy with anchors"),
         ({"policy": tapstudy.policies.tap.TAPPolicy()}, ValueError, "not both"),

@@ -13,7 +13,7 @@ from tapstudy.instrument.handle import apply_policy
 from tapstudy.instrument.smooth_time import smooth_time
 from tapstudy.policies.base import Policy
 from tapstudy.policies.tap import TAPPolicy
-from tapstudy.recording.record import pipeline_arguments, samples_of
+from tapstudy.recording.calls import pipeline_arguments, samples_of
 
 
 class SigmaChoice(NamedTuple):

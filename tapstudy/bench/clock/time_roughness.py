@@ -20,7 +20,7 @@ from tapstudy.bench.clock.trajectory_differences import (
 )
 from tapstudy.instrument.passes import QUANTITIES, FullPasses, full_passes
 from tapstudy.instrument.smooth_time import smoothed_sigma
-from tapstudy.recording.record import pipeline_arguments, samples_of
+from tapstudy.recording.calls import pipeline_arguments, samples_of
 
 OFFSETS = (0.1, 1.0, 3.0, 5.0, 10.0, 20.0, 40.0)
 # a share of the clock below this is no reason to touch the model

@@ -180,7 +180,9 @@ class _Search:
         return candidates
 
     def _images(self, setting: Setting) -> Tensor:
-        return unit_images(kept((self.images[-self.tuning :], setting), self.results, pipe=self.pipe))
+        return unit_images(
+            kept((self.images[-self.tuning :], setting), self.results, pipe=self.pipe, progress=self.progress)
+        )
 
     def _quality(self, schedule: FittedSchedule, exact: Tensor, sigma: float = 0.0) -> float:
         """Return the mean PSNR to the full images, at most 200 for equal ones."""

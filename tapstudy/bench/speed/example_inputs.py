@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tapstudy.instrument.adapters import Grid
+from tapstudy.instrument.layouts import Grid
 
 BATCH = 2
 
@@ -54,6 +54,19 @@ class _Maker:
     def latent(self) -> Tensor:
         """Return a latent that is cut into square patches."""
         return self.random(self.config.in_channels, *self.pixels)
+
+    @property
+    def frames(self) -> tuple[int, int, int]:
+        """Return frames, rows and columns of a latent that is cut into patches of any kind."""
+        patch = self.config.patch_size
+        sizes = patch if isinstance(patch, tuple | list) else (self.config.get("patch_size_t") or 1, patch, patch)
+        frames, height, width = (count * size for count, size in zip(self.grid, sizes, strict=True))
+        return frames, height, width
+
+    @property
+    def video(self) -> Tensor:
+        """Return a latent that is cut into patches of any kind."""
+        return self.random(self.config.in_channels, *self.frames)
 
     @property
     def tokens(self) -> Tensor:
@@ -104,8 +117,98 @@ def _pixart(make: _Maker) -> dict[str, Any]:
 
 
 def _wan(make: _Maker) -> dict[str, Any]:
-    size = (count * patch for count, patch in zip(make.grid, make.config.patch_size, strict=True))
-    return make.captioned(make.random(make.config.in_channels, *size), 500.0, "text_dim")
+    return make.captioned(make.video, 500.0, "text_dim")
+
+
+def _wan_animate(make: _Maker) -> dict[str, Any]:
+    config, (frames, height, width) = make.config, make.frames
+    inputs = _wan(make) | {
+        "pose_hidden_states": make.random(config.latent_channels, frames - 1, height, width),
+        # four frames of the face become one of the latent
+        "face_pixel_values": make.random(3, 4 * (frames - 1), config.motion_encoder_size, config.motion_encoder_size),
+    }
+    return inputs | ({"encoder_hidden_states_image": make.random(4, config.image_dim)} if config.image_dim else {})
+
+
+def _packed(make: _Maker) -> dict[str, Any]:
+    return make.captioned(make.tokens, 0.5, "joint_attention_dim") | make.positions(3)
+
+
+def _bria(make: _Maker) -> dict[str, Any]:
+    return _packed(make) | {"timestep": make.constant(500.0)}
+
+
+def _bria_fibo(make: _Maker) -> dict[str, Any]:
+    blocks = make.config.num_layers + make.config.num_single_layers
+    return _bria(make) | {
+        "text_encoder_layers": [make.random(make.text, make.config.text_encoder_dim) for _ in range(blocks)]
+    }
+
+
+def _cogview(make: _Maker) -> dict[str, Any]:
+    height, width = make.pixels
+    size = torch.tensor([[8.0 * height, 8.0 * width]] * make.batch, device=make.device, dtype=make.dtype)
+    sizes = {"original_size": size, "target_size": size, "crop_coords": torch.zeros_like(size)}
+    return make.captioned(make.latent, 500.0, "text_embed_dim") | sizes
+
+
+def _glm_image(make: _Maker) -> dict[str, Any]:
+    inputs, shape = _cogview(make), (make.batch, prod(make.grid))
+    del inputs["original_size"]
+    return inputs | {
+        "prior_token_id": torch.zeros(shape, device=make.device, dtype=torch.int64),
+        "prior_token_drop": torch.zeros(shape, dtype=torch.bool),
+    }
+
+
+def _hidream(make: _Maker) -> dict[str, Any]:
+    config = make.config
+    t5, llama = config.caption_channels
+    return {
+        "hidden_states": make.latent, "timesteps": make.constant(500.0),
+        "encoder_hidden_states_t5": make.random(make.text, t5),
+        "encoder_hidden_states_llama3": [make.random(make.text, llama) for _ in range(1 + max(config.llama_layers))],
+        "pooled_embeds": make.random(config.text_emb_dim),
+    }  # fmt: skip
+
+
+def _hunyuan_dit(make: _Maker) -> dict[str, Any]:
+    config = make.config  # texts are padded to lengths of its own
+    height, width = make.pixels
+    inputs = make.captioned(make.latent, 500.0, "cross_attention_dim") | {
+        "encoder_hidden_states": make.random(config.text_len, config.cross_attention_dim),
+        "encoder_hidden_states_t5": make.random(config.text_len_t5, config.cross_attention_dim_t5),
+        "text_embedding_mask": torch.ones(make.batch, config.text_len, device=make.device, dtype=torch.int64),
+        "text_embedding_mask_t5": torch.ones(make.batch, config.text_len_t5, device=make.device, dtype=torch.int64),
+        "image_rotary_emb": tuple(
+            torch.ones(prod(make.grid), config.attention_head_dim, device=make.device) for _ in range(2)
+        ),
+    }
+    if config.use_style_cond_and_image_meta_size:
+        size = [8.0 * height, 8.0 * width, 8.0 * height, 8.0 * width, 0.0, 0.0]
+        inputs["image_meta_size"] = torch.tensor([size] * make.batch, device=make.device, dtype=make.dtype)
+        inputs["style"] = torch.zeros(make.batch, device=make.device, dtype=torch.int64)
+    return inputs
+
+
+def _hunyuan_video15(make: _Maker) -> dict[str, Any]:
+    config = make.config
+    return make.captioned(make.video, 500.0, "text_embed_dim") | {
+        "encoder_attention_mask": make.mask(),
+        "encoder_hidden_states_2": make.random(4, config.text_embed_2_dim),
+        "encoder_attention_mask_2": torch.ones(make.batch, 4, device=make.device, dtype=torch.int64),
+        "image_embeds": make.random(4, config.image_embed_dim),
+    }
+
+
+def _lumina_next(make: _Maker) -> dict[str, Any]:
+    config, side = make.config, 4 * max(make.grid)  # of a table that is larger than the image
+    angles = torch.zeros(side, side, config.hidden_size // config.num_attention_heads // 2, device=make.device)
+    return make.captioned(make.latent, 0.5, "cross_attention_dim") | {
+        "encoder_mask": make.mask(),
+        "image_rotary_emb": torch.polar(torch.ones_like(angles), angles),
+        "cross_attention_kwargs": {},
+    }
 
 
 def _z_image(make: _Maker) -> dict[str, Any]:
@@ -121,31 +224,59 @@ def _z_image(make: _Maker) -> dict[str, Any]:
 
 
 _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
+    "AllegroTransformer3DModel": lambda make: {
+        **make.captioned(make.video, 500.0, "caption_channels"), "encoder_attention_mask": make.mask(),
+    },
+    "AuraFlowTransformer2DModel": lambda make: make.captioned(make.latent, 0.5, "joint_attention_dim"),
+    "BriaFiboTransformer2DModel": _bria_fibo,
+    "BriaTransformer2DModel": _bria,
+    "ChromaTransformer2DModel": _packed,
+    "ChronoEditTransformer3DModel": _wan,
     "CogVideoXTransformer3DModel": _cogvideox,
+    "CogView3PlusTransformer2DModel": _cogview,
+    "CogView4Transformer2DModel": _cogview,
     "DiTTransformer2DModel": lambda make: {
         "hidden_states": make.latent, "timestep": make.constant(500.0),
         "class_labels": torch.zeros(make.batch, device=make.device, dtype=torch.int64),
     },
+    "EasyAnimateTransformer3DModel": lambda make: make.captioned(make.video, 500.0, "text_embed_dim"),
     "Flux2Transformer2DModel": lambda make: {
         **make.captioned(make.tokens, 0.5, "joint_attention_dim"), **make.positions(4), **make.guidance(3.5),
     },
     "FluxTransformer2DModel": lambda make: {
-        **make.captioned(make.tokens, 0.5, "joint_attention_dim"), **make.positions(3), **make.guidance(3.5),
-        **make.pooled(),
+        **_packed(make), **make.guidance(3.5), **make.pooled(),
     },
+    "GlmImageTransformer2DModel": _glm_image,
+    "HiDreamImageTransformer2DModel": _hidream,
+    "HunyuanDiT2DModel": _hunyuan_dit,
+    "HunyuanVideo15Transformer3DModel": _hunyuan_video15,
     "HunyuanVideoTransformer3DModel": lambda make: {
-        **make.captioned(
-            make.random(make.config.in_channels, make.grid[0] * make.config.patch_size_t, *make.pixels), 500.0,
-            "text_embed_dim",
-        ),
+        **make.captioned(make.video, 500.0, "text_embed_dim"),
         "encoder_attention_mask": make.mask(), **make.pooled(), **make.guidance(6000.0),
     },
+    "JoyImageEditTransformer3DModel": _wan,
     "LTXVideoTransformer3DModel": lambda make: {
         **make.captioned(make.tokens, 500.0, "caption_channels"), "encoder_attention_mask": make.mask(),
         **dict(zip(("num_frames", "height", "width"), make.grid, strict=True)),
     },
+    "LongCatImageTransformer2DModel": _packed,
     "Lumina2Transformer2DModel": lambda make: {
         **make.captioned(make.latent, 0.5, "cap_feat_dim"), "encoder_attention_mask": make.mask(),
+    },
+    "LuminaNextDiT2DModel": _lumina_next,
+    "MochiTransformer3DModel": lambda make: {
+        **make.captioned(make.video, 500.0, "text_embed_dim"), "encoder_attention_mask": make.mask(),
+    },
+    "MotifVideoTransformer3DModel": lambda make: {
+        **make.captioned(make.video, 500.0, "text_embed_dim"), "encoder_attention_mask": make.mask(),
+    },
+    "NucleusMoEImageTransformer2DModel": lambda make: {
+        **make.captioned(make.tokens, 0.5, "joint_attention_dim"), "encoder_hidden_states_mask": make.mask(),
+        "img_shapes": [make.grid] * make.batch,
+    },
+    "OvisImageTransformer2DModel": _packed,
+    "PRXTransformer2DModel": lambda make: {
+        **make.captioned(make.latent, 0.5, "context_in_dim"), "attention_mask": make.mask(),
     },
     "PixArtTransformer2DModel": _pixart,
     "QwenImageTransformer2DModel": lambda make: {
@@ -159,10 +290,19 @@ _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
         **make.captioned(make.latent, 500.0, "caption_channels"), "encoder_attention_mask": make.mask(),
         **make.guidance(4.5),
     },
+    "SanaVideoTransformer3DModel": lambda make: {
+        **make.captioned(make.video, 500.0, "caption_channels"), "encoder_attention_mask": make.mask(),
+        **make.guidance(4.5),
+    },
+    "SkyReelsV2Transformer3DModel": _wan,
+    "WanAnimateTransformer3DModel": _wan_animate,
     "WanTransformer3DModel": _wan,
+    "WanVACETransformer3DModel": lambda make: {
+        **_wan(make), "control_hidden_states": make.random(make.config.vace_in_channels, *make.frames),
+    },
     "ZImageTransformer2DModel": _z_image,
 }  # fmt: skip
-_VIDEO = ("CogVideoX", "HunyuanVideo", "LTXVideo", "Wan")
+_SQUARE = ("DiT", "HiDream")  # takes such images only, or pads others to a size that the configuration gives
 
 
 def example_inputs(model: nn.Module, grid: Grid | None = None, *, text: int = 8, batch: int = BATCH) -> dict[str, Any]:
@@ -183,7 +323,7 @@ def example_inputs(model: nn.Module, grid: Grid | None = None, *, text: int = 8,
             "tapstudy.check(model, inputs) with inputs of your own"
         )
     if grid is None:
-        # DiT takes square images only
-        grid = (1, 4, 4) if name.startswith("DiT") else (3 if name.startswith(_VIDEO) else 1, 4, 6)
+        video = "Transformer3D" in name and not name.startswith("JoyImage")
+        grid = (1, 4, 4) if name.startswith(_SQUARE) else (3 if video else 1, 4, 6)
     parameter = next(model.parameters())
     return _INPUTS[name](_Maker(model.config, grid, text, batch, parameter.device, parameter.dtype))

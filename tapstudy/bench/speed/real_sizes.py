@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from tapstudy.bench.flops import count_flops
 from tapstudy.bench.speed.example_inputs import example_inputs
-from tapstudy.instrument.adapters import ADAPTERS, Adapter, Grid
+from tapstudy.bench.speed.without_values import spare_values
+from tapstudy.instrument.adapters import ADAPTERS, Adapter
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.instrument import Instrument
+from tapstudy.instrument.layouts import Grid
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import ResidualSite
 from tapstudy.policies.config import TAPConfig
@@ -42,31 +44,92 @@ class RealSize:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+_IMAGE = (1, 64, 64)  # 1024 x 1024
+
 REAL_SIZES: dict[str, RealSize] = {
+    "AllegroTransformer3DModel": RealSize("Allegro, 88 x 720 x 1280", (22, 45, 80), 512),
+    "AuraFlowTransformer2DModel": RealSize("AuraFlow, 1024 x 1024", _IMAGE, 256),
+    "BriaFiboTransformer2DModel": RealSize("Bria FIBO, 1024 x 1024", _IMAGE, 512, {"num_layers": 8}),
+    "BriaTransformer2DModel": RealSize("Bria (defaults of the class), 1024 x 1024", _IMAGE, 128),
+    "ChromaTransformer2DModel": RealSize("Chroma, 1024 x 1024", _IMAGE, 512),
+    "ChronoEditTransformer3DModel": RealSize("ChronoEdit-14B, 5 x 720 x 1280", (2, 45, 80), 512),
     "CogVideoXTransformer3DModel": RealSize(
         "CogVideoX-5B, 49 x 480 x 720", (13, 30, 45), 226,
         {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True},
     ),
+    "CogView3PlusTransformer2DModel": RealSize("CogView3-Plus-3B, 1024 x 1024", _IMAGE, 224),
+    "CogView4Transformer2DModel": RealSize(
+        "CogView4-6B, 1024 x 1024", _IMAGE, 256,
+        {"num_layers": 28, "attention_head_dim": 128, "num_attention_heads": 32},
+    ),
     "DiTTransformer2DModel": RealSize("DiT-XL/2, 256 x 256", (1, 16, 16), 0, {"out_channels": 8}),
-    "Flux2Transformer2DModel": RealSize("FLUX.2-dev, 1024 x 1024", (1, 64, 64), 512),
-    "FluxTransformer2DModel": RealSize("FLUX.1-dev, 1024 x 1024", (1, 64, 64), 512, {"guidance_embeds": True}),
+    "EasyAnimateTransformer3DModel": RealSize(
+        "EasyAnimate-V5.1-12B, 49 x 512 x 512", (13, 32, 32), 256,
+        {"in_channels": 16, "out_channels": 16, "patch_size": 2},
+    ),
+    "Flux2Transformer2DModel": RealSize("FLUX.2-dev, 1024 x 1024", _IMAGE, 512),
+    "FluxTransformer2DModel": RealSize("FLUX.1-dev, 1024 x 1024", _IMAGE, 512, {"guidance_embeds": True}),
+    "GlmImageTransformer2DModel": RealSize(
+        "GLM-Image, 1024 x 1024", _IMAGE, 64, {"attention_head_dim": 128, "num_attention_heads": 32}
+    ),
+    "HiDreamImageTransformer2DModel": RealSize(
+        "HiDream-I1, 1024 x 1024", _IMAGE, 128,
+        {
+            "patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096], "axes_dims_rope": (64, 32, 32),
+            "llama_layers": [*range(32), *[31] * 16],
+        },
+    ),
+    "HunyuanDiT2DModel": RealSize(
+        "Hunyuan-DiT-v1.2, 1024 x 1024", _IMAGE, 333,
+        {
+            "in_channels": 4, "patch_size": 2, "hidden_size": 1408, "num_layers": 40, "mlp_ratio": 4.3637,
+            "use_style_cond_and_image_meta_size": False, "sample_size": 128,
+        },
+    ),
+    "HunyuanVideo15Transformer3DModel": RealSize("HunyuanVideo-1.5, 121 x 720 x 1280", (31, 45, 80), 256),
     "HunyuanVideoTransformer3DModel": RealSize("HunyuanVideo, 129 x 720 x 1280", (33, 45, 80), 256),
+    "JoyImageEditTransformer3DModel": RealSize(
+        "JoyImage, 1024 x 1024", _IMAGE, 128, {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 40}
+    ),
     "LTXVideoTransformer3DModel": RealSize("LTX-Video 0.9, 161 x 512 x 704", (21, 16, 22), 128),
+    "LongCatImageTransformer2DModel": RealSize(
+        "LongCat-Image, 1024 x 1024", _IMAGE, 512, {"num_layers": 10, "num_single_layers": 20}
+    ),
     "Lumina2Transformer2DModel": RealSize(
         # text features of Gemma-2-2B
-        "Lumina-Image-2.0, 1024 x 1024", (1, 64, 64), 256, {"cap_feat_dim": 2304}
+        "Lumina-Image-2.0, 1024 x 1024", _IMAGE, 256, {"cap_feat_dim": 2304}
     ),
+    "LuminaNextDiT2DModel": RealSize(
+        "Lumina-Next, 1024 x 1024", _IMAGE, 128, {"num_layers": 24, "num_kv_heads": 8}
+    ),
+    "MochiTransformer3DModel": RealSize("Mochi-1, 163 x 480 x 848", (28, 30, 53), 256),
+    "MotifVideoTransformer3DModel": RealSize(
+        "Motif-Video-2B, 121 x 720 x 1280", (31, 45, 80), 256,
+        {"num_attention_heads": 12, "num_layers": 12, "num_single_layers": 24, "num_decoder_layers": 8},
+    ),
+    "NucleusMoEImageTransformer2DModel": RealSize(
+        "Nucleus-Image (defaults of the class), 1024 x 1024", _IMAGE, 128, {"out_channels": 16}
+    ),
+    "OvisImageTransformer2DModel": RealSize("Ovis-Image-7B, 1024 x 1024", _IMAGE, 256),
+    "PRXTransformer2DModel": RealSize("PRX, 512 x 512", (1, 32, 32), 256),
     "PixArtTransformer2DModel": RealSize(
-        "PixArt-Alpha-XL-2, 1024 x 1024", (1, 64, 64), 120, {"caption_channels": 4096, "interpolation_scale": 2}
+        "PixArt-Alpha-XL-2, 1024 x 1024", _IMAGE, 120, {"caption_channels": 4096, "interpolation_scale": 2}
     ),
-    "QwenImageTransformer2DModel": RealSize("Qwen-Image, 1024 x 1024", (1, 64, 64), 128),
+    "QwenImageTransformer2DModel": RealSize("Qwen-Image, 1024 x 1024", _IMAGE, 128),
     "SD3Transformer2DModel": RealSize(
-        "SD3-medium, 1024 x 1024", (1, 64, 64), 333,
+        "SD3-medium, 1024 x 1024", _IMAGE, 333,
         {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192},
     ),
     "SanaTransformer2DModel": RealSize("Sana-1.6B, 1024 x 1024", (1, 32, 32), 300),
+    "SanaVideoTransformer3DModel": RealSize("Sana-Video-2B, 81 x 480 x 832", (21, 30, 52), 300),
+    "SkyReelsV2Transformer3DModel": RealSize(
+        "SkyReels-V2-14B, 97 x 544 x 960", (25, 34, 60), 512,
+        {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824},
+    ),
+    "WanAnimateTransformer3DModel": RealSize("Wan2.2-Animate-14B, 77 x 720 x 1280", (21, 45, 80), 512),
     "WanTransformer3DModel": RealSize("Wan2.1-14B, 81 x 720 x 1280", (21, 45, 80), 512),
-    "ZImageTransformer2DModel": RealSize("Z-Image-Turbo, 1024 x 1024", (1, 64, 64), 128),
+    "WanVACETransformer3DModel": RealSize("Wan2.1-VACE-14B, 81 x 720 x 1280", (21, 45, 80), 512),
+    "ZImageTransformer2DModel": RealSize("Z-Image-Turbo, 1024 x 1024", _IMAGE, 128),
 }  # fmt: skip
 
 
@@ -130,22 +193,21 @@ def real_size_costs(name: str) -> RealSizeCosts:
         name: class of the transformer, such as "FluxTransformer2DModel".
 
     Raises:
-        ValueError: no real size is known for that class.
+        ValueError: no real size is known for that class, or the installed diffusers lacks it.
     """
     if name not in REAL_SIZES:
         raise ValueError(f"no real size for {name!r}; known are {', '.join(sorted(REAL_SIZES))}")
+    if not hasattr(diffusers, name):
+        raise ValueError(f"diffusers {diffusers.__version__} has no {name} yet")
     size = REAL_SIZES[name]
     with torch.device("meta"):
         model: nn.Module = getattr(diffusers, name)(**size.config).eval()
     nn.Module.to(model, torch.bfloat16)  # the model's own `to` warns that parts of some classes stay in float32
     # some rows read these from values, which are not there
     adapter = replace(ADAPTERS[name], grid=lambda *_: size.grid, references=lambda *_: 0)
-    if name == "Lumina2Transformer2DModel":  # so do the model and its row with the lengths of the captions
+    if name == "Lumina2Transformer2DModel":  # so does this one with the lengths of the captions
         adapter = replace(adapter, image_start=(lambda _: size.text,))
-        model.get_submodule("rope_embedder").register_forward_pre_hook(
-            lambda _, args: (args[0], torch.ones(args[1].shape, dtype=torch.int64))
-        )
-    inputs = example_inputs(model, size.grid, text=size.text, batch=1)
+    inputs = spare_values(model, example_inputs(model, size.grid, text=size.text, batch=1))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     with torch.no_grad():
         full = count_flops(lambda: model(**inputs))

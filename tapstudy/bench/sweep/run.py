@@ -21,9 +21,10 @@ def sweep(
 ) -> xr.Dataset:
     """Run the cells, and the reference of each once, and put the results into one dataset.
 
-    What is computed at a time is one setting with all labels of one seed. Its images go to a file of their own in
-    `folder`, whole or not at all. The same call again computes what is missing only: after a kill, with more cells, or
-    with more seeds. A file that is damaged, or was made with other weights, counts as missing.
+    What is computed at a time is one setting with all labels of one seed (of pipelines other than the embedded ones:
+    with one image). It goes to a file of its own in `folder`, whole or not at all. The same call again computes what is
+    missing only: after a kill, with more cells, or with more seeds. A file that is damaged, or was made with other
+    weights, counts as missing.
 
     A cell that fails is reported in a warning at the end and in `error`, and has no values; the others are not
     affected.

@@ -55,7 +55,7 @@ def tidy(cells: Sequence[Cell], results: Results, failures: Mapping[Job, str] | 
     for i, cell in enumerate(cells):
         failed = []
         setting, reference = cell.setting, cell.reference.setting
-        for images in cell.images.by_seed():
+        for images in cell.images.units():
             if (images, setting) in failures or (images, reference) in failures:
                 failed.append(
                     failures.get((images, setting)) or f"the reference failed: {failures.get((images, reference))}"

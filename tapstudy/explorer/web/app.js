@@ -10,11 +10,15 @@ function make(kind, text = "", style = {}) {
 }
 
 class Explorer {
-  constructor(recording) {
-    this.recording = recording;
-    const [frames, rows, columns] = recording.grid;
+  constructor(recordings) {
+    const [recording] = recordings, [, rows, columns] = recording.grid;
+    this.recording = recording; // all agree in samples, contexts, steps and tokens
+    for (let i = 1; i < recordings.length; i++) Pane.copy(i);
+    this.panes = recordings.map((one, i) => new Pane(one, this, i));
+    this.layers = recording.layers.filter(({ name }) =>
+      recordings.every((one) => one.layers.some((layer) => layer.name === name)));
     this.state = {
-      sample: 0, context: 0, step: Math.max(0, recording.steps.findIndex((_, i) => this.firstSkip(i))),
+      sample: 0, context: 0, step: recording.opens,
       layer: 0, frame: 0, opacity: 90,
       token: Math.floor(rows / 2) * columns + Math.floor(columns / 2), // kept, within the frame
     };
@@ -26,13 +30,12 @@ class Explorer {
     this.draw();
   }
 
-  firstSkip(step) { return !this.recording.isFull({ sample: 0, context: 0 }, step); }
-  get layer() { return this.recording.layers[this.state.layer]; }
+  get layer() { return this.layers[this.state.layer]; }
   get perFrame() { return this.recording.grid[1] * this.recording.grid[2]; }
   get token() { return this.state.frame * this.perFrame + (this.hovered ?? this.state.token); }
 
   fillControls() {
-    const { samples, contexts, layers, steps, grid } = this.recording;
+    const { samples, contexts, steps, grid } = this.recording;
     const fill = (id, texts) => texts.forEach((text, i) => {
       const option = make("option", text);
       option.value = i;
@@ -40,29 +43,19 @@ class Explorer {
     });
     fill("sample", samples.map(({ number, name }) => (name ? `${number}: ${name}` : `${number}`)));
     fill("context", contexts);
-    fill("layer", layers.map((layer) => layer.title));
+    fill("layer", this.layers.map((layer) => layer.title));
     element("step").max = steps.length - 1;
     element("frame").max = grid[0] - 1;
     element("frame-label").hidden = grid[0] === 1;
-    element("title").textContent = this.recording.title;
+    element("title").textContent = this.panes.length === 1 ? this.recording.title : "two recordings side by side";
+    for (const pane of this.panes) pane.part("whose").textContent = this.panes.length === 1 ? "" : pane.recording.title;
   }
 
   listen() {
     for (const name of ["sample", "context", "layer", "step", "frame", "opacity"]) {
       element(name).addEventListener("input", (event) => this.set({ [name]: Number(event.target.value) }));
     }
-    const map = element("map");
-    map.addEventListener("mousemove", (event) => this.hover(this.tokenAt(event)));
-    map.addEventListener("mouseleave", () => this.hover(null));
-    map.addEventListener("click", (event) => this.set({ token: this.tokenAt(event) }));
-    element("strip").addEventListener("click", (event) => {
-      const box = element("strip").getBoundingClientRect();
-      const count = this.recording.steps.length;
-      this.goTo(Math.floor(((event.clientX - box.left) / box.width) * count));
-    });
-    element("over-steps").addEventListener("click", (event) => {
-      this.goTo(this.stepAt(event.clientX - element("over-steps").getBoundingClientRect().left));
-    });
+    for (const pane of this.panes) pane.listen();
     element("play").addEventListener("click", () => this.play());
     document.addEventListener("keydown", (event) => this.key(event));
     window.addEventListener("hashchange", () => { this.readHash(); this.draw(); });
@@ -82,14 +75,6 @@ class Explorer {
     if (token === this.hovered) return;
     this.hovered = token;
     this.draw();
-  }
-
-  tokenAt(event) {
-    const box = element("map").getBoundingClientRect();
-    const [, rows, columns] = this.recording.grid;
-    const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
-    const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
-    return Math.min(rows - 1, Math.max(0, row)) * columns + Math.min(columns - 1, Math.max(0, column));
   }
 
   key(event) {
@@ -124,10 +109,10 @@ class Explorer {
 
   // the address keeps the view: #sample=0&step=12...
   readHash() {
-    const { samples, contexts, layers, steps, grid } = this.recording;
+    const { samples, contexts, steps, grid } = this.recording;
     const found = new URLSearchParams(window.location.hash.slice(1));
     const places = {
-      sample: samples.map((sample) => String(sample.number)), context: contexts, layer: layers.map((layer) => layer.name),
+      sample: samples.map((sample) => String(sample.number)), context: contexts, layer: this.layers.map((layer) => layer.name),
     };
     const counts = { step: steps.length, token: this.perFrame, frame: grid[0], opacity: 101 };
     for (const [name, text] of found) {
@@ -152,218 +137,7 @@ class Explorer {
     for (const name of ["sample", "context", "layer", "step", "frame", "opacity"]) element(name).value = this.state[name];
     element("opacity-value").textContent = `${this.state.opacity} %`;
     element("frame-value").textContent = this.state.frame;
-    this.drawWhere();
-    this.drawStrip();
-    this.drawMap();
-    this.drawLegend();
-    this.drawToken();
-  }
-
-  drawWhere() {
-    const { recording, state } = this;
-    const { steps, sigma } = recording;
-    const parts = [`step ${steps[state.step]} (last: ${steps.at(-1)})`];
-    if (sigma) parts.push(`noise level \u03C3 = ${sigma[state.step].toFixed(3)}`);
-    parts.push(recording.isFull(state) ? "full step: the model runs, no predictor is chosen"
-      : `skip step, k = ${recording.distance(state)} after the last full step`);
-    parts.push(`under the map: ${recording.imageName}`);
-    element("where").textContent = parts.join("  \u00B7  ");
-  }
-
-  drawStrip() {
-    const { recording, state } = this;
-    const inset = 8, width = element("track").clientWidth - 2 * inset; // a slider's thumb keeps half its width inside
-    const count = recording.steps.length;
-    const pen = fit(element("strip"), width, 10);
-    element("strip").style.marginLeft = `${inset}px`;
-    for (let i = 0; i < count; i++) {
-      pen.fillStyle = recording.isFull(state, i) ? "#3b434c" : i === state.step ? "#0072b2" : "#d8dde2";
-      pen.fillRect((i * width) / count + 0.5, i === state.step ? 0 : 3, width / count - 1, i === state.step ? 10 : 5);
-    }
-  }
-
-  colourOf(value) {
-    const { colours } = this.recording, layer = this.layer;
-    if (Number.isNaN(value)) return null;
-    if (layer.kind === "category") return layer.colours.find(([known]) => known === value)?.[1] ?? null;
-    if (value <= 0) return colours.nothing;
-    const bend = layer.kind === "log" ? Math.log : (v) => v;
-    const share = (bend(value) - bend(layer.low)) / (bend(layer.high) - bend(layer.low));
-    return colours.scale[Math.round(Math.min(1, Math.max(0, share)) * (colours.scale.length - 1))];
-  }
-
-  drawMap() {
-    const { recording, state } = this;
-    const [, rows, columns] = recording.grid;
-    const room = Math.min(element("left").clientWidth - 2, (Math.max(360, window.innerHeight - 330) * columns) / rows);
-    const side = Math.max(2, Math.floor(room / columns));
-    const pen = fit(element("map"), side * columns, side * rows);
-    drawImage(pen, recording.image(state), side * columns, side * rows);
-    pen.globalAlpha = state.opacity / 100;
-    for (let token = 0; token < this.perFrame; token++) {
-      const colour = this.colourOf(recording.layer(this.layer.name, state, state.frame * this.perFrame + token));
-      if (!colour) continue;
-      pen.fillStyle = colour;
-      pen.fillRect((token % columns) * side, Math.floor(token / columns) * side, side, side);
-    }
-    pen.globalAlpha = 1;
-    const outline = (token, outer, inner) => {
-      const x = (token % columns) * side, y = Math.floor(token / columns) * side;
-      for (const [colour, width] of [[outer, 5], [inner, 2.5]]) {
-        pen.strokeStyle = colour;
-        pen.lineWidth = width;
-        pen.strokeRect(x, y, side, side);
-      }
-    };
-    outline(state.token, "#fff", "#000");
-    if (this.hovered !== null && this.hovered !== state.token) outline(this.hovered, "#000", "#fff");
-  }
-
-  shares() {
-    const counts = new Map();
-    let all = 0;
-    for (let token = 0; token < this.perFrame; token++) {
-      const value = this.recording.layer(this.layer.name, this.state, this.state.frame * this.perFrame + token);
-      if (Number.isNaN(value)) continue;
-      counts.set(value, (counts.get(value) ?? 0) + 1);
-      all += 1;
-    }
-    return (value) => (counts.has(value) ? `${Math.round((100 * counts.get(value)) / all)} %` : "");
-  }
-
-  drawLegend() {
-    const { recording, layer } = this;
-    const legend = element("legend");
-    if (layer.kind === "category") {
-      const share = this.shares();
-      const table = make("table");
-      const cell = (value) => {
-        const colour = layer.colours.find(([known]) => known === value)[1];
-        const dark = parseInt(colour.slice(1, 3), 16) + parseInt(colour.slice(3, 5), 16) + parseInt(colour.slice(5), 16) < 380;
-        return make("td", share(value), { background: colour, color: dark ? "#fff" : "#000" });
-      };
-      const byShift = layer.name !== "chosen_order", byOrder = layer.name !== "chosen_shift";
-      const shifts = byShift ? [...new Set(recording.predictors.map((p) => p.shift))].sort((a, b) => a - b) : [null];
-      const orders = byOrder ? [...new Set(recording.predictors.map((p) => p.order))].sort((a, b) => a - b) : [null];
-      if (byShift) {
-        const head = make("thead"), row = make("tr");
-        row.append(make("th", "horizon"), ...shifts.map((shift) => make("th", shift ? `k \u2212 ${shift}` : "k")));
-        head.append(row);
-        table.append(head);
-      }
-      const body = make("tbody");
-      for (const order of orders) {
-        const row = make("tr");
-        row.append(make("th", order === null ? "any order" : `order ${order}`));
-        for (const shift of shifts) {
-          const value = !byOrder ? shift : !byShift ? order
-            : recording.predictors.findIndex((p) => p.order === order && p.shift === shift);
-          row.append(value < 0 ? make("td") : cell(value));
-        }
-        body.append(row);
-      }
-      table.append(body);
-      legend.replaceChildren(make("div", `${layer.title}, with its share of the tokens at this step`), table);
-      return;
-    }
-    const bar = make("div", "", { background: `linear-gradient(to right, ${recording.colours.scale.join(",")})` });
-    bar.className = "bar";
-    const ends = make("div");
-    ends.className = "ends";
-    const middle = layer.kind === "log" ? Math.sqrt(layer.low * layer.high) : (layer.low + layer.high) / 2;
-    ends.append(...[`\u2264 ${shown(layer.low)}`, shown(middle), `\u2265 ${shown(layer.high)}`].map((t) => make("span", t)));
-    const parts = [make("div", `${layer.title} (${layer.kind === "log" ? "logarithmic" : "linear"} scale)`), bar, ends];
-    if (layer.name === "regret") {
-      const zero = make("div", "0: the best predictor was chosen");
-      zero.prepend(Object.assign(make("span", "", { background: recording.colours.nothing }), { className: "swatch" }));
-      parts.push(zero);
-    }
-    legend.replaceChildren(...parts);
-  }
-
-  drawToken() {
-    const { recording, state, token } = this;
-    const { predictors, steps, colours, plain } = recording;
-    const columns = recording.grid[2], place = token % this.perFrame;
-    const choice = recording.choice(state, token), best = recording.best(state, token);
-    const named = (p) => `order ${predictors[p].order}, horizon ${predictors[p].horizon}`;
-    const error = (p) => recording.of("true_error", state, token, p);
-    element("token").textContent = `Token in row ${Math.floor(place / columns)}, column ${place % columns}`
-      + (recording.grid[0] > 1 ? `, frame ${state.frame}` : "") + (this.hovered === null ? "" : " (under the pointer)");
-    element("verdict").textContent = choice < 0 || best < 0
-      ? "No predictor is chosen at this step."
-      : `Chosen: ${named(choice)}, true error ${shown(error(choice))}. `
-        + (error(choice) <= error(best) ? "No predictor does better."
-          : `Best: ${named(best)}, true error ${shown(error(best))}; regret ${shown(recording.arrays.regret[recording.place(state) * recording.tokens + token])}.`);
-    const over = (pick) => steps.map((_, i) => recording.of("true_error", state, token, pick(i), i));
-    const lines = [
-      ...plain.map((p) => ({ text: named(p), values: over(() => p), colour: predictors[p].colour, width: 1.5, dash: [] })),
-      { text: "best at each step (oracle)", values: over((i) => recording.best(state, token, i)), colour: colours.best, width: 2.5, dash: [5, 3] },
-      { text: "chosen at each step", values: over((i) => recording.choice(state, token, i)), colour: colours.chosen, width: 2.5, dash: [] },
-    ];
-    const width = element("over-steps").parentElement.clientWidth;
-    this.stepAt = drawOverSteps(element("over-steps"), width, {
-      steps, lines, limits: recording.errorLimits, full: (i) => recording.isFull(state, i), now: state.step,
-    });
-    const orders = [...new Set(predictors.map((p) => p.order))].sort((a, b) => a - b);
-    const kindOf = (p) => orders.indexOf(predictors[p].order) % 4;
-    drawAtStep(element("at-step"), width, {
-      title: `At step ${steps[state.step]}: every predictor`, chosen: choice, best: choice < 0 ? -1 : best, colours,
-      shown: (p) => p === choice || p === best || recording.isDistinct(state, p), // identical ones would only overlap
-      points: predictors.map((predictor, p) => ({
-        proxy: recording.of("proxy_loss", state, token, p), truth: error(p), colour: predictor.colour, kind: kindOf(p),
-      })),
-    });
-    if (!element("steps-keys").childElementCount) this.drawKeys(lines, orders, kindOf);
-    this.drawForecasts(token, choice, best);
-  }
-
-  drawKeys(lines, orders, kindOf) {
-    const { predictors, colours } = this.recording;
-    const key = (text, size, draw) => {
-      const made = make("span", text), canvas = make("canvas");
-      draw(fit(canvas, size, 16));
-      made.prepend(canvas);
-      return made;
-    };
-    element("steps-keys").append(...lines.map((line) => key(line.text, 26, (pen) => {
-      pen.strokeStyle = line.colour;
-      pen.lineWidth = line.width;
-      pen.setLineDash(line.dash);
-      pen.beginPath();
-      pen.moveTo(0, 8);
-      pen.lineTo(26, 8);
-      pen.stroke();
-    })), key("full step", 12, (pen) => {
-      pen.fillStyle = BAND;
-      pen.fillRect(0, 1, 12, 14);
-    }));
-    element("step-keys").append(...orders.map((order) => {
-      const p = predictors.findIndex((predictor) => predictor.order === order);
-      return key(`order ${order}`, 14, (pen) => {
-        pen.fillStyle = predictors[p].colour;
-        drawMarker(pen, kindOf(p), 7, 8, 5);
-      });
-    }), key("chosen", 18, (pen) => drawRing(pen, 9, 8, 6, colours.chosen, [])),
-    key("best", 18, (pen) => drawRing(pen, 9, 8, 6, colours.best, [4, 3])),
-    make("span", "darker: longer horizon"));
-  }
-
-  drawForecasts(token, choice, best) {
-    const { recording, state } = this;
-    const scored = choice >= 0;
-    const rows = recording.predictors.map((predictor, p) => {
-      const row = make("tr");
-      const same = scored && !recording.isDistinct(state, p);
-      const notes = [p === choice && "chosen", scored && p === best && "best", same && "same as one above"];
-      row.className = [p === choice && "chosen", scored && p === best && "best", same && "same"].filter(Boolean).join(" ");
-      const name = make("td", String(predictor.order));
-      name.prepend(Object.assign(make("span", "", { background: predictor.colour }), { className: "swatch" }));
-      row.append(name, make("td", predictor.horizon), ...["proxy_loss", "true_error"].map((variable) =>
-        make("td", shown(recording.of(variable, state, token, p)))), make("td", notes.filter(Boolean).join(", ")));
-      return row;
-    });
-    element("forecasts").tBodies[0].replaceChildren(...rows);
+    for (const pane of this.panes) pane.draw();
   }
 }
 
@@ -371,7 +145,7 @@ async function start() {
   if (!("DecompressionStream" in window)) {
     throw new Error("it needs Chrome 80, Firefox 113, Safari 16.4 or newer");
   }
-  window.explorer = new Explorer(await readRecording());
+  window.explorer = new Explorer(await readRecordings());
 }
 
 start().catch((error) => {

@@ -78,16 +78,26 @@ class Recording {
   image(at) {
     const pixels = this.arrays.image;
     if (!pixels) return null;
-    const shape = this.imageShape, moving = shape.length === 5;
+    const shape = this.imageShape;
     const [height, width, bands] = shape.slice(-3);
     const size = height * width * bands;
-    const first = (moving ? at.sample * shape[1] + at.step : at.sample) * size;
+    const first = size * this.imageDims.slice(0, -3).reduce((place, dim, i) => place * shape[i] + at[dim], 0);
     return { height, width, bands, pixels: pixels.subarray(first, first + size) };
   }
 }
 
-async function readRecording() {
-  const about = JSON.parse(document.getElementById("data").textContent);
+// All recordings of the page: one, or two side by side.
+async function readRecordings() {
+  const { beside, ...first } = JSON.parse(document.getElementById("data").textContent);
+  const found = [];
+  for (const about of beside ? [first, beside] : [first]) found.push(await readRecording(about));
+  const limits = found.map((recording) => recording.errorLimits);
+  const shared = [Math.min(...limits.map(([low]) => low)), Math.max(...limits.map(([, high]) => high))];
+  for (const recording of found) recording.errorLimits = shared;
+  return found;
+}
+
+async function readRecording(about) {
   const arrays = {};
   for (const [name, packed] of Object.entries(about.arrays)) {
     arrays[name] = await unpack(packed);

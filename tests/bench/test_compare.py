@@ -1,0 +1,138 @@
+"""Methods side by side on a loaded pipeline, and schedules fitted to it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import tapstudy
+from tapstudy.bench.fit.schedule import gram_of, trajectory_of
+from tapstudy.bench.image_set import ImageSet
+from tapstudy.models.sources import name_of
+from tapstudy.policies import CalibratedPolicy, FixedPolicy, TAPPolicy
+
+QUIET = {"progress": False}
+
+
+def psnr(one, other):
+    return -10 * np.log10(((one - other) ** 2).mean(axis=(-3, -2, -1)))
+
+
+def test_compares_names_policies_and_schedules(tiny_pipe, tmp_path):
+    on = tapstudy.TAPConfig(full_steps=(0, 1, 4), orders=(0, 1))
+    schedule = tapstudy.FittedSchedule(pipeline="x", num_steps=8, full_steps=(0, 2, 5), smooth_time=20.0)
+    methods = {"TAP": "tap", "own": FixedPolicy(1, config=on), "schedule": schedule}
+    asked = [3, {"class_labels": [4]}]
+    common = {"intervals": (3, 4), "steps": 8, "guidance": 2.0, "folder": tmp_path, **QUIET}
+    table = tapstudy.compare(tiny_pipe, asked, methods, page=tmp_path / "page.html", **common)
+    assert table["method"].values.tolist() == ["reference", "TAP", "TAP", "own", "schedule"]
+    assert table["interval"].values.tolist() == [0, 3, 4, 0, 0]
+    masks = ["FFFFFFFF", "FFF..F..", "FFF...F.", "FF..F...", "F.F..F.."]
+    assert table["mask"].values.tolist() == [[mask] * 2 for mask in masks]
+    image = table["image"].values / 255  # calls with more than a label go as any pipeline's do: 8 bits
+    np.testing.assert_allclose(table["psnr"].values[1:], psnr(image[1:], image[:1]), rtol=1e-4)
+    generator = torch.Generator().manual_seed(ImageSet("", ((0, 3),)).noise_seeds[0])
+    with tapstudy.tap(tiny_pipe, schedule=schedule):
+        alone = tiny_pipe([3], 8, 2.0, generator=[generator], output_type="np").images
+    np.testing.assert_allclose(image[4, 0], alone[0].transpose(2, 0, 1), atol=0.51 / 255)
+    assert (table["flops_ratio"].values[1:] > 8 / 5).all()
+    assert (tmp_path / "page.html").read_text().count("<img") == 2 * (1 + 2 * 4)
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    more = tapstudy.compare(tiny_pipe, asked, {**methods, "another": TAPPolicy(on)}, **common)
+    assert times.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}.items()
+    np.testing.assert_array_equal(more["image"].values[:5] / 255, image)
+    with torch.no_grad():
+        for weight in tiny_pipe.transformer.parameters():
+            weight.mul_(0.5)
+    other = tapstudy.compare(tiny_pipe, asked, methods, **common)
+    assert (other["image"].values[0] / 255 != image[0]).any()
+
+
+def test_what_fails_is_left_out_and_told(tiny_pipe):
+    broken = TAPPolicy(tapstudy.TAPConfig(probe_depth=99))
+    with pytest.warns(RuntimeWarning, match="left out, because they failed on LabelPipeline:\n  deep: ValueError"):
+        table = tapstudy.compare(tiny_pipe, [1, 2], {"TAP": "tap", "deep": broken}, steps=9, **QUIET)
+    assert table["method"].values.tolist() == ["reference", "TAP"]
+    assert "beyond the last block" in json.loads(table.attrs["left_out"])["deep"]
+    with pytest.raises(ValueError, match="no method ran"), pytest.warns(RuntimeWarning):
+        tapstudy.compare(tiny_pipe, [1, 2], [broken], steps=9, **QUIET)
+    with pytest.raises(ValueError, match="no method 'tab'"):
+        tapstudy.compare(tiny_pipe, [1, 2], ["tab"], **QUIET)
+    with pytest.raises(ValueError, match="is fitted on held-out images"):
+        tapstudy.compare(tiny_pipe, [1, 2], ["best-fixed"], **QUIET)
+    with pytest.raises(TypeError, match="a method is a name, a policy, a fitted schedule or a Setting"):
+        tapstudy.compare(tiny_pipe, [1, 2], [3], **QUIET)
+    with pytest.raises(ValueError, match="prompts holds no prompts"):
+        tapstudy.compare(tiny_pipe, [], **QUIET)
+
+
+def test_one_image_has_no_interval(tiny_pipe):
+    table = tapstudy.compare(tiny_pipe, [1], ["tap"], steps=9, **QUIET)
+    mean, low, high = table["psnr_interval"].values[1]
+    assert mean == table["psnr"].values[1, 0]
+    assert np.isnan([low, high]).all()
+
+
+def test_inner_products():
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(2, 300, 301, generator=generator) for _ in range(3)]
+    flat = torch.stack(features).double().flatten(1)
+    expected = flat @ flat.T
+    np.testing.assert_allclose(gram_of(features), expected / expected.diagonal().mean(), rtol=1e-12)
+
+
+def test_what_is_read_of_a_trajectory(tiny_pipe):
+    found = trajectory_of(tiny_pipe, ImageSet.of(name_of(tiny_pipe), seeds=(0,), labels=(3,), steps=6))
+    assert [latent.shape for latent in found.latents] == [(2, 16, 4)] * 6  # both branches
+    assert sum(found.lengths) == pytest.approx(-1)  # from noise to the image
+    assert found.ratios[0] == 1.0
+    for gram in found.grams.values():
+        assert np.diagonal(gram).mean() == pytest.approx(1)
+        assert np.linalg.eigvalsh(gram).min() > -1e-9
+
+
+def test_fits_what_it_says(tiny_pipe, tmp_path):
+    labels = [0, 1, 2, 3]
+    found = tapstudy.fit_schedule(
+        tiny_pipe, labels, 4, steps=10, guidance=2.0, tuning=2, sigmas=(30,), folder=tmp_path, **QUIET
+    )
+    assert (len(found.full_steps), found.full_steps[0], found.num_steps) == (4, 0, 10)
+    tuned = ImageSet.of("", seeds=(0,), labels=labels[2:], steps=10)
+
+    def images():
+        return (tuned.sample(tiny_pipe).clamp(0, 1)).numpy()
+
+    exact = images()
+    with tapstudy.tap(tiny_pipe, schedule=found):
+        fast = images()
+    assert max(found.quality.values()) == pytest.approx(psnr(fast, exact).mean(), abs=1e-3)
+    assert {name.rpartition(": ")[2] for name in found.quality if "sigma" not in name} == {
+        "TAP", "rows, hidden", "rows, output"
+    }  # fmt: skip
+    assert sum("sigma 30" in name for name in found.quality) == 1
+    candidates = len(found.quality)
+    assert found.passes_spent == 10 * 2 + 10 * 2 + 4 * 2 * candidates
+    assert len(found.erta.full_steps) >= 1
+    again = tapstudy.FittedSchedule.load(found.save(tmp_path / "schedule.json"))
+    assert again == found
+    assert isinstance(again.policy(), CalibratedPolicy if found.rows else TAPPolicy)
+    assert "4 full passes of 10 steps" in str(found)
+    assert tapstudy.fit_schedule(
+        tiny_pipe, labels, 4, steps=10, guidance=2.0, tuning=2, sigmas=(30,), folder=tmp_path, **QUIET
+    ) == found  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": [1]}, "needs a prompt to fit to and another to choose on"),
+        ({"tuning": 2}, "2 of them to choose on"),
+        ({"full_passes": 50}, "full_passes must be at least 2 and below the 50 steps"),
+        ({"full_passes": 1}, "full_passes must be at least 2"),
+    ],
+)
+def test_fits_that_cannot_be(tiny_pipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tapstudy.fit_schedule(tiny_pipe, **{"prompts": [1, 2], **changes}, **QUIET)

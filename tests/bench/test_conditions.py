@@ -1,0 +1,80 @@
+"""What images are of, read from options and files."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from tapstudy.bench.conditions import Call, arguments_of, as_dict, noise_seed, read_prompts, with_negative
+from tapstudy.bench.image_set import ImageSet
+
+
+def written(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_prompt_a_line(tmp_path):
+    path = written(tmp_path, "prompts.txt", "# mine\na fox\n\n  two boats, at dawn  \n")
+    assert read_prompts(path) == ["a fox", "two boats, at dawn"]
+
+
+def test_columns_are_arguments(tmp_path):
+    Image.new("RGB", (4, 3), "red").save(tmp_path / "red.png")
+    path = written(
+        tmp_path,
+        "prompts.csv",
+        'prompt,height,guidance_scale,image,clean_caption\n"a fox, asleep",32,2.5,red.png,false\n1984,,,,\n',
+    )
+    one, two = read_prompts(path)
+    assert as_dict(one) == {
+        "clean_caption": False, "guidance_scale": 2.5, "height": 32, "image": str(tmp_path / "red.png"),
+        "prompt": "a fox, asleep",
+    }  # fmt: skip
+    assert as_dict(two) == {"prompt": "1984"}
+    assert str(one).startswith("a fox, asleep {")
+    call = arguments_of([one])
+    assert call["image"].size == (4, 3)
+    assert call["height"] == 32
+    (tmp_path / "red.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"red\.png, which the argument image names"):
+        arguments_of([one])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "# nothing\n", "holds no prompts"),
+        ("a.txt", "a fox\na fox\n", "'a fox' stands there twice"),
+        ("a.csv", "prompt,height\na fox,32,7\n", "line 2: has not as many fields as its header, which has 2"),
+        ("a.csv", "prompt,height\na fox\n", "line 2: has not as many fields"),
+        ("a.csv", "a fox in the snow\n", "the first line must name arguments"),
+        ("a.csv", "", "the first line must name arguments"),
+    ],
+)
+def test_files_that_hold_something_else(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_prompts(written(tmp_path, name, text))
+
+
+def test_a_negative_prompt_for_those_without(tmp_path):
+    own = Call.of({"prompt": "b", "negative_prompt": "dark"})
+    found = with_negative(["a", own], "blurry", "--prompt")
+    assert [as_dict(one)["negative_prompt"] for one in found] == ["blurry", "dark"]
+
+
+def test_conditions_are_plain_values():
+    call = Call.of({"prompt": "a", "sizes": [1, [2, 3]]})
+    assert call == Call.of({"sizes": (1, (2, 3)), "prompt": "a"})
+    assert len({call, "a", 3}) == 3
+    images = ImageSet.of("x", seeds=(0,), labels=(call, "a"), guidance=None)
+    assert json.loads(json.dumps(images.key))["pairs"] == [[0, {"prompt": "a", "sizes": [1, [2, 3]]}], [0, "a"]]
+    with pytest.raises(TypeError):
+        Call.of({"image": torch.zeros(2)})
+    with pytest.raises(ValueError, match="go one by one"):
+        arguments_of(["a", call])
+    assert arguments_of([3, 4]) == {"class_labels": [3, 4]}
+    assert noise_seed(2, 5) == 2005
+    assert noise_seed(0, "a") == noise_seed(0, "a") != noise_seed(0, "b")

@@ -1,0 +1,42 @@
+"""What a handle tells, as numbers, JSON and HTML."""
+
+import json
+import math
+
+import tapstudy
+from tapstudy.instrument.summary import ContextSummary, Summary
+
+
+def test_numbers():
+    seconds = {"full": [3.0, 1.0, 1.0, 1.0], "skip": [0.5] * 4}
+    context = ContextSummary("transformer", "a < b", "FFF.F...", {"m=1": 7}, seconds, 2**20, {})
+    summary = Summary([context, context], ["<note>"])
+    assert summary.share_skipped == 0.5
+    assert summary.speed_up == 16 * 1.0 / 16.0  # sixteen passes at the median, over 2 x (6 + 2) seconds
+    told = json.loads(summary.to_json())
+    assert told["share_skipped"] == 0.5
+    assert told["contexts"][0]["mask"] == "FFF.F..."
+    assert told["contexts"][0]["seconds"]["skip"] == [0.5] * 4
+    page = summary._repr_html_()
+    assert page.count("<td title=") == 16
+    assert page.count("step 3: skipped") == 2
+    assert "a &lt; b" in page
+    assert "&lt;note&gt;" in page
+    assert "50 % of the passes skipped; the transformer was 1.00 times as fast" in str(summary)
+
+
+def test_before_anything_has_run(tiny_pipe):
+    with tapstudy.tap(tiny_pipe) as handle:
+        summary = handle.summary()
+    assert math.isnan(summary.share_skipped)
+    assert math.isnan(summary.speed_up)
+    assert json.loads(summary.to_json()) == {"speed_up": None, "share_skipped": None, "contexts": [], "notes": []}
+    assert summary._repr_html_() == "<p>nothing has run yet</p>"
+
+
+def test_a_run(tiny_pipe, sample):
+    with tapstudy.tap(tiny_pipe, interval=4) as handle:
+        sample(steps=11)
+    summary = handle.summary()
+    assert summary.share_skipped == 6 / 11  # FFF...F...
+    assert summary.speed_up > 0
