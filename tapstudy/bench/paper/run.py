@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def run_paper(
         weights: folder of their weights.
         coefficients: of TeaCache's polynomial, see `Protocol.rows`.
         device: of the metrics.
-        progress: show bars of images and steps.
+        progress: show bars of images; the pipeline shows its steps on a terminal.
 
     Returns:
         Dims `run` (the reference first), `sample`, `measure`. Every metric, `psnr`, `ssim`, `seconds`, `flops` and
@@ -96,23 +95,12 @@ def _sample(images: ImageSet, rows: Sequence[Row], results: Results, progress: b
             assert row.setting is not None
             try:
                 flops.append(mean_step_flops(pipe, images[:1], row.setting, results))
-                with _steps_shown(pipe, progress):
-                    for image in images.batches(1):
-                        kept((image, row.setting), results, pipe=pipe)
-                        bar.update()
+                for image in images.batches(1):
+                    kept((image, row.setting), results, pipe=pipe)
+                    bar.update()
             except (ValueError, TypeError, RuntimeError, ImportError) as error:
                 raise ValueError(f"{row.title} cannot run on {type(pipe).__name__}: {error}") from error
     return flops
-
-
-@contextmanager
-def _steps_shown(pipe: Any, progress: bool) -> Iterator[None]:
-    """Show the pipeline's own bar of steps below that of the images."""
-    pipe.set_progress_bar_config(disable=not progress, desc="steps", leave=False, position=1)
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(disable=True)
 
 
 def _of(images: ImageSet, setting: Setting | None, results: Results) -> xr.Dataset:
