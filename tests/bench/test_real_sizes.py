@@ -19,7 +19,8 @@ from tests.table import each_row
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 costs = cache(real_size_costs)
 
-# of the released transformers, in units of 1e9; diffusers gives every block of DiT-XL/2 (0.675) embedders of its own
+# in units of 1e9: of the first thirteen classes as released, of the others as computed from a configuration that was
+# written from memory, a guard against changes; diffusers gives every block of DiT-XL/2 (0.675) embedders of its own
 PARAMETERS = {
     "AllegroTransformer3DModel": 2.77,
     "AnyFlowTransformer3DModel": 14.3,
