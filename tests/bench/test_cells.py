@@ -133,7 +133,7 @@ def test_axes_of_every_setting():
         "granularity": "step",
     }
     axes = parse_axes(f"{name.replace('_', '-')}={typed.get(name, '1,2')}" for name in SETTINGS)
-    assert set(axes) == set(SETTINGS) >= {field.name for field in fields(TAPConfig)} - {"history_device"}
+    assert set(axes) == set(SETTINGS) >= {field.name for field in fields(TAPConfig)} - {"history_device", "num_steps"}
     assert axes["guidance"] == [1.0, 2.5]
     assert axes["orders"] == [(0, 1, 2), (0,)]
     assert axes["full_steps"] == [None, (0, 1, 2)]
