@@ -233,25 +233,25 @@ def _of_name(asked: Asked, interval: int, steps: int) -> tuple[str, Setting]:
     return method.title or method.name, method.setting(config, steps=steps)
 
 
-def mean_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> list[float]:
-    """Count the FLOPs of a full and of a skip step, mean over those of one run, once."""
+def mean_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> tuple[float, float]:
+    """Count the FLOPs of a full and of a skip step of one image, mean over those of one run."""
+    plain, steps = _counted(pipe, image, Setting.plain(image.steps), results)
+    total, mask = _counted(pipe, image, setting, results)
+    full, skipped = plain / len(steps), len(mask) - mask.count("F")
+    return full, (total - full * mask.count("F")) / skipped if skipped else 0.0
 
-    def make() -> list[float]:
-        with torch.no_grad():
-            plain, full_steps = _counted(pipe, image, Setting.plain(image.steps))
-            total, mask = _counted(pipe, image, setting)
-        full, skipped = plain / len(full_steps), len(mask) - mask.count("F")
-        return [full, (total - full * mask.count("F")) / skipped if skipped else 0.0]
+
+def _counted(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> tuple[int, str]:
+    """Return FLOPs and mask of one run, counted once."""
+
+    def make() -> list[Any]:
+        with torch.no_grad(), setting.attach(pipe) as told:
+            run = partial(image.run_transformer, pipe, setting.steps or image.steps)
+            return [transformer_flops(pipe, run), told()[0]]
 
     key = {"setting": setting.text, **image.key, "weights": weights_fingerprint(image.model)}
-    found: list[float] = results.value(f"flops/{setting.name}-{short_hash(key)}", key, make)
-    return found
-
-
-def _counted(pipe: Any, image: ImageSet, setting: Setting) -> tuple[int, str]:
-    with setting.attach(pipe) as told:
-        flops = transformer_flops(pipe, partial(image.run_transformer, pipe, setting.steps or image.steps))
-        return flops, told()[0]
+    flops, mask = results.value(f"flops/{setting.name}-{short_hash(key)}", key, make)
+    return flops, mask
 
 
 def table_rows(table: xr.Dataset, further: Sequence[str] = ()) -> list[list[str]]:

@@ -86,7 +86,7 @@ def run_paper(
     return _table(images, protocol, rows, found, flops, results)
 
 
-def _sample(images: ImageSet, rows: Sequence[Row], results: Results, progress: bool) -> list[list[float]]:
+def _sample(images: ImageSet, rows: Sequence[Row], results: Results, progress: bool) -> list[tuple[float, float]]:
     """Make what is missing, image by image, and return the FLOPs of a full and of a skip step of every row."""
     pipe, flops = pipe_of(images.model), []
     with tqdm(total=len(rows) * len(images), desc="images", unit="image", disable=not progress) as bar:
