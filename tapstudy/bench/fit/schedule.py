@@ -100,7 +100,7 @@ def fit_schedule(
         ValueError: too few prompts, numbers that do not fit, a run that the model began or ended elsewhere.
 
     Cost in full passes: T an image for the first prompts; for every tuning prompt T, and about `full_passes` for each
-    candidate, of which there are at most 21 (8 masks alone of T = 50 take 170 passes, as 3.4 images do). Memory: the
+    candidate, three a mask: 24 of them at T = 50 and 8 passes take 192, as 4 images do. Memory: the
     hidden residuals of one image at all steps, in the model's precision, on the CPU (FLUX at 1024 pixels: 1.3 GB a
     branch in bfloat16).
     """
