@@ -35,7 +35,7 @@ def compare(
 ) -> None:
     """Sample the same noise under every method: images, differences, masks, cost and distance to the reference."""
     with user_errors():
-        from tapstudy.bench.compare import COLUMNS, compare_images, table_rows
+        from tapstudy.bench.compare import COLUMNS, REFERENCE, compare_images, rows_of, table_rows
         from tapstudy.bench.image_set import ImageSet
         from tapstudy.explorer.comparison import write_comparison
         from tapstudy.netcdf import write_netcdf
@@ -45,17 +45,20 @@ def compare(
         work = work and out_folder(work, "--work")
         table = table and out_file(table, "--table", (".nc",))
         at_least(0, guidance=guidance)
-        named: dict[str, Any] = {name: name for name in methods.split(",") if name}
+        named: dict[str, Any] = {name: name for name in map(str.strip, methods.split(",")) if name}
+        stems = [path.stem for path in schedule or []]
         for path in schedule or []:
-            named[f"fitted schedule ({path.stem})"] = FittedSchedule.load(path)
+            told = path.stem if stems.count(path.stem) == 1 else str(path)
+            named[f"fitted schedule ({told})"] = FittedSchedule.load(path)
         chosen = seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds")
         shown = numbers(intervals, int, "--intervals")
+        rows_of(named, shown, REFERENCE, steps)
         model, pipe, conditions = subject.load(examples=10)
         if peers:
             named |= _peers(pipe, shown[0])
         scale = usual_guidance(pipe) if guidance is None else guidance
         images = ImageSet.of(model, seeds=chosen, labels=conditions, steps=steps, guidance=scale)
-        with warnings.catch_warnings(record=True) as told:  # what failed is told below, the others are not lost
+        with warnings.catch_warnings(record=True) as failed:  # what failed is told below, the others are not lost
             warnings.simplefilter("always", RuntimeWarning)
             found = compare_images(images, named, intervals=shown, folder=work)
         write_comparison(found, out)
@@ -67,7 +70,7 @@ def compare(
             "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: of the transformer, "
             f"multiply-add = 2. Latency: wall time on this machine, as loaded as it was. Images: {out}"
         )
-        for warning in told:
+        for warning in failed:
             typer.secho(str(warning.message), fg="red", err=True)
 
 
