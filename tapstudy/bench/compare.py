@@ -17,7 +17,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from tapstudy.analysis.stats import BOUNDS, interval_where_finite
-from tapstudy.bench.conditions import Call, Condition, with_negative
+from tapstudy.bench.conditions import IMAGES, VIDEOS, Call, Condition, check_conditions, check_one_size, with_negative
 from tapstudy.bench.engine import DIMS, Setting, kept
 from tapstudy.bench.flops import transformer_flops
 from tapstudy.bench.image_error import MASK, MEASURES, measures, unit_images
@@ -116,24 +116,46 @@ def compare_images(
     progress: bool = True,
 ) -> xr.Dataset:
     """Do what `compare` does for a set of images."""
-    rows = [("reference", 0, *_of_name(reference, 1, images.steps))]
-    named = methods if isinstance(methods, Mapping) else {_name(one): one for one in methods}
-    for interval in intervals:
-        rows += [
-            (name, interval, *_of_name(one, interval, images.steps))
-            for name, one in named.items()
-            if isinstance(one, str)
-        ]
-    rows += [(name, 0, name, _setting(one)) for name, one in named.items() if not isinstance(one, str)]
+    check_conditions(images.labels, "prompts")
+    check_one_size(images.labels, "prompts")
+    if len(set(images.pairs)) < len(images):
+        raise ValueError(f"compare: a seed stands there twice, which makes the same images: got {images.seeds}")
+    rows = rows_of(methods, intervals, reference, images.steps)
     place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
     with place as path:
         results = Results(path, say=tqdm.write if progress else lambda _: None)
         return _table(images, rows, results, metrics or {}, progress)
 
 
+Run = tuple[str, int, str, Setting]  # name, N (0: none), title
+
+
+def rows_of(
+    methods: Sequence[Asked] | Mapping[str, Asked], intervals: Sequence[int], reference: Asked, steps: int
+) -> list[Run]:
+    """Return the runs of a comparison, the reference first.
+
+    Raises:
+        TypeError, ValueError: something that is no method, an unknown one, a schedule of another number of steps.
+    """
+    rows: list[Run] = [("reference", 0, *_of_name(reference, 1, steps))]
+    named = dict(methods) if isinstance(methods, Mapping) else _named(methods)
+    for name, one in named.items():
+        if isinstance(one, FittedSchedule) and one.num_steps != steps:
+            raise ValueError(
+                f"{name} was fitted to {one.num_steps} steps, and these runs have {steps}: give --steps "
+                f"{one.num_steps}, or fit another"
+            )
+    for interval in intervals:
+        rows += [
+            (name, interval, *_of_name(one, interval, steps)) for name, one in named.items() if isinstance(one, str)
+        ]
+    return rows + [(name, 0, name, _setting(one)) for name, one in named.items() if not isinstance(one, str)]
+
+
 def _table(
     images: ImageSet,
-    rows: Sequence[tuple[str, int, str, Setting]],
+    rows: Sequence[Run],
     results: Results,
     metrics: Mapping[str, Metric],
     progress: bool,
@@ -147,8 +169,9 @@ def _table(
         name, interval, _, setting = row
         try:
             run = kept((images, setting), results, pipe=pipe, progress=progress)
-            full, skip = mean_step_flops(pipe, images[:1], setting, results)
-        except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
+            # (sample, kind)
+            costs = np.array([mean_step_flops(pipe, image, setting, results) for image in alike(images)])
+        except Exception as error:
             if exact is None:
                 raise
             left_out[f"{name}, N = {interval}" if interval else name] = f"{type(error).__name__}: {error}"
@@ -158,7 +181,7 @@ def _table(
         values = measures(run, exact, judge)
         values["seconds"] = run["seconds"].values
         passes = np.array([(mask.count("F"), len(mask) - mask.count("F")) for mask in run["mask"].values])
-        values["flops"] = passes @ np.array([full, skip])
+        values["flops"] = (passes * costs).sum(axis=1)
         values |= {
             key: metric(unit_images(run), unit_images(exact), images.prompts) for key, metric in metrics.items()
         }  # fmt: skip
@@ -204,6 +227,17 @@ def _table(
         interval = xr.concat([alone, alone * np.nan, alone * np.nan], xr.Variable("bound", list(BOUNDS))).T
         return table.assign(psnr_interval=interval.drop_vars(["seed", "label"]).assign_attrs(table["psnr"].attrs))
     return table.assign(psnr_interval=interval_where_finite(table["psnr"]))
+
+
+def _named(methods: Sequence[Asked]) -> dict[str, Asked]:
+    """Give methods names; of different ones that would have the same, the later ones are numbered."""
+    found: dict[str, Asked] = {}
+    for one in methods:
+        name, count = _name(one), 1
+        while (title := name if count == 1 else f"{name} ({count})") in found and found[title] != one:
+            count += 1
+        found[title] = one
+    return found
 
 
 def _name(asked: Asked) -> str:
@@ -254,6 +288,18 @@ def _counted(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> 
     return flops, mask
 
 
+def alike(images: ImageSet) -> list[ImageSet]:
+    """Return for every image the first one whose call has the same arguments but for prompts, pictures and seed."""
+    first: dict[str, ImageSet] = {}
+    found = []
+    for image in images.batches(1):
+        label = image.labels[0]
+        given = label.beside_prompt if isinstance(label, Call) else {}
+        key = json.dumps({name: value for name, value in given.items() if name not in (*IMAGES, *VIDEOS)})
+        found.append(first.setdefault(key, image))
+    return found
+
+
 def table_rows(table: xr.Dataset, further: Sequence[str] = ()) -> list[list[str]]:
     """Return the comparison as rows of text, see `COLUMNS`.
 
@@ -272,12 +318,17 @@ def table_rows(table: xr.Dataset, further: Sequence[str] = ()) -> list[list[str]
             masks[0] if len(masks) == 1 else f"{masks[0]} and {len(masks) - 1} others",
             f"{float(run.flops_ratio.mean()):.2f}",
             f"{float(table['seconds'].isel(run=0).sum() / run['seconds'].sum()):.2f}",
-            "-" if i == 0 or not np.isfinite(mean) else f"{mean:.2f} [{low:.2f}, {high:.2f}]",
+            "-" if i == 0 or not np.isfinite(mean) else with_bounds(mean, low, high),
             f"{float(run.ssim.mean()):.3f}",
             percent(float(run.correct.mean())),
             *(f"{float(run[name].mean()):.4g}" for name in further),
         ])  # fmt: skip
     return rows
+
+
+def with_bounds(mean: float, low: float, high: float) -> str:
+    """Write a mean with its interval, if there is one."""
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{mean:.2f}"
 
 
 COLUMNS = (

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 IMAGES = ("image", "mask_image", "control_image", "last_image", "ip_adapter_image")
 VIDEOS = ("video", "conditioning_video", "control_video", "mask_video")
+
+
+OURS = ("num_inference_steps", "sigmas", "timesteps", "generator", "output_type", "return_dict",
+        "num_images_per_prompt", "num_videos_per_prompt", "callback_on_step_end")  # fmt: skip
+SIZES = ("height", "width", "num_frames")
 
 
 @dataclass(frozen=True)
@@ -114,9 +121,66 @@ def with_negative(asked: Sequence[Condition], negative: str, where: str) -> list
         found = [Call.of({"negative_prompt": negative, **as_dict(one)}) for one in found]
     if not found:
         raise ValueError(f"{where} holds no prompts")
-    if twice := next((one for one in found if found.count(one) > 1), None):
-        raise ValueError(f"{where}: {str(twice)!r} stands there twice, which makes the same image: give more seeds")
+    if twice := [one for one in found if found.count(one) > 1]:
+        raise ValueError(f"{where}: {str(twice[0])!r} stands there twice, which makes the same image: give more seeds")
     return found
+
+
+def check_conditions(conditions: Sequence[Condition], where: str) -> None:
+    """Check what can be before anything runs.
+
+    Args:
+        where: they come from, for messages.
+
+    Raises:
+        ValueError: arguments that say how it is sampled, which is the same for all and not up to a prompt.
+        FileNotFoundError: no image or video at a path.
+    """
+    for one in conditions:
+        if ours := [name for name in names_in(one) if name in OURS]:
+            raise ValueError(
+                f"{where}: {', '.join(ours)} is the same for all images and no matter of a prompt: leave it out"
+            )
+        for name, path in _paths(one):
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"{where}: no file at {path}, which the argument {name} names")
+
+
+def check_one_size(conditions: Sequence[Condition], where: str) -> None:
+    """Raise ValueError for images of several sizes, which are not compared or averaged together."""
+    sizes = {tuple(as_dict(one).get(name) for name in SIZES) for one in conditions}
+    if len(sizes) > 1:
+        told = "; ".join(sorted(" x ".join(str(value or "usual") for value in size) for size in sizes))
+        raise ValueError(f"{where}: images must be of one {' x '.join(SIZES)}, got {told}: run it once for each size")
+
+
+def files_in(condition: Condition) -> list[str]:
+    """List the paths of images and videos on this machine that a condition names."""
+    return [path for _, path in _paths(condition)]
+
+
+def file_digits(path: str) -> str:
+    """Tell what a file holds by sixteen digits; "" where there is none, which whoever reads it will say."""
+    try:
+        told = Path(path).stat()
+    except OSError:
+        return ""
+    return _file_digits(path, told.st_size, told.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _file_digits(path: str, _size: int, _changed: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _paths(condition: Condition) -> list[tuple[str, str]]:
+    found = as_dict(condition).items() if isinstance(condition, Call) else ()
+    return [
+        (name, value)
+        for name, value in found
+        if name in (*IMAGES, *VIDEOS) and isinstance(value, str) and "://" not in value
+    ]
 
 
 def names_in(condition: Condition) -> list[str]:

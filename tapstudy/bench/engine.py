@@ -30,6 +30,7 @@ from tapstudy.policies.base import Policy
 from tapstudy.policies.full import FullPolicy
 
 Told = tuple[str, float]  # the mask of the last call, and the bytes its history took (NaN: not told)
+PLAIN = (bool, int, float, str, bytes, tuple, list, dict, np.generic, torch.dtype, torch.device)  # told as they are
 DIMS = ("frame", "band", "y", "x")  # of an image; those of a video have all of them
 _warm: WeakSet[Any] = WeakSet()  # pipelines that have run
 _one_at_a_time = threading.RLock()  # a process has one copy of a model, and a policy sits on the model
@@ -129,9 +130,11 @@ def rounded(text: str) -> str:
 def _plain(value: Any) -> str | None:
     if isinstance(value, torch.Tensor):
         return repr(value.tolist())
+    if isinstance(value, np.ndarray):
+        return repr(value.tolist())
     if isinstance(value, frozenset | set):
         return repr(sorted(value))
-    if isinstance(value, bool | int | float | str | tuple | dict) or is_dataclass(value):
+    if isinstance(value, PLAIN) or is_dataclass(value):
         return repr(value)
     return None
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from tapstudy.bench.conditions import Call, Condition, arguments_of, noise_seed
+from tapstudy.bench.conditions import Call, Condition, arguments_of, file_digits, files_in, noise_seed
 from tapstudy.models.embedded import EmbeddedPipeline, untrained_like
 from tapstudy.models.sources import fingerprint, free_memory, given, is_embedded, open_pipeline
 
@@ -82,9 +82,10 @@ class ImageSet:
 
     @property
     def key(self) -> dict[str, Any]:
-        """Return what the images depend on, beside the weights, as plain values."""
+        """Return what the images depend on, beside the weights, as plain values: of files, what they hold now."""
         pairs = [(seed, label.to_dict() if isinstance(label, Call) else label) for seed, label in self.pairs]
-        return {**vars(self), "pairs": pairs}
+        given = {path: file_digits(path) for label in self.labels for path in files_in(label)}
+        return {**vars(self), "pairs": pairs, **({"files": given} if given else {})}
 
     @property
     def noise_seeds(self) -> list[int]:
@@ -121,8 +122,8 @@ class ImageSet:
         Raises:
             ValueError: they differ in more than their labels or prompts, so that one call cannot make them.
         """
-        named = {} if self.guidance is None else {"guidance_scale": self.guidance}
-        return {**arguments_of(self.labels), "seed": self.noise_seeds, "num_inference_steps": self.steps, **named}
+        named = {} if self.guidance is None else {"guidance_scale": self.guidance}  # unless an image has its own
+        return {**named, **arguments_of(self.labels), "seed": self.noise_seeds, "num_inference_steps": self.steps}
 
     def sample(self, pipe: Any, *, steps: int | None = None, batch_size: int = BATCH) -> Tensor:
         """Return images in about [0, 1], (batch, [frame,] band, row, column).

@@ -42,7 +42,9 @@ class Results:
                 f"{self.folder} holds results of another plan, or of other weights, see {file}: choose another"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(text)
+        partial.replace(file)
 
     def dataset(self, name: str, key: Any, make: Callable[[], xr.Dataset]) -> xr.Dataset:
         """Return what `make` returns, in memory; made now unless the file holds it."""

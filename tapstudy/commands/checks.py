@@ -116,7 +116,7 @@ def conditions_of(pipe: Any, asked: Sequence[Any], option: str, *, negative: str
     Raises:
         ValueError: none, one twice, labels or arguments that the pipeline does not take.
     """
-    from tapstudy.bench.conditions import as_dict, names_in, with_negative
+    from tapstudy.bench.conditions import as_dict, check_conditions, names_in, with_negative
     from tapstudy.models.embedded import EmbeddedPipeline, conditions
     from tapstudy.models.pipeline import LabelPipeline
     from tapstudy.models.text_pipeline import TextPipeline
@@ -145,6 +145,7 @@ def conditions_of(pipe: Any, asked: Sequence[Any], option: str, *, negative: str
             f"--negative is of models of text that take one, and {type(pipe).__name__} does not: leave it out"
         )
     found = with_negative(found, negative, option)
+    check_conditions(found, option)
     for name in sorted({name for one in found for name in names_in(one)}):
         if name not in taken and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
             raise ValueError(f"{option}: {type(pipe).__name__} takes no argument {name}: it takes {', '.join(taken)}")

@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Sample the same noise under every method: images, differences, masks, cost and distance to the reference."""
     with user_errors():
-        from tapstudy.bench.compare import COLUMNS, compare_images, table_rows
+        from tapstudy.bench.compare import COLUMNS, REFERENCE, compare_images, rows_of, table_rows
         from tapstudy.bench.image_set import ImageSet
         from tapstudy.bench.paper.metrics import find_metrics, load_metrics
         from tapstudy.explorer.comparison import write_comparison
@@ -52,18 +52,21 @@ def compare(
         table = table and out_file(table, "--table", (".nc",))
         at_least(0, guidance=guidance)
         judged = list(find_metrics([name for name in metrics.split(",") if name], weights))
-        named: dict[str, Any] = {name: name for name in methods.split(",") if name}
+        named: dict[str, Any] = {name: name for name in map(str.strip, methods.split(",")) if name}
+        stems = [path.stem for path in schedule or []]
         for path in schedule or []:
-            named[f"fitted schedule ({path.stem})"] = FittedSchedule.load(path)
+            told = path.stem if stems.count(path.stem) == 1 else str(path)
+            named[f"fitted schedule ({told})"] = FittedSchedule.load(path)
         chosen = seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds")
         shown = numbers(intervals, int, "--intervals")
+        rows_of(named, shown, REFERENCE, steps)
         model, pipe, conditions = subject.load(examples=10)
         if peers:
             named |= _peers(pipe, shown[0])
         scale = usual_guidance(pipe) if guidance is None else guidance
         images = ImageSet.of(model, seeds=chosen, labels=conditions, steps=steps, guidance=scale)
         loaded = load_metrics(judged, device=find_device(subject.device), weights=weights)
-        with warnings.catch_warnings(record=True) as told:  # what failed is told below, the others are not lost
+        with warnings.catch_warnings(record=True) as failed:  # what failed is told below, the others are not lost
             warnings.simplefilter("always", RuntimeWarning)
             found = compare_images(images, named, intervals=shown, metrics=loaded, folder=work)
         write_comparison(found, out)
@@ -75,7 +78,7 @@ def compare(
             "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: of the transformer, "
             f"multiply-add = 2. Latency: wall time on this machine, as loaded as it was. Images: {out}"
         )
-        for warning in told:
+        for warning in failed:
             typer.secho(str(warning.message), fg="red", err=True)
 
 

@@ -38,7 +38,10 @@ def fit_schedule(
         out, work = out_file(out, "--out", (".json",)), work and out_folder(work, "--work")
         at_least(0, guidance=guidance)
         seeds_of_noise([seed], "--seed")
+        if full_passes >= steps:
+            raise ValueError(f"--full-passes must be below the {steps} --steps, got {full_passes}")
         widths = numbers(sigmas, float, "--sigmas") if sigmas else ()
+        at_least(0, sigmas=min(widths, default=0.0))
         _, pipe, conditions = subject.load(examples=8)
         scale = usual_guidance(pipe) if guidance is None else guidance
         found = fit(

@@ -79,7 +79,7 @@ class Asked:
         asked: Sequence[Any] = [*named, *(self.prompt or []), *filter(None, [self.labels])]
         if self.prompts is not None:
             asked = (read or read_prompts)(self.prompts)
-        model = str(Source(self.model, self.device, self.dtype, self.offload))
+        model = str(Source.parse(self.model).with_options(device=self.device, dtype=self.dtype, offload=self.offload))
         pipe = pipe_of(model)
         find_transformers(pipe)
         option = used[0] if used else "--prompt"

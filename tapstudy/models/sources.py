@@ -8,15 +8,15 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlencode
-from weakref import WeakSet
+from weakref import ref
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging
 from torch import nn
 
@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 WHOLE = 1 << 20  # bytes of a file up to which all of it tells it apart
 PIECE, PIECES = 1 << 16, 16  # of longer ones
 VALUES = 16  # of a loaded weight
-_given: dict[str, WeakSet[Any]] = {}  # loaded pipelines, by the name that `name_of` gave: equal ones share it
+_given: dict[str, list[ref[Any]]] = {}  # loaded pipelines, by the name that `name_of` gave: equal ones share it
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Source:
             raise ValueError(f"{text}: no option {', '.join(unknown)}: there are device, dtype and offload")
         return cls(name, **options)
 
+    def with_options(self, **options: str) -> Self:
+        """Return the same with options, of which those that are as usual change nothing."""
+        usual = Source(self.name)
+        return replace(self, **{name: value for name, value in options.items() if value != getattr(usual, name)})
+
     def __str__(self) -> str:
         """Write the options that are not the usual ones behind the name."""
         usual = Source(self.name)
@@ -90,7 +95,7 @@ def open_pipeline(source: str | Path | Source) -> Any:
     folder = pipeline_folder(asked.name)
     ours = _is_embedded(folder)
     device = find_device("cpu" if ours and asked.device == "auto" else asked.device)
-    dtype = getattr(torch, asked.dtype or ("float32" if ours or device.type == "cpu" else "bfloat16"))
+    dtype = getattr(torch, asked.dtype or ("float32" if ours else _usual_dtype(device)))
     if ours:
         pipe: Any = load(asked.name, dtype=dtype)
     else:
@@ -156,13 +161,14 @@ def pipeline_folder(name: str | Path) -> Path:
 def name_of(pipe: Any) -> str:
     """Give a loaded pipeline a name under which `pipe_of` finds it in this process, while it lives."""
     name = f"{type(pipe).__name__} in memory, {_fingerprint_of_loaded(pipe)}"
-    _given.setdefault(name, WeakSet()).add(pipe)
+    alive = [one for one in _given.get(name, ()) if one() not in (None, pipe)]
+    _given[name] = [ref(pipe), *alive]  # the others may have been changed since
     return name
 
 
 def given(name: str) -> Any | None:
     """Return the pipeline that `name_of` named so; raises ValueError where it was, in another process or before."""
-    found = next(iter(_given.get(name, ())), None)
+    found = next((pipe for one in _given.get(name, ()) if (pipe := one()) is not None), None)
     if found is None and " in memory, " in name:
         raise ValueError(f"{name} is not in this process: give the folder or hub id of a pipeline instead")
     return found
@@ -184,7 +190,13 @@ def fingerprint(model: str) -> str:
     if given(model) is not None:
         return model.rpartition(" ")[-1]
     source = Source.parse(model)
-    return _fingerprint_of_folder(pipeline_folder(source.name), source.dtype)
+    folder = pipeline_folder(source.name)
+    usual = source.dtype or ("" if _is_embedded(folder) else _usual_dtype(find_device(source.device)))
+    return _fingerprint_of_folder(folder, usual)
+
+
+def _usual_dtype(device: torch.device) -> str:
+    return "float32" if device.type == "cpu" else "bfloat16"
 
 
 def _is_embedded(folder: Path) -> bool:
@@ -245,16 +257,25 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def _fingerprint_of_loaded(pipe: Any) -> str:
-    """Tell by class, configuration and some values of every weight."""
-    found = hashlib.sha256(type(pipe).__name__.encode())
+    """Tell by classes, configurations, some values of every weight, and plain settings that are not of either."""
+    found = hashlib.sha256(f"{type(pipe).__name__} {dict(getattr(pipe, 'config', {}))}".encode())
     for name, part in sorted(pipe.components.items()):
-        found.update(f"{name} {getattr(part, 'config', None)}".encode())
+        found.update(f"{name} {type(part).__name__} {getattr(part, 'config', None)}".encode())
+        if isinstance(part, SchedulerMixin):
+            found.update(f"shift {getattr(part, 'shift', None)}".encode())  # `set_shift` leaves the configuration
         if isinstance(part, nn.Module):
             for path, module in part.named_modules():
+                found.update(f"{path} {_of_adapters(module)}".encode())
                 for key, weight in module.named_parameters(recurse=False):
                     found.update(f"{path}.{key} {tuple(weight.shape)} {weight.dtype}".encode())
                     found.update(_some_values(module, key, weight))
     return found.hexdigest()[:16]
+
+
+def _of_adapters(module: nn.Module) -> str:
+    """Tell which LoRAs (of peft) a layer adds, and how strongly: no weight says so."""
+    found = {name: getattr(module, name, None) for name in ("scaling", "active_adapters", "disable_adapters")}
+    return " ".join(f"{name}={value}" for name, value in found.items() if isinstance(value, bool | dict | list))
 
 
 def _some_values(module: nn.Module, key: str, weight: torch.Tensor) -> bytes:

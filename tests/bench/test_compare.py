@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import tapstudy
+from tapstudy.bench.engine import text_of
 from tapstudy.bench.fit.schedule import gram_of, trajectory_of
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.models.sources import name_of
 from tapstudy.policies import CalibratedPolicy, FixedPolicy, TAPPolicy
+from tests.pipelines import tiny
 
 QUIET = {"progress": False}
 
@@ -136,3 +138,62 @@ def test_fits_what_it_says(tiny_pipe, tmp_path):
 def test_fits_that_cannot_be(tiny_pipe, changes, message):
     with pytest.raises(ValueError, match=message):
         tapstudy.fit_schedule(tiny_pipe, **{"prompts": [1, 2], **changes}, **QUIET)
+
+
+def test_methods_of_one_class_are_all_there(tiny_pipe):
+    on = tapstudy.TAPConfig(full_steps=(0, 1, 4), orders=(0, 1))
+    methods = [FixedPolicy(0, config=on), FixedPolicy(1, config=on), "tap"]
+    table = tapstudy.compare(tiny_pipe, [1], methods, intervals=(4,), steps=8, **QUIET)
+    assert sorted(table["method"].values) == ["FixedPolicy", "FixedPolicy (2)", "TAP", "reference"]
+    assert len(set(table["psnr"].values[:, 0])) == 4
+
+
+def test_lists_and_types_of_a_policy_tell_its_images_apart():
+    class Weighted(FixedPolicy):
+        def __init__(self, weights, dtype):
+            super().__init__(1)
+            self.weights, self.dtype = weights, dtype
+
+    texts = [text_of(Weighted([1, 2], torch.float32)), text_of(Weighted([1, 3], torch.float32)),
+             text_of(Weighted([1, 2], torch.float16)), text_of(Weighted(np.array([1, 3]), torch.float64))]  # fmt: skip
+    assert len(set(texts)) == 4
+
+
+def test_an_images_own_guidance_holds_and_so_do_its_flops():
+    pipe, call = tiny.stable_diffusion_3()
+    size = {name: call[name] for name in ("height", "width", "max_sequence_length")}
+    prompts = [{"prompt": "a fox", "guidance_scale": scale, **size} for scale in (7.0, 1.0)]
+    table = tapstudy.compare(pipe, prompts, ["tap"], intervals=(3,), steps=4, guidance=5.0, **QUIET)
+    flops = table["flops"].values[0]
+    assert flops[0] == pytest.approx(2 * flops[1], rel=0.01)  # without guidance a batch of one
+    with pytest.raises(ValueError, match="must be of one height x width x num_frames, got 16 x 24 x usual; 24 x 24"):
+        tapstudy.compare(pipe, [prompts[0], prompts[1] | {"height": 24}], ["tap"], steps=4, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "message"),
+    [
+        ([0, 0], {}, "'0' stands there twice"),
+        ([0], {"seeds": (0, 0)}, "a seed stands there twice"),
+        ([{"class_labels": [1], "num_inference_steps": 3}], {}, "num_inference_steps is the same for all images"),
+        (
+            [0],
+            {"methods": [tapstudy.FittedSchedule(pipeline="x", num_steps=9, full_steps=(0, 1))]},
+            "was fitted to 9 steps, and these runs have 8",
+        ),
+    ],
+)
+def test_what_is_refused_before_anything_runs(tiny_pipe, monkeypatch, asked, changes, message):
+    monkeypatch.setattr(type(tiny_pipe), "__call__", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match=message):
+        tapstudy.compare(tiny_pipe, asked, **{"methods": ["tap"], "steps": 8, **changes}, **QUIET)
+
+
+def test_a_fit_that_was_cut_short_records_no_image_twice(tiny_pipe, tmp_path, monkeypatch):
+    common = {"steps": 8, "guidance": 2.0, "folder": tmp_path, **QUIET}
+    whole = tapstudy.fit_schedule(tiny_pipe, [0, 1, 2], 4, tuning=1, sigmas=(20, 40), **common)
+    assert not any(name.count("sigma") > 1 for name in whole.quality)
+    monkeypatch.setattr("tapstudy.bench.fit.schedule.trajectory_of", lambda *_: pytest.fail("recorded again"))
+    assert tapstudy.fit_schedule(tiny_pipe, [0, 1, 2], 4, tuning=1, sigmas=(20, 40), **common) == whole
+    with pytest.raises(ValueError, match="sigmas must be finite numbers of at least 0, got -3"):
+        tapstudy.fit_schedule(tiny_pipe, [0, 1], 4, sigmas=(-3,), steps=8, **QUIET)

@@ -6,7 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tapstudy.bench.conditions import Call, arguments_of, as_dict, noise_seed, read_prompts, with_negative
+from tapstudy.bench.conditions import (
+    Call,
+    arguments_of,
+    as_dict,
+    check_conditions,
+    noise_seed,
+    read_prompts,
+    with_negative,
+)
 from tapstudy.bench.image_set import ImageSet
 
 
@@ -78,3 +86,16 @@ def test_conditions_are_plain_values():
     assert arguments_of([3, 4]) == {"class_labels": [3, 4]}
     assert noise_seed(2, 5) == 2005
     assert noise_seed(0, "a") == noise_seed(0, "a") != noise_seed(0, "b")
+
+
+def test_another_picture_under_the_same_path_is_another_image(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 3), "red").save(path)
+    images = ImageSet.of("x", seeds=(0,), labels=(Call.of({"prompt": "a", "image": str(path)}),))
+    before = images.key
+    assert images.key == before
+    Image.new("RGB", (4, 3), "blue").save(path)
+    assert images.key != before
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"mine: no file at .*, which the argument image names"):
+        check_conditions(images.labels, "mine")

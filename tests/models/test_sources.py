@@ -88,3 +88,28 @@ def test_a_loaded_pipeline_has_a_name():
 
 def test_embedded_names_are_folders():
     assert pipeline_folder("mnist-dit").name == "mnist-dit"
+
+
+def test_settings_that_no_configuration_tells_are_noticed():
+    pipe, call = tiny.stable_diffusion_3()
+    name = name_of(pipe)
+    tiny.sample(pipe, call, num_inference_steps=2)
+    assert name_of(pipe) == name
+    pipe.scheduler.set_shift(7.0)
+    other = name_of(pipe)
+    assert other != name
+    pipe.transformer.transformer_blocks[0].scaling = {"lora": 0.5}  # as a LoRA's layer has it
+    assert name_of(pipe) not in (name, other)
+
+
+def test_a_pipeline_that_was_changed_does_not_stand_in_for_an_equal_one():
+    changed, fresh = make_tiny_pipe(), make_tiny_pipe()
+    name = name_of(changed)
+    with torch.no_grad():
+        next(changed.transformer.parameters()).add_(1)
+    assert name_of(fresh) == name
+    assert given(name) is fresh
+
+
+def test_options_go_with_those_behind_the_name():
+    assert Source.parse("x?dtype=bfloat16").with_options(device="cpu", dtype="") == Source("x", "cpu", "bfloat16")

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tapstudy.analysis.schedules import even_mask, masks, start_dense_mask
-from tapstudy.bench.conditions import Call, Condition, with_negative
+from tapstudy.bench.conditions import Call, Condition, check_conditions, check_one_size, with_negative
 from tapstudy.bench.engine import Setting, kept
 from tapstudy.bench.fit.masks import best_window_mask
 from tapstudy.bench.fit.tuning import Tuner, best_of
 from tapstudy.bench.image_error import psnr, unit_images
 from tapstudy.bench.image_set import ImageSet, weights_fingerprint
-from tapstudy.bench.results import Results
+from tapstudy.bench.results import Results, short_hash
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import apply_policy, find_transformers
 from tapstudy.models.sources import name_of
@@ -56,6 +57,30 @@ class Trajectory:
     ratios: list[float]
     latents: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+
+    def to_dataset(self) -> xr.Dataset:
+        """Return all of it, features in single precision."""
+        values = {f"gram_{site}": (("step", "other"), gram) for site, gram in self.grams.items()}
+        return xr.Dataset(
+            {
+                **values,
+                "length": ("step", self.lengths),
+                "ratio": ("step", self.ratios),
+                "latent": (("step", "branch", "token", "channel"), torch.stack(self.latents).float().numpy()),
+                "output": (("step", "branch", "out_token", "out_channel"), torch.stack(self.outputs).float().numpy()),
+            }
+        )
+
+    @classmethod
+    def of_dataset(cls, found: xr.Dataset) -> Trajectory:
+        """Read what `to_dataset` made."""
+        return cls(
+            {site: found[f"gram_{site}"].values for site in SITES},
+            found["length"].values.tolist(),
+            found["ratio"].values.tolist(),
+            list(torch.from_numpy(found["latent"].values)),
+            list(torch.from_numpy(found["output"].values)),
+        )
 
 
 def fit_schedule(
@@ -115,6 +140,10 @@ def fit_schedule(
         )
     if not 2 <= full_passes < steps:
         raise ValueError(f"full_passes must be at least 2 and below the {steps} steps, got {full_passes}")
+    check_conditions(asked, "prompts")
+    check_one_size(asked, "prompts")
+    if wrong := [sigma for sigma in sigmas if not (np.isfinite(sigma) and sigma >= 0)]:
+        raise ValueError(f"sigmas must be finite numbers of at least 0, got {', '.join(map(str, wrong))}")
     images = ImageSet.of(name_of(pipe), seeds=(seed,), labels=asked, steps=steps, guidance=guidance)
     place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
     with place as path:
@@ -137,7 +166,7 @@ class _Search:
     def run(self, sigmas: Sequence[float]) -> FittedSchedule:
         steps, fitted_to = self.images.steps, self.images[: -self.tuning]
         bar = tqdm(range(len(fitted_to)), desc="record", unit="image", disable=not self.progress)
-        paths = [trajectory_of(self.pipe, fitted_to[i : i + 1]) for i in bar]
+        paths = [self._trajectory(fitted_to[i : i + 1]) for i in bar]
         self.spent += steps * len(fitted_to)
         grams = {site: np.mean([path.grams[site] for path in paths], axis=0) for site in SITES}
         candidates = self._candidates(grams, np.array(paths[0].lengths))
@@ -146,11 +175,12 @@ class _Search:
         quality: dict[str, float] = {}
         for name, found in tqdm(candidates.items(), desc="choose", unit="candidate", disable=not self.progress):
             quality[name] = self._quality(found, exact)
-        best = candidates[best_of(quality)]
+        name = best_of(quality)
+        best = candidates[name]
         sigma, at = 0.0, max(quality.values())
         for width in sigmas:
             value = self._quality(best, exact, width)
-            quality[f"{best_of(quality)}, sigma {width:g}"] = value
+            quality[f"{name}, sigma {width:g}"] = value
             if value > at:
                 sigma, at = float(width), value
         ratios = tuple(float(value) for value in np.mean([path.ratios for path in paths], axis=0))
@@ -159,6 +189,14 @@ class _Search:
             residual=best.residual, smooth_time=sigma, quality=quality, passes_spent=round(self.spent, 1),
             magnitude_ratios=ratios, erta=self._erta(paths),
         )  # fmt: skip
+
+    def _trajectory(self, image: ImageSet) -> Trajectory:
+        key = {**image.key, "weights": weights_fingerprint(image.model)}
+        return Trajectory.of_dataset(
+            self.results.dataset(
+                f"recorded/{short_hash(key)}", key, lambda: trajectory_of(self.pipe, image).to_dataset()
+            )
+        )
 
     def _candidates(self, grams: Mapping[ResidualSite, Any], lengths: Any) -> dict[str, FittedSchedule]:
         steps = self.images.steps
