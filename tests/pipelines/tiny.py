@@ -31,7 +31,7 @@ VIDEO = {"height": 32, "width": 64, "num_frames": 5}
 PADDED = {"max_sequence_length": text.LENGTH}
 
 
-def factory(build: Callable[[], Built]) -> Callable[[], Built]:
+def factory(build: Callable[[], Built], table: dict[str, Callable[[], Built]] = FACTORIES) -> Callable[[], Built]:
     """Enter a function in the table and make what it builds reproducible, quiet, and ready to call."""
 
     @functools.wraps(build)
@@ -45,7 +45,7 @@ def factory(build: Callable[[], Built]) -> Callable[[], Built]:
         pipe.set_progress_bar_config(disable=True)
         return pipe, {"num_inference_steps": STEPS, "output_type": "latent"} | call
 
-    FACTORIES[build.__name__] = ready
+    table[build.__name__] = ready
     return ready
 
 

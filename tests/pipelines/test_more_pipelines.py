@@ -1,0 +1,84 @@
+"""TAP on the pipelines that no other test runs over, once each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import tapstudy
+from tests.pipelines.tiny import sample
+from tests.pipelines.tiny_images import IMAGES
+
+# DPMSolverMultistepScheduler hands torch tensors to numpy
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),  # PRXPipeline
+]
+
+CONFIG = tapstudy.TAPConfig(interval=3, warmup_steps=2)
+MASK = "FF..F..F"  # S(3, 2)
+
+# contexts, and the frames, rows and columns of tokens
+BATCHED = ("default",)
+NAMED = ("cond", "uncond")
+UNNAMED = ("default", "context-1")
+EXPECTED: dict[str, tuple[tuple[str, ...], tuple[int, int, int]]] = {
+    "aura_flow": (BATCHED, (1, 4, 6)),
+    "bria": (BATCHED, (1, 8, 12)),
+    "bria_fibo": (BATCHED, (1, 4, 6)),
+    "chroma": (UNNAMED, (1, 4, 6)),
+    "cogview3plus": (BATCHED, (1, 4, 6)),
+    "cogview4": (NAMED, (1, 4, 8)),
+    "longcat_image": (NAMED, (1, 4, 6)),
+    "ovis_image": (NAMED, (1, 4, 6)),
+    # brought to the area of the default size
+    "hidream_image": (BATCHED, (1, 3, 4)),
+    "prx": (BATCHED, (1, 4, 6)),
+    "hunyuan_dit": (BATCHED, (1, 4, 6)),
+    "lumina_next": (BATCHED, (1, 4, 6)),
+    "glm_image": (UNNAMED, (1, 4, 8)),
+}
+MORE = IMAGES
+
+
+def test_every_pipeline_has_a_row() -> None:
+    assert list(EXPECTED) == list(MORE)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_tap_removal_and_recording(name: str, tmp_path: Path) -> None:
+    contexts, (frames, rows, columns) = EXPECTED[name]
+    pipe, call = MORE[name]()
+    call = call | {"num_inference_steps": len(MASK)}
+    reference = sample(pipe, call)
+    assert torch.isfinite(reference).all()
+
+    with tapstudy.apply_tap(pipe, CONFIG) as handle:
+        accelerated = sample(pipe, call)
+        found = handle.summary().contexts
+    assert torch.isfinite(accelerated).all()
+    assert not torch.equal(accelerated, reference)
+    assert {entry.context: entry.mask for entry in found} == dict.fromkeys(contexts, MASK)
+    assert not any(entry.fail_opens for entry in found)
+    tokens = frames * rows * columns
+    chosen = {sum(entry.choices.values()) for entry in found}
+    assert len(chosen) == 1  # guidance in one batch has two samples in its context
+    assert chosen <= {tokens * MASK.count(".") * samples for samples in (1, 2)}
+
+    with tapstudy.apply_tap(pipe, tapstudy.TAPConfig(interval=1, warmup_steps=2)) as handle:
+        assert torch.equal(sample(pipe, call), reference)
+        assert {entry.mask for entry in handle.summary().contexts} == {"F" * len(MASK)}
+    assert torch.equal(sample(pipe, call), reference)
+
+    fields = ("proxy_loss", "true_error", "choice")
+    calls = [call | {"seed": [5]}]
+    run = tapstudy.record(pipe, calls, tmp_path / "run.zarr", fields=fields, config=CONFIG, progress=False).load()
+    assert run.sizes["token"] == tokens
+    assert [int(run[axis].max()) + 1 for axis in ("row", "col")] == [rows, columns]
+    assert ("frame" in run.coords) == (frames > 1)
+    assert frames == 1 or int(run["frame"].max()) + 1 == frames
+    skipped = [step for step, kind in enumerate(MASK) if kind == "."]
+    assert bool((run["true_error"].isel(step=skipped) > 0).any())
+    assert torch.equal(sample(pipe, call), reference)

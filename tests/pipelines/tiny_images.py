@@ -1,0 +1,210 @@
+"""More pipelines of images with tiny random parts, for the light test alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    GemmaConfig,
+    GemmaModel,
+    GlmConfig,
+    GlmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Model,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
+
+from tests.pipelines import text, tiny
+from tests.pipelines.tiny import CAUSAL, GUIDED, HEADS, IMAGE, PADDED, Built, flow, image_vae
+
+IMAGES: dict[str, Callable[[], Built]] = {}
+factory = functools.partial(tiny.factory, table=IMAGES)
+
+LATENT = {"patch_size": 2, "in_channels": 4, "out_channels": 4}
+PACKED = HEADS | {"num_layers": 2, "num_single_layers": 2, "in_channels": 16, "axes_dims_rope": (2, 2, 4)}
+WIDE = {"height": 16, "width": 32}
+DIFFUSION = {"prediction_type": "v_prediction"}
+
+
+def unshifted_vae() -> diffusers.AutoencoderKL:
+    return image_vae(shift_factor=0.0)
+
+
+@factory
+def aura_flow() -> Built:
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        **HEADS, **LATENT, sample_size=12, num_mmdit_layers=2, num_single_dit_layers=2, joint_attention_dim=text.WIDTH,
+        caption_projection_dim=16, pos_embed_max_size=144,
+    )  # fmt: skip
+    pipe = diffusers.AuraFlowPipeline(text.tokenizer(), text.umt5(), image_vae(), transformer, flow())
+    return pipe, GUIDED | IMAGE | PADDED
+
+
+@factory
+def bria() -> Built:
+    transformer = diffusers.BriaTransformer2DModel(**PACKED, joint_attention_dim=text.WIDTH)
+    pipe = diffusers.BriaPipeline(transformer, flow(), unshifted_vae(), text.t5(), text.tokenizer())
+    # the pipeline counts one level more than the autoencoder has
+    return pipe, GUIDED | PADDED | {"height": 32, "width": 48}
+
+
+@factory
+def bria_fibo() -> Built:
+    transformer = diffusers.BriaFiboTransformer2DModel(
+        **(PACKED | {"in_channels": 4}), joint_attention_dim=2 * text.WIDTH, text_encoder_dim=text.WIDTH
+    )
+    encoder = SmolLM3ForCausalLM(SmolLM3Config(**text.DECODER))
+    vae = diffusers.AutoencoderKLWan(**CAUSAL, dim_mult=[1, 1, 1, 1])
+    pipe = diffusers.BriaFiboPipeline(transformer, flow(use_dynamic_shifting=True), vae, encoder, text.tokenizer())
+    return pipe, GUIDED | PADDED | {"height": 64, "width": 96}
+
+
+@factory
+def chroma() -> Built:
+    transformer = diffusers.ChromaTransformer2DModel(
+        **PACKED, joint_attention_dim=text.WIDTH, approximator_num_channels=16, approximator_hidden_dim=16,
+        approximator_layers=1,
+    )  # fmt: skip
+    pipe = diffusers.ChromaPipeline(flow(), unshifted_vae(), text.t5(), text.tokenizer(), transformer)
+    return pipe, GUIDED | IMAGE | PADDED
+
+
+@factory
+def cogview3plus() -> Built:
+    transformer = diffusers.CogView3PlusTransformer2DModel(
+        **HEADS, **LATENT, num_layers=3, text_embed_dim=text.WIDTH, time_embed_dim=8, condition_dim=2,
+        pos_embed_max_size=8, sample_size=8,
+    )  # fmt: skip
+    scheduler = diffusers.CogVideoXDDIMScheduler(**DIFFUSION, rescale_betas_zero_snr=True)
+    pipe = diffusers.CogView3PlusPipeline(text.tokenizer(), text.t5(), image_vae(), transformer, scheduler)
+    return pipe, GUIDED | IMAGE | PADDED
+
+
+@factory
+def cogview4() -> Built:
+    transformer = diffusers.CogView4Transformer2DModel(
+        **HEADS, **LATENT, num_layers=3, text_embed_dim=text.WIDTH, time_embed_dim=8, condition_dim=4
+    )
+    encoder = GlmModel(GlmConfig(**text.DECODER))
+    scheduler = flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear")
+    pipe = diffusers.CogView4Pipeline(text.tokenizer(), encoder, image_vae(), transformer, scheduler)
+    return pipe, GUIDED | WIDE | PADDED
+
+
+@factory
+def longcat_image() -> Built:
+    # the pipeline takes every autoencoder to have 16 channels
+    transformer = diffusers.LongCatImageTransformer2DModel(
+        **(PACKED | {"in_channels": 64}), joint_attention_dim=text.WIDTH
+    )
+    pipe = diffusers.LongCatImagePipeline(
+        flow(use_dynamic_shifting=True), unshifted_vae(), text.qwen2_5_vl(), text.tokenizer(), None, transformer
+    )
+    pipe.tokenizer_max_length = text.LENGTH
+    return pipe, GUIDED | IMAGE | {"enable_prompt_rewrite": False}
+
+
+@factory
+def ovis_image() -> Built:
+    transformer = diffusers.OvisImageTransformer2DModel(**PACKED, out_channels=16, joint_attention_dim=text.WIDTH)
+    encoder = Qwen3Model(text.qwen3().config)
+    pipe = diffusers.OvisImagePipeline(
+        flow(use_dynamic_shifting=True), unshifted_vae(), encoder, text.tokenizer(), transformer
+    )
+    # the stock message is cut off after 28 tokens of its own tokenizer
+    pipe.system_prompt, pipe.user_prompt_begin_id = "", 1
+    return pipe, GUIDED | IMAGE | PADDED
+
+
+@factory
+def hidream_image() -> Built:
+    """Tokens behind the image fill it up to the largest size."""
+    transformer = diffusers.HiDreamImageTransformer2DModel(
+        **HEADS, **LATENT, num_layers=2, num_single_layers=2, caption_channels=[text.WIDTH, text.WIDTH],
+        text_emb_dim=2 * text.WIDTH, num_routed_experts=2, num_activated_experts=1, axes_dims_rope=(4, 2, 2),
+        max_resolution=(16, 16), llama_layers=[0, 1, 2, 2],
+    )  # fmt: skip
+    encoder = LlamaForCausalLM(LlamaConfig(**text.DECODER, attn_implementation="eager"))
+    words = text.tokenizer()
+    pipe = diffusers.HiDreamImagePipeline(
+        flow(shift=3.0), unshifted_vae(), text.clip_with_projection(), words, text.clip_with_projection(), words,
+        text.t5(), words, encoder, text.tokenizer(), transformer,
+    )  # fmt: skip
+    pipe.default_sample_size = 8
+    return pipe, GUIDED | IMAGE | PADDED
+
+
+@factory
+def prx() -> Built:
+    from transformers.models.t5gemma import T5GemmaConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    transformer = diffusers.PRXTransformer2DModel(
+        in_channels=4, patch_size=2, context_in_dim=text.WIDTH, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=3,
+        axes_dim=[4, 4],
+    )  # fmt: skip
+    sizes = text.DECODER | {"layer_types": ["full_attention"] * 3}
+    encoder = T5GemmaEncoder(T5GemmaConfig(encoder=sizes, decoder=sizes, **text.IDS).encoder)
+    pipe = diffusers.PRXPipeline(transformer, flow(shift=3.0), encoder, text.tokenizer(), unshifted_vae())
+    # in place of prompts, which the pipeline cleans with a package that need not be there
+    words = {"prompt_attention_mask": torch.ones(1, text.LENGTH).bool(), "prompt_embeds": tokens(0)}
+    negative = {f"negative_{name}": value for name, value in (words | {"prompt_embeds": tokens(1)}).items()}
+    return pipe, words | negative | IMAGE | {"use_resolution_binning": False}
+
+
+def tokens(seed: int) -> torch.Tensor:
+    """An embedded prompt."""
+    return torch.randn(1, text.LENGTH, text.WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+@factory
+def hunyuan_dit() -> Built:
+    transformer = diffusers.HunyuanDiT2DModel(
+        **HEADS, in_channels=4, patch_size=2, sample_size=8, hidden_size=16, num_layers=4, mlp_ratio=2.0,
+        cross_attention_dim=text.WIDTH, cross_attention_dim_t5=text.WIDTH, pooled_projection_dim=6, text_len=77,
+        text_len_t5=256,
+    )  # fmt: skip
+    sizes = {"hidden_size": text.WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    bert = BertModel(BertConfig(**sizes, **text.IDS))
+    scheduler = diffusers.DDIMScheduler(**DIFFUSION, clip_sample=False)
+    # the pipeline takes every autoencoder to divide height and width by 8
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = diffusers.AutoencoderKL(**tiny.EIGHTH, **levels)
+    pipe = diffusers.HunyuanDiTPipeline(
+        vae, bert, text.tokenizer(), transformer, scheduler, None, None, False, text.t5(), text.tokenizer()
+    )
+    return pipe, GUIDED | {"height": 64, "width": 96, "use_resolution_binning": False}
+
+
+@factory
+def lumina_next() -> Built:
+    transformer = diffusers.LuminaNextDiT2DModel(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=16, num_layers=3, num_attention_heads=2,
+        num_kv_heads=1, multiple_of=16, cross_attention_dim=text.WIDTH,
+    )  # fmt: skip
+    encoder = GemmaModel(GemmaConfig(**text.DECODER))
+    pipe = diffusers.LuminaPipeline(transformer, flow(shift=3.0), image_vae(), encoder, text.tokenizer())
+    # the pipeline takes every autoencoder to divide height and width by 8
+    return pipe, GUIDED | PADDED | {"height": 64, "width": 96, "clean_caption": False}
+
+
+@factory
+def glm_image() -> Built:
+    """The tokens of the prior come with the call, in place of those that a language model of vision would write."""
+    transformer = diffusers.GlmImageTransformer2DModel(
+        **HEADS, **LATENT, num_layers=3, text_embed_dim=text.WIDTH, time_embed_dim=8, condition_dim=4,
+        prior_vq_quantizer_codebook_size=16,
+    )  # fmt: skip
+    vae = image_vae(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    scheduler = flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear")
+    pipe = diffusers.GlmImagePipeline(text.tokenizer(), None, text.t5(), None, vae, transformer, scheduler)
+    prior: Any = torch.arange(32).view(1, 32) % 16
+    return pipe, tiny.PROMPT | PADDED | WIDE | {"prior_token_ids": prior}
