@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from typer.testing import CliRunner
 
+from tapstudy.bench.image_set import forget_pipelines
 from tapstudy.bench.paper import run as running
 from tapstudy.bench.paper.prompts import read_drawbench
 from tapstudy.bench.paper.protocol import PROTOCOLS, find_protocol
@@ -51,6 +52,7 @@ def pipelines() -> int:
 
 def test_the_table_of_the_paper(asked, weights, tmp_path, monkeypatch):
     folder, prompts = asked
+    forget_pipelines()  # of other tests
     before, held = pipelines(), []
 
     def load(names, **options):
