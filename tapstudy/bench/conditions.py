@@ -79,8 +79,14 @@ def arguments_of(conditions: Sequence[Condition]) -> dict[str, Any]:
 
 
 def noise_seed(seed: int, condition: Condition) -> int:
-    """Tell what an image's generator is seeded with: it differs from label to label, and from prompt to prompt."""
-    return 1000 * seed + (condition if isinstance(condition, int) else zlib.crc32(str(condition).encode()) % 1000)
+    """Tell what an image's generator is seeded with: it differs from label to label, and from prompt to prompt.
+
+    Of a call only the prompt counts, so that other arguments, and where its files are, leave the noise as it is.
+    """
+    if isinstance(condition, int):
+        return 1000 * seed + condition
+    text = condition if isinstance(condition, str) else str(condition.to_dict().get("prompt", ""))
+    return 1000 * seed + zlib.crc32(text.encode()) % 1000
 
 
 def read_prompts(path: str | Path) -> list[Condition]:

@@ -99,3 +99,4 @@ def test_another_picture_under_the_same_path_is_another_image(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"mine: no file at .*, which the argument image names"):
         check_conditions(images.labels, "mine")
+    assert noise_seed(0, Call.of({"prompt": "a", "image": "/b.png"})) == noise_seed(0, "a")
