@@ -18,6 +18,8 @@ from tapstudy.bench.speed.real_sizes import REAL_SIZES, RealSizeCosts, real_size
 from tapstudy.instrument.adapters import ADAPTERS, find_adapter  # noqa: E402
 from tests.instrument.tiny_models import VARIANTS, make  # noqa: E402
 from tests.pipelines.tiny import FACTORIES  # noqa: E402
+from tests.pipelines.tiny_images import IMAGES  # noqa: E402
+from tests.pipelines.tiny_videos import VIDEOS  # noqa: E402
 
 PAGE = ROOT / "docs" / "models.md"
 HEADER = ("class", "stock pipelines tested", "full step", "skip step, true residual", "real size", "full pass, TFLOP",
@@ -34,7 +36,10 @@ LEGEND = """
 How to read it:
 
 * **Stock pipelines tested**: pipelines of diffusers, unchanged, with tiny random parts (`tests/pipelines`): the steps
-  that were skipped, the image, two runs in a row, and the bit-equal image after `remove()`.
+  that were skipped, and the bit-equal image with full steps alone and after `remove()`; with those of `tiny.py` also
+  two runs in a row and the true residuals, with the others the grid of a recording. PRX, SkyReels-V2, Wan VACE,
+  ChronoEdit (which clean prompts with `ftfy`), Krea 2 and Nucleus-Image (whose text encoder is left out) are given
+  embedded prompts, GLM-Image also the tokens of its prior.
 * **Full step** and **skip step, true residual** come from `tapstudy.check` on tiny random models in float32 on a CPU
   (`tests/instrument/tiny_models.py`, all variants of a class): the output of a full step under the hooks against the
   plain model, and of a skip step that is handed the true residual against a full step, relative to the largest output;
@@ -167,7 +172,7 @@ the token grid, otherwise every step runs in full.
 def pipelines() -> dict[str, list[str]]:
     """Names of the tested pipelines by transformer class."""
     found: dict[str, set[str]] = defaultdict(set)
-    for build in FACTORIES.values():
+    for build in (FACTORIES | IMAGES | VIDEOS).values():
         pipe, _ = build()
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module) and find_adapter(part) is not None:

@@ -10,6 +10,7 @@ import torch
 import tapstudy
 from tests.pipelines.tiny import sample
 from tests.pipelines.tiny_images import IMAGES
+from tests.pipelines.tiny_videos import VIDEOS
 
 # DPMSolverMultistepScheduler hands torch tensors to numpy
 pytestmark = [
@@ -18,11 +19,12 @@ pytestmark = [
 ]
 
 CONFIG = tapstudy.TAPConfig(interval=3, warmup_steps=2)
-MASK = "FF..F..F"  # S(3, 2)
+MASK = "FF..F."  # S(3, 2)
 
 # contexts, and the frames, rows and columns of tokens
 BATCHED = ("default",)
 NAMED = ("cond", "uncond")
+GUIDER = ("pred_cond", "pred_uncond")
 UNNAMED = ("default", "context-1")
 EXPECTED: dict[str, tuple[tuple[str, ...], tuple[int, int, int]]] = {
     "aura_flow": (BATCHED, (1, 4, 6)),
@@ -39,8 +41,21 @@ EXPECTED: dict[str, tuple[tuple[str, ...], tuple[int, int, int]]] = {
     "hunyuan_dit": (BATCHED, (1, 4, 6)),
     "lumina_next": (BATCHED, (1, 4, 6)),
     "glm_image": (UNNAMED, (1, 4, 8)),
+    "krea2": (UNNAMED, (1, 4, 6)),
+    "nucleus_image": (UNNAMED, (1, 4, 6)),
+    "mochi": (("cond_uncond",), (2, 2, 4)),
+    "allegro": (BATCHED, (2, 2, 4)),
+    "easyanimate": (BATCHED, (2, 2, 4)),
+    "skyreels_v2": (NAMED, (2, 2, 4)),
+    "wan_vace": (NAMED, (2, 2, 4)),
+    "chronoedit": (UNNAMED, (2, 2, 4)),
+    "sana_video": (BATCHED, (2, 2, 4)),
+    "hunyuan_video15": (GUIDER, (2, 2, 3)),
+    "motif_video": (GUIDER, (2, 2, 4)),
+    "anyflow": (BATCHED, (2, 2, 4)),
+    "kandinsky5": (UNNAMED, (2, 2, 4)),
 }
-MORE = IMAGES
+MORE = IMAGES | VIDEOS
 
 
 def test_every_pipeline_has_a_row() -> None:
@@ -73,7 +88,7 @@ def test_tap_removal_and_recording(name: str, tmp_path: Path) -> None:
     assert torch.equal(sample(pipe, call), reference)
 
     fields = ("proxy_loss", "true_error", "choice")
-    calls = [call | {"seed": [5]}]
+    calls = [call | {"seed": 5}]
     run = tapstudy.record(pipe, calls, tmp_path / "run.zarr", fields=fields, config=CONFIG, progress=False).load()
     assert run.sizes["token"] == tokens
     assert [int(run[axis].max()) + 1 for axis in ("row", "col")] == [rows, columns]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BatchEncoding,
@@ -121,3 +122,8 @@ def qwen2_5_vl() -> Qwen2_5_VLForConditionalGeneration:
 def mistral3() -> Mistral3ForConditionalGeneration:
     vision = PixtralVisionConfig(hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     return Mistral3ForConditionalGeneration(Mistral3Config(text_config=MistralConfig(**DECODER), vision_config=vision))
+
+
+def embedded(seed: int) -> torch.Tensor:
+    """A prompt as a text encoder might give it."""
+    return torch.randn(1, LENGTH, WIDTH, generator=torch.Generator().manual_seed(seed))

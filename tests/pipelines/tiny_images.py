@@ -31,6 +31,8 @@ factory = functools.partial(tiny.factory, table=IMAGES)
 LATENT = {"patch_size": 2, "in_channels": 4, "out_channels": 4}
 PACKED = HEADS | {"num_layers": 2, "num_single_layers": 2, "in_channels": 16, "axes_dims_rope": (2, 2, 4)}
 WIDE = {"height": 16, "width": 32}
+# goes with embedded prompts
+MASKED = {f"{name}prompt_embeds_mask": torch.ones(1, text.LENGTH).bool() for name in ("", "negative_")}
 DIFFUSION = {"prediction_type": "v_prediction"}
 
 
@@ -155,14 +157,9 @@ def prx() -> Built:
     encoder = T5GemmaEncoder(T5GemmaConfig(encoder=sizes, decoder=sizes, **text.IDS).encoder)
     pipe = diffusers.PRXPipeline(transformer, flow(shift=3.0), encoder, text.tokenizer(), unshifted_vae())
     # in place of prompts, which the pipeline cleans with a package that need not be there
-    words = {"prompt_attention_mask": torch.ones(1, text.LENGTH).bool(), "prompt_embeds": tokens(0)}
-    negative = {f"negative_{name}": value for name, value in (words | {"prompt_embeds": tokens(1)}).items()}
+    words = {"prompt_attention_mask": torch.ones(1, text.LENGTH).bool(), "prompt_embeds": text.embedded(0)}
+    negative = {f"negative_{name}": value for name, value in (words | {"prompt_embeds": text.embedded(1)}).items()}
     return pipe, words | negative | IMAGE | {"use_resolution_binning": False}
-
-
-def tokens(seed: int) -> torch.Tensor:
-    """An embedded prompt."""
-    return torch.randn(1, text.LENGTH, text.WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
 @factory
@@ -208,3 +205,39 @@ def glm_image() -> Built:
     pipe = diffusers.GlmImagePipeline(text.tokenizer(), None, text.t5(), None, vae, transformer, scheduler)
     prior: Any = torch.arange(32).view(1, 32) % 16
     return pipe, tiny.PROMPT | PADDED | WIDE | {"prior_token_ids": prior}
+
+
+@factory
+def krea2() -> Built:
+    transformer = diffusers.Krea2Transformer2DModel(
+        in_channels=16, num_layers=3, attention_head_dim=8, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=16, num_text_layers=3, text_num_attention_heads=2,
+        text_num_key_value_heads=1, text_intermediate_size=16, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 2, 2),
+    )  # fmt: skip
+    pipe = diffusers.Krea2Pipeline(
+        flow(use_dynamic_shifting=True), qwen_vae(), None, text.tokenizer(), transformer, (1, 2, 3)
+    )
+    words = {"prompt_embeds": layers(0), "negative_prompt_embeds": layers(1)}
+    return pipe, words | MASKED | IMAGE
+
+
+@factory
+def nucleus_image() -> Built:
+    transformer = diffusers.NucleusMoEImageTransformer2DModel(
+        **HEADS, patch_size=2, in_channels=16, out_channels=4, num_layers=3, joint_attention_dim=text.WIDTH,
+        axes_dims_rope=(2, 2, 4), mlp_ratio=8.0, moe_enabled=True, dense_moe_strategy="all_moe", num_experts=4,
+        moe_intermediate_dim=16, capacity_factors=2.0,
+    )  # fmt: skip
+    pipe = diffusers.NucleusMoEImagePipeline(transformer, flow(use_dynamic_shifting=True), qwen_vae(), None, None)
+    words = {"prompt_embeds": text.embedded(0), "negative_prompt_embeds": text.embedded(1)}
+    return pipe, words | MASKED | IMAGE
+
+
+def layers(seed: int) -> torch.Tensor:
+    """Three layers of an embedded prompt."""
+    return torch.stack([text.embedded(seed + 2 * layer) for layer in range(3)], dim=2)
+
+
+def qwen_vae() -> diffusers.AutoencoderKLQwenImage:
+    return diffusers.AutoencoderKLQwenImage(**CAUSAL, dim_mult=[1, 1], temperal_downsample=[False])
