@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+from packaging.version import Version
 
 import tapstudy
 from tests.pipelines.tiny import sample
@@ -14,7 +16,11 @@ from tests.pipelines.tiny_videos import VIDEOS
 
 # DPMSolverMultistepScheduler hands torch tensors to numpy
 pytestmark = [
+    pytest.mark.skipif(
+        Version(diffusers.__version__) < Version("0.42"), reason="older releases of diffusers lack some pipelines"
+    ),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),  # HeliosScheduler
     pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),  # PRXPipeline
 ]
 
@@ -54,6 +60,7 @@ EXPECTED: dict[str, tuple[tuple[str, ...], tuple[int, int, int]]] = {
     "motif_video": (GUIDER, (2, 2, 4)),
     "anyflow": (BATCHED, (2, 2, 4)),
     "kandinsky5": (UNNAMED, (2, 2, 4)),
+    "helios": (NAMED, (2, 2, 4)),
 }
 MORE = IMAGES | VIDEOS
 

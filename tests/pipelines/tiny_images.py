@@ -18,8 +18,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Model,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
 )
 
 from tests.pipelines import text, tiny
@@ -60,6 +58,8 @@ def bria() -> Built:
 
 @factory
 def bria_fibo() -> Built:
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
     transformer = diffusers.BriaFiboTransformer2DModel(
         **(PACKED | {"in_channels": 4}), joint_attention_dim=2 * text.WIDTH, text_encoder_dim=text.WIDTH
     )
@@ -146,16 +146,11 @@ def hidream_image() -> Built:
 
 @factory
 def prx() -> Built:
-    from transformers.models.t5gemma import T5GemmaConfig
-    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
-
     transformer = diffusers.PRXTransformer2DModel(
         in_channels=4, patch_size=2, context_in_dim=text.WIDTH, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=3,
         axes_dim=[4, 4],
     )  # fmt: skip
-    sizes = text.DECODER | {"layer_types": ["full_attention"] * 3}
-    encoder = T5GemmaEncoder(T5GemmaConfig(encoder=sizes, decoder=sizes, **text.IDS).encoder)
-    pipe = diffusers.PRXPipeline(transformer, flow(shift=3.0), encoder, text.tokenizer(), unshifted_vae())
+    pipe = diffusers.PRXPipeline(transformer, flow(shift=3.0), None, text.tokenizer(), unshifted_vae())
     # in place of prompts, which the pipeline cleans with a package that need not be there
     words = {"prompt_attention_mask": torch.ones(1, text.LENGTH).bool(), "prompt_embeds": text.embedded(0)}
     negative = {f"negative_{name}": value for name, value in (words | {"prompt_embeds": text.embedded(1)}).items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import diffusers
 import torch
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, Qwen2_5_VLTextModel, Qwen2VLConfig
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, Qwen2VLConfig
 from transformers import Qwen2VLForConditionalGeneration as Qwen2VL
 
 from tests.pipelines import text, tiny
@@ -114,6 +114,8 @@ def sana_video() -> Built:
 
 @factory
 def hunyuan_video15() -> Built:
+    from transformers import Qwen2_5_VLTextModel
+
     transformer = diffusers.HunyuanVideo15Transformer3DModel(
         **HEADS, in_channels=9, out_channels=4, num_layers=3, num_refiner_layers=1, mlp_ratio=2.0, patch_size=2,
         patch_size_t=1, text_embed_dim=text.WIDTH, text_embed_2_dim=text.WIDTH, image_embed_dim=6,
@@ -166,3 +168,16 @@ def kandinsky5() -> Built:
     # the stock message is cut off after 128 tokens of its own tokenizer
     pipe.prompt_template, pipe.prompt_template_encode_start_idx = "{}", 1
     return pipe, GUIDED | PADDED | VIDEO
+
+
+@factory
+def helios() -> Built:
+    """One chunk of the video, with the history that comes before it."""
+    transformer = diffusers.HeliosTransformer3DModel(
+        **WAN, rope_dim=(4, 2, 2), has_multi_term_memory_patch=True, guidance_cross_attn=True,
+        zero_history_timestep=True,
+    )  # fmt: skip
+    scheduler = diffusers.HeliosScheduler(stages=1, stage_range=[0, 1], gamma=1 / 3)
+    pipe = diffusers.HeliosPipeline(text.tokenizer(), text.umt5(), wan_vae(), scheduler, transformer)
+    window = {"num_frames": 5, "history_sizes": [4, 2, 1], "num_latent_frames_per_chunk": 2}
+    return pipe, EMBEDDED | VIDEO | window
