@@ -61,6 +61,9 @@ def test_a_pipeline_in_a_folder(asked, tmp_path):
     assert recording.sizes["sample"] == 2
     assert recording["choice"].sizes["step"] == 6
     assert np.isfinite(recording["true_error"].sel(step=1)).all()
+    done = run("explore", tmp_path / "run.zarr", "--out", tmp_path / "maps.html")
+    assert done.exit_code == 0, done.output
+    assert "two small boats at dawn" in (tmp_path / "maps.html").read_text()
 
     done = run("ablate", *common, "--steps", 6, "--axis", "method=tap,order0,fewer", "--axis", "interval=3",
                "--axis", "warmup_steps=1", "--out", tmp_path / "sweep")  # fmt: skip
