@@ -119,7 +119,7 @@ def compare_images(
     check_conditions(images.labels, "prompts")
     check_one_size(images.labels, "prompts")
     if len(set(images.pairs)) < len(images):
-        raise ValueError(f"compare: a seed stands there twice, which makes the same images: got {images.seeds}")
+        raise ValueError("compare: a seed or a prompt stands there twice, which makes the same image: leave one out")
     rows = rows_of(methods, intervals, reference, images.steps)
     place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
     with place as path:

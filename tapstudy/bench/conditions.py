@@ -113,11 +113,12 @@ def read_prompts(path: str | Path) -> list[Condition]:
     return with_negative(found, "", str(path))
 
 
-def with_negative(asked: Sequence[Condition], negative: str, where: str) -> list[Condition]:
+def with_negative(asked: Sequence[Condition], negative: str, where: str, *, repeats: bool = False) -> list[Condition]:
     """Give prompts without a negative one of their own this one.
 
     Args:
         where: they come from, for messages.
+        repeats: one may come twice, where every image has a seed of its own.
 
     Raises:
         ValueError: no prompts, or one twice: their images would be the same.
@@ -127,7 +128,7 @@ def with_negative(asked: Sequence[Condition], negative: str, where: str) -> list
         found = [Call.of({"negative_prompt": negative, **as_dict(one)}) for one in found]
     if not found:
         raise ValueError(f"{where} holds no prompts")
-    if twice := [one for one in found if found.count(one) > 1]:
+    if not repeats and (twice := [one for one in found if found.count(one) > 1]):
         raise ValueError(f"{where}: {str(twice[0])!r} stands there twice, which makes the same image: give more seeds")
     return found
 

@@ -102,7 +102,9 @@ def listed(model: str, text: str) -> tuple[LabelPipeline | TextPipeline, tuple[A
     return pipe, tuple(conditions_of(pipe, [text] if text else [], "--labels", examples=10))
 
 
-def conditions_of(pipe: Any, asked: Sequence[Any], option: str, *, negative: str = "", examples: int = 4) -> list[Any]:
+def conditions_of(
+    pipe: Any, asked: Sequence[Any], option: str, *, negative: str = "", examples: int = 4, repeats: bool = False
+) -> list[Any]:
     """Return the labels or prompts that a pipeline is asked for; of an embedded one its examples, if for none.
 
     Says on stderr which words an embedded model has never seen.
@@ -112,6 +114,7 @@ def conditions_of(pipe: Any, asked: Sequence[Any], option: str, *, negative: str
             `read_prompts` gives.
         option: that asks, for messages.
         negative: for prompts without a negative one of their own.
+        repeats: one may come twice, where every image has a seed of its own.
 
     Raises:
         ValueError: none, one twice, labels or arguments that the pipeline does not take.
@@ -144,7 +147,7 @@ def conditions_of(pipe: Any, asked: Sequence[Any], option: str, *, negative: str
         raise ValueError(
             f"--negative is of models of text that take one, and {type(pipe).__name__} does not: leave it out"
         )
-    found = with_negative(found, negative, option)
+    found = with_negative(found, negative, option, repeats=repeats)
     check_conditions(found, option)
     for name in sorted({name for one in found for name in names_in(one)}):
         if name not in taken and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):

@@ -39,7 +39,7 @@ def roughness(
         at_least(0, guidance=guidance)
         if of and subject.model not in (of, Asked.model):
             raise ValueError(f"{of} and --model {subject.model} are two models: give one of them")
-        _, pipe, asked = replace(subject, model=of or subject.model).load()
+        _, pipe, asked = replace(subject, model=of or subject.model).load(repeats=True)
         scale = usual_guidance(pipe) if guidance is None else guidance
         call = arguments_of(asked) | {"seed": list(seeds_of_noise([seed + i for i in range(len(asked))], "--seed"))}
         call |= {} if scale is None else {"guidance_scale": scale}

@@ -94,7 +94,7 @@ def sample(
             "region_size": region_size,
         }
         chosen = _policy(policy, TAPConfig.of(settings), fixed_order, fixed_shift, seed)
-        _, pipe, wanted = subject.load(named or [])
+        _, pipe, wanted = subject.load(named or [], repeats=True)
         seeds = seeds_of_noise([seed + i for i in range(len(wanted))], "--seed")
         usual: dict[str, Any] = {} if guidance is None else {"guidance_scale": guidance}
         with smooth(pipe, smooth_time), apply_policy(pipe, chosen) as handle:

@@ -53,6 +53,7 @@ class Asked:
         named: Sequence[str] = (),
         *,
         examples: int = 4,
+        repeats: bool = False,
         read: Callable[[Path], list[Any]] | None = None,
     ) -> Subject:
         """Load the model, and read what is asked of it.
@@ -60,6 +61,7 @@ class Asked:
         Args:
             named: labels or prompts that were given without an option.
             examples: prompts of an embedded model when nothing is asked for.
+            repeats: one label or prompt may come twice, where every image has a seed of its own.
             read: reads the file of prompts, in place of `read_prompts`.
 
         Raises:
@@ -83,7 +85,9 @@ class Asked:
         pipe = pipe_of(model)
         find_transformers(pipe)
         option = used[0] if used else "--prompt"
-        return Subject(model, pipe, conditions_of(pipe, asked, option, negative=self.negative, examples=examples))
+        return Subject(
+            model, pipe, conditions_of(pipe, asked, option, negative=self.negative, examples=examples, repeats=repeats)
+        )
 
 
 def takes_subject(command: Callable[..., None]) -> Callable[..., None]:

@@ -174,7 +174,7 @@ def test_an_images_own_guidance_holds_and_so_do_its_flops():
     ("asked", "changes", "message"),
     [
         ([0, 0], {}, "'0' stands there twice"),
-        ([0], {"seeds": (0, 0)}, "a seed stands there twice"),
+        ([0], {"seeds": (0, 0)}, "a seed or a prompt stands there twice"),
         ([{"class_labels": [1], "num_inference_steps": 3}], {}, "num_inference_steps is the same for all images"),
         (
             [0],
