@@ -38,8 +38,9 @@ How to read it:
 * **Stock pipelines tested**: pipelines of diffusers, unchanged, with tiny random parts (`tests/pipelines`): the steps
   that were skipped, and the bit-equal image with full steps alone and after `remove()`; with those of `tiny.py` also
   two runs in a row and the true residuals, with the others the grid of a recording. PRX, SkyReels-V2, Wan VACE,
-  ChronoEdit, Helios (which clean prompts with `ftfy`), Krea 2 and Nucleus-Image (whose text encoder is left out) are
-  given embedded prompts, GLM-Image also the tokens of its prior.
+  Wan Animate, ChronoEdit, Helios (which clean prompts with `ftfy`), Krea 2, Nucleus-Image and JoyImage (whose text
+  encoder is left out) are given embedded prompts, GLM-Image also the tokens of its prior. JoyImage is given a size
+  that its own list lacks.
 * **Full step** and **skip step, true residual** come from `tapstudy.check` on tiny random models in float32 on a CPU
   (`tests/instrument/tiny_models.py`, all variants of a class): the output of a full step under the hooks against the
   plain model, and of a skip step that is handed the true residual against a full step, relative to the largest output;

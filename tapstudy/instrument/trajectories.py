@@ -94,6 +94,9 @@ class Trajectories:
     def end(self) -> Trajectory:
         """Free the histories of the pipeline that this is called from, and keep the counts for the summary."""
         trajectory = self._of(find_driver(self.target, Value(None)))
+        # WanAnimatePipeline sets timesteps anew after its last step too
+        if trajectory is self.latest and not trajectory.ended and trajectory.watch.leave():
+            self._seen = self.target_timesteps
         self._end(trajectory)
         return trajectory
 

@@ -30,6 +30,7 @@ class StepWatch:
         self.tick = 0
         self._scheduler: Callable[[], Any] = lambda: None
         self._timesteps: Tensor | None = None
+        self._left: Tensor | None = None
         self._offered: tuple[Tensor | None, int | None] = (None, None)
         self.forget()
 
@@ -84,7 +85,16 @@ class StepWatch:
     def overtaken(self) -> bool:
         """Whether the scheduler has begun a run that this watch has not seen."""
         scheduler = self._scheduler()
-        return scheduler is not None and getattr(scheduler, "timesteps", None) is not self._timesteps
+        timesteps = getattr(scheduler, "timesteps", None)
+        return scheduler is not None and timesteps is not self._timesteps and timesteps is not self._left
+
+    def leave(self) -> bool:
+        """The pipeline is through. Whether the watch saw its last step: timesteps made after it are for no run."""
+        timesteps = self._timesteps
+        seen = timesteps is not None and self.index == len(timesteps) - 1
+        if seen:  # held, as the others
+            self._left = getattr(self._scheduler(), "timesteps", None)
+        return seen
 
     @property
     def finished(self) -> bool:

@@ -219,6 +219,28 @@ def test_every_forward_put_back_behind_our_back():
         assert "another run" in str(handle.summary())
 
 
+def test_timesteps_set_anew_after_the_last_step(monkeypatch):
+    """As WanAnimatePipeline does, for a segment that does not come. The next run without the policy is seen."""
+    pipe, call = FACTORIES["stable_diffusion_3"]()
+    free = type(pipe).maybe_free_model_hooks
+
+    def through(self):
+        self.scheduler.set_timesteps(self.num_timesteps)
+        free(self)
+
+    with tapstudy.apply_tap(pipe, CONFIG) as handle:
+        sample(pipe, call)
+        expected = masks(handle)
+        monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", through)
+        sample(pipe, call)
+        assert masks(handle) == expected
+        assert not handle.summary().notes
+        for module in pipe.transformer.modules():
+            vars(module).pop("forward", None)
+        sample(pipe, call)
+        assert not handle.summary().contexts
+
+
 def test_a_forward_compiled_in_place():
     tiny = make("SD3")
     with tapstudy.apply_policy(tiny.model, Replay()) as handle:

@@ -8,6 +8,8 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.joyimage import image_processor as joyimage_sizes
+from PIL import Image
 from transformers import (
     BertConfig,
     BertModel,
@@ -227,6 +229,21 @@ def nucleus_image() -> Built:
     pipe = diffusers.NucleusMoEImagePipeline(transformer, flow(use_dynamic_shifting=True), qwen_vae(), None, None)
     words = {"prompt_embeds": text.embedded(0), "negative_prompt_embeds": text.embedded(1)}
     return pipe, words | MASKED | IMAGE
+
+
+@factory
+def joyimage_edit() -> Built:
+    """An edit: the image given goes before the one being made. The stock sizes are around 1024 x 1024 alone."""
+    transformer = diffusers.JoyImageEditTransformer3DModel(
+        patch_size=[1, 2, 2], in_channels=4, hidden_size=16, num_attention_heads=2, text_dim=text.WIDTH,
+        mlp_width_ratio=2.0, num_layers=3, rope_dim_list=[4, 2, 2],
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLWan(**CAUSAL, dim_mult=[1, 1, 1, 1])
+    pipe = diffusers.JoyImageEditPipeline(flow(shift=4.0), vae, None, text.tokenizer(), transformer, None)
+    joyimage_sizes.BUCKETS[64] = [(64, 96)]
+    pipe.vae_image_processor = joyimage_sizes.JoyImageEditImageProcessor(basesize=64)
+    words = {"prompt_embeds": text.embedded(0), "negative_prompt_embeds": text.embedded(1)}
+    return pipe, words | MASKED | {"image": Image.linear_gradient("L").resize((96, 64)).convert("RGB")}
 
 
 def layers(seed: int) -> torch.Tensor:

@@ -7,7 +7,16 @@ from collections.abc import Callable
 
 import diffusers
 import torch
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, Qwen2VLConfig
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Qwen2VLConfig,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 from transformers import Qwen2VLForConditionalGeneration as Qwen2VL
 
 from tests.pipelines import text, tiny
@@ -18,12 +27,22 @@ factory = functools.partial(tiny.factory, table=VIDEOS)
 
 # in place of prompts, which some pipelines clean with a package that need not be there
 EMBEDDED = {"prompt_embeds": text.embedded(0), "negative_prompt_embeds": text.embedded(1)}
+VISION = {"hidden_size": text.WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 LATENT = {"in_channels": 4, "out_channels": 4}
 WAN = HEADS | LATENT | {"num_layers": 3, "text_dim": text.WIDTH, "freq_dim": 16, "ffn_dim": 32}
 
 
 def wan_vae() -> diffusers.AutoencoderKLWan:
     return diffusers.AutoencoderKLWan(**CAUSAL, dim_mult=[1, 1, 1, 1])
+
+
+def clip_vision() -> tuple[CLIPVisionModel, CLIPImageProcessor]:
+    encoder = CLIPVisionModel(CLIPVisionConfig(**VISION, image_size=8, patch_size=4))
+    return encoder, CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
+
+
+def gradient(height: int, width: int) -> Image.Image:
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
 
 
 def unipc() -> diffusers.UniPCMultistepScheduler:
@@ -92,9 +111,7 @@ def chronoedit() -> Built:
     transformer = diffusers.ChronoEditTransformer3DModel(
         **(WAN | {"in_channels": 12, "image_dim": text.WIDTH}), rope_temporal_skip_len=8
     )
-    sizes = {"hidden_size": text.WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    encoder = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=8, patch_size=4))
-    processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8)
+    encoder, processor = clip_vision()
     pipe = diffusers.ChronoEditPipeline(
         text.tokenizer(), text.umt5(), encoder, processor, transformer, wan_vae(), flow(shift=5.0)
     )
@@ -181,3 +198,38 @@ def helios() -> Built:
     pipe = diffusers.HeliosPipeline(text.tokenizer(), text.umt5(), wan_vae(), scheduler, transformer)
     window = {"num_frames": 5, "history_sizes": [4, 2, 1], "num_latent_frames_per_chunk": 2}
     return pipe, EMBEDDED | VIDEO | window
+
+
+@factory
+def wan_animate() -> Built:
+    """One segment; the reference image is the first frame of the latent."""
+    transformer = diffusers.WanAnimateTransformer3DModel(
+        **(WAN | {"in_channels": 12}), latent_channels=4, image_dim=text.WIDTH,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8}, motion_encoder_size=16, motion_style_dim=8,
+        motion_dim=4, motion_encoder_dim=8, face_encoder_hidden_dim=8, face_encoder_num_heads=2,
+        inject_face_latents_blocks=1,
+    )  # fmt: skip
+    encoder, processor = clip_vision()
+    pipe = diffusers.WanAnimatePipeline(
+        text.tokenizer(), text.umt5(), wan_vae(), unipc(), processor, encoder, transformer
+    )
+    videos = {"pose_video": [gradient(32, 64)] * 5, "face_video": [gradient(16, 16)] * 5}
+    size = {"height": 32, "width": 64, "segment_frame_length": 5, "guidance_scale": 2.0}
+    return pipe, EMBEDDED | size | videos | {"image": gradient(32, 64)}
+
+
+@factory
+def framepack() -> Built:
+    """One window of the video; the pipeline gives latents in a list, so it decodes."""
+    transformer = diffusers.HunyuanVideoFramepackTransformer3DModel(
+        **HEADS, **LATENT, num_layers=2, num_single_layers=2, num_refiner_layers=1, mlp_ratio=2.0,
+        text_embed_dim=text.WIDTH, pooled_projection_dim=text.WIDTH, rope_axes_dim=(2, 2, 4), has_image_proj=True,
+        image_proj_dim=text.WIDTH, has_clean_x_embedder=True,
+    )  # fmt: skip
+    encoder = SiglipVisionModel(SiglipVisionConfig(**VISION, image_size=8, patch_size=4))
+    pipe = diffusers.HunyuanVideoFramepackPipeline(
+        text.llama(), text.tokenizer(), transformer, diffusers.AutoencoderKLHunyuanVideo(**EIGHTH), flow(shift=7.0),
+        text.clip(), text.tokenizer(), encoder, SiglipImageProcessor(size={"height": 8, "width": 8}),
+    )  # fmt: skip
+    window = {"latent_window_size": 2, "true_cfg_scale": 2.0, "image": gradient(32, 64), "output_type": "np"}
+    return pipe, GUIDED | PADDED | VIDEO | window | {"prompt_template": {"template": "{}", "crop_start": 1}}
