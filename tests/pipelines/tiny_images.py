@@ -8,7 +8,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.joyimage import image_processor as joyimage_sizes
 from PIL import Image
 from transformers import (
     BertConfig,
@@ -234,6 +233,8 @@ def nucleus_image() -> Built:
 @factory
 def joyimage_edit() -> Built:
     """An edit: the image given goes before the one being made. The stock sizes are around 1024 x 1024 alone."""
+    from diffusers.pipelines.joyimage import image_processor as joyimage_sizes  # not in older releases
+
     transformer = diffusers.JoyImageEditTransformer3DModel(
         patch_size=[1, 2, 2], in_channels=4, hidden_size=16, num_attention_heads=2, text_dim=text.WIDTH,
         mlp_width_ratio=2.0, num_layers=3, rope_dim_list=[4, 2, 2],
