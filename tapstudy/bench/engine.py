@@ -128,9 +128,7 @@ def rounded(text: str) -> str:
 
 
 def _plain(value: Any) -> str | None:
-    if isinstance(value, torch.Tensor):
-        return repr(value.tolist())
-    if isinstance(value, np.ndarray):
+    if isinstance(value, torch.Tensor | np.ndarray):
         return repr(value.tolist())
     if isinstance(value, frozenset | set):
         return repr(sorted(value))

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from tapstudy.bench.conditions import Condition
-from tapstudy.bench.image_set import pipe_of
+from tapstudy.bench.image_set import pipe_of, trained_model
 from tapstudy.models.classifier import Classifier, classify
-from tapstudy.models.embedded import EmbeddedPipeline, load_classifier
+from tapstudy.models.embedded import load_classifier
+from tapstudy.models.sources import is_embedded
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Judge:
 
         Of images like those of no data set it is that of digits, which then says little.
         """
-        if not isinstance(pipe_of(model), EmbeddedPipeline):
+        if not is_embedded(trained_model(model)[0]):
             return None
         try:
             return cls(load_classifier(pipe_of(model)))

@@ -148,12 +148,18 @@ def pipeline_folder(name: str | Path) -> Path:
         raise FileNotFoundError(
             f"no model {str(name)!r}: the embedded models are {known or 'none'}; else give a folder or a hub id"
         )
+    return _downloaded(str(name))
+
+
+@lru_cache
+def _downloaded(name: str) -> Path:
+    """Fetch a pipeline from the hub, which a process asks once."""
     try:
-        return Path(DiffusionPipeline.download(str(name)))
+        return Path(DiffusionPipeline.download(name))
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors
         reason = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(
-            f"no folder {str(name)!r}, and the hub gives no pipeline of that name ({reason}): check the name, log in "
+            f"no folder {name!r}, and the hub gives no pipeline of that name ({reason}): check the name, log in "
             "with `hf auth login` where the model asks for it, or give the folder of a saved pipeline"
         ) from error
 

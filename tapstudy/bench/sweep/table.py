@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from tapstudy.bench.compare import alike
 from tapstudy.bench.conditions import Call
 from tapstudy.bench.engine import Job, kept
 from tapstudy.bench.flops import StepFlops
@@ -85,11 +86,10 @@ def tidy(cells: Sequence[Cell], results: Results, failures: Mapping[Job, str] | 
 
 def _measures(cell: Cell, images: ImageSet, own: xr.Dataset, reference: xr.Dataset, results: Results) -> dict[str, Any]:
     """Return a value per image for every variable."""
-    each, whole = [], []
-    for seed, label, mask in zip(images.seeds, images.labels, own["mask"].values, strict=True):
-        image = replace(images, pairs=((seed, label),))
-        each.append(float(_flops(cell, image, results).of(mask)))
-        whole.append(_flops(cell.reference, image, results).of("F" * cell.steps))
+    sized = alike(images)
+    costs = {image: (_flops(cell, image, results), _flops(cell.reference, image, results)) for image in {*sized}}
+    each = [float(costs[image][0].of(mask)) for image, mask in zip(sized, own["mask"].values, strict=True)]
+    whole = [costs[image][1].of("F" * cell.steps) for image in sized]
     return {
         **measures(own, reference, Judge.of(cell.model)),
         "seconds": own["seconds"].values,
