@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import xarray as xr
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from tapstudy.analysis.ablation import ablate, grid
 from tapstudy.analysis.choice_maps import choice_statistics
@@ -50,6 +48,10 @@ from tapstudy.plots.rivals import plot_rivals
 from tapstudy.plots.speed import plot_speed
 from tapstudy.plots.style import save
 from tapstudy.sources import MODEL, SHARED, MissingData, Sources, folder_of
+
+if TYPE_CHECKING:  # the modules above say what brings these two
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 # group -> what to call a run -> its name
 ABLATIONS = {
@@ -270,6 +272,8 @@ def rivals(sources: Sources) -> Figure:
 
 def error_buildup(sources: Sources) -> Figure:
     """Local errors, their coherence, the model's feedback and the deviation."""
+    import xarray as xr
+
     table = sources.table("errors")
     names = ["local_error", "coherence", "feedback_cosine", "deviation"]
     policies = table["policy"].values.tolist()
