@@ -18,54 +18,8 @@ from tapstudy.extras import EXTRAS, need
 
 PACKAGE = Path(tapstudy.__file__).parent
 PROJECT = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+SCRIPT = Path(__file__).with_name("use_the_core.py")
 OF_THE_CORE = {"core", "extras", "instrument", "lazy", "models", "netcdf", "policies", "predictors", "tables"}
-
-SCRIPT = """
-import contextlib, io, json, sys
-from importlib import import_module
-
-import diffusers, torch
-import tapstudy
-
-def outcome(what):
-    try:
-        what()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "ok"
-
-found = {"modules": {}, "names": {}}
-for name in sys.argv[1:]:
-    found["modules"][name] = outcome(lambda: import_module(name))
-for name in tapstudy.__all__:
-    found["names"][name] = outcome(lambda: getattr(tapstudy, name))
-
-torch.manual_seed(0)
-transformer = diffusers.DiTTransformer2DModel(
-    num_attention_heads=2, attention_head_dim=8, num_layers=3, sample_size=8, out_channels=8
-)
-vae = diffusers.AutoencoderKL(
-    block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    norm_num_groups=2, latent_channels=4,
-)
-pipe = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())
-pipe.set_progress_bar_config(disable=True)
-with tapstudy.tap(pipe, interval=3) as handle:
-    pipe(class_labels=[1], num_inference_steps=9, output_type="np")
-found["mask"] = handle.summary().contexts[0].mask
-found["summary"] = str(handle.summary())
-handle = tapstudy.apply_policy(pipe, tapstudy.policies.FirstBlockPolicy(threshold=0.5))
-handle.remove()
-digits = tapstudy.load("mnist-dit")
-digits.set_progress_bar_config(disable=True)
-found["digit"] = digits([3], num_inference_steps=1).images[0].size
-found["text"] = outcome(lambda: tapstudy.load("emoji-flux"))
-said = io.StringIO()
-with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
-    import_module("tapstudy.__main__").main()
-found["command"] = said.getvalue()
-print(json.dumps(found))
-"""
 
 
 def core_distributions():
@@ -90,7 +44,7 @@ def core(tmp_path_factory):
     (site / "tapstudy").symlink_to(PACKAGE)
     modules = sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
     told = subprocess.run(
-        [sys.executable, "-S", "-c", SCRIPT, *(name.removesuffix(".__init__") for name in modules)],
+        [sys.executable, "-S", str(SCRIPT), *(name.removesuffix(".__init__") for name in modules)],
         env={**os.environ, "PYTHONPATH": str(site), "TAPSTUDY_DATA": str(PACKAGE.parent / "data")},
         capture_output=True,
         text=True,
