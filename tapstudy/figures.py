@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,8 @@ from tapstudy.plots.rivals import plot_rivals
 from tapstudy.plots.speed import plot_speed
 from tapstudy.plots.style import save
 from tapstudy.sources import MODEL, SHARED, MissingData, Sources, folder_of
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # the modules above say what brings these two
     import xarray as xr
@@ -108,11 +111,11 @@ def draw_all(
 
 
 def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure | None:
-    """For notebooks: make a figure, save it and return it; without its data, print what is missing."""
+    """For notebooks: make a figure, save it and return it; without its data, log what is missing."""
     try:
         figure = FIGURES[name](sources)
     except MissingData as missing:
-        print(f"{name} left out: {missing}")
+        logger.warning("%s left out: %s", name, missing)
         return None
     save(figure, folder_of(sources.model, out), name)
     return figure
