@@ -28,6 +28,7 @@ OTHERS = {
     "clock": "tapstudy roughness mnist-dit-rough --labels 0,1,2 --figure clock.png",
     "explorer_page": "a screenshot of the page that `tapstudy explore` writes",
 }
+HIDDEN = "---\nhide: [navigation]\n---\n"  # of the home page: its navigation has one entry
 log = logging.getLogger("mkdocs.hooks.site")
 
 
@@ -49,7 +50,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, place, abs_src_path=str(path)))
     for page in COPIED:
         if _source(page).is_file():
-            files.append(File.generated(config, page, content=_source(page).read_text().replace("](docs/", "](")))
+            text = _source(page).read_text().replace("](docs/", "](")
+            files.append(File.generated(config, page, content=HIDDEN * (page == "index.md") + text))
     files.append(File.generated(config, "gallery.md", content="\n".join(_gallery(list(pictures)))))
     files.append(File.generated(config, "reference/commands.md", content="\n".join(_commands())))
     return files
@@ -58,6 +60,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Point at the figures where the site has them, one folder deeper than the repository."""
     return re.sub(r"\.\./((?:\.\./)*(?:figures|data/models)/)", r"\1", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Let a click on a figure open it in full."""
+    return re.sub(r'(<img [^>]*src="([^"]+)"[^>]*>)', r'<a href="\2">\1</a>', html)
 
 
 def _source(page: str) -> Path:
