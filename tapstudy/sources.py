@@ -55,12 +55,12 @@ class Sources:
     @cached_property
     def scores(self) -> xr.Dataset:
         """Scores of all predictors along exact trajectories, in memory."""
-        return self._recording("scores").load()
+        return self.recording("scores").load()
 
     @cached_property
     def features(self) -> xr.Dataset:
         """Probes and residuals of every step, lazily."""
-        return self._recording("features")
+        return self.recording("features")
 
     def table(self, name: str) -> xr.Dataset:
         """Return a table of the study.
@@ -85,7 +85,12 @@ class Sources:
         except FileNotFoundError as error:
             raise self._missing(error, "quality") from None
 
-    def _recording(self, name: str) -> xr.Dataset:
+    def recording(self, name: str) -> xr.Dataset:
+        """Return a recording, lazily.
+
+        Raises:
+            MissingData: there is none.
+        """
         path = folder_of(self.model, self.data / "recordings") / f"{name}.zarr"
         if not path.is_dir():
             how = f"{path.parent} --bundled"

@@ -50,16 +50,16 @@ SETTINGS = ("guidance_stop", "image_size", "smooth_sigma")
 
 
 PROMPTS = (
-    "red apple on a teal background",
-    "dog face noto on a purple background",
-    "rocket twemoji on a blue background",
-    "sunflower noto on a white background",
-    "octopus on a yellow background",
-    "slice of pizza twemoji on a green background",
-    "police car noto on a grey background",
     "woman firefighter medium-dark skin tone noto on a teal background",
-    "guitar twemoji on a orange background",
-    "cat face noto small top left on a black background",
+    "woman artist dark skin tone noto on a orange background",
+    "man construction worker light skin tone noto on a blue background",
+    "man pilot medium-light skin tone twemoji on a grey background",
+    "woman with headscarf medium skin tone noto on a white background",
+    "bride with veil dark skin tone noto on a purple background",
+    "woman police officer medium skin tone noto on a yellow background",
+    "grinning face noto on a purple background",
+    "red apple on a teal background",
+    "octopus on a yellow background",
 )
 
 

@@ -180,12 +180,15 @@ def test_record_features(model, tmp_path):
 
 def test_bundled(model, tmp_path):
     make_bundled(tmp_path, model=model, steps=12)
-    scores, features, closed = (
-        tapstudy.open_recording(tmp_path / f"{name}.zarr") for name in ("scores", "features", "closed_loop")
-    )
+    names = ("scores", "features", "closed_loop", "gallery", "gallery_exact")
+    scores, features, closed, gallery, exact = (tapstudy.open_recording(tmp_path / f"{name}.zarr") for name in names)
     assert scores.sizes["sample"] == 8
     assert {"proxy_loss", "true_error", "choice"} <= set(scores.data_vars) & set(closed.data_vars)
     assert {"probe", "residual"} <= set(features.data_vars)
+    assert gallery["label"].values.tolist() == exact["label"].values.tolist() == ["2", "3", "5", "8"]
+    same = {"label": ["2", "3", "5", "8"]}
+    expected = scores["image"].load().swap_dims(sample="label").sel(same)
+    np.testing.assert_allclose(exact["image"].load().swap_dims(sample="label").sel(same), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize(
