@@ -18,7 +18,7 @@ from tapstudy.figures import FIGURES
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
-LATER = ("changelog.md", "gpu.md")  # pages that the navigation names and that may not be there yet
+LATER = ("changelog.md", "gpu.md", "log.md")  # pages that the navigation names and that may not be there yet
 # figures that `tapstudy figures` does not draw -> what makes them
 OTHERS = {
     "demo_choice_maps": "tapstudy demo",
