@@ -90,9 +90,10 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPi
             another kind.
         ModuleNotFoundError: "emoji-flux" without transformers.
 
-    >>> pipe = tapstudy.load("mnist-dit")  # doctest: +SKIP
-    >>> pipe([3, 1, 4], guidance_scale=2.0).images[0].show()  # doctest: +SKIP
-    >>> tapstudy.load("emoji-flux")("red apple on a teal background").images[0].show()  # doctest: +SKIP
+    Examples:
+        >>> pipe = tapstudy.load("mnist-dit")  # doctest: +SKIP
+        >>> pipe([3, 1, 4], guidance_scale=2.0).images[0].show()  # doctest: +SKIP
+        >>> tapstudy.load("emoji-flux")("red apple on a teal background").images[0].show()  # doctest: +SKIP
     """
     folder = model_folder(model)
     if not (folder / "model_index.json").is_file():
