@@ -30,6 +30,7 @@ from tests.pipelines import tiny
 STEPS = 9  # of every run
 TINY = {"FluxPipeline": "flux", "DiTPipeline": "dit", "QwenImagePipeline": "qwen_image", "WanPipeline": "wan"}
 SHELL = (
+    "WEIGHTS/vbench/bin/pip",
     "export",
     "mkdir",
     "train",
