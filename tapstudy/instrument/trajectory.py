@@ -43,7 +43,7 @@ class ContextRun:
         observed: whether the policy has seen a full step since its history was last emptied.
         misfit: why no step of this size can enter the history, or None.
         taught_nothing: why the last full step has not entered it, or None.
-        kinds: "full", "skip" or "shadow", one per step so far.
+        kinds: "full", "skip", "partial" or "shadow", one per step so far.
         fail_opens: why steps ran in full although the policy wanted to skip.
         choices: how many tokens took each labelled predictor.
         cache_bytes: most memory its history has held, in host memory if it is kept there.
