@@ -15,7 +15,7 @@ from tapstudy.policies.full import FullPolicy
 
 
 class StepFlops(NamedTuple):
-    """Hold FLOPs of one full and one skip step."""
+    """Hold FLOPs of one full step, and of one skip step or the mean of all that are not full."""
 
     full: int
     skip: int
@@ -57,6 +57,21 @@ def step_flops(pipe: Any, policy: Policy | None, sample: Callable[[int], object]
     total, mask = _counted(pipe, policy, sample, max(steps, first + 1))
     skipped = len(mask) - mask.count("F")
     return StepFlops(full, (total - mask.count("F") * full) // skipped if skipped else 0)
+
+
+def run_flops(pipe: Any, policy: Policy, sample: Callable[[int], object], *, steps: int, few: int = 1) -> StepFlops:
+    """Count the FLOPs of a full step, and the mean of all others of a run, some of which may run more than others.
+
+    Args:
+        policy, sample: as for `step_flops`.
+        steps: of the run.
+        few: steps that are enough to count a full one.
+    """
+    full, mask = _counted(pipe, FullPolicy(), sample, few)
+    full //= len(mask)
+    total, mask = _counted(pipe, policy, sample, steps)
+    others = len(mask) - mask.count("F")
+    return StepFlops(full, (total - mask.count("F") * full) // others if others else 0)
 
 
 def _counted(pipe: Any, policy: Policy, sample: Callable[[int], object], steps: int) -> tuple[int, str]:

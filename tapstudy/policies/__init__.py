@@ -12,6 +12,15 @@ from tapstudy.policies.base import ResidualSite as ResidualSite
 from tapstudy.policies.base import RunInfo as RunInfo
 from tapstudy.policies.base import check_policy as check_policy
 from tapstudy.policies.blended import BlendedPolicy as BlendedPolicy
+from tapstudy.policies.blocks.bac import ModuleTablePolicy as ModuleTablePolicy
+from tapstudy.policies.blocks.bac import SimilarityPolicy as SimilarityPolicy
+from tapstudy.policies.blocks.bac import table_of as table_of
+from tapstudy.policies.blocks.dbcache import DBCachePolicy as DBCachePolicy
+from tapstudy.policies.blocks.delta_dit import DeltaDiTPolicy as DeltaDiTPolicy
+from tapstudy.policies.blocks.groups import GroupsPolicy as GroupsPolicy
+from tapstudy.policies.blocks.modules import ModulesPolicy as ModulesPolicy
+from tapstudy.policies.blocks.pab import PABPolicy as PABPolicy
+from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy as TemporalDeltaPolicy
 from tapstudy.policies.caching import CachePolicy as CachePolicy
 from tapstudy.policies.caching import ChangePolicy as ChangePolicy
 from tapstudy.policies.calibrated import CalibratedPolicy as CalibratedPolicy
@@ -26,6 +35,11 @@ from tapstudy.policies.class_rows import ClassRowsPolicy as ClassRowsPolicy
 from tapstudy.policies.class_rows import clean_tokens as clean_tokens
 from tapstudy.policies.class_rows import fit_class_rows as fit_class_rows
 from tapstudy.policies.config import TAPConfig as TAPConfig
+from tapstudy.policies.decision import SKIP as SKIP
+from tapstudy.policies.decision import Decision as Decision
+from tapstudy.policies.decision import Layout as Layout
+from tapstudy.policies.decision import Part as Part
+from tapstudy.policies.decision import leave_out as leave_out
 from tapstudy.policies.dicache import DiCachePolicy as DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy as DiffusersTaylorPolicy
 from tapstudy.policies.drift import DriftPolicy as DriftPolicy
@@ -43,6 +57,7 @@ from tapstudy.policies.margin import MarginPolicy as MarginPolicy
 from tapstudy.policies.nonlinear import NonlinearPolicy as NonlinearPolicy
 from tapstudy.policies.nonlinear import NonlinearTAPPolicy as NonlinearTAPPolicy
 from tapstudy.policies.oracle import OraclePolicy as OraclePolicy
+from tapstudy.policies.parts import PartsPolicy as PartsPolicy
 from tapstudy.policies.random import RandomPolicy as RandomPolicy
 from tapstudy.policies.ridge import RidgePolicy as RidgePolicy
 from tapstudy.policies.several_depths import SeveralDepthsPolicy as SeveralDepthsPolicy

@@ -9,10 +9,18 @@ import torch
 from tapstudy import TAPConfig
 from tapstudy.policies.adaptive import AdaptiveTAPPolicy
 from tapstudy.policies.blended import BlendedPolicy
+from tapstudy.policies.blocks.bac import ModuleTablePolicy, SimilarityPolicy
+from tapstudy.policies.blocks.dbcache import DBCachePolicy
+from tapstudy.policies.blocks.delta_dit import DeltaDiTPolicy
+from tapstudy.policies.blocks.groups import GroupsPolicy
+from tapstudy.policies.blocks.modules import ModulesPolicy
+from tapstudy.policies.blocks.pab import PABPolicy
+from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.calibrated import CalibratedPolicy
 from tapstudy.policies.cg_taylor import CGTaylorPolicy
 from tapstudy.policies.channel_groups import ChannelGroupsPolicy
 from tapstudy.policies.class_rows import ClassRowsPolicy
+from tapstudy.policies.decision import Part
 from tapstudy.policies.dicache import DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
 from tapstudy.policies.drift import DriftPolicy
@@ -107,4 +115,20 @@ def every_policy(channels):
         "wiener": WienerPolicy(*spectrum, CONFIG),
         "wiener shuffled": ShuffledWienerPolicy(*spectrum, CONFIG),
         "zeus": ZeusPolicy(start=2, end=9),
+        **every_partial_policy(),
+    }
+
+
+def every_partial_policy():
+    """Those that run some of the model between full steps, for three blocks."""
+    feed_forward = Part("feed_forward", 1, 2)
+    return {
+        "bac": ModuleTablePolicy({feed_forward: (0, 2, 5)}),
+        "dbcache": DBCachePolicy(1.0, first=1, last=1, warmup_steps=3, order=1),
+        "delta dit": DeltaDiTPolicy(CONFIG, group=2, detail=0),
+        "groups": GroupsPolicy(((1, 2),), CONFIG),
+        "modules": ModulesPolicy(2, CONFIG),
+        "pab": PABPolicy(window=(0, 1)),
+        "similarity": SimilarityPolicy(),
+        "temporal delta": TemporalDeltaPolicy(0.5),
     }
