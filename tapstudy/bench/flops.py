@@ -1,5 +1,5 @@
 """FLOPs of a pipeline call. Convention: one multiply-add is two FLOPs; matrix products, convolutions and attention
-count, element-wise work does not (torch's own counter)."""
+count, element-wise work does not (torch's own counter, to which attention on CPUs is added)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
 
-from torch.utils.flop_counter import FlopCounterMode
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tapstudy.instrument.handle import apply_policy, find_transformers
 from tapstudy.policies.base import Policy
 from tapstudy.policies.full import FullPolicy
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter with the operator that it lacks: attention on CPUs."""
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    on_cpus = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={on_cpus: attention})
 
 
 class StepFlops(NamedTuple):
@@ -27,14 +38,14 @@ class StepFlops(NamedTuple):
 
 def count_flops(run: Callable[[], object]) -> int:
     """Count the FLOPs of everything `run` computes."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run()
     return int(counter.get_total_flops())
 
 
 def transformer_flops(pipe: Any, run: Callable[[], object]) -> int:
     """Count the FLOPs of what `run` computes within the transformers of a pipeline, what is put on them included."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run()
     found = counter.get_flop_counts()
     names = {type(model).__name__ for model, _ in find_transformers(pipe).values()}

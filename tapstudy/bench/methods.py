@@ -37,6 +37,9 @@ from tapstudy.policies.shuffled import ShuffledPolicy
 from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.tokens.ras import RASPolicy
+from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
+from tapstudy.policies.tokens.toca import ToCaPolicy
 from tapstudy.predictors.adams_bashforth import AdamsBashforth
 from tapstudy.predictors.chebyshev import Chebyshev
 from tapstudy.predictors.dmd import DynamicModes
@@ -195,13 +198,14 @@ def _with(name: str, family: Family) -> Method:
     return _beyond(f"tap+{name}", lambda config: TAPPolicy(config, family=Union(TaylorFamily(), family)))
 
 
-def _partial(name: str, policy: Callable[[TAPConfig], Policy], reads: tuple[str, ...] = SCHEDULE) -> Method:
+def _partial(
+    name: str, policy: Callable[[TAPConfig], Policy], reads: tuple[str, ...] = SCHEDULE, kind: Kind = "cache"
+) -> Method:
     """Return a method that runs some of the model between full steps, on a schedule that it is given or its own."""
     fit = partial.PARTIAL.get(name)
     return Method(
-        name, "cache", lambda config, _: policy(config), reads, fit=fit, schedules=(OWN if fit else USUAL,),
-        partial=True,
-    )  # fmt: skip
+        name, kind, lambda config, _: policy(config), reads, fit=fit, schedules=(OWN if fit else USUAL,), partial=True
+    )
 
 
 def _fitted(name: str, kind: Kind, fit: Callable[[Slot], Setting], *schedules: str) -> Method:
@@ -240,6 +244,9 @@ ROWS = (
     _partial("dbcache", lambda config: DBCachePolicy(first=1, last=1, warmup_steps=WARMUP), ()),
     _partial("temporal-delta", lambda config: TemporalDeltaPolicy(), ()),
     _fitted("bac", "cache", partial.bac, OWN),
+    _partial("toca", lambda config: ToCaPolicy(config=config)),
+    _partial("duca", lambda config: ToCaPolicy(config=config, every=2)),
+    _partial("ras", lambda config: RASPolicy(), ()),
     _tap("tap", *SCHEDULES, SEARCHED, title="TAP"),
     _tap("region", USUAL, granularity="region"),
     _tap("step", *SCHEDULES, SEARCHED, granularity="step"),
@@ -256,6 +263,11 @@ ROWS = (
     _with("hermite", HermiteFamily(orders=(1, 2))),
     _with("chebyshev", Chebyshev()),
     _beyond("tap+dmd", lambda config: NonlinearTAPPolicy((DynamicModes(),), config)),
+    _partial("tap+tokens", lambda config: TAPTokensPolicy(config=config), _all_but(*GRANULARITY), "beyond"),
+    _partial("tap+tokens-error", lambda config: TAPTokensPolicy(config=config, names="error"), _all_but(*GRANULARITY),
+             "beyond"),
+    _partial("tap+tokens-random", lambda config: TAPTokensPolicy(config=config, names="random"),
+             _all_but(*GRANULARITY), "control"),
     _fitted("step-table", "beyond", calibrated.step_table, USUAL),
     _fitted("step-table-output", "beyond", calibrated.step_table_output),
     _fitted("fitted", "beyond", calibrated.fitted, *SCHEDULES),

@@ -59,6 +59,9 @@ class Call:
         decision: what runs in a partial pass.
         entered: the streams of tokens that entered a group of blocks, image first.
         slots: how many modules of a part have had their turn.
+        cuts: whether the pass has come to where tokens are cut out.
+        cut: whether they have been.
+        stream_length: of the stream that they were cut out of.
     """
 
     run: ContextRun
@@ -92,6 +95,9 @@ class Call:
     decision: Decision = SKIP
     entered: dict[Part, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     slots: Counter[Part] = field(default_factory=Counter)
+    cuts: bool = False
+    cut: bool = False
+    stream_length: int = 0
 
     @property
     def stops(self) -> bool:
@@ -258,7 +264,8 @@ def checked(decision: Decision, call: Call) -> Decision:
         decision,
         f"{type(policy).__name__}.decision at step {call.step}",
         parts=policy.watched if isinstance(policy, PartsPolicy) else (),
-        tokens=prod(call.grid) if policy.runs_tokens else None,
+        tokens=prod(call.grid),
+        apart=policy.runs_tokens,
         models=len(getattr(policy, "models", ())),
     )
     return decision

@@ -23,6 +23,7 @@ from tapstudy.instrument.driver import Value, run_info
 from tapstudy.instrument.idle import hand_out, keep_blanks
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
 from tapstudy.instrument.presence import Presence, refuse_other_caches
+from tapstudy.instrument.token_runs import spread, spread_latent
 from tapstudy.instrument.tokens import ImageTokens, add_into, text_length
 from tapstudy.instrument.trajectories import Trajectories, Turn
 from tapstudy.instrument.trajectory import ContextRun
@@ -315,7 +316,7 @@ class Instrument:
         """Take the input of the tail, (batch, sequence or frame, row, column, channel); return what it shall see."""
         sequence = tail.flatten(1, -2)
         if call.state == "partial":
-            return tail
+            return tail if call.decision.tokens is None else spread(call, sequence, self._predict)
         if call.state != "skip":
             reason = call.incomplete(call.start, tail=sequence)
             if reason is not None:
@@ -342,7 +343,7 @@ class Instrument:
     def _finish_latent(self, call: Call, output: Any) -> Any:
         """With the residual in latent space: the output of this pass. `output` is what the model gave, if it ran."""
         channels = self.adapter.channel_dim
-        if call.state == "partial":
+        if call.state == "partial" and call.decision.tokens is None:
             return output
         if call.state != "skip":
             sample, call.run.form = Form.read(output)
@@ -357,7 +358,8 @@ class Instrument:
                 return self._observe(call, output)
         form = call.run.form
         assert form is not None
-        residual = from_tokens(self._predict(call), call.grid, channel_dim=channels, shape=form.shape)
+        whole = self._predict(call) if call.decision.tokens is None else spread_latent(call, self._predict)
+        residual = from_tokens(whole, call.grid, channel_dim=channels, shape=form.shape)
         output = latent_sum(call.model_input, residual) if call.relative else residual
         return form.wrap(output, return_dict=call.return_dict)
 

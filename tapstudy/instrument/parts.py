@@ -6,6 +6,7 @@ The hooks stand inside the others: a block that a skip step passes over never co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from tapstudy.core.apart import apart
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, Host
 from tapstudy.instrument.places import Hook, Method
+from tapstudy.instrument.token_runs import token_hooks
 from tapstudy.policies.base import Policy
 from tapstudy.policies.decision import Layout, Part, Site, Value
 from tapstudy.policies.parts import PartsPolicy, each
@@ -73,8 +75,11 @@ def part_hooks(host: Host, layout: Layout) -> Iterator[tuple[nn.Module, Hook]]:
     """Make the hooks that a policy's decisions need.
 
     Raises:
-        ValueError: the policy keeps modules, and a block holds one of a kind that nobody knows.
+        ValueError: the policy keeps modules, and a block holds one of a kind that nobody knows; or it names tokens,
+            and nobody knows how those of the model run apart.
     """
+    if host.policy.runs_tokens:
+        yield from token_hooks(host)
     parts = watched_parts(host.policy, layout)
     blocks, _ = host.adapter.modules(host.model)
     for index, (block, block_list) in enumerate(blocks):
@@ -230,7 +235,15 @@ def _tell(call: Call, part: Part, slot: int, output: Value) -> None:
 def _answer(
     call: Call, part: Part, slot: int, inner: Callable[..., Any], args: tuple[Any, ...], tokens: Tensor | None
 ) -> Value:
-    del inner, args, tokens
+    """Give what the policy predicts, but for tokens of the image that run; they are the first module's."""
     policy = call.run.policy
     assert isinstance(policy, PartsPolicy)
-    return policy.predict_part(call.step, part, slot)
+    value = policy.predict_part(call.step, part, slot)
+    if tokens is None or slot > 0:
+        return value
+    if not (args and isinstance(value, Tensor) and value.shape[1] == args[0].shape[1] == prod(call.grid)):
+        raise RuntimeError(f"{part} takes more than the tokens of the image, so single ones cannot run there")
+    tokens = tokens.to(value.device)
+    value = value.index_copy(1, tokens, inner(args[0].index_select(1, tokens), *args[1:]).to(value.dtype))
+    _tell(call, part, slot, value)
+    return value

@@ -80,7 +80,7 @@ class Decision:
 
     Attributes:
         parts: what does not run, and is answered by `predict_part`; all other parts do. Beside a part the only tokens
-            of the image, (token,), that run there all the same, or None.
+            of the image, (token,), that run there all the same, or None. Feed-forward layers alone can do so.
         tokens: (token,), sorted: the tokens of the image that run through all blocks, in every sample of the pass. They
             attend to the keys and values that the others had when they last ran. The policy predicts the residual of
             the others.
@@ -100,13 +100,16 @@ def leave_out(parts: Collection[Part]) -> Decision:
     return Decision(dict.fromkeys(parts))
 
 
-def check_decision(decision: Decision, where: str, *, parts: Collection[Part], tokens: int | None, models: int) -> None:
+def check_decision(
+    decision: Decision, where: str, *, parts: Collection[Part], tokens: int, apart: bool, models: int
+) -> None:
     """Check a decision that is not `SKIP` against what the policy has said it may name.
 
     Args:
         where: what gave it, for messages.
         parts: that the policy watches.
-        tokens: of the image; None where they cannot run apart.
+        tokens: of the image.
+        apart: whether they may run through all blocks while the others do not.
         models: how many others there are.
 
     Raises:
@@ -125,14 +128,16 @@ def check_decision(decision: Decision, where: str, *, parts: Collection[Part], t
         raise ValueError(f"{where} leaves out groups of blocks that overlap: {groups}")
     if decision.model is not None and not 0 <= decision.model < models:
         raise ValueError(f"{where} names model {decision.model}, but the policy has {models} others")
+    if decision.tokens is not None and not apart:
+        raise ValueError(f"{where} names tokens, and the policy does not set runs_tokens")
+    if wrong := [part for part, some in decision.parts.items() if some is not None and part.site != "feed_forward"]:
+        raise ValueError(f"{where} lets some tokens run in {wrong[0]}: only feed-forward layers take them one by one")
     for name, chosen in (("tokens", decision.tokens), *((str(part), some) for part, some in decision.parts.items())):
         if chosen is not None:
             _check_tokens(chosen, f"{where}: {name}", tokens)
 
 
-def _check_tokens(chosen: Tensor, where: str, count: int | None) -> None:
-    if count is None:
-        raise ValueError(f"{where}: no tokens can be named, the policy does not set runs_tokens")
+def _check_tokens(chosen: Tensor, where: str, count: int) -> None:
     if chosen.ndim != 1 or chosen.dtype != torch.int64 or not 0 < len(chosen) <= count:
         raise ValueError(
             f"{where}: tokens must be int64, of shape (token,) and at least one of {count}, got {chosen.dtype} of "

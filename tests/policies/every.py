@@ -41,6 +41,9 @@ from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.policies.teacache import TeaCachePolicy
+from tapstudy.policies.tokens.ras import RASPolicy
+from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
+from tapstudy.policies.tokens.toca import ToCaPolicy
 from tapstudy.policies.wiener import ShuffledWienerPolicy, WienerPolicy
 from tapstudy.policies.zeus import ZeusPolicy
 from tapstudy.predictors.dmd import DynamicModes
@@ -131,4 +134,8 @@ def every_partial_policy():
         "pab": PABPolicy(window=(0, 1)),
         "similarity": SimilarityPolicy(),
         "temporal delta": TemporalDeltaPolicy(0.5),
+        "ras": RASPolicy(0.3, dense=2),
+        "tap tokens": TAPTokensPolicy(0.25, CONFIG),
+        "tap tokens error": TAPTokensPolicy(0.25, CONFIG, names="error"),
+        "toca": ToCaPolicy(0.25, CONFIG),
     }

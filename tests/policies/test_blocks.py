@@ -44,7 +44,7 @@ class Dummy:
             full = policy.wants_full(step) or (policy.decides_by_probe and policy.wants_full_given(step, probe))
             decision = Decision() if full else policy.decision(step, probe)
             if not full:
-                check_decision(decision, "test", parts=policy.watched, tokens=None, models=0)
+                check_decision(decision, "test", parts=policy.watched, tokens=1, apart=False, models=0)
             for part in policy.watched:
                 if part in decision.parts:
                     given[step, part] = policy.predict_part(step, part, 0)
@@ -66,7 +66,7 @@ def test_layout():
 
 def test_decisions_are_checked():
     block, other = Part("block", 0, 2), Part("block", 1, 3)
-    given = {"parts": (block, other), "tokens": 4, "models": 1}
+    given = {"parts": (block, other), "tokens": 4, "apart": True, "models": 1}
     check_decision(Decision({block: None}), "here", **given)
     check_decision(Decision(tokens=torch.tensor([0, 3])), "here", **given)
     for wrong, message in (
@@ -77,9 +77,12 @@ def test_decisions_are_checked():
         (Decision(tokens=torch.tensor([3, 0])), "sorted"),
         (Decision(tokens=torch.tensor([0, 4])), "below 4"),
         (Decision(tokens=torch.tensor([0.0])), "int64"),
+        (Decision({block: torch.tensor([0])}), "only feed-forward layers"),
     ):
         with pytest.raises(ValueError, match=message):
             check_decision(wrong, "here", **given)
+    with pytest.raises(ValueError, match="does not set runs_tokens"):
+        check_decision(Decision(tokens=torch.tensor([0])), "here", **{**given, "apart": False})
     with pytest.raises(TypeError, match="must return a Decision"):
         check_decision("skip", "here", **given)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import get_args
 
 import torch
@@ -20,9 +21,13 @@ from tapstudy.policies.blocks.pab import PABPolicy
 from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.decision import Part, Site
+from tapstudy.policies.tokens.ras import RASPolicy
+from tapstudy.policies.tokens.tap_tokens import Names, TAPTokensPolicy
+from tapstudy.policies.tokens.toca import ToCaPolicy
 
 NEAR = 0.05  # share of the target by which options may be off that are chosen among by quality
 TRIALS = 9
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 def cost(slot: Slot, setting: Setting) -> float:
@@ -143,10 +148,55 @@ def bac(slot: Slot) -> Setting:
     return affordable(slot, f"bac-{slot.passes}", options)
 
 
+def toca(slot: Slot, *, every: int = 1) -> Setting:
+    def options() -> dict[str, Setting]:
+        return {
+            f"{interval} {share:g}": Setting.of(ToCaPolicy(share, TAPConfig(interval=interval), every=every))
+            for interval in range(2, slot.steps // 2)
+            for share in SHARES
+        }
+
+    return affordable(slot, f"toca-{every}", options)
+
+
+def ras(slot: Slot) -> Setting:
+    def options() -> dict[str, Setting]:
+        return {
+            f"{share:g} {dense} {len(resets)}": Setting.of(RASPolicy(share, dense=dense, resets=resets))
+            for share in (*SHARES, 0.75)
+            for dense in (WARMUP, 4, 6)
+            for resets in ((), (0.5,), (0.4, 0.75))
+        }
+
+    return affordable(slot, "ras", options)
+
+
+def tap_tokens(slot: Slot, *, names: Names) -> Setting:
+    """Take longer windows than TAP's, and tokens at all steps of them or at every other."""
+
+    def options() -> dict[str, Setting]:
+        return {
+            f"{interval} {share:g} {every}": Setting.of(
+                TAPTokensPolicy(share, TAPConfig(interval=interval), names=names, every=every)
+            )
+            for interval in range(2, slot.steps // 2)
+            for share in SHARES
+            for every in (1, 2)
+        }
+
+    return affordable(slot, f"tap-tokens-{names}", options)
+
+
 PARTIAL: dict[str, Callable[[Slot], Setting]] = {
     "delta-dit": delta_dit,
     "pab": pab,
     "dbcache": dbcache,
     "temporal-delta": temporal_delta,
     "bac": bac,
+    "toca": toca,
+    "duca": partial(toca, every=2),
+    "ras": ras,
+    "tap+tokens": partial(tap_tokens, names="probe"),
+    "tap+tokens-error": partial(tap_tokens, names="error"),
+    "tap+tokens-random": partial(tap_tokens, names="random"),
 }
