@@ -110,6 +110,13 @@ class Call:
         if not full and (decision := self.run.policy.decision(self.step, probe)) is not SKIP:
             self.decision, self.state = checked(decision, self), "partial"
 
+    def maker(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what makes this pass: the model's own forward, or another model."""
+        if self.decision.model is None:
+            return original
+        model: Callable[..., Any] = self.run.policy.models[self.decision.model]  # type: ignore[attr-defined]
+        return model
+
     @property
     def probe(self) -> Tensor | None:
         """(batch, token, channel), or (2, batch, token, channel) of the kind `stream`."""

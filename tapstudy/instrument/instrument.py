@@ -195,7 +195,7 @@ class Instrument:
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         run, call, device = self._prepare(name, args, kwargs)
-        self.call = call
+        self.call, original = call, original if call is None else call.maker(original)
         try:
             with run.clock.measure(device) as note:
                 output = None

@@ -43,6 +43,7 @@ from tapstudy.policies.decision import leave_out as leave_out
 from tapstudy.policies.dicache import DiCachePolicy as DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy as DiffusersTaylorPolicy
 from tapstudy.policies.drift import DriftPolicy as DriftPolicy
+from tapstudy.policies.easycache import EasyCachePolicy as EasyCachePolicy
 from tapstudy.policies.ertacache import ERTACachePolicy as ERTACachePolicy
 from tapstudy.policies.ertacache import ErtaCalibration as ErtaCalibration
 from tapstudy.policies.ertacache import calibrate_erta as calibrate_erta
@@ -54,6 +55,7 @@ from tapstudy.policies.full import FullPolicy as FullPolicy
 from tapstudy.policies.magcache import MagCachePolicy as MagCachePolicy
 from tapstudy.policies.magcache import magnitude_ratios as magnitude_ratios
 from tapstudy.policies.margin import MarginPolicy as MarginPolicy
+from tapstudy.policies.model_switch import ModelSwitchPolicy as ModelSwitchPolicy
 from tapstudy.policies.nonlinear import NonlinearPolicy as NonlinearPolicy
 from tapstudy.policies.nonlinear import NonlinearTAPPolicy as NonlinearTAPPolicy
 from tapstudy.policies.oracle import OraclePolicy as OraclePolicy

@@ -24,6 +24,7 @@ from tapstudy.policies.decision import Part
 from tapstudy.policies.dicache import DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
 from tapstudy.policies.drift import DriftPolicy
+from tapstudy.policies.easycache import EasyCachePolicy
 from tapstudy.policies.ertacache import ERTACachePolicy, ErtaCalibration
 from tapstudy.policies.first_block import FirstBlockPolicy
 from tapstudy.policies.first_window import FirstWindowPolicy
@@ -31,6 +32,7 @@ from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.magcache import MagCachePolicy
 from tapstudy.policies.margin import MarginPolicy
+from tapstudy.policies.model_switch import ModelSwitchPolicy
 from tapstudy.policies.nonlinear import NonlinearPolicy, NonlinearTAPPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
@@ -53,6 +55,7 @@ from tapstudy.predictors.pade import Pade, TCPade
 from tapstudy.predictors.taylor import TaylorFamily
 from tapstudy.predictors.token_least_squares import TokenLeastSquares
 from tapstudy.predictors.union import Union
+from tests.instrument.tiny_models import make
 
 STEPS = 10
 CONFIG = TAPConfig(interval=4, warmup_steps=3)
@@ -96,6 +99,7 @@ def every_policy(channels):
         "dicache difference": DiCachePolicy(0.5, error="difference"),
         "diffusers taylor": DiffusersTaylorPolicy(),
         "drift": DriftPolicy(CONFIG),
+        "easycache": EasyCachePolicy(0.8, warmup_steps=2),
         "ertacache": ERTACachePolicy(ERTA),
         "first block": FirstBlockPolicy(10.0),
         "first window": FirstWindowPolicy(config=CONFIG),
@@ -134,6 +138,7 @@ def every_partial_policy():
         "pab": PABPolicy(window=(0, 1)),
         "similarity": SimilarityPolicy(),
         "temporal delta": TemporalDeltaPolicy(0.5),
+        "model switch": ModelSwitchPolicy(make("SD3").model, 6),
         "ras": RASPolicy(0.3, dense=2),
         "tap tokens": TAPTokensPolicy(0.25, CONFIG),
         "tap tokens error": TAPTokensPolicy(0.25, CONFIG, names="error"),

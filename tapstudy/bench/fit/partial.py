@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 
@@ -25,6 +25,7 @@ from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import Names, TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
 
+T = TypeVar("T")
 NEAR = 0.05  # share of the target by which options may be off that are chosen among by quality
 TRIALS = 9
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -44,17 +45,41 @@ def cost(slot: Slot, setting: Setting) -> float:
             return run(image.steps) / full
 
 
-def affordable(slot: Slot, name: str, options: Callable[[], Mapping[str, Setting]]) -> Setting:
-    """Return the best on tuning images of the options that are about as expensive as the slot's full passes."""
-    held, found = slot.held_out, options()
-    costs: Mapping[str, float] = held.value(
-        f"costs-{name}", lambda: {key: cost(slot, setting) for key, setting in found.items()}
-    )
-    off = {key: abs(value - slot.passes) for key, value in costs.items()}
-    near = [key for key in off if off[key] <= NEAR * slot.passes] or [min(off, key=lambda key: off[key])]
-    if len(near) == 1:
-        return found[near[0]]
-    return found[held.choose(f"{name}-{slot.passes}", lambda: {key: found[key] for key in near})]
+def affordable(slot: Slot, name: str, makes: Mapping[str, Callable[[T], Setting]], values: Sequence[T]) -> Setting:
+    """Return the best on tuning images of the settings about as expensive as the slot's full passes.
+
+    Args:
+        name: under which costs are kept.
+        makes: by name, what makes a setting of a value.
+        values: from the most expensive to the cheapest. Of every maker the one that comes closest is a candidate.
+    """
+    held, target = slot.held_out, float(slot.passes)
+
+    def search(make: Callable[[T], Setting]) -> list[float]:
+        """Return the index of the value that comes closest, and by how much it misses."""
+        low, high = 0, len(values) - 1
+        known: dict[int, float] = {}
+
+        def cost_at(index: int) -> float:
+            if index not in known:
+                known[index] = cost(slot, make(values[index]))
+            return known[index]
+
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if cost_at(middle) > target else (low, middle)
+        for index in (low - 1, low):
+            if index >= 0:
+                cost_at(index)
+        found = min(known, key=lambda index: abs(known[index] - target))
+        return [found, abs(known[found] - target)]
+
+    places = held.value(f"costs-{name}-{slot.passes}", lambda: {key: search(make) for key, make in makes.items()})
+    least = min(off for _, off in places.values())
+    found = {
+        key: makes[key](values[int(index)]) for key, (index, off) in places.items() if off <= max(NEAR * target, least)
+    }
+    return found[held.choose(f"{name}-{slot.passes}", lambda: found) if len(found) > 1 else next(iter(found))]
 
 
 def tuned(slot: Slot, name: str, make: Callable[[float], Setting]) -> Setting:
@@ -73,27 +98,24 @@ def delta_dit(slot: Slot) -> Setting:
     """Take groups of half of the blocks, of three quarters, and of all but one, the same at all times or not."""
     blocks = blocks_of(slot)
 
-    def options() -> dict[str, Setting]:
-        return {
-            f"{interval} {group} {detail:g}": Setting.of(
-                DeltaDiTPolicy(TAPConfig(interval=interval), group=group, detail=detail)
-            )
-            for group in sorted({blocks // 2, 3 * blocks // 4, blocks - 1})
-            for interval in range(2, slot.steps // 2)
-            for detail in (0.0, 0.5)
-        }
+    def maker(group: int, detail: float) -> Callable[[int], Setting]:
+        return lambda interval: Setting.of(DeltaDiTPolicy(TAPConfig(interval=interval), group=group, detail=detail))
 
-    return affordable(slot, "delta-dit", options)
+    makes = {
+        f"{group} {detail:g}": maker(group, detail)
+        for group in sorted({max(1, blocks // 2), max(1, 3 * blocks // 4), blocks - 1})
+        for detail in (0.0, 0.5)
+    }
+    return affordable(slot, "delta-dit", makes, intervals(slot))
 
 
 def pab(slot: Slot) -> Setting:
-    def options() -> dict[str, Setting]:
-        return {
-            f"{attention} {2 * attention}": Setting.of(PABPolicy(attention, 2 * attention))
-            for attention in range(2, slot.steps // 2)
-        }
+    return affordable(slot, "pab", {"pab": lambda pace: Setting.of(PABPolicy(pace, 2 * pace))}, intervals(slot))
 
-    return affordable(slot, "pab", options)
+
+def intervals(slot: Slot) -> range:
+    """Return intervals of a schedule, from the most expensive."""
+    return range(2, max(3, slot.steps // 2))
 
 
 def dbcache(slot: Slot, *, order: int = 0) -> Setting:
@@ -136,55 +158,44 @@ def bac(slot: Slot) -> Setting:
     alike = {Part(sites[site], first, first + 1): values for site, first, values in found["alike"]}
     errors = {int(block): float(value) for block, value in found["errors"]}
 
-    def options() -> dict[str, Setting]:
-        return {
-            f"{refreshes} {upstream}": Setting.of(
-                ModuleTablePolicy(table_of(alike, refreshes=refreshes, errors=errors, upstream=upstream))
-            )
-            for refreshes in range(2, slot.passes + 1)
-            for upstream in sorted({0, blocks_of(slot) // 4})
-        }
+    def maker(upstream: int) -> Callable[[int], Setting]:
+        return lambda refreshes: Setting.of(
+            ModuleTablePolicy(table_of(alike, refreshes=refreshes, errors=errors, upstream=upstream))
+        )
 
-    return affordable(slot, f"bac-{slot.passes}", options)
+    makes = {f"{upstream}": maker(upstream) for upstream in sorted({0, blocks_of(slot) // 4})}
+    return affordable(slot, "bac", makes, range(slot.passes, 0, -1))
 
 
 def toca(slot: Slot, *, every: int = 1) -> Setting:
-    def options() -> dict[str, Setting]:
-        return {
-            f"{interval} {share:g}": Setting.of(ToCaPolicy(share, TAPConfig(interval=interval), every=every))
-            for interval in range(2, slot.steps // 2)
-            for share in SHARES
-        }
+    def maker(share: float) -> Callable[[int], Setting]:
+        return lambda interval: Setting.of(ToCaPolicy(share, TAPConfig(interval=interval), every=every))
 
-    return affordable(slot, f"toca-{every}", options)
+    return affordable(slot, f"toca-{every}", {f"{share:g}": maker(share) for share in SHARES}, intervals(slot))
 
 
 def ras(slot: Slot) -> Setting:
-    def options() -> dict[str, Setting]:
-        return {
-            f"{share:g} {dense} {len(resets)}": Setting.of(RASPolicy(share, dense=dense, resets=resets))
-            for share in (*SHARES, 0.75)
-            for dense in (WARMUP, 4, 6)
-            for resets in ((), (0.5,), (0.4, 0.75))
-        }
+    def maker(dense: int, resets: tuple[float, ...]) -> Callable[[float], Setting]:
+        return lambda share: Setting.of(RASPolicy(share, dense=dense, resets=resets))
 
-    return affordable(slot, "ras", options)
+    makes = {
+        f"{dense} {len(resets)}": maker(dense, resets)
+        for dense in (WARMUP, WARMUP + 1)
+        for resets in ((), (0.5,), (0.4, 0.75))
+    }
+    return affordable(slot, "ras", makes, (0.75, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02))
 
 
 def tap_tokens(slot: Slot, *, names: Names) -> Setting:
     """Take longer windows than TAP's, and tokens at all steps of them or at every other."""
 
-    def options() -> dict[str, Setting]:
-        return {
-            f"{interval} {share:g} {every}": Setting.of(
-                TAPTokensPolicy(share, TAPConfig(interval=interval), names=names, every=every)
-            )
-            for interval in range(2, slot.steps // 2)
-            for share in SHARES
-            for every in (1, 2)
-        }
+    def maker(share: float, every: int) -> Callable[[int], Setting]:
+        return lambda interval: Setting.of(
+            TAPTokensPolicy(share, TAPConfig(interval=interval), names=names, every=every)
+        )
 
-    return affordable(slot, f"tap-tokens-{names}", options)
+    makes = {f"{share:g} {every}": maker(share, every) for share in SHARES for every in (1, 2)}
+    return affordable(slot, f"tap-tokens-{names}", makes, intervals(slot))
 
 
 PARTIAL: dict[str, Callable[[Slot], Setting]] = {
