@@ -193,7 +193,9 @@ def assemble(anchors: Sequence[Tensor], weights: Tensor, choice: Tensor, *, fuse
     if assembled is not None:
         return assembled
     dtype = torch.promote_types(anchors[0].dtype, torch.float32)
-    rows = resident(weights, choice.device).to(dtype)[choice]  # (B, N, J)
+    rows = resident(weights, choice.device, Tensor.double if dtype == torch.float64 else Tensor.float)[
+        choice
+    ]  # (B, N, J)
     result = anchors[0] * rows[..., :1]  # (B, N, D)
     for j, anchor in enumerate(anchors[1:], start=1):
         result.addcmul_(anchor.to(dtype), rows[..., j : j + 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ class Size(NamedTuple):
     residual: torch.dtype = torch.float32
 
 
-SIZES = {"FLUX.1-dev, 1024 x 1024": Size(4096), "HunyuanVideo, 129 frames of 720p": Size(118_800)}
+FLUX, HUNYUAN = Size(4096), Size(118_800)
+SIZES = {"FLUX.1-dev, 1024 x 1024": FLUX, "HunyuanVideo, 129 frames of 720p": HUNYUAN}
 BANDWIDTHS = {"H100": 3.35e12, "RTX 4090": 1.01e12}  # bytes per second of their memory, by the vendor
 
 
@@ -67,10 +69,10 @@ def touched(tensor: Tensor) -> int:
 
 
 class Anchors:
-    def __init__(self, size: Size, count: int = 3) -> None:
+    def __init__(self, size: Size, count: int = 3, device: torch.device = META) -> None:
         shape = (1, size.tokens, size.width)
-        self.probes = [torch.empty(shape, dtype=size.probe, device=META) for _ in range(count)]
-        self.residuals = [torch.empty(shape, dtype=size.residual, device=META) for _ in range(count)]
+        self.probes = [torch.randn(shape, dtype=size.probe, device=device) for _ in range(count)]
+        self.residuals = [torch.randn(shape, dtype=size.residual, device=device) for _ in range(count)]
 
 
 def weights_of(size: Size) -> Tensor:
@@ -89,6 +91,20 @@ def skip_step(size: Size, **options) -> Work:
     return work
 
 
+def timed(size: Size, fused: bool, repeats: int = 50) -> float:
+    """Time a skip step on the GPU at hand, in seconds: the median of some, by events in its stream."""
+    anchors, weights = Anchors(size, device=torch.device("cuda")), weights_of(size)
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        tap_step(anchors.probes, anchors.probes[0], anchors, weights, fused=fused)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return median(times)
+
+
 def unavoidable(size: Size, count: int = 3) -> int:
     """Count the bytes of J + 1 probes, J residuals and a float32 prediction, each touched once."""
     values = size.tokens * size.width
@@ -103,3 +119,5 @@ if __name__ == "__main__":
             times = ", ".join(f"{device} {1e3 * work.moved / rate:.3f} ms" for device, rate in BANDWIDTHS.items())
             share = work.moved / unavoidable(size)
             print(f"  {label}: {work.launches.total()} launches, {work.moved / 1e9:.3f} GB ({share:.2f} x), {times}")
+            if torch.cuda.is_available():
+                print(f"    measured: {1e3 * timed(size, **options):.3f} ms on {torch.cuda.get_device_name()}")
