@@ -1,8 +1,8 @@
 """Run the fused kernels where they are at hand and cover what is asked; elsewhere say so, and PyTorch computes.
 
-They are taken on CUDA (ROCm as well) where triton imports. They do not cover: features or residuals in float64, more
-than 4 anchors, 8192 channels or 4096 predictors, gradients, and graphs of `torch.compile`, which fuses by itself. Their
-first failure (no compiler for the launcher, an unknown device) gives a warning and ends it for the process.
+They are taken on CUDA (ROCm as well) where triton is. They do not cover: features or residuals in float64, more than 4
+anchors, 8192 channels of a probe or 4096 predictors, and graphs of `torch.compile`, which fuses by itself. Their first
+failure (no compiler for the launcher, an unknown device) gives a warning and ends it for the process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def rank(
     Returns:
         Ranking scores (batch, token, predictor) and choice (batch, token), or None if the kernel does not do it.
     """
-    if not _wanted(fused, actual) or not _covered([actual, *anchors]):
+    if not _wanted(fused, actual) or not _covered(anchors, weights, actual):
         return None
     if actual.shape[-1] > MOST_CHANNELS or len(weights) > MOST_PREDICTORS:
         return None
@@ -49,7 +49,7 @@ def rank(
 
 def assemble(anchors: Sequence[Tensor], weights: Tensor, choice: Tensor, *, fused: bool | None) -> Tensor | None:
     """Apply to every token the predictor it chose, in one launch: see `scoring.assemble`; None as for `rank`."""
-    if not _wanted(fused, anchors[0]) or not _covered(anchors):
+    if not _wanted(fused, choice) or not _covered(anchors, weights) or choice.shape != anchors[0].shape[:-1]:
         return None
     single = resident(weights, choice.device, Tensor.float).contiguous()
     rows = [_rows(residual) for residual in anchors]
@@ -76,10 +76,12 @@ def _wanted(fused: bool | None, features: Tensor) -> bool:
     return fused
 
 
-def _covered(features: Sequence[Tensor]) -> bool:
-    grads = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in features)
+def _covered(anchors: Sequence[Tensor], weights: Tensor, *actual: Tensor) -> bool:
+    """Check what a kernel does not: it would read whatever memory comes after tensors that are too short."""
+    first, *others = features = (*anchors, *actual)
+    alike = all(other.shape == first.shape and other.device == first.device for other in others)
     narrow = all(tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) for tensor in features)
-    return narrow and not grads and len(features) <= MOST_ANCHORS + 1 and features[0].numel() > 0
+    return alike and narrow and len(anchors) == weights.shape[-1] <= MOST_ANCHORS and first.numel() > 0
 
 
 def _rows(features: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def rank(anchors: list[Tensor], actual: Tensor, coefficients: Tensor, distance: 
             actual, first, second, third, fourth,
             actual.stride(0), first.stride(0), second.stride(0), third.stride(0), fourth.stride(0),
             coefficients, scores, choice, width, count,
-            J=len(anchors), DISTANCE=distance, WIDTH=block, COUNT=triton.next_power_of_2(count),
+            J=len(anchors), DISTANCE=distance, WIDTH=block, COUNT=max(16, triton.next_power_of_2(count)),
             num_warps=min(max(block // 512, 4), 16),
         )  # fmt: skip
     return scores, choice
@@ -83,7 +83,7 @@ def _assembled(anchors: list[Tensor], weights: Tensor, choice: Tensor) -> Tensor
     return anchors[0].new_empty(anchors[0].shape, dtype=torch.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _rank(
     F, A0, A1, A2, A3, row_F, row_0, row_1, row_2, row_3, coefficients, scores, choice, width, count,
     J: tl.constexpr, DISTANCE: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,

@@ -6,13 +6,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tapstudy.core.scoring import tap_step
+from tapstudy.core import products
+from tapstudy.core.products import anchor_products, scores_from_products, step_products
+from tapstudy.core.scoring import assemble, choose, tap_step
 from tapstudy.core.weights import extrapolation_row
 
 META = torch.device("meta")
@@ -91,6 +94,17 @@ def skip_step(size: Size, **options) -> Work:
     return work
 
 
+def skip_step_in_float64(size: Size) -> Work:
+    """Count a skip step as processors take it, in chunks of a size for accelerators."""
+    anchors, weights = Anchors(size), weights_of(size)
+    actual, known = anchors.probes[0], anchor_products(anchors.probes)
+    with Work() as work, patch.object(products, "CHUNK_BYTES", 384 << 20):
+        scores = scores_from_products(step_products(anchors.probes, actual, known), weights.to(META))
+        choice = choose(scores.T.unflatten(0, actual.shape[:-1]))
+        assemble(anchors.residuals, weights, choice, fused=False)
+    return work
+
+
 def timed(size: Size, fused: bool, repeats: int = 50) -> float:
     """Time a skip step on the GPU at hand, in seconds: the median of some, by events in its stream."""
     anchors, weights = Anchors(size, device=torch.device("cuda")), weights_of(size)
@@ -113,11 +127,17 @@ def unavoidable(size: Size, count: int = 3) -> int:
 
 if __name__ == "__main__":
     for name, size in SIZES.items():
-        print(name)
-        for label, options in (("PyTorch", {"fused": False}), ("fused", {"fused": True})):
-            work = skip_step(size, **options)
+        print(f"{name}; unavoidable: {unavoidable(size) / 1e9:.3f} GB")
+        for label, work in (
+            ("float64", skip_step_in_float64(size)),
+            ("PyTorch", skip_step(size, fused=False)),
+            ("fused", skip_step(size, fused=True)),
+        ):
             times = ", ".join(f"{device} {1e3 * work.moved / rate:.3f} ms" for device, rate in BANDWIDTHS.items())
             share = work.moved / unavoidable(size)
             print(f"  {label}: {work.launches.total()} launches, {work.moved / 1e9:.3f} GB ({share:.2f} x), {times}")
-            if torch.cuda.is_available():
-                print(f"    measured: {1e3 * timed(size, **options):.3f} ms on {torch.cuda.get_device_name()}")
+        if torch.cuda.is_available():
+            times = [
+                f"{label} {1e3 * timed(size, fused):.3f} ms" for label, fused in (("PyTorch", False), ("fused", True))
+            ]
+            print(f"  measured on {torch.cuda.get_device_name()}: {', '.join(times)}")

@@ -5,8 +5,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tapstudy.core.fused import MOST_CHANNELS
-from tests.core.launches import FLUX, HUNYUAN, Size, skip_step, unavoidable
+from tapstudy.core.fused import MOST_ANCHORS, MOST_CHANNELS
+from tapstudy.core.scoring import assemble, score, tap_step
+from tests.core.launches import FLUX, HUNYUAN, META, Anchors, Size, Work, skip_step, unavoidable, weights_of
 from tests.table import each_row
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="no triton")
@@ -43,6 +44,22 @@ def test_the_rest_falls_back():
     for size in (Size(8, MOST_CHANNELS + 1), Size(8, 16, probe=torch.float64)):
         assert "rank" not in skip_step(size, fused=True).launches
     assert "assemble" not in skip_step(Size(8, 16, residual=torch.float64), fused=True).launches
+    anchors, weights = Anchors(Size(8, 16), MOST_ANCHORS + 1), torch.ones(2, MOST_ANCHORS + 1, dtype=torch.float64)
+    with Work() as work:
+        tap_step(anchors.probes, anchors.probes[0], anchors, weights, fused=True)
+    assert not {"rank", "assemble"} & work.launches.keys()
+
+
+@needs_triton
+def test_tensors_that_do_not_fit_together_never_reach_a_kernel():
+    anchors, weights = Anchors(Size(8, 16)), weights_of(Size(8, 16))
+    longer, choice = Anchors(Size(9, 16)), torch.zeros(1, 9, dtype=torch.int64, device=META)
+    with pytest.raises(RuntimeError, match="size|broadcast"):
+        score(anchors.probes, longer.probes[0], weights, fused=True)
+    with pytest.raises(RuntimeError, match="size|broadcast"):
+        assemble(anchors.residuals, weights, choice, fused=True)
+    with pytest.raises(RuntimeError, match="size|broadcast"):
+        score(anchors.probes, anchors.probes[0], weights[:, :2], fused=True)
 
 
 @needs_triton
