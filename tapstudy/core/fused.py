@@ -67,7 +67,7 @@ def _wanted(fused: bool | None, features: Tensor) -> bool:
         on_cuda = features.device.type == "cuda" and not torch.compiler.is_compiling()
         return on_cuda and not _failed and _installed()
     if fused and not _installed():
-        raise ImportError("fused=True needs triton: pip install triton, or leave fused out")
+        raise ImportError('fused=True needs triton: pip install "tapstudy[fast]", or leave fused out')
     if fused and features.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             "fused=True needs an accelerator; on the CPU only Triton's interpreter runs kernels, slowly: set "
