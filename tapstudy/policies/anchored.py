@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import anchor_products, assemble, predictor_losses, select
+from tapstudy.core.products import anchor_products
+from tapstudy.core.scoring import assemble, predictor_losses, select
 from tapstudy.policies.base import Losses, Prediction, RunInfo
 from tapstudy.policies.caching import CachePolicy
 from tapstudy.policies.config import TAPConfig
@@ -54,8 +55,8 @@ class AnchoredPolicy(CachePolicy):
         return candidates(self.family, self.anchors.steps, step)
 
     def known_products(self, probes: Sequence[Tensor]) -> Tensor | None:
-        """Compute `anchor_products` of the anchors' probes once after every full step; None where none are needed."""
-        if self._known is None and self.config.distance != "l1":
+        """Compute `anchor_products` of the anchors' probes once after every full step; None where none are read."""
+        if self._known is None and self.config.distance != "l1" and probes[0].device.type == "cpu":
             self._known = anchor_products(probes)
         return self._known
 

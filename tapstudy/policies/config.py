@@ -39,7 +39,7 @@ class TAPConfig:
         clip: what happens to horizons below 0: None keeps them, "zero" raises them to 0, "one" raises all below 1.
         history_dtype: dtype of the stored residuals.
         probe_dtype: dtype of the stored probes, None for the model's. A narrower one saves memory and decides near ties
-            otherwise (`tapstudy analyze --analysis stored-probes`); sums are in float64 all the same.
+            otherwise (`tapstudy analyze --analysis stored-probes`); sums are as precise all the same.
         cooldown_steps: the last so many steps run in full.
         granularity: who chooses together: "token", "region" (windows of `region_size` tokens squared), "step" (all
             tokens of a sample) or "global" (the whole batch).
