@@ -18,7 +18,7 @@ docs: .venv/docs.done
 
 .venv/demo.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable . --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable '.[study]' --constraint constraints.txt
 	touch $@
 
 .venv/test.done: pyproject.toml constraints.txt

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import xarray as xr
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from tapstudy.analysis.ablation import ablate, grid
 from tapstudy.analysis.caption import caption
@@ -52,6 +51,12 @@ from tapstudy.plots.rivals import plot_rivals
 from tapstudy.plots.speed import plot_speed
 from tapstudy.plots.style import save, small_print
 from tapstudy.sources import MODEL, SHARED, MissingData, Sources, folder_of
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:  # the modules above say what brings these two
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 # group -> what to call a run -> its name
 ABLATIONS = {
@@ -108,11 +113,11 @@ def draw_all(
 
 
 def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure | None:
-    """For notebooks: make a figure, save it and return it; without its data, print what is missing."""
+    """For notebooks: make a figure, save it and return it; without its data, log what is missing."""
     try:
         figure = FIGURES[name](sources)
     except MissingData as missing:
-        print(f"{name} left out: {missing}")
+        logger.warning("%s left out: %s", name, missing)
         return None
     save(figure, folder_of(sources.model, out), name)
     return figure
@@ -281,6 +286,8 @@ def rivals(sources: Sources) -> Figure:
 
 def error_buildup(sources: Sources) -> Figure:
     """Local errors, their coherence, the model's feedback and the deviation."""
+    import xarray as xr
+
     table = sources.table("errors")
     names = ["local_error", "coherence", "feedback_cosine", "deviation"]
     policies = table["policy"].values.tolist()
