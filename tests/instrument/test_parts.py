@@ -186,7 +186,7 @@ def test_refusals():
 
     tiny = make("DiT")
     tiny.model.transformer_blocks[0].mixer = Unnamed()
-    with pytest.raises(ValueError, match="BasicTransformerBlock.mixer is neither attention nor feed-forward"):
+    with pytest.raises(ValueError, match=r"BasicTransformerBlock\.mixer is neither attention nor feed-forward"):
         apply_policy(tiny.model, Cut(CUTS["branches"]))
     with apply_policy(tiny.model, Cut(CUTS["front"])):
         tiny()
