@@ -30,7 +30,8 @@ def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle
         target: a diffusers pipeline, or a transformer. On a pipeline new runs are recognised by themselves; on a bare
             transformer call `handle.reset()` before a run that starts at the timestep where the last one stopped.
         policy: a policy that has seen nothing; every context of every transformer gets a copy.
-        shadow: also run a full pass beside every prediction, so that listeners learn the true residual. Saves nothing.
+        shadow: also run a full pass beside every prediction of the whole residual, so that listeners learn the true
+            one. Saves nothing.
 
     Raises:
         TypeError: no supported transformer in `target`.
