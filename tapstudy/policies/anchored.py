@@ -37,17 +37,7 @@ class AnchoredPolicy(CachePolicy):
         self._known: Tensor | None = None
 
     def begin(self, run: RunInfo) -> None:
-        made_for = self.config.num_steps
-        if made_for is not None and run.num_steps not in (None, made_for):
-            raise ValueError(
-                f"the schedule was made for {made_for} steps, and this run has {run.num_steps}: sample with "
-                f"{made_for}, or fit another one with tapstudy.fit_schedule"
-            )
-        if self.config.cooldown_steps and run.num_steps is None:
-            raise ValueError(
-                f"cooldown_steps={self.config.cooldown_steps} needs the number of sampling steps, which a bare "
-                "transformer does not tell: apply the policy to the pipeline"
-            )
+        self.config.check_steps(run.num_steps)
         super().begin(run)
 
     def restart(self) -> None:

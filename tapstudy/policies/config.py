@@ -111,6 +111,19 @@ class TAPConfig:
         """Which steps run in full."""
         return Schedule(self.interval, self.warmup_steps, self.cooldown_steps, self.full_steps)
 
+    def check_steps(self, num_steps: int | None) -> None:
+        """Raise ValueError if the schedule does not fit a run of so many steps, None if nobody knows how many."""
+        if self.num_steps is not None and num_steps not in (None, self.num_steps):
+            raise ValueError(
+                f"the schedule was made for {self.num_steps} steps, and this run has {num_steps}: sample with "
+                f"{self.num_steps}, or fit another one with tapstudy.fit_schedule"
+            )
+        if self.cooldown_steps and num_steps is None:
+            raise ValueError(
+                f"cooldown_steps={self.cooldown_steps} needs the number of sampling steps, which a bare "
+                "transformer does not tell: apply the policy to the pipeline"
+            )
+
     @property
     def history(self) -> History:
         """How anchors are kept."""
