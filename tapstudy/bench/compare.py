@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +17,8 @@ from tqdm.auto import tqdm
 
 from tapstudy.analysis.stats import BOUNDS, interval_where_finite
 from tapstudy.bench.conditions import IMAGES, VIDEOS, Call, Condition, check_conditions, check_one_size, with_negative
-from tapstudy.bench.engine import DIMS, Setting, kept
-from tapstudy.bench.flops import transformer_flops
+from tapstudy.bench.engine import DIMS, Setting, kept, run_flops, step_flops
+from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_error import MASK, MEASURES, measures, unit_images
 from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
@@ -170,7 +169,7 @@ def _table(
         try:
             run = kept((images, setting), results, pipe=pipe, progress=progress)
             # (sample, kind)
-            costs = np.array([mean_step_flops(pipe, image, setting, results) for image in alike(images)])
+            costs = np.array([kept_step_flops(pipe, image, setting, results) for image in alike(images)])
         except Exception as error:
             if exact is None:
                 raise
@@ -267,25 +266,16 @@ def _of_name(asked: Asked, interval: int, steps: int) -> tuple[str, Setting]:
     return method.title or method.name, method.setting(config, steps=steps)
 
 
-def mean_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> tuple[float, float]:
-    """Count the FLOPs of a full and of a skip step of one image, mean over those of one run."""
-    plain, steps = _counted(pipe, image, Setting.plain(image.steps), results)
-    total, mask = _counted(pipe, image, setting, results)
-    full, skipped = plain / len(steps), len(mask) - mask.count("F")
-    return full, (total - full * mask.count("F")) / skipped if skipped else 0.0
+def kept_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> StepFlops:
+    """Do what `step_flops` does, each run counted once."""
 
+    def count(pipe: Any, image: ImageSet, setting: Setting) -> tuple[int, str]:
+        key = {"setting": setting.text, **image.key, "weights": weights_fingerprint(image.model)}
+        name = f"flops/{setting.name}-{short_hash(key)}"
+        flops, mask = results.value(name, key, lambda: list(run_flops(pipe, image, setting)))
+        return flops, mask
 
-def _counted(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> tuple[int, str]:
-    """Return FLOPs and mask of one run, counted once."""
-
-    def make() -> list[Any]:
-        with torch.no_grad(), setting.attach(pipe) as told:
-            run = partial(image.run_transformer, pipe, setting.steps or image.steps)
-            return [transformer_flops(pipe, run), told()[0]]
-
-    key = {"setting": setting.text, **image.key, "weights": weights_fingerprint(image.model)}
-    flops, mask = results.value(f"flops/{setting.name}-{short_hash(key)}", key, make)
-    return flops, mask
+    return step_flops(pipe, image, setting, count)
 
 
 def alike(images: ImageSet) -> list[ImageSet]:

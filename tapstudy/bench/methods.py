@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-
-from tapstudy.bench.engine import Setting
+from tapstudy.bench.engine import Setting, step_flops
 from tapstudy.bench.fit import calibrated
 from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, Slot
-from tapstudy.bench.flops import StepFlops, step_flops
+from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
@@ -117,10 +115,11 @@ class Method:
         filled = replace(  # full steps that fill the history, and then none
             config, full_steps=None, warmup_steps=config.family.num_anchors, interval=1000, cooldown_steps=0
         )
-        policy = self.policy(filled, 0) if self.policy else None
-        with torch.no_grad():
-            few = 1 if isinstance(pipe, EmbeddedPipeline) else image.steps
-            return step_flops(pipe, policy, lambda steps: image.run_transformer(pipe, steps), steps=few)
+        if isinstance(pipe, EmbeddedPipeline):  # which runs every step that it is told
+            image = replace(image, steps=config.family.num_anchors + 1)
+        return step_flops(
+            pipe, image, Setting.of(self.policy(filled, 0)) if self.policy else Setting.plain(image.steps)
+        )
 
     def on(self, slot: Slot) -> Setting:
         """Tell how the comparison runs it."""

@@ -15,7 +15,7 @@ from tapstudy.core.apart import apart
 from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.answer import observe, predicted
-from tapstudy.instrument.call import Call, StepEvent
+from tapstudy.instrument.call import Call, StepEvent, note_inputs
 from tapstudy.instrument.caution import Cautions
 from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.driver import Value, run_info
@@ -171,7 +171,8 @@ class Instrument:
         if notice is not None:
             self._cautions.warn(f"{type(self.model).__name__}: {notice}")
         run.policy = self.policy.fresh()
-        run.policy.begin(self._trajectories.latest.told(run))
+        run.begun = self._trajectories.latest.told(run)
+        run.policy.begin(run.begun)
         run.observed, run.taught_nothing, run.restart = False, None, None
         run.misfit = misfit(self.model, self.adapter, arguments)
 
@@ -227,6 +228,7 @@ class Instrument:
             run = self._find_run(reason, arguments, bypass=True)
             if not self.policy.wants_full(run.step):
                 run.fail_opens[reason] += 1
+            note_inputs(run, None, self._signature, arguments)
             return run, None, next(self.model.parameters()).device
         run = self._find_run(self.named_context or name, arguments)
         latent = read_latent(arguments[self.adapter.latent])
@@ -272,6 +274,7 @@ class Instrument:
             if call.state == "undecided":
                 self.decide(call)
         hand_out(call, self.adapter, arguments)
+        note_inputs(run, call, self._signature, arguments)
         return call
 
     @hooks.in_python

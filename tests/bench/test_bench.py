@@ -5,10 +5,10 @@ import torch
 
 from tapstudy.bench.compare import compare_images, table_rows
 from tapstudy.bench.conditions import noise_seed
-from tapstudy.bench.flops import count_flops
 from tapstudy.bench.image_error import psnr, ssim
 from tapstudy.bench.image_set import ImageSet, pipe_of, trained_model
 from tapstudy.bench.judge import Judge
+from tapstudy.instrument.flops import count_flops
 from tapstudy.models.classifier import Classifier
 
 

@@ -12,8 +12,9 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from tapstudy.bench.compare import Metric, mean_step_flops
+from tapstudy.bench.compare import Metric, kept_step_flops
 from tapstudy.bench.engine import Setting, kept
+from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_error import MASK, psnr, ssim, unit_images
 from tapstudy.bench.image_set import BATCH, ImageSet, forget_pipelines, pipe_of, weights_fingerprint
 from tapstudy.bench.paper.metrics import METRICS, find_metrics, load_metrics, metric_fingerprint
@@ -86,7 +87,7 @@ def run_paper(
     return _table(images, protocol, rows, found, flops, results)
 
 
-def _sample(images: ImageSet, rows: Sequence[Row], results: Results, progress: bool) -> list[tuple[float, float]]:
+def _sample(images: ImageSet, rows: Sequence[Row], results: Results, progress: bool) -> list[StepFlops]:
     """Make what is missing, image by image, and return the FLOPs of a full and of a skip step of every row."""
     pipe, flops = pipe_of(images.model), []
     with tqdm(total=len(rows) * len(images), desc="images", unit="image", disable=not progress) as bar:
@@ -94,7 +95,7 @@ def _sample(images: ImageSet, rows: Sequence[Row], results: Results, progress: b
             bar.set_postfix_str(row.title)
             assert row.setting is not None
             try:
-                flops.append(mean_step_flops(pipe, images[:1], row.setting, results))
+                flops.append(kept_step_flops(pipe, images[:1], row.setting, results))
                 for image in images.batches(1):
                     kept((image, row.setting), results, pipe=pipe)
                     bar.update()
