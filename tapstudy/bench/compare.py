@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import dask.array
 import numpy as np
 import torch
 import xarray as xr
+from dask.delayed import delayed
 from tqdm.auto import tqdm
 
 from tapstudy.analysis.stats import BOUNDS, interval_where_finite
-from tapstudy.bench.conditions import IMAGES, VIDEOS, Call, Condition, check_conditions, check_one_size, with_negative
-from tapstudy.bench.engine import DIMS, Setting, kept, run_flops, step_flops
+from tapstudy.bench.conditions import IMAGES, VIDEOS, Call, Condition
+from tapstudy.bench.engine import DIMS, Job, Setting, kept, run_all, run_flops, step_flops
 from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_error import MASK, MEASURES, measures, unit_images
 from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.plan import WARMUP
-from tapstudy.bench.results import Results, short_hash
-from tapstudy.models.sources import name_of
+from tapstudy.bench.results import Results, results_in, short_hash
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fitted_schedule import FittedSchedule
@@ -57,12 +57,13 @@ def compare(
     metrics: Mapping[str, Metric] | None = None,
     folder: str | Path | None = None,
     page: str | Path | None = None,
+    scheduler: str | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Sample prompts under every method, from the same noise, and compare with the reference.
 
     Args:
-        pipe: any pipeline with a supported transformer.
+        pipe: any pipeline with a supported transformer; or its folder or hub id.
         prompts: prompts, labels, or mappings of arguments of the pipeline's call.
         methods: names of `bench.methods` that need no fitting ("fewer" is plain sampling with as many steps as there
             are full passes), a policy, what `fit_schedule` returned, or a `Setting`, such as
@@ -77,6 +78,8 @@ def compare(
             (sample, [frame,] band, y, x); see `bench.paper.metrics`.
         folder: keeps the results; the same call resumes, and further methods are added. None keeps nothing.
         page: HTML file to write: images side by side, differences, and the table.
+        scheduler: address of a `dask.distributed` scheduler whose workers sample, each with a pipeline of its own (see
+            `bench.cluster`), which they load: `pipe` must be a folder or a hub id. None samples here.
         progress: show a bar.
 
     Returns:
@@ -90,13 +93,14 @@ def compare(
 
     A method that fails is left out with a warning; the attribute `left_out` tells why.
 
-    Cost: an image for every run, prompt and seed, and one more a run to count FLOPs. Memory: all images.
+    Cost: an image for every run, prompt and seed, and one more a run to count FLOPs. Memory: one image of a run and of
+    the reference; in a folder the images of the table are read when they are looked at, else they are in memory.
     """
-    asked = with_negative([Call.of(one) if isinstance(one, Mapping) else one for one in prompts], "", "prompts")
-    images = ImageSet.of(name_of(pipe), seeds=tuple(seeds), labels=asked, steps=steps, guidance=guidance)
+    images = ImageSet.asked(pipe, prompts, seeds=tuple(seeds), steps=steps, guidance=guidance)
     table = compare_images(
-        images, methods, intervals=intervals, reference=reference, metrics=metrics, folder=folder, progress=progress
-    )
+        images, methods, intervals=intervals, reference=reference, metrics=metrics, folder=folder, scheduler=scheduler,
+        progress=progress,
+    )  # fmt: skip
     if page is not None:
         from tapstudy.explorer.comparison import write_comparison
 
@@ -112,18 +116,18 @@ def compare_images(
     reference: Asked = REFERENCE,
     metrics: Mapping[str, Metric] | None = None,
     folder: str | Path | None = None,
+    scheduler: str | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Do what `compare` does for a set of images."""
-    check_conditions(images.labels, "prompts")
-    check_one_size(images.labels, "prompts")
-    if len(set(images.pairs)) < len(images):
-        raise ValueError("compare: a seed or a prompt stands there twice, which makes the same image: leave one out")
-    rows = rows_of(methods, intervals, reference, images.steps)
-    place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
-    with place as path:
-        results = Results(path, say=tqdm.write if progress else lambda _: None)
-        return _table(images, rows, results, metrics or {}, progress)
+    rows = rows_of(methods, intervals, reference, images.checked().steps)
+    with results_in(folder, progress=progress) as results:
+        failed: dict[Job, str] = {}
+        if scheduler is not None:
+            jobs = [(images, setting) for *_, setting in rows]
+            failed = run_all(jobs, results, scheduler=scheduler, progress=progress)
+        table = _table(images, rows, results, metrics or {}, failed, progress)
+        return table.load() if folder is None else table
 
 
 Run = tuple[str, int, str, Setting]  # name, N (0: none), title
@@ -157,37 +161,38 @@ def _table(
     rows: Sequence[Run],
     results: Results,
     metrics: Mapping[str, Metric],
+    failed: Mapping[Job, str],
     progress: bool,
 ) -> xr.Dataset:
-    pipe, judge = pipe_of(images.model), Judge.of(images.model)
+    pipe, judge, parts = pipe_of(images.model), Judge.of(images.model), images.units()
     found: dict[str, list[Any]] = {name: [] for name in (*VARIABLES, *metrics, "mask", "image")}
-    exact: xr.Dataset | None = None
     left_out: dict[str, str] = {}
-    done = []
-    for row in tqdm(rows, desc="compare", unit="run", disable=not progress):
-        name, interval, _, setting = row
-        try:
-            run = kept((images, setting), results, pipe=pipe, progress=progress)
-            # (sample, kind)
-            costs = np.array([kept_step_flops(pipe, image, setting, results) for image in alike(images)])
-        except Exception as error:
-            if exact is None:
-                raise
-            left_out[f"{name}, N = {interval}" if interval else name] = f"{type(error).__name__}: {error}"
-            continue
-        done.append(row)
-        exact = exact if exact is not None else run
-        values = measures(run, exact, judge)
-        values["seconds"] = run["seconds"].values
-        passes = np.array([(mask.count("F"), len(mask) - mask.count("F")) for mask in run["mask"].values])
-        values["flops"] = (passes * costs).sum(axis=1)
-        values |= {
-            key: metric(unit_images(run), unit_images(exact), images.prompts) for key, metric in metrics.items()
-        }  # fmt: skip
-        for key, value in values.items():
-            found[key].append(np.asarray(value, dtype=np.float64))
-        found["mask"].append(run["mask"].values)
-        found["image"].append(run["image"].values)
+    done: list[Run] = []
+    bar = tqdm(total=len(rows) * len(images), desc="compare", unit="image", disable=not progress)
+    with bar:
+        for row in rows:
+            name, interval, _, setting = row
+            bar.set_postfix_str(name)
+            try:
+                if reasons := [failed[part, setting] for part in parts if (part, setting) in failed]:
+                    raise RuntimeError(reasons[0])
+                costs = [kept_step_flops(pipe, image, setting, results) for image in alike(images)]
+                read = partial(kept, results=results, pipe=pipe)
+                of_parts = []
+                for part in parts:
+                    of_parts.append(_measured(read((part, setting)), read((part, rows[0][3])), part, judge, metrics))
+                    bar.update(len(part))
+            except Exception as error:
+                if not done:
+                    raise
+                left_out[f"{name}, N = {interval}" if interval else name] = f"{type(error).__name__}: {error}"
+                continue
+            done.append(row)
+            values = {key: np.concatenate([one[key] for one in of_parts]) for key in of_parts[0]}
+            values["flops"] = np.array([cost.of(mask) for cost, mask in zip(costs, values["mask"], strict=True)])
+            values["image"] = _lazily([(part, setting) for part in parts], results)
+            for key, value in values.items():
+                found[key].append(value)
     if left_out:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in left_out.items())
         warnings.warn(f"left out, because they failed on {type(pipe).__name__}:\n{lines}", RuntimeWarning, stacklevel=4)
@@ -204,7 +209,7 @@ def _table(
         | {
             "mask": (("run", "sample"), np.stack(found["mask"]), {"long_name": MASK}),
             "image": (
-                ("run", "sample", *DIMS[2 - np.stack(found["image"]).ndim :]), np.stack(found["image"]),
+                ("run", "sample", *DIMS[1 - found["image"][0].ndim :]), dask.array.stack(found["image"]),
                 {"long_name": "image", "units": "1"},
             ),
         },
@@ -223,9 +228,27 @@ def _table(
     )  # fmt: skip
     if table.sizes["sample"] < 2:  # no interval
         alone = table["psnr"].isel(sample=0)
-        interval = xr.concat([alone, alone * np.nan, alone * np.nan], xr.Variable("bound", list(BOUNDS))).T
-        return table.assign(psnr_interval=interval.drop_vars(["seed", "label"]).assign_attrs(table["psnr"].attrs))
+        bounds = xr.concat([alone, alone * np.nan, alone * np.nan], xr.Variable("bound", list(BOUNDS))).T
+        return table.assign(psnr_interval=bounds.drop_vars(["seed", "label"]).assign_attrs(table["psnr"].attrs))
     return table.assign(psnr_interval=interval_where_finite(table["psnr"]))
+
+
+def _measured(
+    own: xr.Dataset, exact: xr.Dataset, part: ImageSet, judge: Judge | None, metrics: Mapping[str, Metric]
+) -> dict[str, Any]:
+    """Return every measure of the images of one unit, (sample,)."""
+    further = {key: metric(unit_images(own), unit_images(exact), part.prompts) for key, metric in metrics.items()}
+    found = {**measures(own, exact, judge), "seconds": own["seconds"].values, **further}
+    return {key: np.asarray(value, dtype=np.float64) for key, value in found.items()} | {"mask": own["mask"].values}
+
+
+def _lazily(jobs: Sequence[Job], results: Results) -> Any:
+    """Return kept images, (sample, [frame,] band, y, x), each read when it is looked at."""
+    like = kept(jobs[0], results)["image"]
+    values = delayed(lambda job: kept(job, results)["image"].values)
+    return dask.array.concatenate([
+        dask.array.from_delayed(values(job), (len(job[0]), *like.shape[1:]), like.dtype) for job in jobs
+    ])  # fmt: skip
 
 
 def _named(methods: Sequence[Asked]) -> dict[str, Asked]:
@@ -251,7 +274,7 @@ def _setting(asked: Any) -> Setting:
     if isinstance(asked, Setting):
         return asked
     if isinstance(asked, FittedSchedule):
-        return Setting.of(asked.policy()).on_smooth_clock(asked.smooth_time)
+        return Setting.fitted(asked)
     if isinstance(asked, Policy):
         return Setting.of(asked)
     raise TypeError(f"a method is a name, a policy, a fitted schedule or a Setting, got {asked!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -12,9 +12,19 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from tapstudy.bench.conditions import Call, Condition, arguments_of, file_digits, files_in, noise_seed
+from tapstudy.bench.conditions import (
+    Call,
+    Condition,
+    arguments_of,
+    check_conditions,
+    check_one_size,
+    file_digits,
+    files_in,
+    noise_seed,
+    with_negative,
+)
 from tapstudy.models.embedded import EmbeddedPipeline, untrained_like
-from tapstudy.models.sources import fingerprint, free_memory, given, is_embedded, open_pipeline
+from tapstudy.models.sources import fingerprint, free_memory, given, is_embedded, name_of, open_pipeline
 
 Pair = tuple[int, Condition]  # seed and condition of an image
 
@@ -51,6 +61,38 @@ class ImageSet:
     ) -> ImageSet:
         """Return every seed with every label (or prompt)."""
         return cls(model, tuple((seed, label) for seed in seeds for label in labels), steps, guidance)
+
+    @classmethod
+    def asked(
+        cls,
+        pipe: Any,
+        prompts: Sequence[Condition | Mapping[str, Any]],
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float | None,
+    ) -> ImageSet:
+        """Return every seed with every prompt, checked as far as can be before anything runs.
+
+        Args:
+            pipe: a loaded pipeline, or what `model` takes.
+            prompts: prompts, labels, or mappings of arguments of the pipeline's call.
+
+        Raises:
+            ValueError: no prompts, one twice, a seed twice, several sizes, arguments that are not up to a prompt.
+            FileNotFoundError: no image or video at a path.
+        """
+        labels = with_negative([Call.of(one) if isinstance(one, Mapping) else one for one in prompts], "", "prompts")
+        model = pipe if isinstance(pipe, str) else name_of(pipe)
+        return cls.of(model, seeds=seeds, labels=labels, steps=steps, guidance=guidance).checked()
+
+    def checked(self) -> ImageSet:
+        """Return the set; raises as `asked` does."""
+        check_conditions(self.labels, "prompts")
+        check_one_size(self.labels, "prompts")
+        if len(set(self.pairs)) < len(self):
+            raise ValueError("a seed or a prompt stands there twice, which makes the same image: leave one out")
+        return self
 
     def __len__(self) -> int:
         return len(self.pairs)

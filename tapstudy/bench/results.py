@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from tqdm.auto import tqdm
 
 from tapstudy.netcdf import write_netcdf
 
@@ -18,6 +21,13 @@ from tapstudy.netcdf import write_netcdf
 def short_hash(value: Any) -> str:
     """Return sixteen digits that tell plain values apart, the same on every machine."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def results_in(folder: str | Path | None, *, progress: bool) -> Iterator[Results]:
+    """Keep results in a folder, or, if it is None, for the length of the block; `progress`: say what is made again."""
+    with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as path:
+        yield Results(path, say=tqdm.write if progress else lambda _: None)
 
 
 class Results:

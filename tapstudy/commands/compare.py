@@ -10,7 +10,7 @@ import typer
 
 from tapstudy.commands.checks import at_least, numbers, out_file, out_folder, seeds_of_noise, usual_guidance
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.subject import Asked, takes_subject
+from tapstudy.commands.subject import SCHEDULER, Asked, takes_subject
 from tapstudy.tables import Table
 
 
@@ -36,6 +36,7 @@ def compare(
     weights: Annotated[Path | None, typer.Option(help="folder of the metrics' weights; else the usual caches")] = None,
     work: Annotated[Path | None, typer.Option(help="folder of the results; the same command resumes")] = None,
     table: Annotated[Path | None, typer.Option(help="netCDF file to write, images included")] = None,
+    scheduler: Annotated[str | None, typer.Option(help=SCHEDULER)] = None,
 ) -> None:
     """Sample the same noise under every method: images, differences, masks, cost and distance to the reference."""
     with user_errors():
@@ -68,7 +69,7 @@ def compare(
         loaded = load_metrics(judged, device=find_device(subject.device), weights=weights)
         with warnings.catch_warnings(record=True) as failed:  # what failed is told below, the others are not lost
             warnings.simplefilter("always", RuntimeWarning)
-            found = compare_images(images, named, intervals=shown, metrics=loaded, folder=work)
+            found = compare_images(images, named, intervals=shown, metrics=loaded, folder=work, scheduler=scheduler)
         write_comparison(found, out)
         if table is not None:
             write_netcdf(found, table, packed=True)

@@ -38,8 +38,7 @@ def _run(out: Path, seeds: int, model: str) -> None:
 
     pipe, labels = listed(model, "")
     images = ImageSet.of(model, seeds=tuple(range(seeds)), labels=labels)
-    with TemporaryDirectory() as folder:
-        comparison = compare_images(images, folder=folder)
+    comparison = compare_images(images)
 
     title = f"{model}, {len(images)} images, {images.steps} steps, guidance {images.guidance:g}"
     Table(COLUMNS, table_rows(comparison), title, left=4, breaks=5).show(width=180)

@@ -13,6 +13,8 @@ import typer
 
 from tapstudy.commands.checks import LABELS, conditions_of
 
+SCHEDULER = "dask scheduler whose workers sample, a pipeline each: tcp://HOST:PORT"
+
 
 class Subject(NamedTuple):
     """Hold what is sampled.

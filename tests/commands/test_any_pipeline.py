@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from distributed import LocalCluster, get_worker
 from PIL import Image
 from typer.testing import CliRunner
 
 import tapstudy
+from tapstudy.bench import engine
 from tapstudy.cli import app
 from tests.pipelines import tiny
 
@@ -206,3 +208,36 @@ def test_an_image_to_image_pipeline_and_one_of_two_transformers(tmp_path):
     assert (table["flops_ratio"].values[1] > 1.2).all()
     with pytest.raises(TypeError, match="one transformer, WanPipeline has several"):
         tapstudy.fit_schedule(pipe, [given, given | {"prompt": "a fox"}])
+
+
+def test_on_workers(tmp_path, monkeypatch):
+    """Every run comes from a worker, is the same as here, and is not made twice."""
+    folder, prompts = saved("stable_diffusion_3", tmp_path)
+    common = ("--pipeline", folder, "--prompts", prompts, "--steps", 6)
+    compared = ("compare", *common, "--methods", "order1,tap", "--intervals", 3, "--out", tmp_path / "page.html")
+    fitted = ("fit-schedule", *common, "--full-passes", 3)
+    judged = ("bench", "paper", *common, "--protocol", "flux", "--out", tmp_path / "paper.md")
+    assert run(*compared, "--table", tmp_path / "here.nc").exit_code == 0
+    assert run(*fitted, "--out", tmp_path / "here.json").exit_code == 0
+    on_worker = engine.run
+
+    def only_there(*arguments: Any) -> Any:
+        get_worker()
+        return on_worker(*arguments)
+
+    monkeypatch.setattr(engine, "run", only_there)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
+        there = ("--scheduler", cluster.scheduler_address)
+        done = run(*compared, *there, "--work", tmp_path / "compared", "--table", tmp_path / "there.nc")
+        assert done.exit_code == 0, done.output
+        done = run(*fitted, *there, "--work", tmp_path / "fitted", "--out", tmp_path / "there.json")
+        assert done.exit_code == 0, done.output
+        done = run(*judged, *there, "--work", tmp_path / "judged")
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "here.json").read_text() == (tmp_path / "there.json").read_text()
+    with xr.open_dataset(tmp_path / "here.nc") as here, xr.open_dataset(tmp_path / "there.nc") as there:
+        np.testing.assert_array_equal(here["image"], there["image"])
+        np.testing.assert_array_equal(here["psnr"], there["psnr"])
+    assert "TAP (N=8) | here" in (tmp_path / "paper.md").read_text()
+    again = run(*judged, "--work", tmp_path / "judged")  # needs no worker any more
+    assert again.exit_code == 0, again.output
