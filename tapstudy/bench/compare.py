@@ -26,10 +26,10 @@ from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.plan import WARMUP
 from tapstudy.bench.results import Results, results_in, short_hash
+from tapstudy.instrument.belongs import check_schedule
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fitted_schedule import FittedSchedule
-from tapstudy.tables import percent
 
 METHODS = ("fewer", "order0", "order1", "order2", "tap")
 REFERENCE = "reference"
@@ -89,7 +89,8 @@ def compare(
 
     Raises:
         TypeError: no supported transformer, something that is no method.
-        ValueError: an unknown method, one that has to be fitted, no prompts, no method that runs on this pipeline.
+        ValueError: an unknown method, one that has to be fitted, a schedule of another class of pipelines, no prompts,
+            no method that runs on this pipeline.
 
     A method that fails is left out with a warning; the attribute `left_out` tells why.
 
@@ -121,6 +122,9 @@ def compare_images(
 ) -> xr.Dataset:
     """Do what `compare` does for a set of images."""
     rows = rows_of(methods, intervals, reference, images.checked().steps)
+    for one in methods.values() if isinstance(methods, Mapping) else methods:
+        if isinstance(one, FittedSchedule):
+            check_schedule(pipe_of(images.model), one)
     with results_in(folder, progress=progress) as results:
         failed: dict[Job, str] = {}
         if scheduler is not None:
@@ -311,40 +315,3 @@ def alike(images: ImageSet) -> list[ImageSet]:
         key = json.dumps({name: value for name, value in given.items() if name not in (*IMAGES, *VIDEOS)})
         found.append(first.setdefault(key, image))
     return found
-
-
-def table_rows(table: xr.Dataset, further: Sequence[str] = ()) -> list[list[str]]:
-    """Return the comparison as rows of text, see `COLUMNS`.
-
-    Args:
-        further: measures to add.
-    """
-    rows = []
-    for i in range(table.sizes["run"]):
-        run = table.isel(run=i)
-        masks = list(dict.fromkeys(run["mask"].values))
-        mean, low, high = run["psnr_interval"].values
-        rows.append([
-            f"{int(run.interval)}" if int(run.interval) else "",
-            str(run.method.item()),
-            f"{float(run.full_passes.mean()):g}",
-            masks[0] if len(masks) == 1 else f"{masks[0]} and {len(masks) - 1} others",
-            f"{float(run.flops_ratio.mean()):.2f}",
-            f"{float(table['seconds'].isel(run=0).sum() / run['seconds'].sum()):.2f}",
-            "-" if i == 0 or not np.isfinite(mean) else with_bounds(mean, low, high),
-            f"{float(run.ssim.mean()):.3f}",
-            percent(float(run.correct.mean())),
-            *(f"{float(run[name].mean()):.4g}" for name in further),
-        ])  # fmt: skip
-    return rows
-
-
-def with_bounds(mean: float, low: float, high: float) -> str:
-    """Write a mean with its interval, if there is one."""
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{mean:.2f}"
-
-
-COLUMNS = (
-    "N", "method", "full passes", "step mask (F full, . skipped)", "FLOPs ratio", "latency ratio",
-    "PSNR to reference [95 %], dB", "SSIM", "label accuracy",
-)  # fmt: skip

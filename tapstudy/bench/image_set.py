@@ -127,12 +127,15 @@ class ImageSet:
         """Return what the images depend on, beside the weights, as plain values: of files, what they hold now."""
         pairs = [(seed, label.to_dict() if isinstance(label, Call) else label) for seed, label in self.pairs]
         given = {path: file_digits(path) for label in self.labels for path in files_in(label)}
-        return {**vars(self), "pairs": pairs, **({"files": given} if given else {})}
+        # images that were made before noise was told apart by 32 bits are others
+        prompts = not all(isinstance(label, int) for label in self.labels)
+        noise = {"noise": 32} if prompts and not self.embedded else {}
+        return {**vars(self), "pairs": pairs, **({"files": given} if given else {}), **noise}
 
     @property
     def noise_seeds(self) -> list[int]:
         """Tell what the generator of every image is seeded with."""
-        return [noise_seed(*pair) for pair in self.pairs]
+        return [noise_seed(*pair, few=self.embedded) for pair in self.pairs]
 
     def by_seed(self) -> list[ImageSet]:
         """Return the images of every seed."""
@@ -143,11 +146,15 @@ class ImageSet:
 
     def units(self) -> list[ImageSet]:
         """Return what is computed and kept at a time: of embedded models the images of a seed, else every image."""
+        return self.by_seed() if self.embedded else self.batches(1)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the model is of the kind of the embedded ones; so is one that is not there, as its user will say."""
         try:
-            together = is_embedded(trained_model(self.model)[0])
+            return is_embedded(trained_model(self.model)[0])
         except (OSError, ValueError):
-            together = True  # there is no such model, which whoever runs it will say
-        return self.by_seed() if together else self.batches(1)
+            return True
 
     def batches(self, size: int = BATCH) -> list[ImageSet]:
         """Cut it, in order, into `size` images at a time."""

@@ -40,7 +40,8 @@ def compare(
 ) -> None:
     """Sample the same noise under every method: images, differences, masks, cost and distance to the reference."""
     with user_errors():
-        from tapstudy.bench.compare import COLUMNS, REFERENCE, compare_images, rows_of, table_rows
+        from tapstudy.analysis.comparison_table import comparison_table
+        from tapstudy.bench.compare import REFERENCE, compare_images, rows_of
         from tapstudy.bench.image_set import ImageSet
         from tapstudy.bench.paper.metrics import find_metrics, load_metrics
         from tapstudy.explorer.comparison import write_comparison
@@ -74,7 +75,7 @@ def compare(
         if table is not None:
             write_netcdf(found, table, packed=True)
         title = f"{model}, {len(images)} images, {steps} steps"
-        Table((*COLUMNS, *judged), table_rows(found, judged), title, left=4).show(width=180)
+        Table(*comparison_table(found), title, left=4).show(width=180)
         typer.echo(
             "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: of the transformer, "
             f"multiply-add = 2. Latency: wall time on this machine, as loaded as it was. Images: {out}"

@@ -22,6 +22,7 @@ from tapstudy.bench.fit.tuning import Tuner, best_of
 from tapstudy.bench.image_error import psnr, unit_images
 from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.results import Results, results_in, short_hash
+from tapstudy.instrument.belongs import weights_digits
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import apply_policy, find_transformers
 from tapstudy.policies.base import ResidualSite
@@ -183,7 +184,8 @@ class _Search:
                 sigma, at = float(width), value
         ratios = tuple(float(value) for value in np.mean([path.ratios for path in paths], axis=0))
         return FittedSchedule(
-            pipeline=self.kind, num_steps=steps, full_steps=best.full_steps, rows=best.rows,
+            pipeline=self.kind, weights=weights_digits(pipe_of(self.images.model)), num_steps=steps,
+            full_steps=best.full_steps, rows=best.rows,
             residual=best.residual, smooth_time=sigma, quality=quality, passes_spent=round(self.spent, 1),
             magnitude_ratios=ratios, erta=self._erta(paths),
         )  # fmt: skip
