@@ -213,12 +213,11 @@ def test_an_image_to_image_pipeline_and_one_of_two_transformers(tmp_path):
 def test_on_workers(tmp_path, monkeypatch):
     """Every run comes from a worker, is the same as here, and is not made twice."""
     folder, prompts = saved("stable_diffusion_3", tmp_path)
-    common = ("--pipeline", folder, "--prompts", prompts, "--steps", 6)
-    compared = ("compare", *common, "--methods", "order1,tap", "--intervals", 3, "--out", tmp_path / "page.html")
-    fitted = ("fit-schedule", *common, "--full-passes", 3)
+    common = ("--pipeline", folder, "--prompts", prompts, "--steps", 4)
+    compared = ("compare", *common, "--methods", "order1", "--intervals", 4, "--out", tmp_path / "page.html")
+    fitted = ("fit-schedule", *common, "--full-passes", 2)
     judged = ("bench", "paper", *common, "--protocol", "flux", "--out", tmp_path / "paper.md")
     assert run(*compared, "--table", tmp_path / "here.nc").exit_code == 0
-    assert run(*fitted, "--out", tmp_path / "here.json").exit_code == 0
     on_worker = engine.run
 
     def only_there(*arguments: Any) -> Any:
@@ -234,10 +233,46 @@ def test_on_workers(tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
         done = run(*judged, *there, "--work", tmp_path / "judged")
         assert done.exit_code == 0, done.output
-    assert (tmp_path / "here.json").read_text() == (tmp_path / "there.json").read_text()
+    for command in ((*fitted, "--work", tmp_path / "fitted", "--out", tmp_path / "again.json"),
+                    (*judged, "--work", tmp_path / "judged")):  # fmt: skip
+        done = run(*command)  # needs no worker any more
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "there.json").read_text()
     with xr.open_dataset(tmp_path / "here.nc") as here, xr.open_dataset(tmp_path / "there.nc") as there:
         np.testing.assert_array_equal(here["image"], there["image"])
         np.testing.assert_array_equal(here["psnr"], there["psnr"])
     assert "TAP (N=8) | here" in (tmp_path / "paper.md").read_text()
-    again = run(*judged, "--work", tmp_path / "judged")  # needs no worker any more
-    assert again.exit_code == 0, again.output
+
+
+def test_prompts_that_a_pipeline_does_not_take_are_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    folder, prompts = saved("stable_diffusion_3", tmp_path)
+    monkeypatch.setattr("tapstudy.bench.image_set.pipe_of", lambda _: pytest.fail("loaded"))
+    lines = Path(prompts).read_text().splitlines()
+    Path(prompts).write_text("\n".join([lines[0] + ",hight", *(line + ",3" for line in lines[1:])]))
+    for command in ("sample", "compare", "fit-schedule", "roughness", "ablate"):
+        done = run(command, "--pipeline", folder, "--prompts", prompts)
+        assert done.exit_code == 2, done.output
+        assert "StableDiffusion3Pipeline takes no argument hight: it takes" in " ".join(done.output.split())
+    done = run("sample", "--model", "mnist-dit", "--labels", "1", "--negative", "blurry")
+    assert "LabelPipeline does not: leave it out" in " ".join(done.output.split())
+
+
+def test_several_sizes(tmp_path):
+    """`sample` writes a file each; what needs one call says so."""
+    folder, prompts = saved("stable_diffusion_3", tmp_path)
+    header, first, second = Path(prompts).read_text().splitlines()
+    Path(prompts).write_text("\n".join([header, first, second.replace("16,24", "24,16")]))
+    assert "24,16" in Path(prompts).read_text()
+    common = ("--pipeline", folder, "--prompts", prompts)
+    done = run("sample", *common, *FEW, "--out", tmp_path / "two.png")
+    assert done.exit_code == 0, done.output
+    for name, size in (("two-0.png", (24, 16)), ("two-1.png", (16, 24))):
+        with Image.open(tmp_path / name) as image:
+            assert image.size == size
+        assert name in "".join(done.output.split())
+    assert not (tmp_path / "two.png").exists()
+    done = run("roughness", *common)
+    assert done.exit_code == 2
+    assert "roughness runs one call, and 2 prompts with arguments of their own need as many" in " ".join(
+        done.output.split()
+    )

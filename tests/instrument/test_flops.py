@@ -20,7 +20,7 @@ def test_attention_counts_on_the_cpu():
 
 
 def counted(pipe, call, **options):
-    """Return FLOPs of the transformers in a run of the pipeline."""
+    """Return FLOPs of the transformer in a run of the pipeline."""
     with torch.no_grad():
         return transformer_flops(pipe, lambda: tiny.sample(pipe, call, **options))
 
@@ -30,12 +30,11 @@ def counted(pipe, call, **options):
     [
         ("flux_kontext", {"interval": 3}),  # tokens of a reference image
         ("stable_diffusion_3", {"interval": 4, "residual": "latent"}),  # two guidance branches in a batch
-        ("wan22", {"interval": 3}),  # two transformers, contexts by name
         ("qwen_image", {"full_steps": (0, 1, 4), "orders": (0, 1), "probe_depth": 1}),
     ],
 )
 def test_a_run_without_values_takes_what_the_run_took(name, settings):
-    (pipe, call), steps = tiny.FACTORIES[name](), {"num_inference_steps": 6 if name != "wan22" else 12}
+    (pipe, call), steps = tiny.FACTORIES[name](), {"num_inference_steps": 6}
     full = counted(pipe, call, **steps)
     with tapstudy.tap(pipe, **settings) as handle:
         spent = counted(pipe, call, **steps)
