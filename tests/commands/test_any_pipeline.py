@@ -216,7 +216,7 @@ def test_on_workers(tmp_path, monkeypatch):
     common = ("--pipeline", folder, "--prompts", prompts, "--steps", 4)
     compared = ("compare", *common, "--methods", "order1", "--intervals", 4, "--out", tmp_path / "page.html")
     fitted = ("fit-schedule", *common, "--full-passes", 2)
-    judged = ("bench", "paper", *common, "--protocol", "flux", "--out", tmp_path / "paper.md")
+    judged = ("bench", "paper", *common, "--prompts", one_row(prompts, tmp_path), "--protocol", "flux", "--out", tmp_path / "paper.md")
     assert run(*compared, "--table", tmp_path / "here.nc").exit_code == 0
     on_worker = engine.run
 
