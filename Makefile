@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test docs lint clean
 
 demo: .venv/demo.done
 	$(BIN)/tapstudy demo
@@ -13,14 +13,22 @@ test: .venv/test.done
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
+docs: .venv/docs.done
+	$(BIN)/mkdocs build --strict --quiet
+
 .venv/demo.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable . --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable '.[study]' --constraint constraints.txt
 	touch $@
 
 .venv/test.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[test]' --constraint constraints.txt
+	touch $@
+
+.venv/docs.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[docs]' --constraint constraints.txt
 	touch $@
 
 clean:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import xarray as xr
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from tapstudy.analysis.ablation import ablate, grid
+from tapstudy.analysis.caption import caption
 from tapstudy.analysis.choice_maps import choice_statistics
 from tapstudy.analysis.claims.report import verdict_table
 from tapstudy.analysis.clean_image import clean_images
@@ -35,6 +35,7 @@ from tapstudy.plots.ablation_errors import plot_ablation_errors
 from tapstudy.plots.choice_entropy import plot_choice_entropy
 from tapstudy.plots.choice_maps import plot_choice_maps
 from tapstudy.plots.choice_shares import plot_choice_shares
+from tapstudy.plots.choices_over_images import plot_choices_over_images
 from tapstudy.plots.claims import plot_claims
 from tapstudy.plots.correlation import plot_correlation
 from tapstudy.plots.depths import plot_depths
@@ -48,8 +49,14 @@ from tapstudy.plots.published import plot_published
 from tapstudy.plots.regret import plot_regret
 from tapstudy.plots.rivals import plot_rivals
 from tapstudy.plots.speed import plot_speed
-from tapstudy.plots.style import save
+from tapstudy.plots.style import save, small_print
 from tapstudy.sources import MODEL, SHARED, MissingData, Sources, folder_of
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:  # the modules above say what brings these two
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 # group -> what to call a run -> its name
 ABLATIONS = {
@@ -106,11 +113,11 @@ def draw_all(
 
 
 def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure | None:
-    """For notebooks: make a figure, save it and return it; without its data, print what is missing."""
+    """For notebooks: make a figure, save it and return it; without its data, log what is missing."""
     try:
         figure = FIGURES[name](sources)
     except MissingData as missing:
-        print(f"{name} left out: {missing}")
+        logger.warning("%s left out: %s", name, missing)
         return None
     save(figure, folder_of(sources.model, out), name)
     return figure
@@ -145,6 +152,15 @@ def correlation(sources: Sources) -> Figure:
 
 
 def choice_maps(sources: Sources) -> Figure:
+    """Images as they end, with and without TAP, and the predictors that their tokens took at some steps."""
+    run = sources.recording("gallery").load()
+    figure = plot_choices_over_images(run, sources.recording("gallery_exact")["image"].load())
+    full = ", ".join(map(str, _full_steps(run)))
+    small_print(figure, caption(run), f"TAP with full steps {full}", "maps: conditional branch of guidance")
+    return figure
+
+
+def choice_windows(sources: Sources) -> Figure:
     """Choices over the image as it forms."""
     scores = sources.scores
     if "latent" in scores:
@@ -270,6 +286,8 @@ def rivals(sources: Sources) -> Figure:
 
 def error_buildup(sources: Sources) -> Figure:
     """Local errors, their coherence, the model's feedback and the deviation."""
+    import xarray as xr
+
     table = sources.table("errors")
     names = ["local_error", "coherence", "feedback_cosine", "deviation"]
     policies = table["policy"].values.tolist()
@@ -314,7 +332,7 @@ def _full_steps(dataset: xr.Dataset) -> list[int]:
 FIGURES: dict[str, Callable[[Sources], Figure]] = {
     make.__name__: make
     for make in (
-        heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_shares, choice_entropy, regret,
+        heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_windows, choice_shares, choice_entropy, regret,
         fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, low_pass, depth_ablation,
         speed_quality, speed_quality_timed, rivals, error_buildup, speed, published, claims,
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any
 
 from tapstudy.analysis.study import load_study, load_table
 from tapstudy.recording.store import open_recording
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # table -> the command that makes it, of a model whose tables are in `{study}`
 _CLAIMS = "tapstudy claims{model} --study {study}"
@@ -55,12 +56,12 @@ class Sources:
     @cached_property
     def scores(self) -> xr.Dataset:
         """Scores of all predictors along exact trajectories, in memory."""
-        return self._recording("scores").load()
+        return self.recording("scores").load()
 
     @cached_property
     def features(self) -> xr.Dataset:
         """Probes and residuals of every step, lazily."""
-        return self._recording("features")
+        return self.recording("features")
 
     def table(self, name: str) -> xr.Dataset:
         """Return a table of the study.
@@ -85,7 +86,12 @@ class Sources:
         except FileNotFoundError as error:
             raise self._missing(error, "quality") from None
 
-    def _recording(self, name: str) -> xr.Dataset:
+    def recording(self, name: str) -> xr.Dataset:
+        """Return a recording, lazily.
+
+        Raises:
+            MissingData: there is none.
+        """
         path = folder_of(self.model, self.data / "recordings") / f"{name}.zarr"
         if not path.is_dir():
             how = f"{path.parent} --bundled"

@@ -125,7 +125,7 @@ def compare_images(
     for one in methods.values() if isinstance(methods, Mapping) else methods:
         if isinstance(one, FittedSchedule):
             check_schedule(pipe_of(images.model), one)
-    with results_in(folder, progress=progress) as results:
+    with results_in(folder) as results:
         failed: dict[Job, str] = {}
         if scheduler is not None:
             jobs = [(images, setting) for *_, setting in rows]

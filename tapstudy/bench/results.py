@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
 from tapstudy.netcdf import write_netcdf
+
+logger = logging.getLogger(__name__)
 
 
 def short_hash(value: Any) -> str:
@@ -24,10 +26,10 @@ def short_hash(value: Any) -> str:
 
 
 @contextmanager
-def results_in(folder: str | Path | None, *, progress: bool) -> Iterator[Results]:
-    """Keep results in a folder, or, if it is None, for the length of the block; `progress`: say what is made again."""
+def results_in(folder: str | Path | None) -> Iterator[Results]:
+    """Keep results in a folder, or, if it is None, for the length of the block."""
     with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as path:
-        yield Results(path, say=tqdm.write if progress else lambda _: None)
+        yield Results(path)
 
 
 class Results:
@@ -37,12 +39,11 @@ class Results:
     another key, is made again.
 
     Args:
-        folder: made when there is something to write.
-        say: is told of files that are made again.
+        folder: made when there is something to write. The log tells of files that are made again.
     """
 
-    def __init__(self, folder: str | Path, *, say: Callable[[str], object] = lambda _: None) -> None:
-        self.folder, self.say = Path(folder), say
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
     def belongs_to(self, plan: Mapping[str, Any]) -> None:
         """Raises ValueError if the folder holds results of another plan; else it belongs to this one."""
@@ -104,7 +105,7 @@ class Results:
         return found
 
     def _again(self, path: Path, reason: str) -> None:
-        self.say(f"{path} {reason}: computing it again")
+        logger.warning("%s %s: computing it again", path, reason)
 
 
 def _plain(key: Any) -> Any:

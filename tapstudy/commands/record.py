@@ -136,13 +136,16 @@ def calls_for(
 
 
 def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> None:
-    """Return the recordings that come with the package, at most 25 MB: scores, features, and a closed-loop run.
+    """Make the recordings that come with the package, at most 25 MB: scores, features, closed-loop runs, the gallery.
 
-    Of models of text, whose features alone would take more, two scored samples and a closed-loop run: 10 MB.
+    Of models of text, whose features alone would take more, two scored samples and closed-loop runs: 10 MB. The gallery
+    is of four images without acceleration and with TAP, on the model's fitted schedule where the study has one.
     """
     from tapstudy import TAPConfig
-    from tapstudy.models.embedded import conditions
+    from tapstudy.models.embedded import conditions, data_folder
+    from tapstudy.policies.fitted_schedule import FittedSchedule
     from tapstudy.policies.tap import TAPPolicy
+    from tapstudy.sources import folder_of
 
     config, pipe = TAPConfig(interval=8), embedded(model)
     known, guidance = conditions(pipe, 10), usual_guidance(pipe)
@@ -157,6 +160,12 @@ def make_bundled(folder: Path, *, model: str = "mnist-dit", steps: int = 50) -> 
     if one:
         make("features", one, config=config, fields=("probe", "residual", "image"))
     make("closed_loop", two, policy=TAPPolicy(config))
+    fitted = folder_of(model, data_folder() / "study") / "schedule.json"
+    if fitted.is_file() and steps == (schedule := FittedSchedule.load(fitted)).num_steps:
+        config = schedule.config()
+    four = (0, 1, 2, 3) if text else (2, 3, 5, 8)
+    make("gallery_exact", four, config=config, fields=("image",))
+    make("gallery", four, policy=TAPPolicy(config), fields=("choice", "image"))
     # other models have folders of their own in this one
     made = [file for path in folder.glob("*.zarr") for file in path.rglob("*") if file.is_file()]
     size, most = sum(file.stat().st_size for file in made), 10e6 if text else 25e6

@@ -62,7 +62,7 @@ class Passes:
 
     Attributes:
         model, adapter, policy, shadow: of the instrument; the policy has seen nothing.
-        kinds: "full", "skip" or "shadow", of every pass.
+        kinds: "full", "skip", "partial" or "shadow", of every pass.
         inputs: of the model, one entry for every time that the history began.
     """
 
@@ -83,6 +83,8 @@ class Passes:
 
     def flops(self) -> RunFlops:
         """Count them, once for all runs that are alike; the model itself is left alone, and so is its device.
+
+        What the policy computes itself, which is little and not the same on every device, is left out.
 
         Raises:
             Exception: whatever the model raises that reads values inside its forward pass, or that holds weights of a
@@ -105,10 +107,11 @@ class Passes:
         in_full = sum(one * (end - inputs.step) for one, inputs, end in zip(full, self.inputs, ends, strict=True))
         if self.inputs[0].info is None:  # passes that no history is about
             return RunFlops(in_full, in_full)
-        # the blocks behind the probe add the same to every full pass: from here on they hand their input on
-        blocks, _ = self.adapter.modules(model)
-        for block, block_list in blocks[self.policy.probe_depth + 1 :]:
-            block.forward = partial(_hand_on, self.adapter.streams[block_list])
+        if "partial" not in self.kinds:
+            # blocks behind the probe add the same to every full pass: from here on they hand their input on
+            blocks, _ = self.adapter.modules(model)
+            for block, block_list in blocks[self.policy.probe_depth + 1 :]:
+                block.forward = partial(_hand_on, self.adapter.streams[block_list])
         behind = [one - count_flops(partial(inputs.run, model)) for one, inputs in zip(full, self.inputs, strict=True)]
         spent = sum(self._spent(model, ends, behind))
         return RunFlops(spent, in_full)
@@ -116,7 +119,8 @@ class Passes:
     def _spent(self, model: nn.Module, ends: Sequence[int], behind: Sequence[int]) -> Iterator[int]:
         """Yield the FLOPs of every pass; one like an earlier one, with a history of the same size, is not run."""
         adapters = [_as_it_was(self.adapter, inputs) for inputs in self.inputs]
-        instrument = Instrument(model, adapters[0], self._as_it_decided(), shadow=self.shadow)
+        beside: list[int] = []
+        instrument = Instrument(model, adapters[0], self._as_it_decided(beside), shadow=self.shadow)
         instrument.attach()
         instrument.named_context = "as it was"
         counted: dict[tuple[object, ...], int] = {}
@@ -128,21 +132,28 @@ class Passes:
                 counted.clear()
             fulls, since = (fulls + 1, 0) if kind == "full" else (fulls, since + 1)
             key = (kind, min(fulls, 4), min(since, 2), run and run.policy.cache_bytes)
-            if run is not None and key in counted:
+            if run is not None and key in counted and "partial" not in self.kinds:
                 run.kinds.append(kind)
             else:
                 if run is not None and step == self.inputs[part].step:
                     run.restart = "as it was"
-                counted[key] = count_flops(partial(self.inputs[part].run, model))
-            yield counted[key] + (0 if kind == "skip" else behind[part])
+                beside.clear()
+                counted[key] = count_flops(partial(self.inputs[part].run, model)) - sum(beside)
+            yield counted[key] + (0 if kind in ("skip", "partial") else behind[part])
         (last,) = instrument.runs.values()
         if tuple(last.kinds) != self.kinds:
             raise RuntimeError(f"it went otherwise: {''.join(last.kinds)}")
 
-    def _as_it_decided(self) -> Policy:
-        """Return the policy with what it decided in place of its decisions, whose own arithmetic is left out."""
+    def _as_it_decided(self, beside: list[int]) -> Policy:
+        """Return the policy with what it decided in place of its decisions; `beside` gets what it computes itself."""
         kind: Any = type(self.policy)
         kinds, infos = self.kinds, [inputs.info or RunInfo() for inputs in self.inputs]
+
+        def counted(method: str, *args: Any) -> Any:
+            with flop_counter() as counter:
+                found = getattr(super(Decided, args[0]), method)(*args[1:])
+            beside.append(counter.get_total_flops())
+            return found
 
         class Decided(kind):
             def begin(self, run: RunInfo) -> None:
@@ -156,9 +167,16 @@ class Passes:
                 del step, probe
                 return False
 
+            def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
+                counted("observe", self, step, probe, residual)
+
+            def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
+                found: Prediction = counted("predict", self, step, probe, truth)
+                return found
+
             def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
                 if not self.decides_by_probe:  # else it reads values, to decide by
-                    super().skipped(step, probe, prediction)
+                    counted("skipped", self, step, probe, prediction)
 
         found = self.policy.fresh()
         found.__class__ = Decided

@@ -29,9 +29,10 @@ def tap(target: Any, *, schedule: FittedSchedule | str | Path | None = None, **s
         FileNotFoundError, ValueError: no such file, or one that holds something else; a run of other steps, or a
             pipeline of another class, than it was fitted to. Of other weights of the same class it warns.
 
-    >>> with tapstudy.tap(pipe, interval=6) as handle:  # doctest: +SKIP
-    ...     image = pipe("a fox in the snow").images[0]
-    >>> print(handle.summary())  # doctest: +SKIP
+    Examples:
+        >>> with tapstudy.tap(pipe, interval=6) as handle:  # doctest: +SKIP
+        ...     image = pipe("a fox in the snow").images[0]
+        >>> print(handle.summary())  # doctest: +SKIP
     """
     if schedule is None:
         with apply_tap(target, TAPConfig.of(settings)) as handle:

@@ -31,7 +31,7 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str | None
     choice = skipped["choice"]  # (step, token), skip steps only
     distance = skipped["distance"].values
     window = np.cumsum(distance == 1) - 1
-    colours = _palette(scores)  # (predictor, 3)
+    colours = palette(scores)  # (predictor, 3)
     rows, columns = int(scores["row"].max()) + 1, int(scores["col"].max()) + 1
     figure, axes = subplots(
         window[-1] + 1, distance.max() + 1, squeeze=False,
@@ -59,7 +59,7 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str | None
         )
         axis.set_title(title, fontsize=7, pad=2)
         draw_image(axis, image)
-    _draw_legend(figure, scores)
+    draw_legend(figure, scores, (0.36, 0.03, 0.32, 0.055))
     figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)
     return figure
 
@@ -82,16 +82,18 @@ def _image_at(one: xr.Dataset, step: int, along: float) -> tuple[xr.DataArray, b
     return image, expected
 
 
-def _palette(scores: xr.Dataset) -> np.ndarray:
+def palette(scores: xr.Dataset) -> np.ndarray:
+    """Return the colour of every predictor, (predictor, 3), of its coordinates `order` and `shift`."""
     orders, shifts = scores["order"].values, scores["shift"].values
     return np.array(
         [predictor_colour(int(m), float(s), float(shifts.max())) for m, s in zip(orders, shifts, strict=True)]
     )
 
 
-def _draw_legend(figure: Figure, scores: xr.Dataset) -> None:
+def draw_legend(figure: Figure, scores: xr.Dataset, place: tuple[float, float, float, float]) -> None:
+    """Draw the colours of orders and horizons at a place of the figure: left, bottom, width, height."""
     orders, shifts = np.unique(scores["order"].values), np.unique(scores["shift"].values)
-    axis = figure.add_axes((0.36, 0.03, 0.32, 0.055))
+    axis = figure.add_axes(place)
     grid = [[predictor_colour(int(m), float(s), float(shifts.max())) for s in shifts] for m in orders]
     axis.imshow(grid, aspect="auto")
     axis.set_yticks(range(len(orders)), [f"order {m}" for m in orders], fontsize=7)

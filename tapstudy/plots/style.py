@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -83,6 +84,15 @@ def draw_image(axis: Axes, image: xr.DataArray) -> None:
     """Draw an image in [0, 1], (y, x) or (y, x, band), one band in grey, without ticks and spines."""
     bare(axis)
     axis.imshow(image[..., 0] if image.sizes.get("band") == 1 else image, cmap="gray_r", vmin=0, vmax=1)
+
+
+def small_print(figure: Figure, *parts: str) -> None:
+    """Write what is drawn (model, images, settings) below everything else; empty parts are left out."""
+    figure.draw_without_rendering()  # so that a layout that moves axes has moved them
+    box = figure.get_tightbbox()  # inches
+    wide = fill(" · ".join(part for part in parts if part), round(box.width * 20))  # letters of this size that fit
+    width, height = figure.get_size_inches()
+    figure.text(box.x0 / width, (box.y0 - 0.06) / height, wide, fontsize=6, color="0.35", va="top")
 
 
 def predictor_colour(order: int, shift: float, longest: float) -> tuple[float, float, float]:

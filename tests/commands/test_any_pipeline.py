@@ -41,7 +41,14 @@ def saved(name: str, folder: Path) -> tuple[str, str]:
     return str(folder / name), str(folder / f"{name}.csv")
 
 
-@pytest.fixture(scope="module", params=["flux", "stable_diffusion_3", "qwen_image", "wan"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "flux",
+        "wan",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("stable_diffusion_3", "qwen_image")),
+    ],
+)
 def asked(request, tmp_path_factory):
     return saved(request.param, tmp_path_factory.mktemp("pipelines"))
 
@@ -216,7 +223,17 @@ def test_on_workers(tmp_path, monkeypatch):
     common = ("--pipeline", folder, "--prompts", prompts, "--steps", 4)
     compared = ("compare", *common, "--methods", "order1", "--intervals", 4, "--out", tmp_path / "page.html")
     fitted = ("fit-schedule", *common, "--full-passes", 2)
-    judged = ("bench", "paper", *common, "--prompts", one_row(prompts, tmp_path), "--protocol", "flux", "--out", tmp_path / "paper.md")
+    judged = (
+        "bench",
+        "paper",
+        *common,
+        "--prompts",
+        one_row(prompts, tmp_path),
+        "--protocol",
+        "flux",
+        "--out",
+        tmp_path / "paper.md",
+    )
     assert run(*compared, "--table", tmp_path / "here.nc").exit_code == 0
     on_worker = engine.run
 

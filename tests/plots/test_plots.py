@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 
 import tapstudy
+from tapstudy.analysis.caption import caption
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.analysis.proxy_correlation import proxy_correlation
 from tapstudy.analysis.summaries import summarise
 from tapstudy.bench.compare import compare_images
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.plots.choice_maps import plot_choice_maps
+from tapstudy.plots.choices_over_images import plot_choices_over_images
 from tapstudy.plots.image_grid import plot_image_grid
 from tapstudy.plots.loss_curve import plot_loss
 from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
-from tapstudy.plots.style import predictor_colour, save
+from tapstudy.plots.style import predictor_colour, save, small_print
 from tests.conftest import make_tiny_pipe
 
 
@@ -59,6 +61,25 @@ def test_choice_maps_of_a_video(scores):
         pictures = [axis.images[0].get_array() for axis in figure.axes if axis.images[:1] and
                     axis.images[0].get_array().shape[0] == height]  # fmt: skip
         assert pictures[-1].min() == pictures[-1].max() == value
+
+
+def test_choices_over_images(scores):
+    """The images, and the choices before every full step but the warm-up; what was run stands below."""
+    figure = plot_choices_over_images(scores, 1 - scores["image"])
+    drawn = [[axis.images[0].get_array() for axis in figure.axes[i * 5 : i * 5 + 5]] for i in range(3)]
+    for (before, after, *maps), one in zip(drawn, scores.transpose("sample", ...).sample, strict=True):
+        image = scores["image"].isel(sample=one)[..., 0]
+        np.testing.assert_allclose(after, image)
+        np.testing.assert_allclose(before, 1 - image)
+        for colours, step in zip(maps, (7, 13, 15), strict=True):  # full: 0, 1, 2, 8, 14
+            choice = scores["choice"].isel(sample=one).sel(context="cond", step=step).values
+            expected = [predictor_colour(int(scores.order[c]), float(scores["shift"][c]), 4.0) for c in choice]
+            np.testing.assert_allclose(colours.reshape(-1, 3), expected)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["full model\n16 passes", "TAP\n5 passes", "step 7\nk = 5"]
+    small_print(figure, caption(scores), "", "more")
+    assert figure.texts[0].get_text() == "LabelPipeline · 3 images (3 labels, seed 0) · 16 steps · more"
+    before, after = (figure.texts[0].get_window_extent().ymax, figure.axes[-1].get_tightbbox().ymin)
+    assert before < after
 
 
 def test_predictors_have_different_colours():

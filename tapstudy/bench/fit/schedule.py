@@ -144,7 +144,7 @@ def fit_schedule(
     kind = type(pipe_of(images.model)).__name__
     if len(find_transformers(pipe_of(images.model))) > 1:
         raise TypeError(f"fit_schedule takes pipelines with one transformer, {kind} has several")
-    with results_in(folder, progress=progress) as results:
+    with results_in(folder) as results:
         told = {**images.key, "weights": weights_fingerprint(images.model), "model": kind}
         results.belongs_to(told | {"full_passes": full_passes, "tuning": tuning})
         return _Search(kind, images, tuning, full_passes, results, scheduler, progress).run(sigmas)

@@ -1,0 +1,60 @@
+"""What a figure or a page says of its data in small print: model, images, settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+
+def caption(data: xr.Dataset, model: str = "") -> str:
+    """Return model, images and settings of a recording or a table of runs.
+
+    Such as "mnist-dit · 30 images (10 labels, seeds 31 to 33) · 50 steps, guidance 2". What the data
+    does not tell is left out.
+
+    Args:
+        data: a recording, or a table with the attribute `plan`; `seed` and `label` (sample).
+        model: of a table that does not tell it.
+    """
+    made, images = _settings(data), data.sizes.get("sample", 0)
+    parts = [made.get("model") or model, _images(data) if images else ""]
+    if steps := made.get("steps"):
+        guidance = made.get("guidance")
+        parts.append(f"{steps} steps" + (f", guidance {guidance:g}" if guidance is not None else ""))
+    return " · ".join(part for part in parts if part)
+
+
+def _settings(data: xr.Dataset) -> dict[str, Any]:
+    if "plan" in data.attrs:
+        found: dict[str, Any] = json.loads(data.attrs["plan"])
+        return found
+    made = json.loads(data.attrs.get("configuration", "{}"))
+    call = (made.get("calls") or [{}])[0]
+    return {
+        "model": made.get("model") or data.attrs.get("model"),
+        "steps": data.sizes.get("step") or data.attrs.get("steps"),
+        "guidance": call.get("guidance_scale"),
+    }
+
+
+def _images(data: xr.Dataset) -> str:
+    count, parts = data.sizes["sample"], []
+    if "label" in data.coords:
+        labels = {str(label) for label in data["label"].values}
+        kind = "label" if all(label.isdigit() for label in labels) else "prompt"
+        parts.append(f"{len(labels)} {kind}{'s' * (len(labels) > 1)}")
+    if "seed" in data.coords:
+        parts.append(_seeds(np.unique(data["seed"].values).tolist()))
+    return f"{count} image{'s' * (count > 1)}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"
