@@ -27,9 +27,10 @@ def _run(out: Path, seeds: int, model: str) -> None:
     from tapstudy import TAPConfig
     from tapstudy import record as make_recording
     from tapstudy.analysis.clean_image import clean_images
+    from tapstudy.analysis.comparison_table import comparison_table
     from tapstudy.analysis.proxy_correlation import proxy_correlation
     from tapstudy.analysis.summaries import summarise
-    from tapstudy.bench.compare import COLUMNS, compare_images, table_rows
+    from tapstudy.bench.compare import compare_images
     from tapstudy.bench.image_set import ImageSet
     from tapstudy.plots.choice_maps import plot_choice_maps
     from tapstudy.plots.image_grid import plot_image_grid
@@ -38,11 +39,10 @@ def _run(out: Path, seeds: int, model: str) -> None:
 
     pipe, labels = listed(model, "")
     images = ImageSet.of(model, seeds=tuple(range(seeds)), labels=labels)
-    with TemporaryDirectory() as folder:
-        comparison = compare_images(images, folder=folder)
+    comparison = compare_images(images)
 
     title = f"{model}, {len(images)} images, {images.steps} steps, guidance {images.guidance:g}"
-    Table(COLUMNS, table_rows(comparison), title, left=4, breaks=5).show(width=180)
+    Table(*comparison_table(comparison), title, left=4, breaks=5).show(width=180)
     typer.echo(
         "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix "
         "products and convolutions. Latency: the timed calls of a row, one per seed, after a warm-up."
