@@ -103,3 +103,11 @@ def test_every_package_that_is_imported_belongs_to_the_core_or_an_extra():
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
             names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             assert {name.split(".")[0] for name in names} <= known, path
+
+
+def test_a_rival_that_is_not_installed_is_told_of(monkeypatch, capsys):
+    from tapstudy.commands.compare import _peers
+
+    monkeypatch.setattr("tapstudy.extras.find_spec", lambda name: None if name == "cache_dit" else name)
+    assert list(_peers(None, 6)) == ["diffusers FirstBlockCache", "diffusers TaylorSeer"]
+    assert capsys.readouterr().err == "left out: cache-dit DBCache needs cache_dit: pip install 'tapstudy[bench]'\n"
