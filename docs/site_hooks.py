@@ -1,4 +1,4 @@
-"""Build the pages of the site that are not files in docs/: home, changes, gallery, commands, and the figures."""
+"""Build the pages of the site that are not files in docs/: home, changes, examples, gallery, commands, and the figures."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tapstudy.cli import app
 from tapstudy.figures import FIGURES
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
-LATER = ("changelog.md", "gpu.md", "log.md")  # pages that the navigation names and that may not be there yet
+COPIED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+LINKS = {"docs/": "", "examples/README.md": "examples.md", **{source: page for page, source in COPIED.items()}}
+LATER = ("gpu.md",)  # pages that the navigation names and that may not be there yet
 # figures that `tapstudy figures` does not draw -> what makes them
 OTHERS = {
     "demo_choice_maps": "tapstudy demo",
@@ -34,7 +35,7 @@ log = logging.getLogger("mkdocs.hooks.site")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Take pages out of the navigation that are not there yet."""
-    absent = {page for page in LATER if not _source(page).is_file()}
+    absent = {page for page in LATER if not (ROOT / "docs" / page).is_file()}
     for section in config.nav or []:
         for title, entries in section.items():
             if isinstance(entries, list):
@@ -48,10 +49,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pictures |= {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "data/models").glob("*/*.png"))}
     for place, path in pictures.items():
         files.append(File.generated(config, place, abs_src_path=str(path)))
-    for page in COPIED:
-        if _source(page).is_file():
-            text = _source(page).read_text().replace("](docs/", "](")
-            files.append(File.generated(config, page, content=HIDDEN * (page == "index.md") + text))
+    for page, source in COPIED.items():
+        text = (ROOT / source).read_text()
+        for place, there in LINKS.items():
+            text = text.replace(f"]({place}", f"]({there}")
+        files.append(File.generated(config, page, content=HIDDEN * (page == "index.md") + text))
+    files.append(File.generated(config, "examples.md", content="\n".join(_examples())))
     files.append(File.generated(config, "gallery.md", content="\n".join(_gallery(list(pictures)))))
     files.append(File.generated(config, "reference/commands.md", content="\n".join(_commands())))
     return files
@@ -67,8 +70,15 @@ def on_page_content(html: str, **_: Any) -> str:
     return re.sub(r'(<img [^>]*src="([^"]+)"[^>]*>)', r'<a href="\2">\1</a>', html)
 
 
-def _source(page: str) -> Path:
-    return ROOT / COPIED[page] if page in COPIED else ROOT / "docs" / page
+def _examples() -> Iterator[str]:
+    folder = ROOT / "examples"
+    scripts = sorted(folder.glob("*.py"))
+    text = (folder / "README.md").read_text()
+    for script in scripts:
+        text = text.replace(f"]({script.name})", f"](#{script.name.replace('.', '')})")
+    yield text
+    for script in scripts:
+        yield f"## {script.name}\n\n```python\n{script.read_text().rstrip()}\n```\n"
 
 
 def _gallery(pictures: list[str]) -> Iterator[str]:

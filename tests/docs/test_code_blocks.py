@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import logging
 import re
 import shutil
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +31,8 @@ from tests.pipelines import tiny
 
 STEPS = 9  # of every run
 TINY = {"FluxPipeline": "flux", "DiTPipeline": "dit", "QwenImagePipeline": "qwen_image", "WanPipeline": "wan"}
-SHELL = (
-    "export",
-    "mkdir",
-    "train",
-    "pack",
-    "cp",
-    "tar",
-    "mv",
-    "}",
-    "nice",
-    "python",
-    ".",
-    "jupyter",
-    "npm",
-    "curl",
-    "hf",
-)
+SHELL = ("export", "mkdir", "train", "pack", "cp", "tar", "mv", "}", "nice", "python", ".", "jupyter", "npm", "hf",
+         "curl", "WEIGHTS/")  # fmt: skip
 TEXT = ("text", "csv")
 STORIES = [("docs/how_to/record.md", "docs/how_to/analyse.md")]  # pages that go on with each other's files
 STORIES += [(page,) for page in PAGES if page not in STORIES[0]]
@@ -58,6 +45,17 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flux")
     saved("flux", folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """Leave logging as it was: blocks may set it up."""
+    loggers = [logging.getLogger(), logging.getLogger("tapstudy")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture

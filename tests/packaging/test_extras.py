@@ -62,7 +62,9 @@ def test_a_pipeline_is_accelerated(core):
 def test_what_needs_more_says_which_extra_brings_it(core):
     hint = re.compile(r"ModuleNotFoundError: .+ needs .+: pip install 'tapstudy\[study\]'$")
     for name, outcome in core["modules"].items():
-        if name in ("tapstudy", "tapstudy.__main__") or name.split(".")[1] in OF_THE_CORE:
+        if name == "tapstudy.core.kernels":  # loaded on devices whose torch brings Triton
+            assert outcome in ("ok", "ModuleNotFoundError: No module named 'triton'")
+        elif name in ("tapstudy", "tapstudy.__main__") or name.split(".")[1] in OF_THE_CORE:
             assert outcome == "ok", name
         elif name != "tapstudy.cli":  # whoever starts the command line is told
             assert hint.match(outcome), (name, outcome)
