@@ -7,10 +7,12 @@ BIN := .venv/bin
 demo: .venv/demo.done
 	$(BIN)/tapstudy demo
 
-test: .venv/test.done
+lint: .venv/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
 docs: .venv/docs.done

@@ -86,10 +86,9 @@ def compare(
 
 def _peers(pipe: Any, interval: int) -> dict[str, Any]:
     """Return other people's caches with their usual settings."""
-    from importlib.util import find_spec
-
     from tapstudy.bench.engine import Setting
     from tapstudy.bench.speed import third_party
+    from tapstudy.extras import need
 
     def of(make: Any, text: str) -> Setting:
         return Setting.third_party(make, text)
@@ -101,6 +100,9 @@ def _peers(pipe: Any, interval: int) -> dict[str, Any]:
             f"diffusers TaylorSeer, N={interval}",
         ),
     }
-    if find_spec("cache_dit") is not None:
+    try:
+        need("cache-dit DBCache", "cache_dit")
         found["cache-dit DBCache"] = of(third_party.dbcache, "cache-dit DBCache, usual settings")
+    except ModuleNotFoundError as missing:
+        typer.echo(f"left out: {missing}", err=True)
     return found
