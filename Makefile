@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test notebooks lint clean
 
 demo: .venv/demo.done
 	$(BIN)/tapstudy demo
@@ -12,6 +12,9 @@ test: .venv/test.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+notebooks: .venv/test.done
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks.store
 
 .venv/demo.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

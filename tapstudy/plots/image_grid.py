@@ -28,6 +28,8 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None, image
     kept = [0, *(i for i in range(1, len(interval)) if interval[i] in (0, interval.max()))]
     shown = comparison.isel(run=kept, sample=slice(samples))
     pictures = shown["image"].transpose("run", "sample", "y", "x", "band")
+    if pictures.dtype.kind == "u":
+        pictures = pictures / np.float32(255)
     difference = abs(pictures - pictures.isel(run=0, drop=True)).mean("band")  # (run, sample, y, x)
     strongest = float(np.ceil(10 * difference.quantile(0.999)) / 10)
     rows = [("image", 0), *((kind, i) for i in range(1, len(kept)) for kind in ("image", "difference")[not images :])]
