@@ -242,7 +242,8 @@ def ablations(sources: Sources) -> Drawn:
     """PSNR with other orders, horizons, strides, distances and families, minus that of TAP at N = 8."""
     quality = sources.table("quality")
     groups = {title: gains(quality, runs, "tap N=8") for title, runs in ABLATIONS.items()}
-    return plot_gains(groups, baseline="TAP at N = 8"), f"{caption(quality, sources.model)} · S(8, 3)"
+    told = _told(quality, sources, ABLATIONS["horizons k - s (TAP: s up to 4)"]["k only"])
+    return plot_gains(groups, baseline="TAP at N = 8"), f"{told} · S(8, 3)"
 
 
 def ablation_errors(sources: Sources) -> Drawn:
@@ -283,7 +284,8 @@ def depth_ablation(sources: Sources) -> Drawn:
     first, deeper = [f"tap N={n}" for n in (8, 6, 4)], [f"tap N=8 depth={depth}" for depth in range(1, 8)]
     both = cost_and_quality(quality, [*first, *deeper])
     shallow = both["run"].isin(first)
-    return plot_depths(both.isel(run=shallow.values), both.isel(run=~shallow.values)), _told(quality, sources)
+    figure = plot_depths(both.isel(run=shallow.values), both.isel(run=~shallow.values))
+    return figure, _told(quality, sources, deeper[0])
 
 
 def speed_quality(sources: Sources) -> Drawn:
@@ -353,7 +355,10 @@ def claims(sources: Sources) -> Drawn:
     return plot_claims(verdict_table(judge(all_claims(Evidence(**tables))))), _told(tables["quality"], sources)
 
 
-def _told(table: xr.Dataset, sources: Sources) -> str:
+def _told(table: xr.Dataset, sources: Sources, run: str = "") -> str:
+    """Return the small print of a table, or of the images that a run has."""
+    if run in table["cell"].values:
+        table = table.isel(sample=table["psnr"].sel(cell=run).notnull().values)
     return caption(table, sources.model)
 
 

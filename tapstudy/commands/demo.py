@@ -15,7 +15,7 @@ from tapstudy.tables import Table
 
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures"),
-    seeds: Annotated[int, typer.Option(min=1, help="images per label or prompt")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="images per label or prompt")] = 1,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
 ) -> None:
     """Sample images with the reference, plain sampling with fewer steps, FORA, Taylor and TAP, and compare them."""

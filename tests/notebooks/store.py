@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,6 +62,10 @@ def small(cell: Any) -> None:
     """Make the outputs of a cell that ran fit to be stored."""
     cell["metadata"] = {}
     cell["outputs"] = [one for one in cell["outputs"] if one.get("name") != "stderr" and not _bar(one)]
+    for before, after in reversed(list(pairwise(cell["outputs"]))):  # text comes in pieces, as it happens
+        if before.get("name") == after.get("name") == "stdout":
+            before["text"] += after["text"]
+            cell["outputs"].remove(after)
     for output in cell["outputs"]:
         data = output.get("data", {})
         output.pop("metadata", None)
