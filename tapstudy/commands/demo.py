@@ -62,7 +62,7 @@ def _run(out: Path, seeds: int, model: str) -> None:
 
 def _prompts(out: Path, *, model: str = "emoji-flux", count: int = 3) -> None:
     """Sample images from prompts, in full, with fewer steps, and with TAP on the full steps fitted to the model."""
-    from tapstudy.bench.compare import compare_images
+    from tapstudy.bench.compare import Asked, compare_images
     from tapstudy.bench.image_set import ImageSet
     from tapstudy.models.embedded import data_folder
     from tapstudy.plots.image_grid import plot_image_grid
@@ -80,7 +80,7 @@ def _prompts(out: Path, *, model: str = "emoji-flux", count: int = 3) -> None:
     images = ImageSet.of(
         model, labels=prompts[:count], seeds=(0,), steps=schedule.num_steps, guidance=usual_guidance(pipe)
     )
-    methods = {"fewer": "fewer", "TAP, fitted full steps": TAPPolicy(schedule.config())}
+    methods: dict[str, Asked] = {"fewer": "fewer", "TAP, fitted full steps": TAPPolicy(schedule.config())}
     comparison = compare_images(images, methods, intervals=(8,))
     _table(comparison)
     _save(plot_image_grid(comparison, images=True), out, "demo_prompts", _settings(comparison))

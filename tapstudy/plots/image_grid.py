@@ -55,7 +55,7 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None, image
                           orientation="horizontal")  # fmt: skip
     bar.ax.tick_params(labelsize=6, length=2)
     bar.set_label("absolute difference to the reference, of images in [0, 1]", fontsize=7)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 
