@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test notebooks lint clean
+.PHONY: demo test docs notebooks lint clean
 
 demo: .venv/demo.done
 	$(BIN)/tapstudy demo
@@ -16,14 +16,22 @@ test: .venv/test.done
 notebooks: .venv/test.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks.store
 
+docs: .venv/docs.done
+	$(BIN)/mkdocs build --strict --quiet
+
 .venv/demo.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable . --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable '.[study]' --constraint constraints.txt
 	touch $@
 
 .venv/test.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[test]' --constraint constraints.txt
+	touch $@
+
+.venv/docs.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[docs]' --constraint constraints.txt
 	touch $@
 
 clean:

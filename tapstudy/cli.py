@@ -18,6 +18,7 @@ from tapstudy.commands.explore import explore
 from tapstudy.commands.figures import figures
 from tapstudy.commands.fit_schedule import fit_schedule
 from tapstudy.commands.info import info
+from tapstudy.commands.log import show_log
 from tapstudy.commands.record import record
 from tapstudy.commands.roughness import roughness
 from tapstudy.commands.sample import sample
@@ -37,6 +38,7 @@ def start(
 ) -> None:
     """Prepare the process for any command."""
     keep_large_buffers()
+    show_log()
 
 
 app = typer.Typer(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import xarray as xr
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from tapstudy.analysis.ablation import ablate, grid
 from tapstudy.analysis.caption import caption
@@ -55,6 +54,14 @@ from tapstudy.plots.speed import plot_speed
 from tapstudy.plots.style import save, small_print
 from tapstudy.sources import MODEL, SHARED, MissingData, Sources, folder_of
 
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:  # the modules above say what brings these two
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    Drawn = tuple[Figure, str]  # and what its small print says
+
 # group -> what to call a run -> its name
 ABLATIONS = {
     "orders (TAP: 0, 1 and 2)": {
@@ -86,9 +93,6 @@ CONTROLS = {
 }
 # masks with as many full steps as N = 8 has
 MASKS = {"even": "even mask", "start-dense": "start-dense mask", "best": "mask chosen on held-out images"}
-
-
-Drawn = tuple[Figure, str]  # and what its small print says
 
 
 def draw(name: str, sources: Sources) -> Figure:
@@ -126,11 +130,11 @@ def draw_all(
 
 
 def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure | None:
-    """For notebooks: make a figure, save it and return it; without its data, print what is missing."""
+    """For notebooks: make a figure, save it and return it; without its data, log what is missing."""
     try:
         figure = draw(name, sources)
     except MissingData as missing:
-        print(f"{name} left out: {missing}")
+        logger.warning("%s left out: %s", name, missing)
         return None
     save(figure, folder_of(sources.model, out), name)
     return figure
@@ -312,6 +316,8 @@ def rivals(sources: Sources) -> Drawn:
 
 def error_buildup(sources: Sources) -> Drawn:
     """Local errors, their coherence, the model's feedback and the deviation."""
+    import xarray as xr
+
     table = sources.table("errors")
     names = ["local_error", "coherence", "feedback_cosine", "deviation"]
     policies = table["policy"].values.tolist()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any
 
 from tapstudy.analysis.study import load_study, load_table
 from tapstudy.recording.store import open_recording
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # table -> the command that makes it, of a model whose tables are in `{study}`
 _CLAIMS = "tapstudy claims{model} --study {study}"

@@ -40,7 +40,7 @@ def test_arrows(package):
             parts = name.split(".")
             assert parts[0] not in never, f"{path}: {name}"
             if parts[0] == "tapstudy" and len(parts) > 1 and may is not None:
-                assert parts[1] in {package, "lazy"} | may, f"{path}: {name}"
+                assert parts[1] in {package, "extras", "lazy"} | may, f"{path}: {name}"
 
 
 def of_training(name):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import dask
 
+from tapstudy.extras import need
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -27,7 +29,7 @@ def scheduler(address: str | None = None, *, timeout: float = 30) -> Iterator[Cl
 
     Raises:
         ConnectionError: no scheduler answers there, or it has no workers.
-        ImportError: dask's distributed scheduler is not installed.
+        ModuleNotFoundError: dask's distributed scheduler is not installed.
 
     >>> with scheduler("tcp://localhost:8786"):  # doctest: +SKIP
     ...     proxy_correlation(recording).to_netcdf("/shared/correlation.nc")
@@ -36,10 +38,9 @@ def scheduler(address: str | None = None, *, timeout: float = 30) -> Iterator[Cl
         with dask.config.set(scheduler="threads"):
             yield None
         return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ImportError('a cluster needs dask.distributed: pip install "dask[distributed]"') from error
+    need("a cluster", "distributed")
+    from distributed import Client
+
     try:
         # as the default, it would stay dask's scheduler even when it does not connect
         client = Client(address, timeout=timeout, set_as_default=False)

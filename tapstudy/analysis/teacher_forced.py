@@ -12,16 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tapstudy.core.scoring import (
-    Distance,
-    anchor_products,
-    least,
-    losses_of,
-    predictor_losses,
-    scores_from_products,
-    select,
-    step_products,
-)
+from tapstudy.core.products import anchor_products, scores_from_products, step_products
+from tapstudy.core.scoring import Distance, least, losses_of, predictor_losses, select
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.family import Candidates, Family, candidates
 

@@ -1,1 +1,5 @@
 """Speed, FLOPs, and how far accelerated images are from the reference."""
+
+from tapstudy.extras import need
+
+need(__name__, "netCDF4", "torchmetrics", "xarray", "zarr")

@@ -123,7 +123,7 @@ def compare_images(
     rows = rows_of(methods, intervals, reference, images.steps)
     place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
     with place as path:
-        results = Results(path, say=tqdm.write if progress else lambda _: None)
+        results = Results(path)
         return _table(images, rows, results, metrics or {}, progress)
 
 

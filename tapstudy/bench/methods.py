@@ -11,13 +11,19 @@ from typing import Any, Literal
 import torch
 
 from tapstudy.bench.engine import Setting
-from tapstudy.bench.fit import calibrated
+from tapstudy.bench.fit import calibrated, partial
 from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, Slot
-from tapstudy.bench.flops import StepFlops, step_flops
+from tapstudy.bench.flops import StepFlops, run_flops, step_flops
 from tapstudy.bench.image_set import ImageSet
+from tapstudy.bench.plan import WARMUP
 from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
 from tapstudy.policies.blended import BlendedPolicy
+from tapstudy.policies.blocks.dbcache import DBCachePolicy
+from tapstudy.policies.blocks.delta_dit import DeltaDiTPolicy
+from tapstudy.policies.blocks.modules import ModulesPolicy
+from tapstudy.policies.blocks.pab import PABPolicy
+from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.config import DECISIVE, TAPConfig
 from tapstudy.policies.drift import DriftPolicy
 from tapstudy.policies.first_window import FirstWindowPolicy
@@ -31,6 +37,9 @@ from tapstudy.policies.shuffled import ShuffledPolicy
 from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.tokens.ras import RASPolicy
+from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
+from tapstudy.policies.tokens.toca import ToCaPolicy
 from tapstudy.predictors.adams_bashforth import AdamsBashforth
 from tapstudy.predictors.chebyshev import Chebyshev
 from tapstudy.predictors.dmd import DynamicModes
@@ -78,6 +87,7 @@ class Method:
         fit: its setting on a schedule, from held-out images; None: that of `policy`.
         schedules: what the comparison runs it on; none: it takes no part there.
         title: in figures and tables, if not its name.
+        partial: steps that are not full may run some of the model, and not all the same.
     """
 
     name: str
@@ -90,6 +100,7 @@ class Method:
     fit: Callable[[Slot], Setting] | None = None
     schedules: tuple[str, ...] = ()
     title: str = ""
+    partial: bool = False
 
     def config(self, config: TAPConfig) -> TAPConfig:
         """Reset the settings that the method does not read to their defaults, and set those that it implies."""
@@ -113,13 +124,20 @@ class Method:
         return Setting.plain(len(config.schedule.steps(steps)) if self.reads else steps)
 
     def flops(self, pipe: Any, image: ImageSet, config: TAPConfig) -> StepFlops:
-        """Count what a full and a skip step of one image cost; the same for all schedules."""
+        """Count what a full and a skip step of one image cost; the same for all schedules, but for partial steps."""
+        few = 1 if isinstance(pipe, EmbeddedPipeline) else image.steps
+        if self.partial:
+            assert self.policy is not None
+            with torch.no_grad():
+                return run_flops(
+                    pipe, self.policy(config, 0), lambda steps: image.run_transformer(pipe, steps), steps=image.steps,
+                    few=few,
+                )  # fmt: skip
         filled = replace(  # full steps that fill the history, and then none
             config, full_steps=None, warmup_steps=config.family.num_anchors, interval=1000, cooldown_steps=0
         )
         policy = self.policy(filled, 0) if self.policy else None
         with torch.no_grad():
-            few = 1 if isinstance(pipe, EmbeddedPipeline) else image.steps
             return step_flops(pipe, policy, lambda steps: image.run_transformer(pipe, steps), steps=few)
 
     def on(self, slot: Slot) -> Setting:
@@ -180,6 +198,16 @@ def _with(name: str, family: Family) -> Method:
     return _beyond(f"tap+{name}", lambda config: TAPPolicy(config, family=Union(TaylorFamily(), family)))
 
 
+def _partial(
+    name: str, policy: Callable[[TAPConfig], Policy], reads: tuple[str, ...] = SCHEDULE, kind: Kind = "cache"
+) -> Method:
+    """Return a method that runs some of the model between full steps, on a schedule that it is given or its own."""
+    fit = partial.PARTIAL.get(name)
+    return Method(
+        name, kind, lambda config, _: policy(config), reads, fit=fit, schedules=(OWN if fit else USUAL,), partial=True
+    )
+
+
 def _fitted(name: str, kind: Kind, fit: Callable[[Slot], Setting], *schedules: str) -> Method:
     return Method(name, kind, fit=fit, schedules=schedules)
 
@@ -208,6 +236,17 @@ ROWS = (
     _nonlinear("pade", Pade()),
     *(_fitted(name, "cache", fit, OWN) for name, fit in calibrated.CACHES.items()),
     _fitted("channel-groups", "cache", calibrated.channel_groups, USUAL),
+    _partial("fora-modules", lambda config: ModulesPolicy(0, config)),
+    _partial("taylor-modules", lambda config: ModulesPolicy(1, config)),
+    _partial("taylor2-modules", lambda config: ModulesPolicy(2, config)),
+    _partial("delta-dit", DeltaDiTPolicy),
+    _partial("pab", lambda config: PABPolicy(), ()),
+    _partial("dbcache", lambda config: DBCachePolicy(first=1, last=1, warmup_steps=WARMUP), ()),
+    _partial("temporal-delta", lambda config: TemporalDeltaPolicy(), ()),
+    _fitted("bac", "cache", partial.bac, OWN),
+    _partial("toca", lambda config: ToCaPolicy(config=config)),
+    _partial("duca", lambda config: ToCaPolicy(config=config, every=2)),
+    _partial("ras", lambda config: RASPolicy(), ()),
     _tap("tap", *SCHEDULES, SEARCHED, title="TAP"),
     _tap("region", USUAL, granularity="region"),
     _tap("step", *SCHEDULES, SEARCHED, granularity="step"),
@@ -224,6 +263,11 @@ ROWS = (
     _with("hermite", HermiteFamily(orders=(1, 2))),
     _with("chebyshev", Chebyshev()),
     _beyond("tap+dmd", lambda config: NonlinearTAPPolicy((DynamicModes(),), config)),
+    _partial("tap+tokens", lambda config: TAPTokensPolicy(config=config), _all_but(*GRANULARITY), "beyond"),
+    _partial("tap+tokens-error", lambda config: TAPTokensPolicy(config=config, names="error"), _all_but(*GRANULARITY),
+             "beyond"),
+    _partial("tap+tokens-random", lambda config: TAPTokensPolicy(config=config, names="random"),
+             _all_but(*GRANULARITY), "control"),
     _fitted("step-table", "beyond", calibrated.step_table, USUAL),
     _fitted("step-table-output", "beyond", calibrated.step_table_output),
     _fitted("fitted", "beyond", calibrated.fitted, *SCHEDULES),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.netcdf import write_netcdf
+
+logger = logging.getLogger(__name__)
 
 
 def short_hash(value: Any) -> str:
@@ -27,12 +30,11 @@ class Results:
     another key, is made again.
 
     Args:
-        folder: made when there is something to write.
-        say: is told of files that are made again.
+        folder: made when there is something to write. The log tells of files that are made again.
     """
 
-    def __init__(self, folder: str | Path, *, say: Callable[[str], object] = lambda _: None) -> None:
-        self.folder, self.say = Path(folder), say
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
 
     def belongs_to(self, plan: Mapping[str, Any]) -> None:
         """Raises ValueError if the folder holds results of another plan; else it belongs to this one."""
@@ -94,7 +96,7 @@ class Results:
         return found
 
     def _again(self, path: Path, reason: str) -> None:
-        self.say(f"{path} {reason}: computing it again")
+        logger.warning("%s %s: computing it again", path, reason)
 
 
 def _plain(key: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,8 +25,7 @@ def user_errors() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
-    from tapstudy.recording.damage import RecordingError
-
-    if isinstance(error, RecordingError):
+    damage = sys.modules.get("tapstudy.recording.damage")  # else it is none of its errors
+    if damage is not None and isinstance(error, damage.RecordingError):
         return str(error)
     return " ".join(str(error).split()) or type(error).__name__

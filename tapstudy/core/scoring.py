@@ -1,32 +1,34 @@
 """TAP at a skip step: score all predictors on the probe, choose one for every token, apply it to the residuals.
 
-All predictors of a family are linear in the same J anchors, so inner products are enough to score them: the cost is
-O(J) passes over the channels, whatever the number of predictors. With F the actual features, A_0 the newest anchor,
-d_j = A_j - A_0 and g = A_0 - F, weights w of sum S predict
+With F the actual features, A_0 the newest anchor, d_j = A_j - A_0 and g = A_0 - F, weights w of sum S predict
 
     F + e = S F + sum_(j>0) w_j d_j + S g.
 
 In units of |F| = 1 let u = <F + e, F> be the length of the prediction along F, and s its length at right angles to F.
 Then 1 - cos = 1 - u / sqrt(u^2 + s^2). The score -u|u| / s^2, minus the squared cotangent of the angle, orders
-predictors as 1 - cos does and keeps its relative precision for any angle. Where features hardly differ, s^2 (or |e|^2)
-is a small sum of large terms, so products of differences are taken in float64; what follows may be float32.
+predictors as 1 - cos does and keeps its relative precision for any angle.
+
+Where features hardly differ, s^2 and |e|^2 are small sums of large terms. Processors compute them by inner products in
+float64 (`products`), accelerators by coordinates in float32 (`coordinates`), in one kernel where triton is (`fused`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-Distance = Literal["cosine", "l2", "l1"]
+from tapstudy.core import fused as kernels
+from tapstudy.core.coordinates import coefficients_of, coordinate_scores
+from tapstudy.core.products import Distance as Distance
+from tapstudy.core.products import absolute_losses, anchor_products, scores_from_products, step_products
+from tapstudy.core.products import wide_dtype as wide_dtype
+from tapstudy.core.resident import resident
+
 Granularity = Literal["token", "region", "step", "global"]
 Grid = tuple[int, int, int]
-Vectors = Sequence[Tensor] | Tensor
-
-# Tokens are scored in chunks whose vectors in float64 take at most so much memory, which stays in a processor's cache.
-CHUNK_BYTES = 6 << 20
 
 
 class History(Protocol):
@@ -47,6 +49,7 @@ def tap_step(
     granularity: Granularity = "token",
     grid: Grid | None = None,
     region_size: int = 4,
+    fused: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predict the residual at a skip step.
 
@@ -57,13 +60,16 @@ def tap_step(
         weights: (predictor, J).
         known, distance: as for `score`.
         granularity, grid, region_size: as for `select`.
+        fused: compute in two kernels, see `fused`. None: on CUDA, where triton is.
 
     Returns:
         Residual (batch, token, channel), choice (batch, token), ranking scores (batch, token, predictor).
     """
-    scores = score(probes, probe, weights, distance=distance, known=known)
-    choice = choose(scores, distance=distance, granularity=granularity, grid=grid, region_size=region_size)
-    return assemble(history.residuals, weights, choice), choice, scores
+    ranked = kernels.rank(probes, probe, weights, distance=distance, fused=fused)
+    scores, choice = ranked or (score(probes, probe, weights, distance=distance, known=known, fused=False), None)
+    if choice is None or granularity != "token":
+        choice = choose(scores, distance=distance, granularity=granularity, grid=grid, region_size=region_size)
+    return assemble(history.residuals, weights, choice, fused=fused), choice, scores
 
 
 def score(
@@ -73,6 +79,7 @@ def score(
     *,
     distance: Distance = "cosine",
     known: Tensor | None = None,
+    fused: bool | None = None,
 ) -> Tensor:
     """Rank predictors: the ranking score orders them as their losses do, which `losses_of` makes of it.
 
@@ -81,91 +88,27 @@ def score(
         actual: the features to predict, (batch, token, channel).
         weights: one row per predictor, (predictor, J).
         distance: as for `predictor_losses`.
-        known: `anchor_products` of the anchors; computed here if None.
+        known: `anchor_products` of the anchors, which only processors read; computed here if None.
+        fused: as for `tap_step`.
 
     Returns:
-        (batch, token, predictor), float32 (float64 for features in float64); in memory the tokens of a predictor are
-        next to each other. Cosine: minus the squared cotangent of the angle between prediction and features, with the
-        sign of the cotangent: -inf for a perfect prediction, 0 for a right angle or no direction. l2: the squared
-        loss. l1: the loss.
+        (batch, token, predictor), float32 (float64 for features in float64). Cosine: minus the squared cotangent of the
+        angle between prediction and features, with the sign of the cotangent: -inf for a perfect prediction, 0 for a
+        right angle or no direction. l2: the squared loss. l1: the loss.
     """
+    ranked = kernels.rank(anchors, actual, weights, distance=distance, fused=fused)
+    if ranked is not None:
+        return ranked[0]
     dtype = torch.promote_types(actual.dtype, torch.float32)
-    weights = weights.to(actual.device, wide_dtype(actual.device))
-    if distance == "l1":
-        scores = _absolute_losses(anchors, actual, weights)  # (P, T)
+    if actual.device.type != "cpu":
+        coefficients = resident(weights, actual.device, coefficients_of(distance))
+        scores = coordinate_scores(anchors, actual, coefficients, distance=distance)  # (P, T)
+    elif distance == "l1":
+        scores = absolute_losses(anchors, actual, weights.double())
     else:
         products = step_products(anchors, actual, anchor_products(anchors) if known is None else known)  # (K, T)
-        scores = scores_from_products(products, weights, distance=distance, dtype=dtype)
+        scores = scores_from_products(products, weights.double(), distance=distance, dtype=dtype)
     return scores.to(dtype).T.unflatten(0, actual.shape[:-1])
-
-
-def anchor_products(anchors: Sequence[Tensor]) -> Tensor:
-    """Multiply [A_0, d_1, .., d_(J-1)] with each other: (J, J, T), T = batch * token. Good for these anchors only."""
-
-    def multiply(vectors: Vectors) -> Tensor:  # of A_0, A_1, ..
-        for vector in vectors[1:]:
-            vector.sub_(vectors[0])
-        return torch.stack([_dots(vector, vectors) for vector in vectors])
-
-    return _by_token(anchors, multiply)
-
-
-def step_products(anchors: Sequence[Tensor], actual: Tensor, known: Tensor) -> Tensor:
-    """Multiply all pairs of [F, d_1, .., d_(J-1), g], in the order of `pairs_of`.
-
-    Args:
-        known: `anchor_products`. Between full steps, new are |F|^2 and the products of g; the others follow, and lose
-            precision where F is a million times smaller than A_0.
-
-    Returns:
-        (K, T), K = (J + 1) (J + 2) / 2, in float64 where the device has it.
-    """
-
-    def multiply(vectors: Vectors) -> Tensor:  # of A_1, .., F, A_0
-        *_, actual, last = vectors
-        square = torch.linalg.vector_norm(actual, dim=-1).square_()
-        return torch.cat([_dots(last.sub_(actual), vectors), square[None]])
-
-    *older, ahead, last, square = _by_token([*anchors[1:], actual, anchors[0]], multiply).split(1)  # (1, T) each
-    newest = ahead + last  # A_0 = F + g
-    across = torch.cat([*older, last])  # of g with d_1, .., g
-    across[:-1] -= newest
-    rows = [square, known[0, 1:] - across[:-1], ahead]  # of F with F, d_j and g
-    for j in range(1, len(known)):
-        rows += [known[j, j:], across[j - 1 : j]]
-    return torch.cat([*rows, last])
-
-
-def scores_from_products(
-    products: Tensor, weights: Tensor, *, distance: Distance = "cosine", dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Rank predictors from `step_products`.
-
-    Args:
-        products: (..., K, T).
-        weights: (..., predictor, J), of the same dtype.
-        distance: not l1.
-        dtype: of the result.
-
-    Returns:
-        (..., predictor, T), see `score`.
-    """
-    sums = weights.sum(dim=-1, keepdim=True)  # (..., P, 1)
-    error = torch.cat([weights[..., 1:], sums], dim=-1)  # of d_1, .., g, (..., P, J)
-    norm = products[..., :1, :]
-    if distance == "l2":
-        form = quadratic_form(torch.cat([sums - 1, error], dim=-1))
-        return (form @ (products / torch.where(norm > 0, norm, 1))).clamp_(min=0).to(dtype)
-    count = weights.shape[-1]
-    scaled = products / norm  # in units of |F| = 1
-    along = scaled[..., 1 : count + 1, :]  # of d_1, .., g, (..., J, T)
-    first, second = pairs_of(count, products.device)
-    across = scaled[..., count + 1 :, :] - along.index_select(-2, first) * along.index_select(-2, second)
-    square = (quadratic_form(error) @ across).clamp_(min=0).to(dtype)  # s^2
-    ahead = torch.cat([along[..., :-1, :], 1 + along[..., -1:, :]], dim=-2)  # of d_1, .., A_0, which may be small
-    away = -error.to(dtype) @ ahead.to(dtype)  # -u
-    scores = away.abs().mul_(away).div_(square)
-    return scores.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)  # no direction leaves 0 / 0
 
 
 def losses_of(scores: Tensor, *, distance: Distance = "cosine") -> Tensor:
@@ -234,19 +177,25 @@ def select(
     return least(losses.movedim(-1, -2))[1]  # several times faster than argmin where tokens are next to each other
 
 
-def assemble(anchors: Sequence[Tensor], weights: Tensor, choice: Tensor) -> Tensor:
+def assemble(anchors: Sequence[Tensor], weights: Tensor, choice: Tensor, *, fused: bool | None = None) -> Tensor:
     """Apply to every token the predictor it chose.
 
     Args:
         anchors: J tensors (batch, token, channel).
         weights: (predictor, J).
         choice: (batch, token), rows of `weights`.
+        fused: as for `tap_step`.
 
     Returns:
         (batch, token, channel), float32 or better.
     """
+    assembled = kernels.assemble(anchors, weights, choice, fused=fused)
+    if assembled is not None:
+        return assembled
     dtype = torch.promote_types(anchors[0].dtype, torch.float32)
-    rows = weights.to(choice.device, dtype)[choice]  # (B, N, J)
+    rows = resident(weights, choice.device, Tensor.double if dtype == torch.float64 else Tensor.float)[
+        choice
+    ]  # (B, N, J)
     result = anchors[0] * rows[..., :1]  # (B, N, D)
     for j, anchor in enumerate(anchors[1:], start=1):
         result.addcmul_(anchor.to(dtype), rows[..., j : j + 1])
@@ -272,69 +221,6 @@ def least(losses: Tensor) -> tuple[Tensor, Tensor]:
         earlier = found <= last
         found, index = torch.where(earlier, found, last), torch.where(earlier, index, whole + place)
     return found, index
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return what inner products are summed in: float64, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def pairs_of(count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Pair `count` vectors as (0, 0), (0, 1), .., (1, 1), ..: first and second of each pair, (K,)."""
-    first, second = torch.triu_indices(count, count, device=device)
-    return first, second
-
-
-def quadratic_form(coefficients: Tensor) -> Tensor:
-    """Weigh the products of M vectors so that their sum is |sum_m c_m v_m|^2: (..., M) -> (..., K)."""
-    first, second = pairs_of(coefficients.shape[-1], coefficients.device)
-    return torch.where(first == second, 1, 2) * coefficients[..., first] * coefficients[..., second]
-
-
-def _dots(vector: Tensor, others: Vectors) -> Tensor:
-    """Multiply a vector with n others, token by token: (T, D) and n of (T, D) -> (n, T)."""
-    if torch.compiler.is_compiling():
-        return torch.stack([(vector * other).sum(dim=-1) for other in others])
-    return torch.bmm(vector[:, None], torch.as_tensor(others).permute(1, 2, 0)).squeeze(1).T  # faster than n sums
-
-
-def _by_token(features: Sequence[Tensor], multiply: Callable[[Vectors], Tensor]) -> Tensor:
-    """Apply `multiply` to n tensors (..., channel) in float64, which it may change in place: (..., T) of all tokens."""
-    if torch.compiler.is_compiling():  # makes one loop of it, without vectors in memory
-        # by way of float32, since processors are slow to go from half precision to float64 at once
-        single, wide = torch.promote_types(features[0].dtype, torch.float32), wide_dtype(features[0].device)
-        return multiply([feature.flatten(0, -2).to(single).to(wide, copy=True) for feature in features])
-    return torch.cat([multiply(vectors) for vectors in _chunks(features)], dim=-1)
-
-
-def _chunks(features: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield n features, (..., channel) each, of some tokens after others: (n, chunk, D) in float64, in one buffer."""
-    rows = [feature.flatten(0, -2) for feature in features]
-    (tokens, width), wide = rows[0].shape, wide_dtype(rows[0].device)
-    size = max(1, CHUNK_BYTES // (len(rows) * width * wide.itemsize))
-    if rows[0].device.type != "cpu":
-        size *= 64  # accelerators want few, large launches
-    buffer = rows[0].new_empty(len(rows), min(size, tokens), width, dtype=wide)
-    for start in range(0, tokens, size):
-        vectors = buffer[:, : tokens - start]
-        for vector, row in zip(vectors, rows, strict=True):
-            vector.copy_(row[start : start + size])
-        yield vectors
-
-
-def _absolute_losses(anchors: Sequence[Tensor], actual: Tensor, weights: Tensor) -> Tensor:
-    """Compute l1 losses, (predictor, T)."""
-    sums = weights.sum(dim=1, keepdim=True)  # (P, 1)
-    error = torch.cat([weights[:, 1:], sums - 1, sums], dim=1)  # of d_1, .., F and g, (P, J + 1)
-    found = []
-    for vectors in _chunks([*anchors[1:], actual, anchors[0]]):
-        for vector in vectors[:-2]:
-            vector.sub_(vectors[-1])
-        vectors[-1].sub_(vectors[-2])
-        norm = vectors[-2].abs().sum(dim=-1)  # (chunk,)
-        sizes = [torch.tensordot(row, vectors, dims=1).abs_().sum(dim=-1) for row in error]  # (chunk,) each
-        found.append(torch.stack(sizes) / torch.where(norm > 0, norm, 1))
-    return torch.cat(found, dim=1)
 
 
 def _region_means(losses: Tensor, grid: Grid | None, size: int) -> Tensor:

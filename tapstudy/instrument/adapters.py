@@ -330,7 +330,8 @@ def register_adapter(model: type[nn.Module] | str, adapter: Adapter) -> None:
         model: the class, or its name.
         adapter: its row; replaces one of the same name.
 
-    >>> tapstudy.register_adapter(MyTransformer, Adapter(("blocks",), grid=layouts.image))  # doctest: +SKIP
+    Examples:
+        >>> tapstudy.register_adapter(MyTransformer, Adapter(("blocks",), grid=layouts.image))  # doctest: +SKIP
     """
     if not isinstance(adapter, Adapter):
         raise TypeError(f"register_adapter needs an Adapter, got {adapter!r}")

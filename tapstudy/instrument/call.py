@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -18,8 +19,10 @@ from tapstudy.instrument.module_outputs import ModuleOutput, Sequences, WatchedM
 from tapstudy.instrument.tokens import ImageTokens
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, Prediction, ProbeKind
+from tapstudy.policies.decision import SKIP, Decision, Part, check_decision
+from tapstudy.policies.parts import PartsPolicy
 
-State = Literal["full", "skip", "shadow", "undecided"]
+State = Literal["full", "skip", "partial", "shadow", "undecided"]
 
 
 @dataclass
@@ -27,8 +30,9 @@ class Call:
     """One forward pass of the transformer in progress.
 
     Attributes:
-        state: "full"; "skip", where no block beyond the probe runs and the residual is predicted; "shadow", a full pass
-            beside a prediction; "undecided", until the policy has seen the probe.
+        state: "full"; "skip", where no block beyond the probe runs and the residual is predicted; "partial", where some
+            of the model runs; "shadow", a full pass beside a prediction; "undecided", until the policy has seen the
+            probe.
         shadow: what is predicted has its truth computed beside it.
         latent: what is predicted lives in latent space.
         relative: it is a difference, to the model input or to the hidden state entering the first block.
@@ -52,6 +56,12 @@ class Call:
         described: description of the arguments, where some modules may idle.
         outputs: what idle modules gave in this pass, by path, call for call.
         blanks: what idle modules hand out instead of running; without those that run.
+        decision: what runs in a partial pass.
+        entered: the streams of tokens that entered a group of blocks, image first.
+        slots: how many modules of a part have had their turn.
+        cuts: whether the pass has come to where tokens are cut out.
+        cut: whether they have been.
+        stream_length: of the stream that they were cut out of.
     """
 
     run: ContextRun
@@ -82,15 +92,30 @@ class Call:
     described: dict[str, Any] | None = None
     outputs: dict[str, list[Any]] = field(default_factory=dict)
     blanks: dict[str, list[Any]] = field(default_factory=dict)
+    decision: Decision = SKIP
+    entered: dict[Part, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    slots: Counter[Part] = field(default_factory=Counter)
+    cuts: bool = False
+    cut: bool = False
+    stream_length: int = 0
 
     @property
     def stops(self) -> bool:
         """Tell whether the pass stops at the probe, as far as is known."""
         return self.state == "skip" or (self.state == "undecided" and not self.shadow)
 
-    def decide(self, *, full: bool) -> None:
+    def decide(self, *, full: bool, probe: Tensor | None = None) -> None:
         """Settle what an undecided pass is."""
         self.state = "full" if full else "shadow" if self.shadow else "skip"
+        if not full and (decision := self.run.policy.decision(self.step, probe)) is not SKIP:
+            self.decision, self.state = checked(decision, self), "partial"
+
+    def maker(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what makes this pass: the model's own forward, or another model."""
+        if self.decision.model is None:
+            return original
+        model: Callable[..., Any] = self.run.policy.models[self.decision.model]  # type: ignore[attr-defined]
+        return model
 
     @property
     def probe(self) -> Tensor | None:
@@ -175,7 +200,8 @@ class StepEvent:
 
     Attributes:
         context: name of the guidance branch.
-        kind: "full", "skip" or "shadow" (a skip step whose truth was computed beside it).
+        kind: "full", "skip", "partial" (some of the model ran) or "shadow" (a skip step whose truth was computed
+            beside it).
         probe: of the image tokens, of the kind that the policy asks for, None if nobody needed it.
         residual: the true residual of the image tokens, None at a skip step.
         prediction: the policy's, None at a full step.
@@ -236,6 +262,20 @@ class StepEvent:
             to_tokens(call.model_input.detach(), call.grid, adapter.channel_dim) if latent else None,
             call.latent_residual, _module_outputs(call, watched), adapter.branches, span,
         )  # fmt: skip
+
+
+def checked(decision: Decision, call: Call) -> Decision:
+    """Check a decision; raises as `check_decision`."""
+    policy = call.run.policy
+    check_decision(
+        decision,
+        f"{type(policy).__name__}.decision at step {call.step}",
+        parts=policy.watched if isinstance(policy, PartsPolicy) else (),
+        tokens=prod(call.grid),
+        apart=policy.runs_tokens,
+        models=len(getattr(policy, "models", ())),
+    )
+    return decision
 
 
 def _module_outputs(call: Call, watched: Mapping[str, WatchedModule]) -> dict[str, ModuleOutput]:

@@ -147,7 +147,8 @@ def check(model: nn.Module, inputs: Mapping[str, Any], *, probe_depth: int = 0) 
     Raises:
         TypeError, RuntimeError, ValueError: as `apply_policy`.
 
-    >>> print(tapstudy.check(pipe.transformer, inputs))  # doctest: +SKIP
+    Examples:
+        >>> print(tapstudy.check(pipe.transformer, inputs))  # doctest: +SKIP
     """
     ((model, adapter),) = find_transformers(model).values()
     modules = dict(model.named_modules())

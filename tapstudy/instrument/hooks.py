@@ -141,7 +141,7 @@ class ProbeHook:
 
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.instrument.call
-        if call is not None and call.probe_kind == "modulated":
+        if call is not None and call.probe_kind == "modulated" and not call.cut:
             call.attention_input = args[0] if args else kwargs["hidden_states"]
             if call.state == "undecided":
                 self.instrument.decide(call)
@@ -172,7 +172,7 @@ class TailHook:
     @in_python
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.instrument.call
-        if call is None or call.latent:
+        if call is None or (call.latent and call.decision.tokens is None):
             return inner(*args, **kwargs)
         tail: Tensor = args[0] if args else kwargs["hidden_states"]
         replaced = self.instrument.at_tail(call, tail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -22,7 +23,8 @@ from tapstudy.instrument.driver import Value, run_info
 from tapstudy.instrument.idle import hand_out, keep_blanks
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
 from tapstudy.instrument.presence import Presence, refuse_other_caches
-from tapstudy.instrument.tokens import ImageTokens, add_into
+from tapstudy.instrument.token_runs import spread, spread_latent
+from tapstudy.instrument.tokens import ImageTokens, add_into, text_length
 from tapstudy.instrument.trajectories import Trajectories, Turn
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, check_policy
@@ -171,7 +173,7 @@ class Instrument:
         if notice is not None:
             self._cautions.warn(f"{type(self.model).__name__}: {notice}")
         run.policy = self.policy.fresh()
-        run.policy.begin(self._trajectories.latest.told(run))
+        run.policy.begin(replace(self._trajectories.latest.told(run), layout=self.presence.layout))
         run.observed, run.taught_nothing, run.restart = False, None, None
         run.misfit = misfit(self.model, self.adapter, arguments)
 
@@ -193,7 +195,7 @@ class Instrument:
         self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         run, call, device = self._prepare(name, args, kwargs)
-        self.call = call
+        self.call, original = call, original if call is None else call.maker(original)
         try:
             with run.clock.measure(device) as note:
                 output = None
@@ -263,7 +265,7 @@ class Instrument:
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
             list_starts={index: self.adapter.start(index, arguments) for index in self._lists},
-            text_tokens=_length(arguments.get(self.adapter.key)),
+            text_tokens=text_length(arguments.get(self.adapter.key)),
         )
         if full or not policy.decides_by_probe:
             call.decide(full=full)
@@ -281,11 +283,13 @@ class Instrument:
         if call is None:
             run.finish("full", None)
             return
-        if call.state != "full" and call.prediction is None:
+        if call.state in ("skip", "shadow") and call.prediction is None:
             raise RuntimeError(
                 f"{type(self.model).__name__} skipped its blocks, but its tail {self.adapter.tail!r} did not run: "
                 "the adapter does not fit this model; tapstudy.check tells more"
             )
+        if call.state == "partial":
+            run.policy.ran(call.step, call.decision, call.residual)
         run.finish(call.state, call.prediction)
         if call.state == "full":
             keep_blanks(call)
@@ -311,6 +315,8 @@ class Instrument:
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
         """Take the input of the tail, (batch, sequence or frame, row, column, channel); return what it shall see."""
         sequence = tail.flatten(1, -2)
+        if call.state == "partial":
+            return tail if call.decision.tokens is None else spread(call, sequence, self._predict)
         if call.state != "skip":
             reason = call.incomplete(call.start, tail=sequence)
             if reason is not None:
@@ -337,6 +343,8 @@ class Instrument:
     def _finish_latent(self, call: Call, output: Any) -> Any:
         """With the residual in latent space: the output of this pass. `output` is what the model gave, if it ran."""
         channels = self.adapter.channel_dim
+        if call.state == "partial" and call.decision.tokens is None:
+            return output
         if call.state != "skip":
             sample, call.run.form = Form.read(output)
             reason = call.incomplete()
@@ -350,7 +358,8 @@ class Instrument:
                 return self._observe(call, output)
         form = call.run.form
         assert form is not None
-        residual = from_tokens(self._predict(call), call.grid, channel_dim=channels, shape=form.shape)
+        whole = self._predict(call) if call.decision.tokens is None else spread_latent(call, self._predict)
+        residual = from_tokens(whole, call.grid, channel_dim=channels, shape=form.shape)
         output = latent_sum(call.model_input, residual) if call.relative else residual
         return form.wrap(output, return_dict=call.return_dict)
 
@@ -388,9 +397,4 @@ class Instrument:
     def decide(self, call: Call) -> None:
         """Let the policy, which can see the probe now, turn this pass into a full one, which goes on from here."""
         assert call.probe is not None
-        call.decide(full=call.run.policy.wants_full_given(call.step, call.probe))
-
-
-def _length(conditioning: Any) -> int | None:
-    """Count the tokens of text, (batch, token, channel); None for conditioning of another kind."""
-    return conditioning.shape[1] if isinstance(conditioning, Tensor) and conditioning.ndim == 3 else None
+        call.decide(full=call.run.policy.wants_full_given(call.step, call.probe), probe=call.probe)

@@ -12,6 +12,7 @@ from tapstudy.instrument import hooks
 from tapstudy.instrument.call import Host
 from tapstudy.instrument.idle import IdleHook, idle_modules
 from tapstudy.instrument.module_outputs import WatchedModule
+from tapstudy.instrument.parts import Nested, layout_of, part_hooks
 from tapstudy.instrument.places import Hook, Place, occupied, replaced
 
 # at the end of a run pipelines look for this method; classes without caches of their own lack it
@@ -29,11 +30,12 @@ class Presence:
         probed_list: block list of the probed block.
         deeper: block lists of other blocks whose probes a recording asked for, by depth.
         watched: modules whose outputs one asked for, by name.
+        layout: what the transformer can be cut into.
     """
 
     def __init__(self, instrument: Host) -> None:
         self.instrument, self.model, self.adapter = instrument, instrument.model, instrument.adapter
-        self.probed_list = 0
+        self.probed_list, self.layout = 0, layout_of(self.model, self.adapter)
         self.deeper: dict[int, int] = {}
         self.watched: dict[str, WatchedModule] = {}
         self._looks: list[Any] = []
@@ -71,6 +73,8 @@ class Presence:
             self._put(attention, hooks.ProbeHook(instrument))
         for tail in tails:
             self._put(tail, hooks.TailHook(instrument))
+        for module, hook in part_hooks(instrument, self.layout):
+            self._put(module, hook, inside=True)
         hooked = {place.module for place in self._others}
         for path, module in idle.items():
             if module not in hooked:  # one hook is enough, and the others matter more
@@ -108,9 +112,15 @@ class Presence:
         policy = self.instrument.policy
         return policy.needs_probe and policy.probe_kind == "modulated"
 
-    def _put(self, module: nn.Module, hook: Hook, *, name: str = "forward") -> None:
-        self._others.append(Place(module, hook, name=name))
-        self._others[-1].take()
+    def _put(self, module: nn.Module, hook: Hook, *, name: str = "forward", inside: bool = False) -> None:
+        place = next((one for one in self._others if one.module is module and one.name == name), None)
+        if place is None:
+            place = Place(module, hook, name=name)
+            self._others.append(place)
+        else:
+            place.leave()
+            place.hook = Nested(place.hook, hook) if inside else Nested(hook, place.hook)
+        place.take()
 
     def detach(self) -> None:
         """Take all hooks off and leave no trace on the modules."""

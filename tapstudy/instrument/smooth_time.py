@@ -37,8 +37,9 @@ def smooth_time(target: Any, sigma: float) -> SmoothTime:
             in a way that scaling would not be exact (quantised, float8, sharded), or out of reach (on disk).
         RuntimeError: the transformer is smoothed already.
 
-    >>> with tapstudy.smooth_time(pipe, 40), tapstudy.tap(pipe, interval=8):  # doctest: +SKIP
-    ...     image = pipe("a fox in the snow").images[0]
+    Examples:
+        >>> with tapstudy.smooth_time(pipe, 40), tapstudy.tap(pipe, interval=8):  # doctest: +SKIP
+        ...     image = pipe("a fox in the snow").images[0]
     """
     if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not math.isfinite(sigma) or sigma < 0:
         raise ValueError(f"sigma must be a finite number of at least 0, in units of time, got {sigma!r}")

@@ -9,11 +9,11 @@ from html import escape
 from statistics import mean, median
 from typing import Any
 
-from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.trajectory import ContextRun
 
-KINDS = {"F": "full", ".": "skipped", "s": "skipped, with a full pass beside"}
-COLOURS = {"F": "#333", ".": "#ddd", "s": "#999"}
+KINDS = {"F": "full", ".": "skipped", "p": "run in part", "s": "skipped, with a full pass beside"}
+COLOURS = {"F": "#333", ".": "#ddd", "p": "#777", "s": "#999"}
+LETTERS = {"full": "F", "skip": ".", "partial": "p", "shadow": "s"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ContextSummary:
     """One context of one transformer along its last run.
 
     Attributes:
-        mask: one letter per step: F full, . skipped, s skipped but computed beside (shadow).
+        mask: one letter per step: F full, . skipped, p some of the model ran, s skipped but computed beside (shadow).
         choices: tokens that took each predictor, by label, without those nobody took.
         seconds: of every step, by kind.
         cache_bytes: most memory its history has held, in host memory if it is kept there.
@@ -42,21 +42,25 @@ class ContextSummary:
 
     @property
     def num_skipped(self) -> int:
-        return len(self.mask) - self.num_full
+        return len(self.mask) - self.num_full - self.num_partial
+
+    @property
+    def num_partial(self) -> int:
+        return self.mask.count("p")
 
     @classmethod
     def of(cls, transformer: str, run: ContextRun) -> ContextSummary:
         counts = run.choices.tolist() if run.choices is not None else []
         choices = {str(label): count for label, count in zip(run.policy.labels, counts, strict=False) if count}
-        mask = mask_text([i for i, kind in enumerate(run.kinds) if kind == "full"], run.step)
-        mask = "".join("s" if kind == "shadow" else letter for letter, kind in zip(mask, run.kinds, strict=True))
+        mask = "".join(LETTERS[kind] for kind in run.kinds)
         return cls(
             transformer, run.name, mask, choices, run.clock.seconds(), run.cache_bytes, dict(Counter(run.fail_opens))
         )
 
     def __str__(self) -> str:
         lines = [
-            f"{self.transformer} / {self.context}: {self.num_full} full and {self.num_skipped} skipped of "
+            f"{self.transformer} / {self.context}: {self.num_full} full"
+            f"{f', {self.num_partial} run in part' if self.num_partial else ''} and {self.num_skipped} skipped of "
             f"{len(self.mask)} steps",
             f"  mask     {self.mask}",
         ]

@@ -27,9 +27,10 @@ def tap(target: Any, *, schedule: FittedSchedule | str | Path | None = None, **s
     Raises:
         FileNotFoundError, ValueError: no such file, or one that holds something else; a run of other steps.
 
-    >>> with tapstudy.tap(pipe, interval=6) as handle:  # doctest: +SKIP
-    ...     image = pipe("a fox in the snow").images[0]
-    >>> print(handle.summary())  # doctest: +SKIP
+    Examples:
+        >>> with tapstudy.tap(pipe, interval=6) as handle:  # doctest: +SKIP
+        ...     image = pipe("a fox in the snow").images[0]
+        >>> print(handle.summary())  # doctest: +SKIP
     """
     if schedule is None:
         with apply_tap(target, TAPConfig.of(settings)) as handle:

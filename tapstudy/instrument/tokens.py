@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,3 +67,8 @@ def add_into(sum_: Tensor, other: Tensor) -> Tensor:
     if not fits or sum_.requires_grad or (other.requires_grad and torch.is_grad_enabled()):
         return sum_ + other
     return sum_.add_(other)
+
+
+def text_length(conditioning: Any) -> int | None:
+    """Count the tokens of text, (batch, token, channel); None for conditioning of another kind."""
+    return conditioning.shape[1] if isinstance(conditioning, Tensor) and conditioning.ndim == 3 else None

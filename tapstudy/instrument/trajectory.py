@@ -43,13 +43,14 @@ class ContextRun:
         observed: whether the policy has seen a full step since its history was last emptied.
         misfit: why no step of this size can enter the history, or None.
         taught_nothing: why the last full step has not entered it, or None.
-        kinds: "full", "skip" or "shadow", one per step so far.
+        kinds: "full", "skip", "partial" or "shadow", one per step so far.
         fail_opens: why steps ran in full although the policy wanted to skip.
         choices: how many tokens took each labelled predictor.
         cache_bytes: most memory its history has held, in host memory if it is kept there.
         form: what the transformer's last output looked like.
         described: description of the arguments of its last full step, None before.
         blanks: what modules that idle at a skip step hand out then, by path, call for call.
+        attended: keys and values of all tokens, by module and call, if the policy names tokens.
     """
 
     name: str
@@ -77,6 +78,7 @@ class ContextRun:
     form: Form | None = None
     described: dict[str, Any] | None = None
     blanks: dict[str, list[Any]] = field(default_factory=dict)
+    attended: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -92,12 +94,13 @@ class ContextRun:
     def free(self) -> None:
         """Let go of all tensors; what the summary needs stays."""
         self.key = self.timestep = self.latent = self.described = None
-        self.blanks = {}
+        self.blanks, self.attended = {}, {}
 
     def finish(self, kind: str, prediction: Prediction | None) -> None:
         """Book a completed step."""
         self.kinds.append(kind)
-        self.cache_bytes = max(self.cache_bytes, self.policy.cache_bytes)
+        attended = sum(tensor.nbytes for pair in self.attended.values() for tensor in pair)
+        self.cache_bytes = max(self.cache_bytes, self.policy.cache_bytes + attended)
         if prediction is None or prediction.choice is None:
             return
         choice = prediction.choice.reshape(-1)

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tapstudy.extras import need
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -168,13 +170,9 @@ def _image_set(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], note:
 
 def _from_hub(name: str, split: str, repository: str | None = None) -> LabelledImages:
     """`repository` overrides the hub's name; a local folder of parquet files works too."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            f"fetching {name!r} needs the 'datasets' package: pip install 'tapstudy[train]', or pass a folder that "
-            f"holds {name}_{split}.npz"
-        ) from error
+    need(f"fetching {name} (a folder that holds {name}_{split}.npz needs none)", "datasets")
+    import datasets
+
     repository = repository or DATA_SETS[name].hub
     try:
         table = datasets.load_dataset(repository, split=split)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
+from tapstudy.extras import need
 from tapstudy.models.classifier import Classifier
 from tapstudy.models.data import DATA_SETS
 from tapstudy.models.pipeline import LabelPipeline
@@ -33,16 +33,7 @@ MADE_BY = {
 }
 
 
-# what the pipelines of embedded models are made of
-KINDS: dict[type[EmbeddedPipeline], dict[str, Any]] = {
-    LabelPipeline: {"transformer": DiTTransformer2DModel, "scheduler": FlowMatchEulerDiscreteScheduler},
-    TextPipeline: {
-        "transformer": FluxTransformer2DModel,
-        "text_encoder": T5EncoderModel,
-        "tokenizer": PreTrainedTokenizerFast,
-        "scheduler": FlowMatchEulerDiscreteScheduler,
-    },
-}
+KINDS: tuple[type[EmbeddedPipeline], ...] = (LabelPipeline, TextPipeline)
 
 
 # what they keep in model_index.json beside the parts
@@ -97,10 +88,12 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPi
         FileNotFoundError: no such model, or its weights are missing.
         ValueError: the weights cannot be read or do not fit the configuration, or the folder holds a pipeline of
             another kind.
+        ModuleNotFoundError: "emoji-flux" without transformers.
 
-    >>> pipe = tapstudy.load("mnist-dit")  # doctest: +SKIP
-    >>> pipe([3, 1, 4], guidance_scale=2.0).images[0].show()  # doctest: +SKIP
-    >>> tapstudy.load("emoji-flux")("red apple on a teal background").images[0].show()  # doctest: +SKIP
+    Examples:
+        >>> pipe = tapstudy.load("mnist-dit")  # doctest: +SKIP
+        >>> pipe([3, 1, 4], guidance_scale=2.0).images[0].show()  # doctest: +SKIP
+        >>> tapstudy.load("emoji-flux")("red apple on a teal background").images[0].show()  # doctest: +SKIP
     """
     folder = model_folder(model)
     if not (folder / "model_index.json").is_file():
@@ -112,14 +105,15 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPi
             f"{folder} holds a {index.get('_class_name')}, not an embedded model: load it with diffusers; "
             "tapstudy.tap and tapstudy.record take any supported pipeline"
         )
-    for name in KINDS[kind]:
+    classes = _parts(kind)
+    for name in classes:
         part = {"scheduler": "scheduler/scheduler_config.json", "tokenizer": "tokenizer/tokenizer.json"}.get(name)
         if not (folder / (part or f"{name}/config.json")).is_file():
             raise FileNotFoundError(f"{folder} is not a complete model: {part or f'{name}/config.json'} is missing")
     files = weight_files(folder)
     parts: dict[str, Any] = {}
     try:
-        for name, part_class in KINDS[kind].items():
+        for name, part_class in classes.items():
             weighty = name in ("transformer", "text_encoder")
             parts[name] = part_class.from_pretrained(folder / name, **({"use_safetensors": True} if weighty else {}))
             if weighty and parts[name].dtype != dtype:
@@ -132,6 +126,21 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPi
         ) from error
     settings = {name: index[name] for name in SETTINGS if name in index}
     return kind(**parts, **settings)
+
+
+def _parts(kind: type[EmbeddedPipeline]) -> dict[str, Any]:
+    """Tell the classes that pipelines of a kind are made of."""
+    if kind is LabelPipeline:
+        return {"transformer": DiTTransformer2DModel, "scheduler": FlowMatchEulerDiscreteScheduler}
+    need(f"a {kind.__name__}", "transformers")
+    from transformers import PreTrainedTokenizerFast, T5EncoderModel
+
+    return {
+        "transformer": FluxTransformer2DModel,
+        "text_encoder": T5EncoderModel,
+        "tokenizer": PreTrainedTokenizerFast,
+        "scheduler": FlowMatchEulerDiscreteScheduler,
+    }
 
 
 def weight_files(folder: Path) -> list[Path]:

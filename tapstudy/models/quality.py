@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.linalg import eigvals
 from torch import Tensor, nn
 from tqdm.auto import trange
 
+from tapstudy.extras import need
 from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import LabelledImages
 from tapstudy.models.pipeline import LabelPipeline
@@ -54,6 +54,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     x, y = a.double().numpy(), b.double().numpy()
     cx, cy = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     # the trace of the root is the sum of the roots of the eigenvalues, which singular covariances have too
+    need("the Frechet distance", "scipy")
+    from scipy.linalg import eigvals
+
     roots = np.sqrt(np.clip(np.real(eigvals(cx @ cy)), 0, None))
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy) - 2 * roots.sum())
 

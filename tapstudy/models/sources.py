@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from weakref import ref
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.utils import logging
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from tapstudy.models.embedded import EMBEDDED, KINDS, data_folder, load, model_folder, weight_files
 from tapstudy.models.machine import find_device
+
+logger = logging.getLogger(__name__)
 
 OFFLOADS = ("none", "model", "sequential")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -121,13 +124,13 @@ def open_pipeline(source: str | Path | Source) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep diffusers from drawing bars while it loads."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            diffusers_logging.enable_progress_bar()
 
 
 def pipeline_folder(name: str | Path) -> Path:
@@ -154,6 +157,7 @@ def pipeline_folder(name: str | Path) -> Path:
 @lru_cache
 def _downloaded(name: str) -> Path:
     """Fetch a pipeline from the hub, which a process asks once."""
+    logger.info("%s from the hub, unless it was fetched before", name)
     try:
         return Path(DiffusionPipeline.download(name))
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5EncoderModel
+from torch import Tensor, nn
 
 from tapstudy.models.pixel_pipeline import Generators, PixelPipeline, StepCallback
 
@@ -40,7 +39,7 @@ def position_ids(rows: int, columns: int, *, frame: int, device: torch.device | 
     return torch.nn.functional.pad(grid, (1, 0))
 
 
-def encode_tokens(text_encoder: T5EncoderModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def encode_tokens(text_encoder: nn.Module, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings of words (B, length, width), zero at padding, and their mean over the words (B, width).
 
     Args:
@@ -98,8 +97,8 @@ class TextPipeline(PixelPipeline):
     def __init__(
         self,
         transformer: FluxTransformer2DModel,
-        text_encoder: T5EncoderModel,
-        tokenizer: PreTrainedTokenizerFast,
+        text_encoder: nn.Module,  # as transformers' T5EncoderModel, which may not be installed
+        tokenizer: object,  # as its PreTrainedTokenizerFast
         scheduler: FlowMatchEulerDiscreteScheduler,
         image_size: int = 64,
         smooth_sigma: float = 0.0,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tapstudy.core.scoring import anchor_products, assemble, predictor_losses, select
+from tapstudy.core.products import anchor_products
+from tapstudy.core.scoring import assemble, predictor_losses, select
 from tapstudy.policies.base import Losses, Prediction, RunInfo
 from tapstudy.policies.caching import CachePolicy
 from tapstudy.policies.config import TAPConfig
@@ -36,17 +37,7 @@ class AnchoredPolicy(CachePolicy):
         self._known: Tensor | None = None
 
     def begin(self, run: RunInfo) -> None:
-        made_for = self.config.num_steps
-        if made_for is not None and run.num_steps not in (None, made_for):
-            raise ValueError(
-                f"the schedule was made for {made_for} steps, and this run has {run.num_steps}: sample with "
-                f"{made_for}, or fit another one with tapstudy.fit_schedule"
-            )
-        if self.config.cooldown_steps and run.num_steps is None:
-            raise ValueError(
-                f"cooldown_steps={self.config.cooldown_steps} needs the number of sampling steps, which a bare "
-                "transformer does not tell: apply the policy to the pipeline"
-            )
+        self.config.check_steps(run.num_steps)
         super().begin(run)
 
     def restart(self) -> None:
@@ -64,8 +55,8 @@ class AnchoredPolicy(CachePolicy):
         return candidates(self.family, self.anchors.steps, step)
 
     def known_products(self, probes: Sequence[Tensor]) -> Tensor | None:
-        """Compute `anchor_products` of the anchors' probes once after every full step; None where none are needed."""
-        if self._known is None and self.config.distance != "l1":
+        """Compute `anchor_products` of the anchors' probes once after every full step; None where none are read."""
+        if self._known is None and self.config.distance != "l1" and probes[0].device.type == "cpu":
             self._known = anchor_products(probes)
         return self._known
 

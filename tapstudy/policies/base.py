@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.apart import apart
+from tapstudy.policies.decision import SKIP, Decision, Layout
 from tapstudy.predictors.family import Label
 
 ResidualSite = Literal["hidden", "tail", "latent", "output"]
 ProbeKind = Literal["modulated", "stream", "latent"]
 Losses = Tensor | Callable[[], Tensor]
+# methods that run beside the model
+APART = ("wants_full_given", "decision", "observe", "observe_part", "predict", "predict_part", "skipped", "ran")
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class RunInfo:
         grid: frames, rows and columns of the tokens, None when unknown.
         first: number that the first of these steps has among those of the scheduler.
         total: number of those.
+        layout: what the transformer can be cut into, None outside of one.
     """
 
     num_steps: int | None = None
     grid: tuple[int, int, int] | None = None
     first: int = 0
     total: int | None = None
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,11 @@ class Policy(ABC):
     `skipped` (a skip step). Questions (`wants_full`, `wants_full_given`, `predict`) change nothing; the step is always
     passed in. A pass is one batch, so its samples (and the guidance branches in it) skip or run together.
 
-    The last four run apart from the model, in every subclass: without gradients, autocast or inference mode. So what a
-    policy keeps is detached, and a prediction is a constant to the model around it.
+    A pass that is not full runs what `decision` says: by default nothing. See `PartsPolicy` for blocks and modules; of
+    tokens, `predict` predicts all, and `ran` is told what came of those that ran.
+
+    What sees features runs apart from the model, in every subclass: without gradients, autocast or inference mode. So
+    what a policy keeps is detached, and a prediction is a constant to the model around it.
 
     Attributes:
         labels: names of the predictors that `Prediction.choice` indexes.
@@ -123,6 +131,7 @@ class Policy(ABC):
             goes on from where the probe was taken: nothing runs twice.
         needs_truth: whether `predict` reads the true residual. The instrument then runs a shadow full pass at every
             skip step: such a policy saves nothing and serves as a yardstick.
+        runs_tokens: whether decisions name tokens. The keys and values of all blocks are then kept.
     """
 
     labels: tuple[Label, ...] = ()
@@ -132,10 +141,11 @@ class Policy(ABC):
     needs_probe: bool = False
     decides_by_probe: bool = False
     needs_truth: bool = False
+    runs_tokens: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("wants_full_given", "observe", "predict", "skipped"):
+        for name in APART:
             if name in vars(cls):
                 setattr(cls, name, apart()(vars(cls)[name]))
 
@@ -159,6 +169,11 @@ class Policy(ABC):
         del step, probe
         return False
 
+    def decision(self, step: int, probe: Tensor | None = None) -> Decision:
+        """Say what runs at a step that is not full, given its probe if the policy decides by it."""
+        del step, probe
+        return SKIP
+
     @abstractmethod
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         """Take in a full step: probe if `needs_probe`, and residual, (batch, token, channel)."""
@@ -170,6 +185,10 @@ class Policy(ABC):
     def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
         """Take in a skip step: its probe if `needs_probe`, and what `predict` said. Copy what you keep of the probe."""
         del step, probe, prediction
+
+    def ran(self, step: int, decision: Decision, residual: Tensor | None) -> None:
+        """Take in a step of which some ran, and of tokens the residual: true for those, predicted for the others."""
+        del step, decision, residual
 
     @property
     def cache_bytes(self) -> int:

@@ -39,7 +39,7 @@ class TAPConfig:
         clip: what happens to horizons below 0: None keeps them, "zero" raises them to 0, "one" raises all below 1.
         history_dtype: dtype of the stored residuals.
         probe_dtype: dtype of the stored probes, None for the model's. A narrower one saves memory and decides near ties
-            otherwise (`tapstudy analyze --analysis stored-probes`); sums are in float64 all the same.
+            otherwise (`tapstudy analyze --analysis stored-probes`); sums are as precise all the same.
         cooldown_steps: the last so many steps run in full.
         granularity: who chooses together: "token", "region" (windows of `region_size` tokens squared), "step" (all
             tokens of a sample) or "global" (the whole batch).
@@ -110,6 +110,19 @@ class TAPConfig:
     def schedule(self) -> Schedule:
         """Which steps run in full."""
         return Schedule(self.interval, self.warmup_steps, self.cooldown_steps, self.full_steps)
+
+    def check_steps(self, num_steps: int | None) -> None:
+        """Raise ValueError if the schedule does not fit a run of so many steps, None if nobody knows how many."""
+        if self.num_steps is not None and num_steps not in (None, self.num_steps):
+            raise ValueError(
+                f"the schedule was made for {self.num_steps} steps, and this run has {num_steps}: sample with "
+                f"{self.num_steps}, or fit another one with tapstudy.fit_schedule"
+            )
+        if self.cooldown_steps and num_steps is None:
+            raise ValueError(
+                f"cooldown_steps={self.cooldown_steps} needs the number of sampling steps, which a bare "
+                "transformer does not tell: apply the policy to the pipeline"
+            )
 
     @property
     def history(self) -> History:

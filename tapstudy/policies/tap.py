@@ -24,15 +24,27 @@ class TAPPolicy(AnchoredPolicy):
     Args:
         config, family: as for `AnchoredPolicy`.
         compile: score, choose and assemble in one graph of `torch.compile`. The first skip step then takes seconds.
+        fused: score and choose in one Triton kernel, assemble in another, see `core.fused`. None: on CUDA, where triton
+            is and `compile` is not asked for.
 
     Raises:
-        ValueError: `compile` with distance l1 or granularity region.
+        ValueError: `compile` with distance l1 or granularity region, or with `fused`.
     """
 
     needs_probe = True
 
-    def __init__(self, config: TAPConfig | None = None, *, family: Family | None = None, compile: bool = False) -> None:
+    def __init__(
+        self,
+        config: TAPConfig | None = None,
+        *,
+        family: Family | None = None,
+        compile: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if compile and fused:
+            raise ValueError("compile=True makes kernels of its own: leave fused out")
         super().__init__(config, family=family)
+        self.fused = fused
         config = self.config
         self.compiled = CompiledStep(distance=config.distance, granularity=config.granularity) if compile else None
 
@@ -49,5 +61,6 @@ class TAPPolicy(AnchoredPolicy):
             granularity=config.granularity,
             grid=self.run.grid,
             region_size=config.region_size,
+            fused=self.fused,
         )
         return self.labelled(found, residual, choice, losses=partial(losses_of, scores, distance=config.distance))

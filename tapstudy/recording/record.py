@@ -170,7 +170,6 @@ def record(
         inputs=inputs,
         shared_steps=len(find_transformers(pipe)) > 1,
         force=force,
-        say=tqdm.write if progress else lambda _: None,
     )
 
     def listen(event: StepEvent) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tapstudy.recording.lock import lock
 from tapstudy.recording.schema import COORDINATES, FEATURES, VARIABLES, Layout, Variable
 from tapstudy.recording.scorer import Array
 from tapstudy.recording.store import SampleWriter, Store, read_attributes
+
+logger = logging.getLogger(__name__)
 
 
 class Writer:
@@ -38,7 +41,6 @@ class Writer:
         inputs: of the calls, to keep, by hash.
         shared_steps: other transformers run the steps that this one leaves out.
         force: write even if the disk might not hold it.
-        say: shows a line to the user.
     """
 
     def __init__(
@@ -54,11 +56,10 @@ class Writer:
         inputs: Mapping[str, Array],
         shared_steps: bool,
         force: bool,
-        say: Callable[[str], None],
     ) -> None:
         self.path, self.fields, self.modules, self.dtype = path, fields, modules, dtype
         self.preview_steps, self.coords, self.attrs = preview_steps, coords, attrs
-        self.inputs, self.shared_steps, self.force, self.say = inputs, shared_steps, force, say
+        self.inputs, self.shared_steps, self.force = inputs, shared_steps, force
         self.store: Store | None = None
         self.batch: Sequence[int] = ()
         self._samples: list[SampleWriter] = []
@@ -115,7 +116,8 @@ class Writer:
                 store.finish(found.sample, finished=False)
                 damage.append(found)
         if damage:
-            self.say(f"{self.path} is damaged ({damage[0]}); {len({d.sample for d in damage})} samples are made again")
+            again = len({d.sample for d in damage})
+            logger.warning("%s is damaged (%s); %d samples are made again", self.path, damage[0], again)
 
     def is_done(self, samples: Sequence[int]) -> bool:
         """Tell whether all of these samples are finished."""
@@ -353,9 +355,8 @@ class Writer:
         samples = layout.sizes["sample"]
         needed = layout.sample_bytes() * samples
         free = shutil.disk_usage(self.path).free
-        self.say(
-            f"recording {samples} samples: at most {needed / 1e9:.3f} GB before compression, {free / 1e9:.1f} GB free"
-        )
+        told = "recording %d samples: at most %.3f GB before compression, %.1f GB free"
+        logger.info(told, samples, needed / 1e9, free / 1e9)
         if needed > free and not self.force:
             raise RecordingError(
                 f"the recording may need {needed / 1e9:.1f} GB, but {self.path} has {free / 1e9:.1f} GB free: store "

@@ -32,6 +32,11 @@ def test_unrelated_images_score_under_12_db():
 def test_flops_by_hand():
     layer = torch.nn.Linear(3, 5)
     assert count_flops(lambda: layer(torch.zeros(7, 3))) == 2 * 7 * 3 * 5
+    query, key = torch.zeros(2, 3, 7, 4), torch.zeros(2, 3, 9, 4)  # batch, head, token, channel
+    attention = torch.nn.functional.scaled_dot_product_attention
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            assert count_flops(lambda: attention(query, key, key)) == 2 * 3 * 2 * (2 * 7 * 9 * 4)
 
 
 def test_perceptual_distance_by_hand():

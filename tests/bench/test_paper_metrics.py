@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tapstudy.bench.image_set import ImageSet
-from tapstudy.bench.paper import metrics as found_in
 from tapstudy.bench.paper.metrics import Lpips, VBench, find_metrics, load_metrics, metric_fingerprint
 from tapstudy.bench.paper.pixels import normalised_for_clip
 from tests.bench import tiny_metrics
@@ -151,7 +150,7 @@ class VideoWriter:
     ],
 )
 def test_what_is_missing_says_how_to_get_it(name, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(found_in, "find_spec", lambda package: package)
+    monkeypatch.setattr("tapstudy.extras.find_spec", lambda package: package)
     with pytest.raises(FileNotFoundError, match=message):
         load_metrics([name], weights=tmp_path)
 
@@ -162,8 +161,8 @@ def test_what_the_hub_does_not_give(monkeypatch, tmp_path):
         find_metrics(["clip"])
     with pytest.raises(ValueError, match="no metric fid: there are lpips, clip, image-reward, vbench"):
         find_metrics(["fid"])
-    monkeypatch.setattr(found_in, "find_spec", lambda package: None)
-    with pytest.raises(ImportError, match=r"pip install 'tapstudy\[paper\]'"):
+    monkeypatch.setattr("tapstudy.extras.find_spec", lambda package: None)
+    with pytest.raises(ModuleNotFoundError, match=r"LPIPS needs torchvision: pip install 'tapstudy\[paper\]'"):
         find_metrics(["lpips"])
 
 

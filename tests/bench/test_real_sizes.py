@@ -92,7 +92,13 @@ OTHER_CHANNELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", INSTALLED)
+# one of every kind of model; the others take minutes of counting
+USUAL = {"DiTTransformer2DModel", "FluxTransformer2DModel", "SD3Transformer2DModel", "Lumina2Transformer2DModel",
+         "WanTransformer3DModel"}  # fmt: skip
+ROWS = [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in INSTALLED]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_skip_step_costs_next_to_nothing(name):
     found = costs(name)
     assert found.parameters / 1e9 == pytest.approx(PARAMETERS[name], rel=0.01)
@@ -154,7 +160,7 @@ def test_unknown_class():
         example_inputs(torch.nn.Linear(1, 1))
 
 
-@each_row("name", INSTALLED)
+@pytest.mark.parametrize("name", ROWS)
 def test_page_lists_every_class(name):
     (row,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` |")]
     found: RealSizeCosts = costs(name)

@@ -28,10 +28,7 @@ DATASET = xr.Dataset(
 
 @pytest.fixture
 def results(tmp_path):
-    said = []
-    results = Results(tmp_path / "kept", say=said.append)
-    results.said = said
-    return results
+    return Results(tmp_path / "kept")
 
 
 def test_a_dataset_is_made_once(results):
@@ -44,16 +41,16 @@ def test_a_dataset_is_made_once(results):
     assert not list(results.folder.rglob("*.partial"))
 
 
-def test_another_key_is_another_result(results):
+def test_another_key_is_another_result(results, caplog):
     make = Maker(DATASET)
     results.dataset("b", {"weights": "old"}, make)
     results.dataset("b", {"weights": "new"}, make)
     assert make.calls == 2
-    assert "was made with other settings or weights: computing it again" in results.said[0]
+    assert "was made with other settings or weights: computing it again" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "foreign"])
-def test_damage_is_noticed(results, damage):
+def test_damage_is_noticed(results, damage, caplog):
     make = Maker(DATASET)
     results.dataset("b", 1, make)
     path = results.folder / "b.nc"
@@ -70,7 +67,7 @@ def test_damage_is_noticed(results, damage):
         other.to_netcdf(path)
     xr.testing.assert_identical(results.dataset("b", 1, make), results.dataset("b", 1, make))
     assert make.calls == 2
-    assert len(results.said) == 1
+    assert len(caplog.records) == 1
 
 
 def test_nothing_is_left_of_a_failure(results):

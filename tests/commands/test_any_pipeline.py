@@ -39,7 +39,14 @@ def saved(name: str, folder: Path) -> tuple[str, str]:
     return str(folder / name), str(folder / f"{name}.csv")
 
 
-@pytest.fixture(scope="module", params=["flux", "stable_diffusion_3", "qwen_image", "wan"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "flux",
+        "wan",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("stable_diffusion_3", "qwen_image")),
+    ],
+)
 def asked(request, tmp_path_factory):
     return saved(request.param, tmp_path_factory.mktemp("pipelines"))
 

@@ -138,12 +138,12 @@ def test_without_recordings(tmp_path):
     assert "make it with `tapstudy record" in str(found["regret"])
 
 
-def test_show_returns_the_figure_or_says_what_is_missing(data, tmp_path, capsys):
+def test_show_returns_the_figure_or_says_what_is_missing(data, tmp_path, caplog):
     figure = show("speed", Sources(data), tmp_path)
     assert len(figure.axes) == 2
     assert (tmp_path / "speed.svg").is_file()
     assert show("speed", Sources(tmp_path), tmp_path) is None
-    assert "speed left out: no table" in capsys.readouterr().out
+    assert "speed left out: no table" in caplog.text
 
 
 def test_unknown_figures_and_folders(data, tmp_path):

@@ -39,7 +39,7 @@ def weights(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["flux", "stable_diffusion_3"])
+@pytest.fixture(scope="module", params=["flux", pytest.param("stable_diffusion_3", marks=pytest.mark.slow)])
 def asked(request, tmp_path_factory):
     return saved(request.param, tmp_path_factory.mktemp("pipelines"))
 

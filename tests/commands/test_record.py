@@ -22,7 +22,7 @@ run = CliRunner().invoke
 
 
 OPTIONS = "--labels 1,2 --seeds 3,4 --steps 8 --guidance 1.5 --interval 4 --warmup-steps 2 --batch-size 2"
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("policy", ["teacher-forced", "tap", "fixed", "oracle"])
@@ -95,21 +95,22 @@ def test_resume_from_another_folder(model, tmp_path, monkeypatch):
     assert tapstudy.open_recording("run").sizes["sample"] == 4
 
 
-def readme_commands():
-    """The lines of the README's shell blocks that name `run.zarr`."""
-    blocks = README.read_text().split("```bash\n")[1:]
+def documented_commands():
+    """The lines of the shell blocks on recording and analysing that name `run.zarr`."""
+    pages = [(ROOT / "docs" / "how_to" / f"{page}.md").read_text() for page in ("record", "analyse")]
+    blocks = "\n".join(pages).split("```bash\n")[1:]
     lines = [line for block in blocks for line in block.split("```")[0].splitlines() if "run.zarr" in line]
     return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.mark.slow
-def test_the_readme_survives_a_kill(tmp_path):
+def test_the_documented_recording_survives_a_kill(tmp_path):
     """Its record command is killed after the first finished samples; all lines that follow work on what it left."""
-    first, *following = readme_commands()
+    first, *following = documented_commands()
     assert first[:3] == ["tapstudy", "record", "run.zarr"]
     assert following[0] == ["tapstudy", "record", "--resume", "run.zarr"]
     assert len(following) >= 4  # resume, two analyses, explore
-    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = [sys.executable, "-m", "tapstudy.cli", *first[1:], "--steps", "8"]  # not 50, to be quick
     with subprocess.Popen(started, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and finished(tmp_path / "run.zarr") < 2:

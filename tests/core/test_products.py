@@ -1,6 +1,6 @@
 """Inner products, of the anchors once and of every step anew, against all pairs in extended precision."""
 
-from itertools import product
+import itertools
 
 import numpy as np
 import pytest
@@ -8,17 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapstudy.core import scoring
-from tapstudy.core.scoring import (
-    anchor_products,
-    choose,
-    losses_of,
-    pairs_of,
-    quadratic_form,
-    score,
-    step_products,
-    tap_step,
-)
+from tapstudy.core import products
+from tapstudy.core.products import anchor_products, pairs_of, quadratic_form, step_products
+from tapstudy.core.scoring import choose, losses_of, score, tap_step
 from tapstudy.core.weights import extrapolation_row
 from tests.core.test_scoring import extended, taylor_rows
 from tests.table import each_row
@@ -51,7 +43,7 @@ def check_products(anchors, actual, known, *, rtol=1e-9):
     assert (np.abs(found - expected) <= rtol * lengths).all()
 
 
-@each_row(("count", "dtype"), list(product([1, 2, 3], [torch.float32, torch.bfloat16, torch.float64])))
+@each_row(("count", "dtype"), list(itertools.product([1, 2, 3], [torch.float32, torch.bfloat16, torch.float64])))
 def test_products_of_anchors_serve_all_steps(count, dtype):
     anchors, later = steps(0, 1e-2, dtype=dtype)
     known = anchor_products(anchors[:count])
@@ -63,7 +55,7 @@ def test_products_of_anchors_serve_all_steps(count, dtype):
 def test_chunks_make_no_difference(monkeypatch):
     anchors, (actual, *_) = steps(5, 1e-2)
     expected = {distance: score(anchors, actual, taylor_rows(), distance=distance) for distance in ("cosine", "l1")}
-    monkeypatch.setattr(scoring, "CHUNK_BYTES", 7 * 4 * 24 * 8)  # 7 of 30 tokens
+    monkeypatch.setattr(products, "CHUNK_BYTES", 7 * 4 * 24 * 8)  # 7 of 30 tokens
     for distance, scores in expected.items():
         found = score(anchors, actual, taylor_rows(), distance=distance)
         torch.testing.assert_close(found, scores, rtol=1e-6, atol=0)

@@ -9,13 +9,22 @@ import torch
 from tapstudy import TAPConfig
 from tapstudy.policies.adaptive import AdaptiveTAPPolicy
 from tapstudy.policies.blended import BlendedPolicy
+from tapstudy.policies.blocks.bac import ModuleTablePolicy, SimilarityPolicy
+from tapstudy.policies.blocks.dbcache import DBCachePolicy
+from tapstudy.policies.blocks.delta_dit import DeltaDiTPolicy
+from tapstudy.policies.blocks.groups import GroupsPolicy
+from tapstudy.policies.blocks.modules import ModulesPolicy
+from tapstudy.policies.blocks.pab import PABPolicy
+from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.calibrated import CalibratedPolicy
 from tapstudy.policies.cg_taylor import CGTaylorPolicy
 from tapstudy.policies.channel_groups import ChannelGroupsPolicy
 from tapstudy.policies.class_rows import ClassRowsPolicy
+from tapstudy.policies.decision import Part
 from tapstudy.policies.dicache import DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
 from tapstudy.policies.drift import DriftPolicy
+from tapstudy.policies.easycache import EasyCachePolicy
 from tapstudy.policies.ertacache import ERTACachePolicy, ErtaCalibration
 from tapstudy.policies.first_block import FirstBlockPolicy
 from tapstudy.policies.first_window import FirstWindowPolicy
@@ -23,6 +32,7 @@ from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.magcache import MagCachePolicy
 from tapstudy.policies.margin import MarginPolicy
+from tapstudy.policies.model_switch import ModelSwitchPolicy
 from tapstudy.policies.nonlinear import NonlinearPolicy, NonlinearTAPPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
@@ -33,6 +43,9 @@ from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.policies.teacache import TeaCachePolicy
+from tapstudy.policies.tokens.ras import RASPolicy
+from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
+from tapstudy.policies.tokens.toca import ToCaPolicy
 from tapstudy.policies.wiener import ShuffledWienerPolicy, WienerPolicy
 from tapstudy.policies.zeus import ZeusPolicy
 from tapstudy.predictors.dmd import DynamicModes
@@ -42,6 +55,7 @@ from tapstudy.predictors.pade import Pade, TCPade
 from tapstudy.predictors.taylor import TaylorFamily
 from tapstudy.predictors.token_least_squares import TokenLeastSquares
 from tapstudy.predictors.union import Union
+from tests.instrument.tiny_models import make
 
 STEPS = 10
 CONFIG = TAPConfig(interval=4, warmup_steps=3)
@@ -85,6 +99,7 @@ def every_policy(channels):
         "dicache difference": DiCachePolicy(0.5, error="difference"),
         "diffusers taylor": DiffusersTaylorPolicy(),
         "drift": DriftPolicy(CONFIG),
+        "easycache": EasyCachePolicy(0.8, warmup_steps=2),
         "ertacache": ERTACachePolicy(ERTA),
         "first block": FirstBlockPolicy(10.0),
         "first window": FirstWindowPolicy(config=CONFIG),
@@ -107,4 +122,25 @@ def every_policy(channels):
         "wiener": WienerPolicy(*spectrum, CONFIG),
         "wiener shuffled": ShuffledWienerPolicy(*spectrum, CONFIG),
         "zeus": ZeusPolicy(start=2, end=9),
+        **every_partial_policy(),
+    }
+
+
+def every_partial_policy():
+    """Those that run some of the model between full steps, for three blocks."""
+    feed_forward = Part("feed_forward", 1, 2)
+    return {
+        "bac": ModuleTablePolicy({feed_forward: (0, 2, 5)}),
+        "dbcache": DBCachePolicy(1.0, first=1, last=1, warmup_steps=3, order=1),
+        "delta dit": DeltaDiTPolicy(CONFIG, group=2, detail=0),
+        "groups": GroupsPolicy(((1, 2),), CONFIG),
+        "modules": ModulesPolicy(2, CONFIG),
+        "pab": PABPolicy(window=(0, 1)),
+        "similarity": SimilarityPolicy(),
+        "temporal delta": TemporalDeltaPolicy(0.5),
+        "model switch": ModelSwitchPolicy(make("SD3").model, 6),
+        "ras": RASPolicy(0.3, dense=2),
+        "tap tokens": TAPTokensPolicy(0.25, CONFIG),
+        "tap tokens error": TAPTokensPolicy(0.25, CONFIG, names="error"),
+        "toca": ToCaPolicy(0.25, CONFIG),
     }

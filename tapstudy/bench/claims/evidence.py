@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +37,8 @@ from tapstudy.core.schedule import mask_text
 from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.recording.record import record
 
+logger = logging.getLogger(__name__)
+
 REFERENCE = "reference"
 QUALITY = {
     **MEASURES,
@@ -63,17 +66,16 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
 
     Disk: 0.1 GB per image of `few` and held out with the embedded model. Memory: the residuals of the held-out images.
     """
-    say: Callable[[str], object] = tqdm.write if progress else lambda _: None
-    results = Results(folder, say=say)
+    results = Results(folder)
     results.belongs_to(_told(plan))
     pipe = pipe_of(plan.model)
     held = HeldOut(pipe, plan, results, progress=progress)
 
-    say("[1/6] what is fitted and chosen on held-out images")
+    logger.info("[1/6] what is fitted and chosen on held-out images")
     runs = claim_runs(plan) | selector_runs(held, plan)
     bar = tqdm(runs.items(), desc="settings", unit="run", disable=not progress)
     settings = {name: run.setting(held, plan) for name, run in bar}
-    say("[2/6] accelerated runs")
+    logger.info("[2/6] accelerated runs")
     jobs = {name: (plan.few_images if run.few else plan.test, settings[name]) for name, run in runs.items()}
     if failures := run_all(list(jobs.values()), results, scheduler=scheduler, progress=progress):
         names = {setting.text: name for name, (_, setting) in jobs.items()}
@@ -86,15 +88,15 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
     costs = step_costs(pipe, plan, {name: settings[name] for name in first.values()}, results, progress=progress)
     costs = costs.sel(cell=list(alike.values())).assign_coords(cell=list(alike))
     quality = quality_table(plan, found, costs, results, pipe=pipe)
-    say("[3/6] what is known without a probe of the image")
+    logger.info("[3/6] what is known without a probe of the image")
     clock = clock_of(held.recording)
-    say("[4/6] features along exact trajectories")
+    logger.info("[4/6] features along exact trajectories")
     ranking, tokens = _features(pipe, plan, clock, results, progress=progress)
-    say("[5/6] scores of untrained models")
+    logger.info("[5/6] scores of untrained models")
     untrained = xr.concat(
         [_untrained(plan, seed, results, progress=progress) for seed in range(plan.untrained)], dim="weights"
     )
-    say("[6/6] local errors along accelerated trajectories")
+    logger.info("[6/6] local errors along accelerated trajectories")
     propagation = results.dataset(
         "propagation",
         None,

@@ -29,6 +29,7 @@ from tapstudy.policies.class_rows import ClassRowsPolicy, clean_tokens, fit_clas
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.dicache import DiCachePolicy
 from tapstudy.policies.diffusers_taylor import DiffusersTaylorPolicy
+from tapstudy.policies.easycache import EasyCachePolicy
 from tapstudy.policies.ertacache import ERTACachePolicy, calibrate_erta
 from tapstudy.policies.first_block import FirstBlockPolicy
 from tapstudy.policies.fixed import FixedPolicy
@@ -164,6 +165,13 @@ def dicache(slot: Slot) -> Setting:
     return make(slot.threshold("dicache", make))
 
 
+def easycache(slot: Slot) -> Setting:
+    def make(threshold: float) -> Setting:
+        return Setting.of(EasyCachePolicy(threshold, warmup_steps=WARMUP))
+
+    return make(slot.threshold("easycache", make))
+
+
 def cg_taylor(slot: Slot) -> Setting:
     def make(threshold: float) -> Setting:
         return Setting.of(CGTaylorPolicy(threshold, always_full=WARMUP - 1))
@@ -235,6 +243,7 @@ CACHES: dict[str, Callable[[Slot], Setting]] = {
     "first-block": first_block,
     "magcache": magcache,
     "dicache": dicache,
+    "easycache": easycache,
     "cg-taylor": cg_taylor,
     "zeus": zeus,
     "ertacache": ertacache,

@@ -109,7 +109,7 @@ class HeldOut:
             )  # fmt: skip
             return [float(value) for value in found]
 
-        return np.array(self._chosen("amplification", make))
+        return np.array(self.value("amplification", make))
 
     def features(self, name: str, *, samples: int | None = None) -> list[Tensor]:
         """Return a recorded variable at every step, (samples * contexts, token, channel) each."""
@@ -135,11 +135,11 @@ class HeldOut:
 
     def kept_quality(self, name: str, setting: Setting) -> float:
         """Return what `quality` returns, kept under a name."""
-        return float(self._chosen(f"quality-{name}", lambda: self.quality(setting)))
+        return float(self.value(f"quality-{name}", lambda: self.quality(setting)))
 
     def choose(self, name: str, options: Callable[[], dict[str, Setting]]) -> str:
         """Return the option of the highest quality."""
-        return best_of(self._chosen(name, lambda: {key: self.quality(setting) for key, setting in options().items()}))
+        return best_of(self.value(name, lambda: {key: self.quality(setting) for key, setting in options().items()}))
 
     def threshold(self, name: str, make: Callable[[float], Setting], passes: int, *, low: float = 1e-4) -> float:
         """Return the threshold at which the tuning images take `passes` full passes, about."""
@@ -149,9 +149,9 @@ class HeldOut:
             return float(np.mean([mask.count("F") for mask in masks]))
 
         tuner = self._tuners.setdefault(name, Tuner(passes_of, low=low))
-        return float(self._chosen(f"{name}-{passes}", lambda: tuner.threshold(passes)))
+        return float(self.value(f"{name}-{passes}", lambda: tuner.threshold(passes)))
 
-    def _chosen(self, name: str, make: Callable[[], Any]) -> Any:
+    def value(self, name: str, make: Callable[[], Any]) -> Any:
         """Return a plain value that takes the model to find out, kept under its name."""
         return self.results.value(f"chosen/{name}", None, make)
 
@@ -174,7 +174,7 @@ class HeldOut:
         if schedule not in SCHEDULES:
             raise ValueError(f"no schedule {schedule!r}: there are {', '.join(SCHEDULES)}")
         return tuple(
-            self._chosen(f"mask-{schedule}-{passes}", lambda: [int(step) for step in self._searched(schedule, passes)])
+            self.value(f"mask-{schedule}-{passes}", lambda: [int(step) for step in self._searched(schedule, passes)])
         )
 
     def _searched(self, schedule: str, passes: int) -> Sequence[int]:
@@ -221,7 +221,7 @@ class HeldOut:
             start = best_of({name: self.quality(make(name, mask)) for name, mask in options.items()})
             return improve_mask(options[start], self.plan.steps, quality, trials=TRIALS)
 
-        return tuple(self._chosen(f"mask-searched-{method}-{passes}", search))
+        return tuple(self.value(f"mask-searched-{method}-{passes}", search))
 
     def best_fixed(self, config: TAPConfig, name: str) -> tuple[int, float]:
         """Order and shift of the single predictor of TAP's family that does best on the tuning images."""

@@ -147,7 +147,7 @@ def fit_schedule(
     images = ImageSet.of(name_of(pipe), seeds=(seed,), labels=asked, steps=steps, guidance=guidance)
     place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
     with place as path:
-        results = Results(path, say=tqdm.write if progress else lambda _: None)
+        results = Results(path)
         told = {**images.key, "weights": weights_fingerprint(images.model), "model": type(pipe).__name__}
         results.belongs_to(told | {"full_passes": full_passes, "tuning": tuning})
         return _Search(pipe, images, tuning, full_passes, results, progress).run(sigmas)

@@ -89,7 +89,7 @@ def frontier(
     """
     wanted = compared_methods(methods)
     pipe = pipe_of(plan.model)
-    results = Results(folder, say=tqdm.write if progress else lambda _: None)
+    results = Results(folder)
     results.belongs_to(_told(plan))
     held = HeldOut(pipe, plan, results, progress=progress)
     runs: dict[Row, xr.Dataset] = {}

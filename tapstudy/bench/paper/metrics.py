@@ -6,7 +6,6 @@ import json
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +18,7 @@ from tapstudy.bench.compare import Metric
 from tapstudy.bench.paper import vbench_process
 from tapstudy.bench.paper.image_reward import BERT, CHECKPOINT, WORDS, ImageReward
 from tapstudy.bench.paper.pixels import normalised_for_clip, rgb, saved
+from tapstudy.extras import need
 from tapstudy.models.sources import fingerprint_of_files
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -191,8 +191,7 @@ def metric_fingerprint(place: Path) -> str:
 
 
 def _find_lpips(weights: Path | None) -> Path:
-    if find_spec("torchvision") is None:
-        raise ImportError("LPIPS needs torchvision, which is not installed: pip install 'tapstudy[paper]'")
+    need("LPIPS", "torchvision")
     file = (Path(torch.hub.get_dir()) if weights is None else weights / "lpips") / "checkpoints" / ALEXNET
     if not file.is_file() and weights is None:
         import torchvision

@@ -72,7 +72,7 @@ def run_paper(
     target = find_device(device)
     rows = protocol.rows(images.steps, coefficients)
     running = [row for row in rows if row.setting is not None]
-    results = Results(work, say=tqdm.write if progress else lambda _: None)
+    results = Results(work)
     flops = _sample(images, running, results, progress)
     forget_pipelines()
     batches = images.batches(1 if _is_video(images, running[0], results) else BATCH)

@@ -21,6 +21,7 @@ from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, MagCacheConfig,
 from diffusers.hooks.hooks import StateManager  # not exported
 from torch import nn
 
+from tapstudy.extras import need
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.driver import Value, find_driver
 from tapstudy.instrument.handle import find_transformers
@@ -222,9 +223,10 @@ def dbcache(target: Any, *, taylor_order: int | None = None, **settings: Any) ->
         settings: fields of `cache_dit.DBCacheConfig`, such as Fn_compute_blocks=1 or residual_diff_threshold=0.08.
 
     Raises:
-        ImportError: cache-dit is not installed.
+        ModuleNotFoundError: cache-dit is not installed.
         TypeError: no single supported transformer.
     """
+    need("DBCache", "cache_dit")
     import cache_dit  # takes seconds
 
     model, adapter = _only_transformer(target)

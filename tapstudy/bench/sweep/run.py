@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import xarray as xr
-from tqdm.auto import tqdm
 
 from tapstudy.bench.engine import run_all
 from tapstudy.bench.results import Results
@@ -46,7 +45,7 @@ def sweep(
     if not cells:
         raise ValueError("sweep: there are no cells to run")
     cells = list(dict.fromkeys(cells))
-    results = Results(folder, say=tqdm.write if progress else lambda _: None)
+    results = Results(folder)
     jobs = [(one.images, one.setting) for cell in cells for one in (cell.reference, cell)]
     failures = run_all(jobs, results, scheduler=scheduler, progress=progress)
     dataset = tidy(cells, results, failures)

@@ -105,10 +105,12 @@ def _flops(cell: Cell, image: ImageSet, results: Results) -> StepFlops:
     size = label.beside_prompt if isinstance(label, Call) else {}
     guidance = None if guided is None else 2.0 if guided else 1.0
     image = replace(image, guidance=guidance)
-    config = replace(cell.config, full_steps=None, interval=1, warmup_steps=1, cooldown_steps=0)
+    config = cell.config
+    if not find_method(cell.method).partial:  # all skip steps cost the same, whatever the schedule
+        config = replace(config, full_steps=None, interval=1, warmup_steps=1, cooldown_steps=0)
     key = {
         "method": cell.method, "config": repr(config), "guided": guided, "weights": weights_fingerprint(cell.model),
-        **({"size": size} if size else {}),
+        **({"size": size} if size else {}), **({"steps": cell.steps} if find_method(cell.method).partial else {}),
     }  # fmt: skip
 
     def measure() -> list[int]:

@@ -1,0 +1,213 @@
+"""Methods that run some of the model at the steps between: their settings at the FLOPs of so many full passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar, get_args
+
+import torch
+
+from tapstudy.bench.engine import Setting
+from tapstudy.bench.fit.held_out import Slot
+from tapstudy.bench.fit.tuning import Tuner
+from tapstudy.bench.flops import transformer_flops
+from tapstudy.bench.plan import WARMUP
+from tapstudy.instrument.handle import apply_policy, find_transformers
+from tapstudy.policies.blocks.bac import ModuleTablePolicy, SimilarityPolicy, table_of
+from tapstudy.policies.blocks.dbcache import DBCachePolicy
+from tapstudy.policies.blocks.delta_dit import DeltaDiTPolicy
+from tapstudy.policies.blocks.pab import PABPolicy
+from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
+from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.decision import Part, Site
+from tapstudy.policies.tokens.ras import RASPolicy
+from tapstudy.policies.tokens.tap_tokens import Names, TAPTokensPolicy
+from tapstudy.policies.tokens.toca import ToCaPolicy
+
+T = TypeVar("T")
+NEAR = 0.05  # share of the target by which options may be off that are chosen among by quality
+TRIALS = 9
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+def cost(slot: Slot, setting: Setting) -> float:
+    """Count the FLOPs of one tuning image under a setting, in full passes of the model."""
+    held = slot.held_out
+    image, pipe = held.plan.tuned_on[:1], held.pipe
+
+    def run(steps: int) -> int:
+        return transformer_flops(pipe, lambda: image.run_transformer(pipe, steps))
+
+    with torch.no_grad():
+        full = run(1)
+        with setting.attach(pipe):
+            return run(image.steps) / full
+
+
+def affordable(slot: Slot, name: str, makes: Mapping[str, Callable[[T], Setting]], values: Sequence[T]) -> Setting:
+    """Return the best on tuning images of the settings about as expensive as the slot's full passes.
+
+    Args:
+        name: under which costs are kept.
+        makes: by name, what makes a setting of a value.
+        values: from the most expensive to the cheapest. Of every maker the one that comes closest is a candidate.
+    """
+    held, target = slot.held_out, float(slot.passes)
+
+    def search(make: Callable[[T], Setting]) -> list[float]:
+        """Return the index of the value that comes closest, and by how much it misses."""
+        low, high = 0, len(values) - 1
+        known: dict[int, float] = {}
+
+        def cost_at(index: int) -> float:
+            if index not in known:
+                known[index] = cost(slot, make(values[index]))
+            return known[index]
+
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if cost_at(middle) > target else (low, middle)
+        for index in (low - 1, low):
+            if index >= 0:
+                cost_at(index)
+        found = min(known, key=lambda index: abs(known[index] - target))
+        return [found, abs(known[found] - target)]
+
+    places = held.value(f"costs-{name}-{slot.passes}", lambda: {key: search(make) for key, make in makes.items()})
+    least = min(off for _, off in places.values())
+    found = {
+        key: makes[key](values[int(index)]) for key, (index, off) in places.items() if off <= max(NEAR * target, least)
+    }
+    return found[held.choose(f"{name}-{slot.passes}", lambda: found) if len(found) > 1 else next(iter(found))]
+
+
+def tuned(slot: Slot, name: str, make: Callable[[float], Setting]) -> Setting:
+    """Return the setting with the threshold at which it is about as expensive as the slot's full passes."""
+    tuner = Tuner(lambda threshold: cost(slot, make(threshold)), trials=TRIALS)
+    return make(float(slot.held_out.value(f"{name}-{slot.passes}", lambda: tuner.threshold(slot.passes))))
+
+
+def blocks_of(slot: Slot) -> int:
+    """Count the blocks of the model."""
+    ((model, adapter),) = find_transformers(slot.held_out.pipe).values()
+    return len(adapter.modules(model)[0])
+
+
+def delta_dit(slot: Slot) -> Setting:
+    """Take groups of half of the blocks, of three quarters, and of all but one, the same at all times or not."""
+    blocks = blocks_of(slot)
+
+    def maker(group: int, detail: float) -> Callable[[int], Setting]:
+        return lambda interval: Setting.of(DeltaDiTPolicy(TAPConfig(interval=interval), group=group, detail=detail))
+
+    makes = {
+        f"{group} {detail:g}": maker(group, detail)
+        for group in sorted({max(1, blocks // 2), max(1, 3 * blocks // 4), blocks - 1})
+        for detail in (0.0, 0.5)
+    }
+    return affordable(slot, "delta-dit", makes, intervals(slot))
+
+
+def pab(slot: Slot) -> Setting:
+    return affordable(slot, "pab", {"pab": lambda pace: Setting.of(PABPolicy(pace, 2 * pace))}, intervals(slot))
+
+
+def intervals(slot: Slot) -> range:
+    """Return intervals of a schedule, from the most expensive."""
+    return range(2, max(3, slot.steps // 2))
+
+
+def dbcache(slot: Slot, *, order: int = 0) -> Setting:
+    """Run one block in front and none behind, as First-Block Cache does, and one more behind where that is better."""
+
+    def setting(last: int) -> Setting:
+        def make(threshold: float) -> Setting:
+            return Setting.of(DBCachePolicy(threshold, first=1, last=last, warmup_steps=WARMUP, order=order))
+
+        return tuned(slot, f"dbcache-{order}-{last}", make)
+
+    found = {str(last): setting(last) for last in (0, 1)}
+    return found[slot.held_out.choose(f"dbcache-{order}-{slot.passes}", lambda: found)]
+
+
+def temporal_delta(slot: Slot) -> Setting:
+    """Let blocks be left out for as long as the budget takes; two steps in a row are published."""
+
+    def make(threshold: float) -> Setting:
+        skips = max(2, slot.steps // slot.passes)
+        return Setting.of(TemporalDeltaPolicy(threshold, max_skips=skips, warmup_steps=WARMUP))
+
+    return tuned(slot, "temporal-delta", make)
+
+
+def bac(slot: Slot) -> Setting:
+    """Measure similarities on held-out images; no blocks in front refresh more often, or the first quarter."""
+    held = slot.held_out
+
+    def measure() -> dict[str, list[object]]:
+        policy = SimilarityPolicy()
+        with torch.no_grad(), apply_policy(held.pipe, policy):
+            for batch in held.plan.fitted_to.batches():
+                batch.sample(held.pipe)
+        alike = [[part.site, part.first, values] for part, values in policy.similarities().items()]
+        return {"alike": [*alike], "errors": [[block, value] for block, value in policy.errors().items()]}
+
+    found = held.value("similarities", measure)
+    sites: dict[str, Site] = {site: site for site in get_args(Site)}
+    alike = {Part(sites[site], first, first + 1): values for site, first, values in found["alike"]}
+    errors = {int(block): float(value) for block, value in found["errors"]}
+
+    def maker(upstream: int) -> Callable[[int], Setting]:
+        return lambda refreshes: Setting.of(
+            ModuleTablePolicy(table_of(alike, refreshes=refreshes, errors=errors, upstream=upstream))
+        )
+
+    makes = {f"{upstream}": maker(upstream) for upstream in sorted({0, blocks_of(slot) // 4})}
+    return affordable(slot, "bac", makes, range(slot.passes, 0, -1))
+
+
+def toca(slot: Slot, *, every: int = 1) -> Setting:
+    def maker(share: float) -> Callable[[int], Setting]:
+        return lambda interval: Setting.of(ToCaPolicy(share, TAPConfig(interval=interval), every=every))
+
+    return affordable(slot, f"toca-{every}", {f"{share:g}": maker(share) for share in SHARES}, intervals(slot))
+
+
+def ras(slot: Slot) -> Setting:
+    def maker(dense: int, resets: tuple[float, ...]) -> Callable[[float], Setting]:
+        return lambda share: Setting.of(RASPolicy(share, dense=dense, resets=resets))
+
+    makes = {
+        f"{dense} {len(resets)}": maker(dense, resets)
+        for dense in (WARMUP, WARMUP + 1)
+        for resets in ((), (0.5,), (0.4, 0.75))
+    }
+    return affordable(slot, "ras", makes, (0.75, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02))
+
+
+def tap_tokens(slot: Slot, *, names: Names) -> Setting:
+    """Take longer windows than TAP's, and tokens at all steps of them or at every other."""
+
+    def maker(share: float, every: int) -> Callable[[int], Setting]:
+        return lambda interval: Setting.of(
+            TAPTokensPolicy(share, TAPConfig(interval=interval), names=names, every=every)
+        )
+
+    makes = {f"{share:g} {every}": maker(share, every) for share in SHARES for every in (1, 2)}
+    return affordable(slot, f"tap-tokens-{names}", makes, intervals(slot))
+
+
+PARTIAL: dict[str, Callable[[Slot], Setting]] = {
+    "delta-dit": delta_dit,
+    "pab": pab,
+    "dbcache": dbcache,
+    "temporal-delta": temporal_delta,
+    "bac": bac,
+    "toca": toca,
+    "duca": partial(toca, every=2),
+    "ras": ras,
+    "tap+tokens": partial(tap_tokens, names="probe"),
+    "tap+tokens-error": partial(tap_tokens, names="error"),
+    "tap+tokens-random": partial(tap_tokens, names="random"),
+}

@@ -1,0 +1,1 @@
+"""Leave out some blocks, or some attention and feed-forward layers, at some steps."""

@@ -1,0 +1,1 @@
+"""Run some tokens of the image, and predict the others."""

@@ -1,0 +1,143 @@
+"""The site has every page, builds without the network, and the README says what the documentation says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tapstudy
+import tapstudy.policies
+import tapstudy.predictors
+from tests.docs.pages import PAGES, ROOT
+
+README = PAGES["README.md"]
+MADE = {
+    "index.md",
+    "changelog.md",
+    "contributing.md",
+    "examples.md",
+    "gallery.md",
+    "reference/commands.md",
+}  # by docs/site_hooks.py
+NUMBERS = re.compile(r"-?\d+\.\d+")
+
+
+def navigation() -> list[str]:
+    sections = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    entries = [entry for section in sections for entry in section.values()]
+    return [page for entry in entries for page in ([entry] if isinstance(entry, str) else [*map(only, entry)])]
+
+
+def only(entry: dict[str, str]) -> str:
+    (page,) = entry.values()
+    return page
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    named = navigation()
+    written = {page.removeprefix("docs/") for page in PAGES} - {"README.md"}
+    assert len(named) == len(set(named))
+    assert written | MADE <= set(named)
+    later = re.search(r"^LATER = \((.*?)\)", (ROOT / "docs" / "site_hooks.py").read_text(), re.M)
+    assert later
+    assert set(named) - written - MADE <= set(re.findall(r'"(.+?)"', later[1]))
+
+
+def test_the_reference_has_every_public_name() -> None:
+    reference = "\n".join(text for page, text in PAGES.items() if page.startswith("docs/reference/"))
+    told = [name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", reference, re.M)]
+    assert len(told) == len(set(told))
+    assert {*tapstudy.__all__, *tapstudy.policies.__all__, *tapstudy.predictors.__all__} <= set(told)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The numbers of a table's rows, by what stands in their first two cells."""
+    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {" / ".join(row[:2]): NUMBERS.findall(" ".join(row[2:])) for row in cells if len(row) == 3}
+
+
+def rounded(numbers: list[str]) -> list[str]:
+    return [str(Decimal(number).quantize(Decimal("0.1"), ROUND_HALF_UP)) for number in numbers]
+
+
+def test_the_readme_has_the_numbers_of_the_documentation() -> None:
+    found = rows(PAGES["docs/your_pipeline.md"].split("## An example: emoji-flux")[1])
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in README.split("## Findings")[1].split("## Documentation")[0].splitlines()
+        if line.startswith("|")
+    ][2:]
+    names = {
+        "8 plain steps": ("8 plain steps / ", None),
+        "Taylor order 1": ("Taylor order 1 / S(8, 3)", "Taylor order 1 / fitted"),
+        "TAP": ("TAP / S(8, 3)", "TAP, as `fit-schedule` chose it / fitted"),
+        **{
+            f"TAP{rest}": (None, f"TAP{rest} (`{method}`) / fitted")
+            for rest, method in ((" by the probes of other tokens", "shuffled"),
+                                 (", one choice for all tokens of a step", "step"))
+        },
+    }  # fmt: skip
+    assert [row[0] for row in table] == list(names)
+    for name, *cells in table:
+        for cell, source in zip(cells, names[name], strict=True):
+            assert NUMBERS.findall(cell) == (rounded(found[source]) if source else []), (name, source)
+
+    mean = {name: Decimal(numbers[0]) for name, numbers in found.items() if numbers}
+    fitted = mean["TAP, as `fit-schedule` chose it / fitted"]
+    gain = fitted - mean["TAP / S(8, 3)"]
+    assert f"ends {rounded([str(gain)])[0]} dB higher than on S(8, 3)" in " ".join(README.split())
+    assert f"TAP ends {rounded([str(fitted - mean['Taylor order 1 / fitted'])])[0]} dB above order 1" in README
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [("claims", r"of 30, .*?, (\d+) hold, (\d+) fail and (\d+) are undecided on `mnist-dit`"),
+     ("claims-mnist-dit-rough", r"; (\d+), (\d+) and (\d+) on `mnist-dit-rough`")],
+)  # fmt: skip
+def test_the_readme_counts_verdicts_as_the_claims_do(page: str, says: str) -> None:
+    counted = re.search(r"^(\d+) hold, (\d+) fail, (\d+) are undecided", PAGES[f"docs/{page}.md"], re.M)
+    told = re.search(says, " ".join(README.split()))
+    assert counted
+    assert told
+    assert told.groups() == counted.groups()
+
+
+def test_the_readme_ranks_as_the_claims_do() -> None:
+    claims = PAGES["docs/claims.md"]
+    told = " ".join(README.split())
+    for what, row in (("rank correlation with the truth", "rank correlation, hidden space, tap"),
+                      ("which needs no probe, has", "rank correlation, hidden space, table")):  # fmt: skip
+        found = re.search(rf"^\| {row} \|  \| (\S+) \[(\S+), (\S+)\]", claims, re.M)
+        assert found
+        mean, low, high = (f"{Decimal(number):.2f}" for number in found.groups())
+        assert f"{what} {mean} [{low}, {high}]" in told
+    even = re.search(r"^\| H4 .*\| (-\S+) \[(-\S+), (-\S+)\] dB", claims, re.M)
+    assert even
+    mean, high, low = (number.removeprefix("-") for number in rounded(list(even.groups())))
+    assert f"the best fixed predictor ends {mean} dB [{low}, {high}] above TAP on evenly spaced" in told
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page in navigation():
+        path = tmp_path / page.replace(".md", ".html")
+        if not path.is_file():  # a page that comes later
+            continue
+        loaded = re.findall(
+            r"<(?:script|img|link|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?([^\"'\s>]+)", path.read_text()
+        )
+        assert loaded
+        assert not [url for url in loaded if re.match(r"(https?:)?//", url)], page

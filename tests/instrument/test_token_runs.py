@@ -1,0 +1,142 @@
+"""Passes in which some tokens of the image run: on models with text in their attention and without."""
+
+import pytest
+import torch
+
+from tapstudy import apply_policy
+from tapstudy.bench.flops import count_flops
+from tapstudy.instrument.token_runs import SPECS
+from tapstudy.policies.base import Policy, Prediction
+from tapstudy.policies.decision import SKIP, Decision
+from tests.instrument.replay import relative_error
+from tests.instrument.tiny_models import make
+
+NAMES = ["DiT", "Flux", "PixArt", "SD3", "SD3.5", "Wan"]
+SITES = ["hidden", "tail", "latent", "output"]
+
+
+class Some(Policy):
+    """Full at step 0; then these tokens run, and for the others the true residual of step 0 times `factor`."""
+
+    runs_tokens = True
+
+    def __init__(self, tokens, *, site="hidden", factor=1.0, kind=None, depth=0):
+        self.tokens, self.residual_site, self.factor = torch.tensor(tokens), site, factor
+        if kind is not None:
+            self.probe_kind, self.probe_depth, self.needs_probe, self.decides_by_probe = kind, depth, True, True
+        self.log = []
+
+    def wants_full(self, step):
+        return step == 0
+
+    def decision(self, step, probe=None):
+        assert (probe is None) == (not self.decides_by_probe)
+        return Decision(tokens=self.tokens) if len(self.tokens) else SKIP
+
+    def observe(self, step, probe, residual):
+        self.residual = residual.clone()
+
+    def predict(self, step, probe, truth=None):
+        return Prediction(self.factor * self.residual)
+
+    def ran(self, step, decision, residual):
+        self.log.append((step, decision.tokens.tolist(), residual.clone()))
+
+
+def policy_of(handle):
+    (instrument,) = handle._instruments.values()
+    (run,) = instrument.runs.values()
+    return run.policy
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("site", SITES)
+def test_tokens_that_run_get_what_they_had(name, site):
+    """In the very same call keys and values that are kept are true: so is what comes of any tokens."""
+    tiny = make(name)
+    plain, chosen = tiny(), [0, 3, 4, tiny.tokens - 1]
+    before = {module: set(vars(module)) for module in tiny.model.modules()}
+    with apply_policy(tiny.model, Some(chosen, site=site, factor=0.0)) as handle:
+        assert torch.equal(tiny(), plain)
+        tiny()
+        policy = policy_of(handle)
+        ((step, ran, residual),) = policy.log
+        assert (step, ran, handle.summary().mask) == (1, chosen, "Fp")
+        assert relative_error(residual[:, chosen], policy.residual[:, chosen]) < 1e-5
+        others = [token for token in range(tiny.tokens) if token not in chosen]
+        assert not residual[:, others].any()
+    with apply_policy(tiny.model, Some(chosen, site=site)):
+        assert torch.equal(tiny(), plain)
+        assert relative_error(tiny(), plain) < 1e-5
+    assert torch.equal(tiny(), plain)
+    assert {module: set(vars(module)) for module in tiny.model.modules()} == before
+
+
+@pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
+@pytest.mark.parametrize(("kind", "depth"), [("modulated", 0), ("modulated", 1), ("stream", 1), ("latent", 0)])
+def test_tokens_that_the_probe_names(name, kind, depth):
+    """The pass goes on with them from where the probe was taken."""
+    tiny, chosen = make(name), [1, 2, 7]
+    plain = tiny()
+    with apply_policy(tiny.model, Some(chosen, kind=kind, depth=depth)) as handle:
+        assert torch.equal(tiny(), plain)
+        assert relative_error(tiny(), plain) < 1e-5
+        assert handle.summary().mask == "Fp"
+        policy = policy_of(handle)
+        assert relative_error(policy.log[0][2][:, chosen], policy.residual[:, chosen]) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_tokens_are_a_full_pass(name):
+    """On a path: then nothing that is kept is read."""
+    tiny = make(name)
+    with apply_policy(tiny.model, Some([*range(tiny.tokens)])):
+        for step in range(3):
+            ours = tiny(**tiny.at(step, 3))
+    assert relative_error(ours, tiny(**tiny.at(2, 3))) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
+def test_other_tokens_do_not_run(name):
+    """Products with weights inside the blocks cost what the share of the tokens costs, and the text."""
+    tiny = make(name)
+
+    with apply_policy(tiny.model, Some([2])):
+        full, one = count_flops(tiny), count_flops(tiny)
+    with apply_policy(tiny.model, Some([])):
+        tiny()
+        none = count_flops(tiny)
+    assert none < one < full
+    text = 5 if name in ("Flux", "SD3") else 0
+    if name == "DiT":  # no text, no cross-attention: modulation aside, a block costs as many tokens as run
+        blocks = 3 * 2 * 2 * (4 * 16 * 16 + 2 * 16 * 64 + 2 * 16 * 16)  # layers, batch, multiply-add
+        assert full - one == (tiny.tokens - 1) * blocks
+    assert (one - none) / (full - none) < (1 + text + 8) / (tiny.tokens + text)
+
+
+def test_gradients_and_modes():
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        tiny = make("SD3")
+        with apply_policy(tiny.model, Some([0, 5])) as handle, mode():
+            outputs = [tiny.model(**tiny.at(step, 3), return_dict=False)[0] for step in range(3)]
+            if mode is torch.enable_grad:
+                outputs[-1].square().sum().backward()
+                assert tiny.model.transformer_blocks[1].ff.net[2].weight.grad.any()
+            assert handle.summary().mask == "Fpp"
+            assert handle.summary().contexts[0].cache_bytes > 0
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="nobody knows how those of SanaTransformer2DModel"):
+        apply_policy(make("Sana").model, Some([0]))
+    assert all(hasattr(__import__("diffusers"), name) for name in SPECS)
+    tiny = make("Wan2.2")
+    with apply_policy(tiny.model, Some([0])):
+        tiny()
+        with pytest.raises(RuntimeError, match="one timestep for all tokens"):
+            tiny()
+    tiny = make("DiT")
+    with apply_policy(tiny.model, Some([99])):
+        tiny()
+        with pytest.raises(ValueError, match="below 16"):
+            tiny()

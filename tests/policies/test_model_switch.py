@@ -1,0 +1,33 @@
+"""Another model that takes over, in passes that the policy gives it."""
+
+import pytest
+import torch
+
+from tapstudy import apply_policy
+from tapstudy.bench.flops import count_flops
+from tapstudy.policies.model_switch import ModelSwitchPolicy
+from tests.instrument.tiny_models import make
+
+
+@pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
+def test_the_other_model_makes_the_other_steps(name):
+    tiny, other = make(name), make(name, seed=1)
+    plain, others = tiny(), other(**tiny.inputs)
+    with apply_policy(tiny.model, ModelSwitchPolicy(other.model, 2)) as handle:
+        outputs = [tiny() for _ in range(4)]
+        assert handle.summary().mask == "FFpp"
+        assert handle._instruments[type(tiny.model).__name__].runs["default"].policy.models[0] is other.model
+    assert all(torch.equal(output, plain) for output in outputs[:2])
+    assert all(torch.equal(output, others) for output in outputs[2:])
+    assert torch.equal(tiny(), plain)
+
+
+def test_its_cost_is_its_own():
+    tiny, other = make("SD3"), make("SD3", seed=1)
+    del other.model.transformer_blocks[1]
+    expected = count_flops(tiny), count_flops(other)
+    assert expected[1] < expected[0]
+    with apply_policy(tiny.model, ModelSwitchPolicy(other.model, 1)):
+        assert (count_flops(tiny), count_flops(tiny)) == expected
+    with pytest.raises(TypeError, match="can be called"):
+        ModelSwitchPolicy("small", 1)
