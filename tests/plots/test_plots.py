@@ -115,7 +115,7 @@ def test_image_grid(tmp_path):
     np.testing.assert_allclose(figure.axes[3].images[0].get_array(), last)
     np.testing.assert_allclose(figure.axes[5].images[0].get_array(), abs(last - reference))
     assert [axis.get_ylabel() for axis in figure.axes[:6:2]] == [
-        "no acceleration\n8 passes",
+        "reference\n8 passes",
         "TAP\n4 passes",
         "difference",
     ]
