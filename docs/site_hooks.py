@@ -1,4 +1,4 @@
-"""Build the pages of the site that are not files in docs/: home, changes, examples, gallery, commands, and the figures."""
+"""Build the pages of the site that are not files in docs/: home, changes, examples, gallery, commands, figures."""
 
 from __future__ import annotations
 
