@@ -1,4 +1,4 @@
-"""Build the pages of the site that are not files in docs/: home, changes, examples, gallery, commands, and the figures."""
+"""Build what the site has beside the pages in docs/: home, changes, examples, gallery, commands, and the figures."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from tapstudy.instrument.adapters import Adapter, find_adapter, why_unsupported
 from tapstudy.instrument.call import StepEvent
+from tapstudy.instrument.flops import Passes
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.summary import ContextSummary, Summary
 from tapstudy.policies.base import Policy
@@ -117,7 +118,8 @@ class Handle(AbstractContextManager["Handle"]):
             for name, instrument in took_part.items()
             for run in instrument.runs.values()
         ]  # fmt: skip
-        return Summary(contexts, notes)
+        passes = [Passes.of(instrument, run) for instrument in took_part.values() for run in instrument.runs.values()]
+        return Summary(contexts, notes, passes=passes)
 
     def _swapped(self, name: str) -> str | None:
         if isinstance(self._target, nn.Module):

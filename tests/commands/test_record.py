@@ -97,7 +97,7 @@ def test_resume_from_another_folder(model, tmp_path, monkeypatch):
 
 def documented_commands():
     """The lines of the shell blocks on recording and analysing that name `run.zarr`."""
-    pages = [(ROOT / "docs" / "how_to" / f"{page}.md").read_text() for page in ("record", "analyse")]
+    pages = [(ROOT / "docs" / "how_to" / f"{page}.md").read_text() for page in ("record", "analyse", "explore")]
     blocks = "\n".join(pages).split("```bash\n")[1:]
     lines = [line for block in blocks for line in block.split("```")[0].splitlines() if "run.zarr" in line]
     return [shlex.split(line, comments=True) for line in lines]

@@ -34,8 +34,12 @@ TINY = {"FluxPipeline": "flux", "DiTPipeline": "dit", "QwenImagePipeline": "qwen
 SHELL = ("export", "mkdir", "train", "pack", "cp", "tar", "mv", "}", "nice", "python", ".", "jupyter", "npm", "hf",
          "curl", "WEIGHTS/")  # fmt: skip
 TEXT = ("text", "csv")
-STORIES = [("docs/how_to/record.md", "docs/how_to/analyse.md")]  # pages that go on with each other's files
+STORIES = [  # pages that go on with each other's files
+    ("docs/how_to/record.md", "docs/how_to/analyse.md", "docs/how_to/explore.md")
+]
 STORIES += [(page,) for page in PAGES if page not in STORIES[0]]
+LONG = ["docs/how_to/record.md", "docs/how_to/ablate.md", "docs/how_to/compare.md", "docs/how_to/fit_schedule.md",
+        "docs/your_pipeline.md", "docs/clock.md"]  # fmt: skip
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
@@ -91,7 +95,12 @@ def desk(flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
 
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # the name that all versions know
 @pytest.mark.parametrize(
-    "story", [story for story in STORIES if any(b.language not in TEXT for b in blocks(*story))], ids=" ".join
+    "story",
+    [
+        pytest.param(story, id=" ".join(story), marks=[pytest.mark.slow] if story[0] in LONG else [])
+        for story in STORIES
+        if any(block.language not in TEXT for block in blocks(*story))
+    ],
 )
 def test_the_blocks_of_a_page_run(story: tuple[str, ...], desk: dict[str, Any]) -> None:
     for block in blocks(*story):
