@@ -193,12 +193,11 @@ class _Attention(TorchFunctionMode):
         self.calls += 1
         tokens = call.decision.tokens
         if tokens is not None and call.cut:
-            count = prod(call.grid)
-            before = call.run.attended[name]
-            text = before[0].shape[-2] - call.stream_length if self.spec.text == "first" else 0
-            kept = [place for place in range(before[0].shape[-2]) if not text <= place < text + count]
-            places = sorted([*kept, *(text + tokens).tolist()])
-            index = torch.tensor(places, device=now[0].device)
+            before, device = call.run.attended[name], now[0].device
+            length = before[0].shape[-2]
+            text = length - call.stream_length if self.spec.text == "first" else 0
+            behind = torch.arange(text + prod(call.grid), length, device=device)
+            index = torch.cat([torch.arange(text, device=device), text + tokens.to(device), behind])
             now = tuple(old.index_copy(-2, index, new) for old, new in zip(before, now, strict=True))
         call.run.attended[name] = (now[0].detach(), now[1].detach())
         return now[0], now[1]
