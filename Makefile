@@ -2,16 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs lint clean
+.PHONY: demo test docs notebooks lint clean
 
 demo: .venv/demo.done
 	$(BIN)/tapstudy demo
 
-test: .venv/test.done
+lint: .venv/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+notebooks: .venv/test.done
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks.store
 
 docs: .venv/docs.done
 	$(BIN)/mkdocs build --strict --quiet

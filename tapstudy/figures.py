@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from tapstudy.analysis.stats import with_interval
 from tapstudy.analysis.summaries import summarise
 from tapstudy.analysis.token_classes import by_class, shares_by_class
 from tapstudy.analysis.variance_shares import variance_shares
+from tapstudy.bench.methods import find_method
 from tapstudy.bench.speed.table import quartiles
 from tapstudy.plots.ablation_errors import plot_ablation_errors
 from tapstudy.plots.choice_entropy import plot_choice_entropy
@@ -57,6 +59,8 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:  # the modules above say what brings these two
     import xarray as xr
     from matplotlib.figure import Figure
+
+    Drawn = tuple[Figure, str]  # and what its small print says
 
 # group -> what to call a run -> its name
 ABLATIONS = {
@@ -87,6 +91,19 @@ CONTROLS = {
     "one choice per step": "step",
     "oracle per token": "oracle",
 }
+# masks with as many full steps as N = 8 has
+MASKS = {"even": "even mask", "start-dense": "start-dense mask", "best": "mask chosen on held-out images"}
+
+
+def draw(name: str, sources: Sources) -> Figure:
+    """Make a figure, with its small print.
+
+    Raises:
+        MissingData: a recording or table that it needs is not there.
+    """
+    figure, told = FIGURES[name](sources)
+    small_print(figure, told)
+    return figure
 
 
 def draw_all(
@@ -105,7 +122,7 @@ def draw_all(
         raise ValueError(f"no figure {', '.join(map(repr, unknown))}: there are {', '.join(FIGURES)}")
     for name in names:
         try:
-            figure = FIGURES[name](sources)
+            figure = draw(name, sources)
         except MissingData as missing:
             yield name, missing
             continue
@@ -115,7 +132,7 @@ def draw_all(
 def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure | None:
     """For notebooks: make a figure, save it and return it; without its data, log what is missing."""
     try:
-        figure = FIGURES[name](sources)
+        figure = draw(name, sources)
     except MissingData as missing:
         logger.warning("%s left out: %s", name, missing)
         return None
@@ -123,7 +140,7 @@ def show(name: str, sources: Sources, out: str | Path = "../figures") -> Figure 
     return figure
 
 
-def heterogeneity(sources: Sources) -> Figure:
+def heterogeneity(sources: Sources) -> Drawn:
     """Speed and effective order by token class, and whose the variance is."""
     one = sources.features.sel(context="cond")
     dynamics = token_dynamics(one)[["relative_velocity", "effective_order"]].load()
@@ -133,66 +150,69 @@ def heterogeneity(sources: Sources) -> Figure:
         "log relative speed": variance_shares(speed, log=True),
         "effective order": variance_shares(order),
     }
-    return plot_heterogeneity(by_class(speed, content), shares_by_class(order, content), shares)
+    figure = plot_heterogeneity(by_class(speed, content), shares_by_class(order, content), shares)
+    return figure, f"{caption(sources.features)} · conditional branch of guidance"
 
 
-def proxy_vs_truth(sources: Sources) -> Figure:
+def proxy_vs_truth(sources: Sources) -> Drawn:
     """The probe's loss against the true error, and what is left when losses are shuffled over tokens."""
     scores = sources.scores
     own, other = (
         summarise(proxy_correlation(which, measures=("spearman",)), "distance")["spearman"]
         for which in (scores, shuffled_proxy(scores, seed=0))
     )
-    return plot_proxy_vs_truth(scores, own, other)
+    return plot_proxy_vs_truth(scores, own, other), _teacher_forced(scores)
 
 
-def correlation(sources: Sources) -> Figure:
+def correlation(sources: Sources) -> Drawn:
     """Agreement of probe and truth by depth and by distance."""
-    return plot_correlation(rank_by_depth(sources.table("ranking")))
+    ranking = sources.table("ranking")
+    return plot_correlation(rank_by_depth(ranking)), f"{caption(ranking, sources.model)} · N = 8, exact trajectories"
 
 
-def choice_maps(sources: Sources) -> Figure:
+def choice_maps(sources: Sources) -> Drawn:
     """Images as they end, with and without TAP, and the predictors that their tokens took at some steps."""
     run = sources.recording("gallery").load()
-    figure = plot_choices_over_images(run, sources.recording("gallery_exact")["image"].load())
     full = ", ".join(map(str, _full_steps(run)))
-    small_print(figure, caption(run), f"TAP with full steps {full}", "maps: conditional branch of guidance")
-    return figure
+    told = f"{caption(run)} · TAP with full steps {full} · maps: conditional branch of guidance"
+    return plot_choices_over_images(run, sources.recording("gallery_exact")["image"].load()), told
 
 
-def choice_windows(sources: Sources) -> Figure:
+def choice_windows(sources: Sources) -> Drawn:
     """Choices over the image as it forms."""
     scores = sources.scores
     if "latent" in scores:
         scores = scores.assign(clean_image=clean_images(scores))
-    return plot_choice_maps(scores, sample=min(3, scores.sizes["sample"] - 1))
+    sample = min(3, scores.sizes["sample"] - 1)
+    return plot_choice_maps(scores, sample=sample), _teacher_forced(scores.isel(sample=[sample]))
 
 
-def choice_shares(sources: Sources) -> Figure:
+def choice_shares(sources: Sources) -> Drawn:
     """Orders and horizons over the steps."""
     statistics = choice_statistics(sources.scores)[["order_share", "shift_share"]]
     means = statistics.mean([dim for dim in ("sample", "context") if dim in statistics.dims]).compute()
-    return plot_choice_shares(means, full_steps=_full_steps(sources.scores))
+    return plot_choice_shares(means, full_steps=_full_steps(sources.scores)), _teacher_forced(sources.scores)
 
 
-def choice_entropy(sources: Sources) -> Figure:
+def choice_entropy(sources: Sources) -> Drawn:
     """Entropy, spatial order and switching over the steps."""
     names = ["entropy", "moran_order", "switch_within", "switch_across"]
     curves = summarise(choice_statistics(sources.scores)[names], "step")
-    return plot_choice_entropy(curves, full_steps=_full_steps(sources.scores), images=sources.scores.sizes["sample"])
+    figure = plot_choice_entropy(curves, full_steps=_full_steps(sources.scores), images=sources.scores.sizes["sample"])
+    return figure, _teacher_forced(sources.scores)
 
 
-def regret(sources: Sources) -> Figure:
+def regret(sources: Sources) -> Drawn:
     """What choosing by the probe costs beside the oracle."""
     measures = ("regret", "normalised_regret", "top1")
     own, other = (
         summarise(proxy_correlation(which, measures=measures), "distance")
         for which in (sources.scores, shuffled_proxy(sources.scores, seed=0))
     )
-    return plot_regret(own, other, images=sources.scores.sizes["sample"])
+    return plot_regret(own, other, images=sources.scores.sizes["sample"]), _teacher_forced(sources.scores)
 
 
-def fixed_predictors_error(sources: Sources) -> Figure:
+def fixed_predictors_error(sources: Sources) -> Drawn:
     """True error of every fixed predictor along exact trajectories, with TAP and the oracle."""
     scores = sources.scores
     labels = [
@@ -208,45 +228,49 @@ def fixed_predictors_error(sources: Sources) -> Figure:
         order=("predictor", [order for order, _ in labels]), shift=("predictor", [shift for _, shift in labels])
     )
     levels = {name: bounds.sel(policy=name) for name in ("tap", "oracle")}
-    return plot_fixed_predictors(
+    figure = plot_fixed_predictors(
         fixed, levels, label="true error of the residual (relative)", images=scores.sizes["sample"]
     )
+    return figure, _teacher_forced(scores)
 
 
-def fixed_predictors_psnr(sources: Sources) -> Figure:
+def fixed_predictors_psnr(sources: Sources) -> Drawn:
     """PSNR of the images that every fixed predictor makes, with TAP."""
-    fixed, levels, images = fixed_quality(sources.table("fixed"))
-    return plot_fixed_predictors(fixed, levels, label="PSNR to the reference (dB)", images=images)
+    table = sources.table("fixed")
+    fixed, levels, images = fixed_quality(table)
+    figure = plot_fixed_predictors(fixed, levels, label="PSNR to the reference (dB)", images=images)
+    return figure, f"{caption(table, sources.model)} · S(8, 3)"
 
 
-def ablations(sources: Sources) -> Figure:
+def ablations(sources: Sources) -> Drawn:
     """PSNR with other orders, horizons, strides, distances and families, minus that of TAP at N = 8."""
     quality = sources.table("quality")
-    return plot_gains(
-        {title: gains(quality, runs, "tap N=8") for title, runs in ABLATIONS.items()}, baseline="TAP at N = 8"
-    )
+    groups = {title: gains(quality, runs, "tap N=8") for title, runs in ABLATIONS.items()}
+    told = _told(quality, sources, ABLATIONS["horizons k - s (TAP: s up to 4)"]["k only"])
+    return plot_gains(groups, baseline="TAP at N = 8"), f"{told} · S(8, 3)"
 
 
-def ablation_errors(sources: Sources) -> Figure:
+def ablation_errors(sources: Sources) -> Drawn:
     """True error with other orders and horizons at several N, rescored from recorded features."""
     settings = grid(orders=((0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)), shifts=((0,), (0, 1, 2, 3, 4)),
                     interval=(2, 3, 4, 5, 6, 8, 10))  # fmt: skip
-    return plot_ablation_errors(ablate(sources.features, settings).load())
+    return plot_ablation_errors(ablate(sources.features, settings).load()), _teacher_forced(sources.features)
 
 
-def controls(sources: Sources) -> Figure:
-    """PSNR of TAP's controls minus that of TAP, at every N."""
+def controls(sources: Sources) -> Drawn:
+    """PSNR of TAP's controls minus that of TAP, at every N and on every other mask."""
     quality = sources.table("quality")
-    return plot_gains(
-        {
-            f"N = {n}": gains(quality, {text: f"{name} N={n}" for text, name in CONTROLS.items()}, f"tap N={n}")
-            for n in (4, 6, 8)
-        },
-        baseline="TAP at the same N",
-    )
+    names = [str(name).removeprefix("tap ") for name in quality["cell"].values if str(name).startswith("tap ")]
+    at = {one: f"N = {one[2:]}" for one in names if re.fullmatch(r"N=\d+", one)}
+    at |= {one: text for one, text in MASKS.items() if one in names}
+    groups = {
+        title: gains(quality, {text: f"{name} {one}" for text, name in CONTROLS.items()}, f"tap {one}")
+        for one, title in at.items()
+    }
+    return plot_gains(groups, baseline="TAP on the same full steps", columns=2), _told(quality, sources)
 
 
-def low_pass(sources: Sources) -> Figure:
+def low_pass(sources: Sources) -> Drawn:
     """PSNR to the unedited model's images with a low-pass of the clock, minus that without."""
     quality = sources.table("quality")
     places = {"S(4, 3)": "N=4", "S(6, 3)": "N=6", "S(8, 3)": "N=8", "even": "even", "start-dense": "start-dense",
@@ -255,36 +279,42 @@ def low_pass(sources: Sources) -> Figure:
         title: gains(quality, {text: (f"{run} {on} smooth", f"{run} {on}") for text, on in places.items()})
         for title, run in (("TAP", "tap"), ("order 0", "order0"), ("order 1", "order1"), ("order 2", "order2"))
     }
-    return plot_gains(groups, baseline="the same without the low-pass")
+    return plot_gains(groups, baseline="the same without the low-pass"), _told(quality, sources)
 
 
-def depth_ablation(sources: Sources) -> Figure:
+def depth_ablation(sources: Sources) -> Drawn:
     """Deeper probes against smaller intervals, at equal FLOPs."""
     quality = sources.table("quality")
     first, deeper = [f"tap N={n}" for n in (8, 6, 4)], [f"tap N=8 depth={depth}" for depth in range(1, 8)]
     both = cost_and_quality(quality, [*first, *deeper])
     shallow = both["run"].isin(first)
-    return plot_depths(both.isel(run=shallow.values), both.isel(run=~shallow.values))
+    figure = plot_depths(both.isel(run=shallow.values), both.isel(run=~shallow.values))
+    return figure, _told(quality, sources, deeper[0])
 
 
-def speed_quality(sources: Sources) -> Figure:
+def speed_quality(sources: Sources) -> Drawn:
     """PSNR and label accuracy against cost, for every method and control."""
-    return plot_frontier(frontier(sources.table("quality")))
+    quality = sources.table("quality")
+    return plot_frontier(frontier(quality)), _told(quality, sources)
 
 
-def speed_quality_timed(sources: Sources) -> Figure:
+def speed_quality_timed(sources: Sources) -> Drawn:
     """PSNR and label accuracy against FLOPs and measured wall time, for the methods that were timed."""
     timed = [method for method in METHODS if method != "oracle"]  # whose time tells nothing: the truth costs a pass
-    return plot_frontier(frontier(sources.table("frontier"), timed))
+    found = sources.table("frontier")
+    return plot_frontier(frontier(found, timed)), _told(found, sources)
 
 
-def rivals(sources: Sources) -> Figure:
+def rivals(sources: Sources) -> Drawn:
     """All methods, rivals and schedules at the fewest full passes."""
     found = sources.table("frontier")
-    return plot_rivals(at_fewest_passes(found), steps=int(found["passes"].values[0]))
+    best = at_fewest_passes(found, best=25)
+    titles = [find_method(name).title or name for name in best["method"].values.astype(str)]
+    figure = plot_rivals(best.assign_coords(method=("cell", titles)), steps=int(found["passes"].values[0]))
+    return figure, _told(found, sources)
 
 
-def error_buildup(sources: Sources) -> Figure:
+def error_buildup(sources: Sources) -> Drawn:
     """Local errors, their coherence, the model's feedback and the deviation."""
     import xarray as xr
 
@@ -295,32 +325,51 @@ def error_buildup(sources: Sources) -> Figure:
         [summarise(table[names].sel(policy=policy, drop=True), "step") for policy in policies],
         dim=xr.Variable("policy", policies), join="outer",
     )  # fmt: skip
-    return plot_error_buildup(curves, full_steps=_full_steps(table), images=table.sizes["sample"])
+    figure = plot_error_buildup(curves, full_steps=_full_steps(table), images=table.sizes["sample"])
+    return figure, f"{caption(table, sources.model)} · S({table.attrs.get('interval', 8)}, 3)"
 
 
-def speed(sources: Sources) -> Figure:
+def speed(sources: Sources) -> Drawn:
     """The parts of a skip step, and latency ratios against their bounds."""
-    return plot_speed(quartiles(sources.table("speed")))
+    table = sources.table("speed")
+    attrs = table.attrs
+    told = f"{attrs['steps']} steps, S({attrs['interval']}, {attrs['warmup_steps']})"
+    told += (
+        f" · {attrs['device']}, threads: {attrs['threads']} · torch {attrs['torch']}, diffusers {attrs['diffusers']}"
+    )
+    return plot_speed(quartiles(table)), told
 
 
-def published(sources: Sources) -> Figure:
+def published(sources: Sources) -> Drawn:
     """TAP's published numbers beside ours."""
     path = sources.data / "published" / "tap.csv"
     if not path.is_file():
         raise MissingData(f"no table {path}: it comes with the repository")
-    ours = frontier(sources.table("quality"), ("order0", "order1", "order2", "tap"))
+    quality = sources.table("quality")
+    ours = frontier(quality, ("order0", "order1", "order2", "tap"))
     ours = ours.isel(run=ours["interval"].isin([4, 8]).values)
-    return plot_published(published_table(path), ours, model=sources.model)
+    return plot_published(published_table(path), ours, model=sources.model), f"measured: {_told(quality, sources)}"
 
 
-def claims(sources: Sources) -> Figure:
+def claims(sources: Sources) -> Drawn:
     """The verdicts on all claims."""
     tables = sources.study
     from tapstudy.analysis.claims.all_claims import all_claims
     from tapstudy.analysis.claims.evidence import Evidence
     from tapstudy.analysis.claims.finding import judge
 
-    return plot_claims(verdict_table(judge(all_claims(Evidence(**tables)))))
+    return plot_claims(verdict_table(judge(all_claims(Evidence(**tables))))), _told(tables["quality"], sources)
+
+
+def _told(table: xr.Dataset, sources: Sources, run: str = "") -> str:
+    """Return the small print of a table, or of the images that a run has."""
+    if run in table["cell"].values:
+        table = table.isel(sample=table["psnr"].sel(cell=run).notnull().values)
+    return caption(table, sources.model)
+
+
+def _teacher_forced(recording: xr.Dataset) -> str:
+    return f"{caption(recording)} · exact trajectories"
 
 
 def _full_steps(dataset: xr.Dataset) -> list[int]:
@@ -329,7 +378,7 @@ def _full_steps(dataset: xr.Dataset) -> list[int]:
     return [int(step) for step in full["step"].values[full.values == 1]]
 
 
-FIGURES: dict[str, Callable[[Sources], Figure]] = {
+FIGURES: dict[str, Callable[[Sources], Drawn]] = {
     make.__name__: make
     for make in (
         heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_windows, choice_shares, choice_entropy, regret,

@@ -13,7 +13,7 @@ import xarray as xr
 def caption(data: xr.Dataset, model: str = "") -> str:
     """Return model, images and settings of a recording or a table of runs.
 
-    Such as "mnist-dit · 30 images (10 labels, seeds 31 to 33) · 50 steps, guidance 2". What the data
+    Such as "mnist-dit · 30 images (10 labels, seeds 31 to 33) · 50 steps · guidance 2". What the data
     does not tell is left out.
 
     Args:
@@ -23,8 +23,9 @@ def caption(data: xr.Dataset, model: str = "") -> str:
     made, images = _settings(data), data.sizes.get("sample", 0)
     parts = [made.get("model") or model, _images(data) if images else ""]
     if steps := made.get("steps"):
-        guidance = made.get("guidance")
-        parts.append(f"{steps} steps" + (f", guidance {guidance:g}" if guidance is not None else ""))
+        parts.append(f"{steps} steps")
+    if (guidance := made.get("guidance")) is not None:
+        parts.append(f"guidance {guidance:g}" if isinstance(guidance, float) else f"guidance {guidance}")
     return " · ".join(part for part in parts if part)
 
 
@@ -34,11 +35,14 @@ def _settings(data: xr.Dataset) -> dict[str, Any]:
         return found
     made = json.loads(data.attrs.get("configuration", "{}"))
     call = (made.get("calls") or [{}])[0]
-    return {
-        "model": made.get("model") or data.attrs.get("model"),
-        "steps": data.sizes.get("step") or data.attrs.get("steps"),
-        "guidance": call.get("guidance_scale"),
-    }
+    told = {"model": made.get("model"), "steps": data.sizes.get("step"), "guidance": call.get("guidance_scale")}
+    return {name: value or _of_all(data, name) for name, value in told.items()}
+
+
+def _of_all(data: xr.Dataset, name: str) -> Any:
+    """Return an attribute, or a coordinate that has one value."""
+    values = np.unique(data[name].values) if name in data.coords else [data.attrs.get(name)]
+    return values[0] if len(values) == 1 else None
 
 
 def _images(data: xr.Dataset) -> str:

@@ -22,10 +22,12 @@ METHODS = (
     "fewer", "order0", "order1", "order2", "best-fixed", "step-table", "random", "shuffled", "step", "tap", "oracle",
 )  # fmt: skip
 TABLE = ("cell", "sample")
+NAMED = ("long_name", "units")
 COSTS = {
     "flops": ("FLOPs of one image", "1"),
     "full_passes": ("full passes", "1"),
     "seconds": ("wall time of one image", "s"),
+    "seconds_range": ("wall time of one image: median, least and most of the repeats", "s"),
 }
 
 
@@ -38,9 +40,10 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
         methods: left out if there is no such run.
 
     Returns:
-        `psnr` in dB, `accuracy` (run, bound) with bounds mean, low, high; `flops`, `full_passes` and perhaps `seconds`
-        (run), means; coordinates `method` and `interval` on run. An oracle's FLOPs count the passes that tell it the
-        truth, so it gets those of TAP at the same N. The reference has an infinite PSNR. Attribute `images`.
+        `psnr` in dB, `accuracy` and perhaps `seconds_range` (run, bound) with bounds mean, low, high; `flops`,
+        `full_passes` and perhaps `seconds` (run), means; coordinates `method` and `interval` on run. An oracle's FLOPs
+        count the passes that tell it the truth, so it gets those of TAP at the same N. The reference has an infinite
+        PSNR. Attribute `images`.
 
     Raises:
         ValueError: no such run, or no two images that all runs have.
@@ -61,12 +64,15 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
     for i, run in enumerate(runs):
         if run.startswith("oracle ") and run.replace("oracle", "tap") in runs:
             cost["flops"][i] = cost["flops"][runs.index(run.replace("oracle", "tap"))]
+    if "seconds_each" in table:
+        each = table["seconds_each"].mean("sample") if "sample" in table["seconds_each"].dims else table["seconds_each"]
+        cost["seconds_range"] = np.stack([cost["seconds"], each.min("repeat"), each.max("repeat")], axis=-1)
     return xr.Dataset(
         {
             "psnr": psnr.assign_attrs(long_name="PSNR to the reference", units="dB"),
             "accuracy": with_interval(table["correct"]).assign_attrs(long_name="label accuracy", units="1"),
             **{
-                name: ("cell", values, {"long_name": COSTS[name][0], "units": COSTS[name][1]})
+                name: (("cell", "bound")[: values.ndim], values, dict(zip(NAMED, COSTS[name], strict=True)))
                 for name, values in cost.items()
             },
         },
@@ -78,12 +84,16 @@ def frontier(quality: xr.Dataset, methods: Sequence[str] = METHODS) -> xr.Datase
     )  # fmt: skip
 
 
-def at_fewest_passes(found: xr.Dataset) -> xr.Dataset:
+def at_fewest_passes(found: xr.Dataset, *, best: int | None = None) -> xr.Dataset:
     """Select the rows of `bench.frontier.comparison` with values at the fewest passes, best mean PSNR first.
+
+    Args:
+        best: of every method the best of its schedules alone, and so many of these; always TAP as published, too. None:
+            all rows.
 
     Returns:
         `psnr_interval` (cell, bound), `time_ratio` (cell), wall time of the reference over that of the row, and the
-        coordinates. Attribute `images`.
+        coordinates, with `as_published` (cell) for TAP on S(N, 3). Attribute `images`.
     """
     require(found, "at_fewest_passes", psnr_interval=("cell", "bound"), seconds=TABLE, passes=("cell",))
     seconds = found["seconds"].mean("sample")
@@ -91,7 +101,17 @@ def at_fewest_passes(found: xr.Dataset) -> xr.Dataset:
     mean = found["psnr_interval"].sel(bound="mean").values
     rows = np.flatnonzero((found["passes"].values == found["passes"].values.min()) & np.isfinite(mean))
     rows = rows[np.argsort(-mean[rows], kind="stable")]
+    if best is not None:
+        methods, published = found["method"].values[rows], _as_published(found)[rows]
+        first = np.sort(np.unique(methods, return_index=True)[1])[:best]
+        rows = rows[np.union1d(first, np.flatnonzero(published))]
+    table = table.assign_coords(as_published=("cell", _as_published(found)))
     return table.isel(cell=rows).assign_attrs(images=found.sizes["sample"])
+
+
+def _as_published(found: xr.Dataset) -> np.ndarray:
+    """Tell which rows are TAP on its own schedule, (cell,)."""
+    return ((found["method"] == "tap") & (found["schedule"] == "S(N,3)")).values
 
 
 def gains(quality: xr.Dataset, runs: Mapping[str, str | tuple[str, str]], baseline: str = "") -> xr.Dataset:

@@ -5,32 +5,31 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import dask.array
 import numpy as np
 import torch
 import xarray as xr
+from dask.delayed import delayed
 from tqdm.auto import tqdm
 
 from tapstudy.analysis.stats import BOUNDS, interval_where_finite
-from tapstudy.bench.conditions import IMAGES, VIDEOS, Call, Condition, check_conditions, check_one_size, with_negative
-from tapstudy.bench.engine import DIMS, Setting, kept
-from tapstudy.bench.flops import transformer_flops
+from tapstudy.bench.conditions import IMAGES, VIDEOS, Call, Condition
+from tapstudy.bench.engine import DIMS, Job, Setting, kept, run_all, run_flops, step_flops
+from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_error import MASK, MEASURES, measures, unit_images
 from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.plan import WARMUP
-from tapstudy.bench.results import Results, short_hash
-from tapstudy.models.sources import name_of
+from tapstudy.bench.results import Results, results_in, short_hash
+from tapstudy.instrument.belongs import check_schedule
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fitted_schedule import FittedSchedule
-from tapstudy.tables import percent
 
 METHODS = ("fewer", "order0", "order1", "order2", "tap")
 REFERENCE = "reference"
@@ -58,12 +57,13 @@ def compare(
     metrics: Mapping[str, Metric] | None = None,
     folder: str | Path | None = None,
     page: str | Path | None = None,
+    scheduler: str | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Sample prompts under every method, from the same noise, and compare with the reference.
 
     Args:
-        pipe: any pipeline with a supported transformer.
+        pipe: any pipeline with a supported transformer; or its folder or hub id.
         prompts: prompts, labels, or mappings of arguments of the pipeline's call.
         methods: names of `bench.methods` that need no fitting ("fewer" is plain sampling with as many steps as there
             are full passes), a policy, what `fit_schedule` returned, or a `Setting`, such as
@@ -78,6 +78,8 @@ def compare(
             (sample, [frame,] band, y, x); see `bench.paper.metrics`.
         folder: keeps the results; the same call resumes, and further methods are added. None keeps nothing.
         page: HTML file to write: images side by side, differences, and the table.
+        scheduler: address of a `dask.distributed` scheduler whose workers sample, each with a pipeline of its own (see
+            `bench.cluster`), which they load: `pipe` must be a folder or a hub id. None samples here.
         progress: show a bar.
 
     Returns:
@@ -87,17 +89,19 @@ def compare(
 
     Raises:
         TypeError: no supported transformer, something that is no method.
-        ValueError: an unknown method, one that has to be fitted, no prompts, no method that runs on this pipeline.
+        ValueError: an unknown method, one that has to be fitted, a schedule of another class of pipelines, no prompts,
+            no method that runs on this pipeline.
 
     A method that fails is left out with a warning; the attribute `left_out` tells why.
 
-    Cost: an image for every run, prompt and seed, and one more a run to count FLOPs. Memory: all images.
+    Cost: an image for every run, prompt and seed, and one more a run to count FLOPs. Memory: one image of a run and of
+    the reference; in a folder the images of the table are read when they are looked at, else they are in memory.
     """
-    asked = with_negative([Call.of(one) if isinstance(one, Mapping) else one for one in prompts], "", "prompts")
-    images = ImageSet.of(name_of(pipe), seeds=tuple(seeds), labels=asked, steps=steps, guidance=guidance)
+    images = ImageSet.asked(pipe, prompts, seeds=tuple(seeds), steps=steps, guidance=guidance)
     table = compare_images(
-        images, methods, intervals=intervals, reference=reference, metrics=metrics, folder=folder, progress=progress
-    )
+        images, methods, intervals=intervals, reference=reference, metrics=metrics, folder=folder, scheduler=scheduler,
+        progress=progress,
+    )  # fmt: skip
     if page is not None:
         from tapstudy.explorer.comparison import write_comparison
 
@@ -113,18 +117,21 @@ def compare_images(
     reference: Asked = REFERENCE,
     metrics: Mapping[str, Metric] | None = None,
     folder: str | Path | None = None,
+    scheduler: str | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Do what `compare` does for a set of images."""
-    check_conditions(images.labels, "prompts")
-    check_one_size(images.labels, "prompts")
-    if len(set(images.pairs)) < len(images):
-        raise ValueError("compare: a seed or a prompt stands there twice, which makes the same image: leave one out")
-    rows = rows_of(methods, intervals, reference, images.steps)
-    place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
-    with place as path:
-        results = Results(path)
-        return _table(images, rows, results, metrics or {}, progress)
+    rows = rows_of(methods, intervals, reference, images.checked().steps)
+    for one in methods.values() if isinstance(methods, Mapping) else methods:
+        if isinstance(one, FittedSchedule):
+            check_schedule(pipe_of(images.model), one)
+    with results_in(folder) as results:
+        failed: dict[Job, str] = {}
+        if scheduler is not None:
+            jobs = [(images, setting) for *_, setting in rows]
+            failed = run_all(jobs, results, scheduler=scheduler, progress=progress)
+        table = _table(images, rows, results, metrics or {}, failed, progress)
+        return table.load() if folder is None else table
 
 
 Run = tuple[str, int, str, Setting]  # name, N (0: none), title
@@ -158,37 +165,38 @@ def _table(
     rows: Sequence[Run],
     results: Results,
     metrics: Mapping[str, Metric],
+    failed: Mapping[Job, str],
     progress: bool,
 ) -> xr.Dataset:
-    pipe, judge = pipe_of(images.model), Judge.of(images.model)
+    pipe, judge, parts = pipe_of(images.model), Judge.of(images.model), images.units()
     found: dict[str, list[Any]] = {name: [] for name in (*VARIABLES, *metrics, "mask", "image")}
-    exact: xr.Dataset | None = None
     left_out: dict[str, str] = {}
-    done = []
-    for row in tqdm(rows, desc="compare", unit="run", disable=not progress):
-        name, interval, _, setting = row
-        try:
-            run = kept((images, setting), results, pipe=pipe, progress=progress)
-            # (sample, kind)
-            costs = np.array([mean_step_flops(pipe, image, setting, results) for image in alike(images)])
-        except Exception as error:
-            if exact is None:
-                raise
-            left_out[f"{name}, N = {interval}" if interval else name] = f"{type(error).__name__}: {error}"
-            continue
-        done.append(row)
-        exact = exact if exact is not None else run
-        values = measures(run, exact, judge)
-        values["seconds"] = run["seconds"].values
-        passes = np.array([(mask.count("F"), len(mask) - mask.count("F")) for mask in run["mask"].values])
-        values["flops"] = (passes * costs).sum(axis=1)
-        values |= {
-            key: metric(unit_images(run), unit_images(exact), images.prompts) for key, metric in metrics.items()
-        }  # fmt: skip
-        for key, value in values.items():
-            found[key].append(np.asarray(value, dtype=np.float64))
-        found["mask"].append(run["mask"].values)
-        found["image"].append(run["image"].values)
+    done: list[Run] = []
+    bar = tqdm(total=len(rows) * len(images), desc="compare", unit="image", disable=not progress)
+    with bar:
+        for row in rows:
+            name, interval, _, setting = row
+            bar.set_postfix_str(name)
+            try:
+                if reasons := [failed[part, setting] for part in parts if (part, setting) in failed]:
+                    raise RuntimeError(reasons[0])
+                costs = [kept_step_flops(pipe, image, setting, results) for image in alike(images)]
+                read = partial(kept, results=results, pipe=pipe)
+                of_parts = []
+                for part in parts:
+                    of_parts.append(_measured(read((part, setting)), read((part, rows[0][3])), part, judge, metrics))
+                    bar.update(len(part))
+            except Exception as error:
+                if not done:
+                    raise
+                left_out[f"{name}, N = {interval}" if interval else name] = f"{type(error).__name__}: {error}"
+                continue
+            done.append(row)
+            values = {key: np.concatenate([one[key] for one in of_parts]) for key in of_parts[0]}
+            values["flops"] = np.array([cost.of(mask) for cost, mask in zip(costs, values["mask"], strict=True)])
+            values["image"] = _lazily([(part, setting) for part in parts], results)
+            for key, value in values.items():
+                found[key].append(value)
     if left_out:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in left_out.items())
         warnings.warn(f"left out, because they failed on {type(pipe).__name__}:\n{lines}", RuntimeWarning, stacklevel=4)
@@ -205,7 +213,7 @@ def _table(
         | {
             "mask": (("run", "sample"), np.stack(found["mask"]), {"long_name": MASK}),
             "image": (
-                ("run", "sample", *DIMS[2 - np.stack(found["image"]).ndim :]), np.stack(found["image"]),
+                ("run", "sample", *DIMS[1 - found["image"][0].ndim :]), dask.array.stack(found["image"]),
                 {"long_name": "image", "units": "1"},
             ),
         },
@@ -224,9 +232,27 @@ def _table(
     )  # fmt: skip
     if table.sizes["sample"] < 2:  # no interval
         alone = table["psnr"].isel(sample=0)
-        interval = xr.concat([alone, alone * np.nan, alone * np.nan], xr.Variable("bound", list(BOUNDS))).T
-        return table.assign(psnr_interval=interval.drop_vars(["seed", "label"]).assign_attrs(table["psnr"].attrs))
+        bounds = xr.concat([alone, alone * np.nan, alone * np.nan], xr.Variable("bound", list(BOUNDS))).T
+        return table.assign(psnr_interval=bounds.drop_vars(["seed", "label"]).assign_attrs(table["psnr"].attrs))
     return table.assign(psnr_interval=interval_where_finite(table["psnr"]))
+
+
+def _measured(
+    own: xr.Dataset, exact: xr.Dataset, part: ImageSet, judge: Judge | None, metrics: Mapping[str, Metric]
+) -> dict[str, Any]:
+    """Return every measure of the images of one unit, (sample,)."""
+    further = {key: metric(unit_images(own), unit_images(exact), part.prompts) for key, metric in metrics.items()}
+    found = {**measures(own, exact, judge), "seconds": own["seconds"].values, **further}
+    return {key: np.asarray(value, dtype=np.float64) for key, value in found.items()} | {"mask": own["mask"].values}
+
+
+def _lazily(jobs: Sequence[Job], results: Results) -> Any:
+    """Return kept images, (sample, [frame,] band, y, x), each read when it is looked at."""
+    like = kept(jobs[0], results)["image"]
+    values = delayed(lambda job: kept(job, results)["image"].values)
+    return dask.array.concatenate([
+        dask.array.from_delayed(values(job), (len(job[0]), *like.shape[1:]), like.dtype) for job in jobs
+    ])  # fmt: skip
 
 
 def _named(methods: Sequence[Asked]) -> dict[str, Asked]:
@@ -252,7 +278,7 @@ def _setting(asked: Any) -> Setting:
     if isinstance(asked, Setting):
         return asked
     if isinstance(asked, FittedSchedule):
-        return Setting.of(asked.policy()).on_smooth_clock(asked.smooth_time)
+        return Setting.fitted(asked)
     if isinstance(asked, Policy):
         return Setting.of(asked)
     raise TypeError(f"a method is a name, a policy, a fitted schedule or a Setting, got {asked!r}")
@@ -267,25 +293,16 @@ def _of_name(asked: Asked, interval: int, steps: int) -> tuple[str, Setting]:
     return method.title or method.name, method.setting(config, steps=steps)
 
 
-def mean_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> tuple[float, float]:
-    """Count the FLOPs of a full and of a skip step of one image, mean over those of one run."""
-    plain, steps = _counted(pipe, image, Setting.plain(image.steps), results)
-    total, mask = _counted(pipe, image, setting, results)
-    full, skipped = plain / len(steps), len(mask) - mask.count("F")
-    return full, (total - full * mask.count("F")) / skipped if skipped else 0.0
+def kept_step_flops(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> StepFlops:
+    """Do what `step_flops` does, each run counted once."""
 
+    def count(pipe: Any, image: ImageSet, setting: Setting) -> tuple[int, str]:
+        key = {"setting": setting.text, **image.key, "weights": weights_fingerprint(image.model)}
+        name = f"flops/{setting.name}-{short_hash(key)}"
+        flops, mask = results.value(name, key, lambda: list(run_flops(pipe, image, setting)))
+        return flops, mask
 
-def _counted(pipe: Any, image: ImageSet, setting: Setting, results: Results) -> tuple[int, str]:
-    """Return FLOPs and mask of one run, counted once."""
-
-    def make() -> list[Any]:
-        with torch.no_grad(), setting.attach(pipe) as told:
-            run = partial(image.run_transformer, pipe, setting.steps or image.steps)
-            return [transformer_flops(pipe, run), told()[0]]
-
-    key = {"setting": setting.text, **image.key, "weights": weights_fingerprint(image.model)}
-    flops, mask = results.value(f"flops/{setting.name}-{short_hash(key)}", key, make)
-    return flops, mask
+    return step_flops(pipe, image, setting, count)
 
 
 def alike(images: ImageSet) -> list[ImageSet]:
@@ -298,40 +315,3 @@ def alike(images: ImageSet) -> list[ImageSet]:
         key = json.dumps({name: value for name, value in given.items() if name not in (*IMAGES, *VIDEOS)})
         found.append(first.setdefault(key, image))
     return found
-
-
-def table_rows(table: xr.Dataset, further: Sequence[str] = ()) -> list[list[str]]:
-    """Return the comparison as rows of text, see `COLUMNS`.
-
-    Args:
-        further: measures to add.
-    """
-    rows = []
-    for i in range(table.sizes["run"]):
-        run = table.isel(run=i)
-        masks = list(dict.fromkeys(run["mask"].values))
-        mean, low, high = run["psnr_interval"].values
-        rows.append([
-            f"{int(run.interval)}" if int(run.interval) else "",
-            str(run.method.item()),
-            f"{float(run.full_passes.mean()):g}",
-            masks[0] if len(masks) == 1 else f"{masks[0]} and {len(masks) - 1} others",
-            f"{float(run.flops_ratio.mean()):.2f}",
-            f"{float(table['seconds'].isel(run=0).sum() / run['seconds'].sum()):.2f}",
-            "-" if i == 0 or not np.isfinite(mean) else with_bounds(mean, low, high),
-            f"{float(run.ssim.mean()):.3f}",
-            percent(float(run.correct.mean())),
-            *(f"{float(run[name].mean()):.4g}" for name in further),
-        ])  # fmt: skip
-    return rows
-
-
-def with_bounds(mean: float, low: float, high: float) -> str:
-    """Write a mean with its interval, if there is one."""
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{mean:.2f}"
-
-
-COLUMNS = (
-    "N", "method", "full passes", "step mask (F full, . skipped)", "FLOPs ratio", "latency ratio",
-    "PSNR to reference [95 %], dB", "SSIM", "label accuracy",
-)  # fmt: skip

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,7 @@ from typing import Any, Self
 
 IMAGES = ("image", "mask_image", "control_image", "last_image", "ip_adapter_image")
 VIDEOS = ("video", "conditioning_video", "control_video", "mask_video")
-
-
+PROMPT = re.compile(r"(negative_)?prompt(_\d+)?")  # names of arguments that are texts, whatever they look like
 OURS = ("num_inference_steps", "sigmas", "timesteps", "generator", "output_type", "return_dict",
         "num_images_per_prompt", "num_videos_per_prompt", "callback_on_step_end")  # fmt: skip
 SIZES = ("height", "width", "num_frames")
@@ -27,7 +27,7 @@ class Call:
     """Hold arguments of a pipeline's call, of one image: prompt, negative_prompt, height, the path of an image.
 
     Attributes:
-        arguments: names and values, sorted by name; lists are tuples.
+        arguments: names and values, sorted by name; lists are tuples, and mappings `Pairs`.
     """
 
     arguments: tuple[tuple[str, Any], ...]
@@ -44,7 +44,7 @@ class Call:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments."""
-        return json.loads(json.dumps(dict(self.arguments)))
+        return {name: _thawed(value) for name, value in self.arguments}
 
     @property
     def beside_prompt(self) -> dict[str, Any]:
@@ -74,26 +74,36 @@ def arguments_of(conditions: Sequence[Condition]) -> dict[str, Any]:
         return {"prompt": list(conditions)}
     first = conditions[0]
     if len(conditions) > 1 or not isinstance(first, Call):
-        raise ValueError("calls that differ in more than their prompts go one by one")
+        raise ValueError(
+            f"{len(conditions)} images with arguments of their own (a CSV of several columns) are made by as many "
+            "calls, and here there is one: give one row at a time, or prompts alone"
+        )
     return {name: _loaded(name, value) for name, value in first.to_dict().items()}
 
 
-def noise_seed(seed: int, condition: Condition) -> int:
+def noise_seed(seed: int, condition: Condition, *, few: bool = False) -> int:
     """Tell what an image's generator is seeded with: it differs from label to label, and from prompt to prompt.
 
     Of a call only the prompt counts, so that other arguments, and where its files are, leave the noise as it is.
+
+    Args:
+        few: one of a thousand for every seed, as the images of the embedded models have been published; of some tens of
+            prompts two may then share their noise. Else one of 2**32: torch's generator of the CPU tells no more apart.
     """
     if isinstance(condition, int):
         return 1000 * seed + condition
     text = condition if isinstance(condition, str) else str(condition.to_dict().get("prompt", ""))
-    return 1000 * seed + zlib.crc32(text.encode()) % 1000
+    if few:
+        return 1000 * seed + zlib.crc32(text.encode()) % 1000
+    return int.from_bytes(hashlib.sha256(f"{seed} {text}".encode()).digest()[:4], "big")
 
 
 def read_prompts(path: str | Path) -> list[Condition]:
     """Read prompts from a file: one a line; or, of a `.csv`, one a row, with columns named like arguments of the call.
 
-    Numbers are numbers, true and false are booleans, empty fields are left out; paths of images and videos in columns
-    such as `image` or `video` are relative to the file.
+    Numbers are numbers, true and false are booleans, lists and mappings are as in JSON, but columns of prompts always
+    hold text; empty fields are left out; paths of images and videos in columns such as `image` or `video` are relative
+    to the file.
 
     Args:
         path: of the file; empty lines, and those that begin with #, are left out.
@@ -106,7 +116,7 @@ def read_prompts(path: str | Path) -> list[Condition]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of prompts at {path}: give one with a prompt a line, or a CSV with a header")
     if path.suffix.lower() == ".csv":
-        found: list[Condition] = [_row(path, row) for line, row in _rows(path)]
+        found: list[Condition] = [_row(path, line, row) for line, row in _rows(path)]
     else:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         found = [line for line in lines if line and not line.startswith("#")]
@@ -215,14 +225,16 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _row(path: Path, row: Mapping[str, str]) -> Condition:
-    arguments = {name: _value(text) for name, text in row.items() if text.strip()}
+def _row(path: Path, line: int, row: Mapping[str, str]) -> Condition:
+    given = {name: text for name, text in row.items() if text.strip()}
+    try:
+        arguments = {name: text if PROMPT.fullmatch(name) else _value(text) for name, text in given.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}, line {line}: {error}") from error
     for name in (*IMAGES, *VIDEOS):
         if isinstance(arguments.get(name), str) and "://" not in arguments[name]:
             arguments[name] = str(path.parent.absolute() / Path(arguments[name]).expanduser())
-    if isinstance(arguments.get("prompt", ""), str):
-        return arguments["prompt"] if set(arguments) == {"prompt"} else Call.of(arguments)
-    return Call.of({**arguments, "prompt": row["prompt"]})  # a prompt of digits is a text
+    return arguments["prompt"] if set(arguments) == {"prompt"} else Call.of(arguments)
 
 
 def _value(text: str) -> Any:
@@ -234,6 +246,11 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
         return value if math.isfinite(value) else text
+    if text.strip()[0] in "[{":
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{text!r} begins like a list or a mapping of JSON and is none ({error})") from error
     return text
 
 
@@ -247,5 +264,17 @@ def _loaded(name: str, value: Any) -> Any:
     return load_image(value) if name in IMAGES else load_video(value)
 
 
+class Pairs(tuple[tuple[str, Any], ...]):
+    """Names and values of a mapping, which can be hashed."""
+
+
 def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Pairs((name, _frozen(part)) for name, part in value.items())
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Pairs):
+        return {name: _thawed(part) for name, part in value}
+    return list(map(_thawed, value)) if isinstance(value, tuple) else value

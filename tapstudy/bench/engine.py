@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -19,7 +19,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from tapstudy.bench.cluster import on_cluster
-from tapstudy.bench.flops import transformer_flops
+from tapstudy.bench.flops import StepFlops, transformer_flops
 from tapstudy.bench.image_set import BATCH, ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.results import Results, short_hash
 from tapstudy.core.schedule import mask_text
@@ -27,13 +27,14 @@ from tapstudy.instrument.handle import apply_policy
 from tapstudy.instrument.smooth_time import smooth_time
 from tapstudy.models.embedded import EmbeddedPipeline
 from tapstudy.policies.base import Policy
+from tapstudy.policies.fitted_schedule import FittedSchedule
 from tapstudy.policies.full import FullPolicy
 
 Told = tuple[str, float]  # the mask of the last call, and the bytes its history took (NaN: not told)
 PLAIN = (bool, int, float, str, bytes, tuple, list, dict, np.generic, torch.dtype, torch.device)  # told as they are
 DIMS = ("frame", "band", "y", "x")  # of an image; those of a video have all of them
 _warm: WeakSet[Any] = WeakSet()  # pipelines that have run
-_one_at_a_time = threading.RLock()  # a process has one copy of a model, and a policy sits on the model
+one_at_a_time = threading.RLock()  # a process has one copy of a model, and a policy sits on the model
 Attach = Callable[[Any], AbstractContextManager[Callable[[], Told]]]
 
 
@@ -69,6 +70,11 @@ class Setting:
                 yield told
 
         return cls(attach, text_of(policy), alone=policy.decides_by_probe if alone is None else alone)
+
+    @classmethod
+    def fitted(cls, schedule: FittedSchedule) -> Setting:
+        """Take what `fit_schedule` found, under its clock."""
+        return cls.of(schedule.policy()).on_smooth_clock(schedule.smooth_time)
 
     @classmethod
     def plain(cls, steps: int) -> Setting:
@@ -147,7 +153,7 @@ def run(pipe: Any, images: ImageSet, setting: Setting) -> xr.Dataset:
     """
     made, masks, held, seconds = [], [], [], []
     _warm_up(pipe, images)
-    with _one_at_a_time, torch.no_grad(), setting.attach(pipe) as told:
+    with one_at_a_time, torch.no_grad(), setting.attach(pipe) as told:
         for batch in images.batches(1 if setting.alone else BATCH):
             started = perf_counter()
             images_of_batch = batch.sample(pipe, steps=setting.steps)
@@ -171,12 +177,13 @@ def run(pipe: Any, images: ImageSet, setting: Setting) -> xr.Dataset:
 def _warm_up(pipe: Any, images: ImageSet) -> None:
     """Run two steps, once: the first passes of a process are slower than the others."""
     if pipe not in _warm:
-        with _one_at_a_time, torch.no_grad():
+        with one_at_a_time, torch.no_grad():
             images[:1].run_transformer(pipe, 2)
         _warm.add(pipe)
 
 
 Job = tuple[ImageSet, Setting]
+Part = TypeVar("Part")
 
 
 def kept(job: Job, results: Results, *, pipe: Any = None, progress: bool = False) -> xr.Dataset:
@@ -212,26 +219,49 @@ def run_all(
     Raises:
         ConnectionError: no scheduler or no workers there, or it went away; finished results are kept.
     """
-    parts = split(jobs)
-    failures: dict[Job, str] = {}
+    return spread(
+        split(jobs), lambda part: _file(*part), run_job, results, scheduler=scheduler, progress=progress, unit="run"
+    )
+
+
+def spread(
+    parts: Sequence[Part],
+    file: Callable[[Part], tuple[str, dict[str, Any]]],
+    make: Callable[[Part], xr.Dataset],
+    results: Results,
+    *,
+    scheduler: str | None,
+    progress: bool,
+    unit: str,
+) -> dict[Part, str]:
+    """Make datasets and keep them, here or on workers, as `run_all` does.
+
+    Args:
+        parts: what to make, each once.
+        file: name and key of the result of one; the key has the fingerprint `weights`.
+        make: makes it, with the fingerprint of the weights that it used as attribute `weights`.
+        unit: for the bar.
+
+    Returns:
+        Why parts failed.
+    """
+    failures: dict[Part, str] = {}
     missing = []
     for part in parts:
         try:
-            if results.read(*_file(*part)) is None:
+            if results.read(*file(part)) is None:
                 missing.append(part)
         except (OSError, ValueError) as error:  # there is no such model
             failures[part] = f"{type(error).__name__}: {error}"
-    if scheduler is None:
-        outcomes: Iterator[tuple[Job, xr.Dataset | BaseException]] = _here(missing)
-    else:
-        outcomes = on_cluster(run_job, missing, scheduler)
+    outcomes = _here(make, missing) if scheduler is None else on_cluster(make, missing, scheduler)
     done = len(parts) - len(missing)
-    with tqdm(total=len(parts), initial=done, desc="runs", unit="run", disable=not progress) as bar:
+    with tqdm(total=len(parts), initial=done, desc=f"{unit}s", unit=unit, disable=not progress) as bar:
         for part, outcome in outcomes if missing else ():
-            if isinstance(outcome, xr.Dataset) and outcome.attrs["weights"] != weights_fingerprint(part[0].model):
-                outcome = ValueError(f"a worker has other weights of {part[0].model} than this process")
+            name, key = file(part)
+            if isinstance(outcome, xr.Dataset) and outcome.attrs["weights"] != key["weights"]:
+                outcome = ValueError("a worker has other weights of this model than this process")
             if isinstance(outcome, xr.Dataset):
-                results.write(*_file(*part), outcome)
+                results.write(name, key, outcome)
             else:
                 failures[part] = f"{type(outcome).__name__}: {outcome}"
                 bar.set_postfix(failed=len(failures))
@@ -249,18 +279,46 @@ def run_job(job: Job) -> xr.Dataset:
     return run(pipe_of(job[0].model), *job)
 
 
-def _here(jobs: Sequence[Job]) -> Iterator[tuple[Job, xr.Dataset | BaseException]]:
-    for job in jobs:
+def _here(
+    make: Callable[[Part], xr.Dataset], parts: Sequence[Part]
+) -> Iterator[tuple[Part, xr.Dataset | BaseException]]:
+    for part in parts:
         try:
-            yield job, run_job(job)
+            yield part, make(part)
         except Exception as error:
-            yield job, error
+            yield part, error
 
 
 def _file(images: ImageSet, setting: Setting) -> tuple[str, dict[str, Any]]:
     """Name and key of the result of one unit."""
     key = {"setting": setting.text, **images.key, "weights": weights_fingerprint(images.model)}
     return f"runs/{setting.name}-{short_hash(key)}", key
+
+
+def run_flops(pipe: Any, image: ImageSet, setting: Setting) -> tuple[int, str]:
+    """Count the FLOPs of one run of the transformer, and tell its mask."""
+    with torch.no_grad(), setting.attach(pipe) as told:
+        flops = transformer_flops(pipe, partial(image.run_transformer, pipe, setting.steps or image.steps))
+        return flops, told()[0]
+
+
+def step_flops(
+    pipe: Any,
+    image: ImageSet,
+    setting: Setting,
+    count: Callable[[Any, ImageSet, Setting], tuple[int, str]] = run_flops,
+) -> StepFlops:
+    """Count the FLOPs of a full step, and of a skip step of a setting, mean over those of one run of one image.
+
+    Args:
+        count: does what `run_flops` does, or remembers it.
+    """
+    # a part of the steps may be left out, as image-to-image does, of which an embedded model knows nothing
+    total, mask = count(pipe, image, Setting.plain(1 if isinstance(pipe, EmbeddedPipeline) else image.steps))
+    full = total / len(mask)
+    total, mask = count(pipe, image, setting)
+    skipped = len(mask) - mask.count("F")
+    return StepFlops(full, (total - full * mask.count("F")) / skipped if skipped else 0.0)
 
 
 def measure_costs(
@@ -280,20 +338,16 @@ def measure_costs(
         `seconds_each` (cell, repeat), `seconds` (cell), their median, `flops_full` and `flops_skip` (cell), FLOPs of a
         full and of a skip step (see `bench/flops.py` for the convention).
     """
-    full = transformer_flops(pipe, lambda: image.run_transformer(pipe, 1))
+    count = lru_cache(partial(run_flops, pipe))
     times: dict[str, list[float]] = {name: [] for name in settings}
-    skip = {}
+    flops: dict[str, StepFlops] = {}
     with tqdm(total=(1 + repeats) * len(settings), desc="costs", unit="run", disable=not progress) as bar:
         for repeat in range(1 + repeats):
             for name, setting in settings.items():
-                with torch.no_grad(), setting.attach(pipe) as told:
-                    if repeat == 0:
-                        run_once = partial(image.run_transformer, pipe, setting.steps or image.steps)
-                        total = transformer_flops(pipe, run_once)
-                        mask, _ = told()
-                        others = len(mask) - mask.count("F")
-                        skip[name] = (total - full * mask.count("F")) / others if others else 0.0
-                    else:
+                if repeat == 0:
+                    flops[name] = step_flops(pipe, image, setting, lambda _, *of: count(*of))
+                else:
+                    with torch.no_grad(), setting.attach(pipe):
                         started = perf_counter()
                         image.sample(pipe, steps=setting.steps)
                         times[name].append(perf_counter() - started)
@@ -302,8 +356,8 @@ def measure_costs(
         {
             "seconds_each": (("cell", "repeat"), np.array(list(times.values())).reshape(len(settings), repeats)),
             "seconds": ("cell", [median(found) if found else np.nan for found in times.values()]),
-            "flops_full": ("cell", [float(full)] * len(settings)),
-            "flops_skip": ("cell", [float(skip[name]) for name in settings]),
+            "flops_full": ("cell", [flops[name].full for name in settings]),
+            "flops_skip": ("cell", [flops[name].skip for name in settings]),
         },
         coords={"cell": list(settings)},
     )

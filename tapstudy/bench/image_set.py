@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -12,9 +12,19 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from tapstudy.bench.conditions import Call, Condition, arguments_of, file_digits, files_in, noise_seed
+from tapstudy.bench.conditions import (
+    Call,
+    Condition,
+    arguments_of,
+    check_conditions,
+    check_one_size,
+    file_digits,
+    files_in,
+    noise_seed,
+    with_negative,
+)
 from tapstudy.models.embedded import EmbeddedPipeline, untrained_like
-from tapstudy.models.sources import fingerprint, free_memory, given, is_embedded, open_pipeline
+from tapstudy.models.sources import fingerprint, free_memory, given, is_embedded, name_of, open_pipeline
 
 Pair = tuple[int, Condition]  # seed and condition of an image
 
@@ -52,6 +62,38 @@ class ImageSet:
         """Return every seed with every label (or prompt)."""
         return cls(model, tuple((seed, label) for seed in seeds for label in labels), steps, guidance)
 
+    @classmethod
+    def asked(
+        cls,
+        pipe: Any,
+        prompts: Sequence[Condition | Mapping[str, Any]],
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float | None,
+    ) -> ImageSet:
+        """Return every seed with every prompt, checked as far as can be before anything runs.
+
+        Args:
+            pipe: a loaded pipeline, or what `model` takes.
+            prompts: prompts, labels, or mappings of arguments of the pipeline's call.
+
+        Raises:
+            ValueError: no prompts, one twice, a seed twice, several sizes, arguments that are not up to a prompt.
+            FileNotFoundError: no image or video at a path.
+        """
+        labels = with_negative([Call.of(one) if isinstance(one, Mapping) else one for one in prompts], "", "prompts")
+        model = pipe if isinstance(pipe, str) else name_of(pipe)
+        return cls.of(model, seeds=seeds, labels=labels, steps=steps, guidance=guidance).checked()
+
+    def checked(self) -> ImageSet:
+        """Return the set; raises as `asked` does."""
+        check_conditions(self.labels, "prompts")
+        check_one_size(self.labels, "prompts")
+        if len(set(self.pairs)) < len(self):
+            raise ValueError("a seed or a prompt stands there twice, which makes the same image: leave one out")
+        return self
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -85,12 +127,15 @@ class ImageSet:
         """Return what the images depend on, beside the weights, as plain values: of files, what they hold now."""
         pairs = [(seed, label.to_dict() if isinstance(label, Call) else label) for seed, label in self.pairs]
         given = {path: file_digits(path) for label in self.labels for path in files_in(label)}
-        return {**vars(self), "pairs": pairs, **({"files": given} if given else {})}
+        # images that were made before noise was told apart by 32 bits are others
+        prompts = not all(isinstance(label, int) for label in self.labels)
+        noise = {"noise": 32} if prompts and not self.embedded else {}
+        return {**vars(self), "pairs": pairs, **({"files": given} if given else {}), **noise}
 
     @property
     def noise_seeds(self) -> list[int]:
         """Tell what the generator of every image is seeded with."""
-        return [noise_seed(*pair) for pair in self.pairs]
+        return [noise_seed(*pair, few=self.embedded) for pair in self.pairs]
 
     def by_seed(self) -> list[ImageSet]:
         """Return the images of every seed."""
@@ -101,11 +146,15 @@ class ImageSet:
 
     def units(self) -> list[ImageSet]:
         """Return what is computed and kept at a time: of embedded models the images of a seed, else every image."""
+        return self.by_seed() if self.embedded else self.batches(1)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the model is of the kind of the embedded ones; so is one that is not there, as its user will say."""
         try:
-            together = is_embedded(trained_model(self.model)[0])
+            return is_embedded(trained_model(self.model)[0])
         except (OSError, ValueError):
-            together = True  # there is no such model, which whoever runs it will say
-        return self.by_seed() if together else self.batches(1)
+            return True
 
     def batches(self, size: int = BATCH) -> list[ImageSet]:
         """Cut it, in order, into `size` images at a time."""

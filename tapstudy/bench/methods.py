@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-
-from tapstudy.bench.engine import Setting
+from tapstudy.bench.engine import Setting, step_flops
 from tapstudy.bench.fit import calibrated, partial
 from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, Slot
-from tapstudy.bench.flops import StepFlops, run_flops, step_flops
+from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.bench.plan import WARMUP
 from tapstudy.models.embedded import EmbeddedPipeline
@@ -125,20 +123,17 @@ class Method:
 
     def flops(self, pipe: Any, image: ImageSet, config: TAPConfig) -> StepFlops:
         """Count what a full and a skip step of one image cost; the same for all schedules, but for partial steps."""
-        few = 1 if isinstance(pipe, EmbeddedPipeline) else image.steps
         if self.partial:
             assert self.policy is not None
-            with torch.no_grad():
-                return run_flops(
-                    pipe, self.policy(config, 0), lambda steps: image.run_transformer(pipe, steps), steps=image.steps,
-                    few=few,
-                )  # fmt: skip
+            return step_flops(pipe, image, Setting.of(self.policy(config, 0)))
         filled = replace(  # full steps that fill the history, and then none
             config, full_steps=None, warmup_steps=config.family.num_anchors, interval=1000, cooldown_steps=0
         )
-        policy = self.policy(filled, 0) if self.policy else None
-        with torch.no_grad():
-            return step_flops(pipe, policy, lambda steps: image.run_transformer(pipe, steps), steps=few)
+        if isinstance(pipe, EmbeddedPipeline):  # which runs every step that it is told
+            image = replace(image, steps=config.family.num_anchors + 1)
+        return step_flops(
+            pipe, image, Setting.of(self.policy(filled, 0)) if self.policy else Setting.plain(image.steps)
+        )
 
     def on(self, slot: Slot) -> Setting:
         """Tell how the comparison runs it."""

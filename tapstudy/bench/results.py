@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,13 @@ logger = logging.getLogger(__name__)
 def short_hash(value: Any) -> str:
     """Return sixteen digits that tell plain values apart, the same on every machine."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def results_in(folder: str | Path | None) -> Iterator[Results]:
+    """Keep results in a folder, or, if it is None, for the length of the block."""
+    with TemporaryDirectory() if folder is None else nullcontext(str(folder)) as path:
+        yield Results(path)
 
 
 class Results:

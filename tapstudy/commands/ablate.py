@@ -10,7 +10,7 @@ import typer
 
 from tapstudy.commands.checks import conditions_of, numbers, out_folder, seeds_of_noise
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.subject import Asked, takes_subject
+from tapstudy.commands.subject import SCHEDULER, Asked, takes_subject
 from tapstudy.tables import Table
 
 AXIS = """NAME=VALUE,VALUE,...; again for every axis. NAME is method, model, steps, guidance, policy_seed or a field of
@@ -30,7 +30,7 @@ def ablate(
     guidance: Annotated[
         float | None, typer.Option(help="guidance scale; 2 for embedded models, else the pipeline's usual one")
     ] = None,
-    scheduler: Annotated[str | None, typer.Option(help="dask scheduler whose workers run it: tcp://HOST:PORT")] = None,
+    scheduler: Annotated[str | None, typer.Option(help=SCHEDULER)] = None,
 ) -> None:
     """Sample with every combination of the axes and compare with the reference of the same seeds and labels.
 

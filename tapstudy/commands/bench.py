@@ -156,7 +156,7 @@ def errors(
         seeds_of_noise(images.noise_seeds, "1000 times --seed plus the label")
         policies = {"order1": FixedPolicy(1, config=config), "tap": TAPPolicy(config), "oracle": OraclePolicy(config)}
         runs = solver_runs(pipe, policies, images, batch_size=1)
-        table = per_step(error_propagation(runs)).assign_attrs(model=model, interval=interval)
+        table = per_step(error_propagation(runs)).assign_attrs(model=model, interval=interval, guidance=images.guidance)
         typer.echo(f"wrote {save_table(table, out.parent, out.stem)}")
 
 

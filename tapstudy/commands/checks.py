@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,7 @@ def conditions_of(
     Raises:
         ValueError: none, one twice, labels or arguments that the pipeline does not take.
     """
-    from tapstudy.bench.conditions import as_dict, check_conditions, names_in, with_negative
+    from tapstudy.bench.conditions import as_dict, check_conditions, with_negative
     from tapstudy.models.embedded import EmbeddedPipeline, conditions
     from tapstudy.models.pipeline import LabelPipeline
     from tapstudy.models.text_pipeline import TextPipeline
@@ -128,7 +128,7 @@ def conditions_of(
         raise ValueError(
             f"say what {type(pipe).__name__} should sample: give --prompt TEXT, --prompts FILE or --labels"
         )
-    taken = inspect.signature(type(pipe).__call__).parameters
+    taken = check_arguments(type(pipe), asked, option, negative=negative)
     if not asked:
         found: list[Any] = list(conditions(pipe, 10 if isinstance(pipe, LabelPipeline) else examples))
     elif not all(isinstance(one, str) for one in asked):
@@ -143,20 +143,37 @@ def conditions_of(
         count = pipe.transformer.config.num_embeds_ada_norm
         if wrong := [label for label in found if not isinstance(label, int) or not 0 <= label < count]:
             raise ValueError(f"{option}: class_labels must be integers in 0..{count - 1}, got {wrong}")
-    if negative and "negative_prompt" not in taken:
-        raise ValueError(
-            f"--negative is of models of text that take one, and {type(pipe).__name__} does not: leave it out"
-        )
     found = with_negative(found, negative, option, repeats=repeats)
     check_conditions(found, option)
-    for name in sorted({name for one in found for name in names_in(one)}):
-        if name not in taken and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-            raise ValueError(f"{option}: {type(pipe).__name__} takes no argument {name}: it takes {', '.join(taken)}")
+    check_arguments(type(pipe), found, option)
     if isinstance(pipe, TextPipeline):
         for one in found:
             if unknown := pipe.unknown_words(as_dict(one)["prompt"]):
                 typer.echo(f"the model has never seen: {', '.join(unknown)}", err=True)
     return found
+
+
+def check_arguments(
+    kind: type[Any], asked: Sequence[Any], option: str, *, negative: str = ""
+) -> Mapping[str, inspect.Parameter]:
+    """Check that a class of pipelines takes what is asked of it, and return what it takes.
+
+    Args:
+        asked: as in `conditions_of`; of texts, which may be labels, nothing is checked.
+
+    Raises:
+        ValueError: an argument that it does not take, or a negative prompt.
+    """
+    from tapstudy.bench.conditions import Call, names_in
+
+    taken = inspect.signature(kind.__call__).parameters
+    if negative and "negative_prompt" not in taken:
+        raise ValueError(f"--negative is of models of text that take one, and {kind.__name__} does not: leave it out")
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    for name in sorted({name for one in asked if isinstance(one, Call) for name in names_in(one)}):
+        if name not in taken and not anything:
+            raise ValueError(f"{option}: {kind.__name__} takes no argument {name}: it takes {', '.join(taken)}")
+    return taken
 
 
 def usual_guidance(pipe: Any) -> float | None:

@@ -10,7 +10,7 @@ import typer
 
 from tapstudy.commands.checks import at_least, numbers, out_file, out_folder, seeds_of_noise, usual_guidance
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.subject import Asked, takes_subject
+from tapstudy.commands.subject import SCHEDULER, Asked, takes_subject
 from tapstudy.tables import Table
 
 
@@ -36,10 +36,12 @@ def compare(
     weights: Annotated[Path | None, typer.Option(help="folder of the metrics' weights; else the usual caches")] = None,
     work: Annotated[Path | None, typer.Option(help="folder of the results; the same command resumes")] = None,
     table: Annotated[Path | None, typer.Option(help="netCDF file to write, images included")] = None,
+    scheduler: Annotated[str | None, typer.Option(help=SCHEDULER)] = None,
 ) -> None:
     """Sample the same noise under every method: images, differences, masks, cost and distance to the reference."""
     with user_errors():
-        from tapstudy.bench.compare import COLUMNS, REFERENCE, compare_images, rows_of, table_rows
+        from tapstudy.analysis.comparison_table import comparison_table
+        from tapstudy.bench.compare import REFERENCE, compare_images, rows_of
         from tapstudy.bench.image_set import ImageSet
         from tapstudy.bench.paper.metrics import find_metrics, load_metrics
         from tapstudy.explorer.comparison import write_comparison
@@ -68,12 +70,12 @@ def compare(
         loaded = load_metrics(judged, device=find_device(subject.device), weights=weights)
         with warnings.catch_warnings(record=True) as failed:  # what failed is told below, the others are not lost
             warnings.simplefilter("always", RuntimeWarning)
-            found = compare_images(images, named, intervals=shown, metrics=loaded, folder=work)
+            found = compare_images(images, named, intervals=shown, metrics=loaded, folder=work, scheduler=scheduler)
         write_comparison(found, out)
         if table is not None:
             write_netcdf(found, table, packed=True)
         title = f"{model}, {len(images)} images, {steps} steps"
-        Table((*COLUMNS, *judged), table_rows(found, judged), title, left=4).show(width=180)
+        Table(*comparison_table(found), title, left=4).show(width=180)
         typer.echo(
             "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: of the transformer, "
             f"multiply-add = 2. Latency: wall time on this machine, as loaded as it was. Images: {out}"
@@ -84,10 +86,9 @@ def compare(
 
 def _peers(pipe: Any, interval: int) -> dict[str, Any]:
     """Return other people's caches with their usual settings."""
-    from importlib.util import find_spec
-
     from tapstudy.bench.engine import Setting
     from tapstudy.bench.speed import third_party
+    from tapstudy.extras import need
 
     def of(make: Any, text: str) -> Setting:
         return Setting.third_party(make, text)
@@ -99,6 +100,9 @@ def _peers(pipe: Any, interval: int) -> dict[str, Any]:
             f"diffusers TaylorSeer, N={interval}",
         ),
     }
-    if find_spec("cache_dit") is not None:
+    try:
+        need("cache-dit DBCache", "cache_dit")
         found["cache-dit DBCache"] = of(third_party.dbcache, "cache-dit DBCache, usual settings")
+    except ModuleNotFoundError as missing:
+        typer.echo(f"left out: {missing}", err=True)
     return found

@@ -9,7 +9,7 @@ import typer
 
 from tapstudy.commands.checks import at_least, numbers, out_file, out_folder, seeds_of_noise, usual_guidance
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.subject import Asked, takes_subject
+from tapstudy.commands.subject import SCHEDULER, Asked, takes_subject
 
 
 @takes_subject
@@ -26,6 +26,7 @@ def fit_schedule(
     ] = None,
     sigmas: Annotated[str, typer.Option(help="widths of smooth_time to try, between commas")] = "",
     work: Annotated[Path | None, typer.Option(help="folder of the results; the same command resumes")] = None,
+    scheduler: Annotated[str | None, typer.Option(help=SCHEDULER)] = None,
 ) -> None:
     """Record some prompts in full, choose full steps and predictor on the others, and write them to a file.
 
@@ -42,10 +43,10 @@ def fit_schedule(
             raise ValueError(f"--full-passes must be below the {steps} --steps, got {full_passes}")
         widths = numbers(sigmas, float, "--sigmas") if sigmas else ()
         at_least(0, sigmas=min(widths, default=0.0))
-        _, pipe, conditions = subject.load(examples=8)
+        model, pipe, conditions = subject.load(examples=8)
         scale = usual_guidance(pipe) if guidance is None else guidance
         found = fit(
-            pipe, conditions, full_passes, steps=steps, guidance=scale, seed=seed, tuning=tuning, sigmas=widths,
-            folder=work,
+            model, conditions, full_passes, steps=steps, guidance=scale, seed=seed, tuning=tuning, sigmas=widths,
+            folder=work, scheduler=scheduler,
         )  # fmt: skip
         typer.echo(f"{found}\nwrote {found.save(out)}")

@@ -9,7 +9,7 @@ import typer
 
 from tapstudy.commands.checks import at_least, numbers, out_file, out_folder, seeds_of_noise, usual_guidance
 from tapstudy.commands.errors import user_errors
-from tapstudy.commands.subject import Asked, takes_subject
+from tapstudy.commands.subject import SCHEDULER, Asked, takes_subject
 from tapstudy.tables import Table
 
 
@@ -31,6 +31,7 @@ def paper(
     guidance: Annotated[float | None, typer.Option(help="guidance scale; the model's usual one")] = None,
     work: Annotated[Path, typer.Option(help="folder of the results; the same command resumes")] = Path("paper"),
     table: Annotated[Path | None, typer.Option(help="netCDF file to write: a value for every image")] = None,
+    scheduler: Annotated[str | None, typer.Option(help=SCHEDULER)] = None,
 ) -> None:
     """Sample FORA, TeaCache, TaylorSeer and TAP at the paper's settings and judge them as it does.
 
@@ -64,8 +65,9 @@ def paper(
         del pipe  # the metrics need its memory later
         images = ImageSet.of(model, seeds=(noise,), labels=conditions, steps=steps, guidance=scale)
         found = run_paper(
-            images, chosen, work, metrics=judged, weights=weights, coefficients=coefficients, device=subject.device
-        )
+            images, chosen, work, metrics=judged, weights=weights, coefficients=coefficients, device=subject.device,
+            scheduler=scheduler,
+        )  # fmt: skip
         if table is not None:
             write_netcdf(found, table)
         text = paper_page(found, command=shlex.join(["tapstudy", *sys.argv[1:]]), machine=str(Machine(where)))

@@ -31,7 +31,7 @@ def roughness(
     with user_errors():
         from tapstudy import smooth_time as smooth
         from tapstudy import time_roughness
-        from tapstudy.bench.conditions import arguments_of
+        from tapstudy.bench.conditions import Call, arguments_of
         from tapstudy.netcdf import write_netcdf
 
         out = out if out is None else out_file(out, "--out", (".nc",))
@@ -40,6 +40,11 @@ def roughness(
         if of and subject.model not in (of, Asked.model):
             raise ValueError(f"{of} and --model {subject.model} are two models: give one of them")
         _, pipe, asked = replace(subject, model=of or subject.model).load(repeats=True)
+        if len(asked) > 1 and any(isinstance(one, Call) for one in asked):
+            raise ValueError(
+                f"roughness runs one call, and {len(asked)} prompts with arguments of their own need as many: give a "
+                "file with one row, or prompts alone, and run it once for each"
+            )
         scale = usual_guidance(pipe) if guidance is None else guidance
         call = arguments_of(asked) | {"seed": list(seeds_of_noise([seed + i for i in range(len(asked))], "--seed"))}
         call |= {} if scale is None else {"guidance_scale": scale}

@@ -30,7 +30,9 @@ def sample(
         list[str] | None,
         typer.Argument(metavar="LABELS|PROMPTS", help="labels separated by commas, or prompts, one an argument"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="image file to write")] = Path("sample.png"),
+    out: Annotated[Path, typer.Option(help="image file to write; of several sizes NAME-0.png, NAME-1.png ...")] = Path(
+        "sample.png"
+    ),
     *,
     subject: Asked,
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
@@ -61,8 +63,6 @@ def sample(
     """Sample images with one configuration and say what was run and what was skipped."""
     with user_errors():
         import torch
-        from diffusers.utils import make_image_grid
-        from PIL import Image
 
         from tapstudy import TAPConfig, apply_policy
         from tapstudy import smooth_time as smooth
@@ -104,16 +104,25 @@ def sample(
                 call = {"num_inference_steps": steps, **usual, **arguments_of(group)}
                 images += pipe(**call, generator=generators, output_type="pil", return_dict=False)[0]
             seconds = time.perf_counter() - started
-        rows = images  # of a video: its frames
-        if not isinstance(images[0], list):
-            rows = [images[i : i + 10] for i in range(0, len(images), 10)]
-        columns = max(map(len, rows))
-        blank = Image.new(rows[0][0].mode, rows[0][0].size)
-        padded = [image for row in rows for image in [*row, *[blank] * (columns - len(row))]]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        make_image_grid(padded, rows=len(rows), cols=columns).save(out)
+        written = _save(images, out)
         typer.echo(handle.summary())
-        typer.echo(f"{len(images)} images in {seconds:.2f} s, written to {out}")
+        typer.echo(f"{len(images)} images in {seconds:.2f} s, written to {', '.join(map(str, written))}")
+
+
+def _save(images: list[Any], out: Path) -> list[Path]:
+    """Write images, or videos as rows of frames, into one picture; those of several sizes into one file each."""
+    from diffusers.utils import make_image_grid
+    from PIL import Image
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = images if isinstance(images[0], list) else [images[i : i + 10] for i in range(0, len(images), 10)]
+    if len({image.size for row in rows for image in row}) > 1:
+        return [path for i, image in enumerate(images) for path in _save([image], out.with_stem(f"{out.stem}-{i}"))]
+    columns = max(map(len, rows))
+    blank = Image.new(rows[0][0].mode, rows[0][0].size)
+    padded = [image for row in rows for image in [*row, *[blank] * (columns - len(row))]]
+    make_image_grid(padded, rows=len(rows), cols=columns).save(out)
+    return [out]
 
 
 def _groups(pipe: Any, wanted: list[Any], generators: list[Any]) -> list[tuple[list[Any], list[Any]]]:

@@ -11,7 +11,9 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
-from tapstudy.commands.checks import LABELS, conditions_of
+from tapstudy.commands.checks import LABELS, check_arguments, conditions_of
+
+SCHEDULER = "dask scheduler whose workers sample, a pipeline each: tcp://HOST:PORT"
 
 
 class Subject(NamedTuple):
@@ -72,7 +74,7 @@ class Asked:
         from tapstudy.bench.conditions import read_prompts
         from tapstudy.bench.image_set import pipe_of
         from tapstudy.instrument.handle import find_transformers
-        from tapstudy.models.sources import Source
+        from tapstudy.models.sources import Source, pipeline_class
 
         ways = {"LABELS|PROMPTS": named, "--labels": self.labels, "--prompt": self.prompt, "--prompts": self.prompts}
         used = [name for name, value in ways.items() if value]
@@ -82,9 +84,11 @@ class Asked:
         if self.prompts is not None:
             asked = (read or read_prompts)(self.prompts)
         model = str(Source.parse(self.model).with_options(device=self.device, dtype=self.dtype, offload=self.offload))
+        option = used[0] if used else "--prompt"
+        if (kind := pipeline_class(Source.parse(model).name)) is not None:  # before the weights are read
+            check_arguments(kind, asked, option, negative=self.negative)
         pipe = pipe_of(model)
         find_transformers(pipe)
-        option = used[0] if used else "--prompt"
         return Subject(
             model, pipe, conditions_of(pipe, asked, option, negative=self.negative, examples=examples, repeats=repeats)
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from tapstudy.core.coordinates import coefficients_of
 from tapstudy.core.products import Distance
 from tapstudy.core.resident import resident
+from tapstudy.extras import need
 
 MOST_ANCHORS, MOST_CHANNELS, MOST_PREDICTORS = 4, 8192, 4096
 _failed = False
@@ -66,8 +67,8 @@ def _wanted(fused: bool | None, features: Tensor) -> bool:
     if fused is None:
         on_cuda = features.device.type == "cuda" and not torch.compiler.is_compiling()
         return on_cuda and not _failed and _installed()
-    if fused and not _installed():
-        raise ImportError('fused=True needs triton: pip install "tapstudy[fast]", or leave fused out')
+    if fused:
+        need("fused=True (else leave it out)", "triton")
     if fused and features.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             "fused=True needs an accelerator; on the CPU only Triton's interpreter runs kernels, slowly: set "

@@ -4,8 +4,7 @@ They compute what `coordinates` and `scoring.assemble` do, in float32, and read 
 program holds one token, so its vectors stay in registers from the differences to the choice.
 """
 
-from __future__ import annotations
-
+# annotations are values here, no strings: triton and torch.library read them
 import torch
 import triton
 import triton.language as tl

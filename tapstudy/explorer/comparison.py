@@ -15,13 +15,15 @@ import xarray as xr
 from numpy.typing import NDArray
 from PIL import Image
 
+from tapstudy.analysis.comparison_table import comparison_table
+
 LONGEST = 320  # pixels along the longer side of an image on the page
 GAIN = 4  # of differences
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }
 table { border-collapse: collapse } td, th { padding: .3rem .6rem; text-align: right; white-space: nowrap }
 th { border-bottom: 2px solid #222 } tr + tr td { border-top: 1px solid #ddd } .name { text-align: left }
-.mask { font: 12px ui-monospace, monospace; display: block; text-align: left } .scroll { overflow-x: auto }
+.mask { font: 12px ui-monospace, monospace; text-align: left } .scroll { overflow-x: auto }
 figure { margin: 0; display: inline-block } figcaption { font-size: 12px; color: #555; text-align: center }
 img { display: block; image-rendering: auto } .small img { image-rendering: pixelated }
 .diff, body.differences .picture { display: none } body.differences .diff { display: block }
@@ -72,39 +74,16 @@ def _left_out(table: xr.Dataset) -> str:
 
 
 def _numbers(table: xr.Dataset) -> str:
-    known = ("psnr", "ssim", "full_passes", "flops_ratio", "latency_ratio", "seconds", "flops")
-    further = [
-        str(name)
-        for name, values in table.data_vars.items()
-        if values.dims == ("run", "sample")
-        and values.dtype.kind == "f"
-        and name not in known
-        and values.notnull().any()
-    ]
-    heads = ["method", "N", "full passes", "mask", "FLOPs ratio", "latency ratio", "PSNR [95 %], dB", "SSIM", *further]
-    rows = []
-    for i in range(table.sizes["run"]):
-        run = table.isel(run=i)
-        masks = list(dict.fromkeys(run["mask"].values.tolist()))
-        mean, low, high = run["psnr_interval"].values
-        cells = [
-            f"{float(run['full_passes'].mean()):g}",
-            f'<span class="mask">{escape(masks[0])}{f" and {len(masks) - 1} others" if len(masks) > 1 else ""}</span>',
-            f"{float(run['flops_ratio'].mean()):.2f}",
-            f"{float(table['seconds'].isel(run=0).sum() / run['seconds'].sum()):.2f}",
-            (f"{mean:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{mean:.2f}")
-            if np.isfinite(mean) and i
-            else "",
-            f"{float(run['ssim'].mean()):.4f}",
-            *(f"{float(run[name].mean()):.4g}" for name in further),
-        ]
-        interval = int(run["interval"]) or ""
-        rows.append(
-            f'<tr title="{escape(str(run["setting"].item()), quote=True)}"><td class="name">'
-            f"{escape(str(run['method'].item()))}</td><td>{interval}</td>{_cells(cells)}</tr>"
-        )
+    heads, rows = comparison_table(table)
+    kinds = ["", ' class="name"', "", ' class="mask"', *[""] * (len(heads) - 4)]
+    lines = "".join(
+        f'<tr title="{escape(str(setting), quote=True)}">'
+        + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        + "</tr>"
+        for setting, row in zip(table["setting"].values, rows, strict=True)
+    )
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="scroll"><table><tr>{head}</tr>{lines}</table></div>'
 
 
 def _cells(texts: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.driver import Span
+from tapstudy.instrument.inputs import Inputs
 from tapstudy.instrument.latent import to_tokens
 from tapstudy.instrument.layouts import Grid, Start
 from tapstudy.instrument.module_outputs import ModuleOutput, Sequences, WatchedModule
@@ -155,6 +157,17 @@ class Call:
         if self.probed is not None and self.probe_kind != "latent":
             fits.append(self.probe_tokens.fit(self.probed))
         return None if all(fits) else f"no room for a token grid of {self.grid}"
+
+
+def note_inputs(run: ContextRun, call: Call | None, signature: inspect.Signature, arguments: Mapping[str, Any]) -> None:
+    """Note what a pass is given where its history begins, or at the first of those that no history is about (None)."""
+    if call is None:
+        if not run.inputs:
+            run.inputs.append(Inputs.of(run.step, signature, arguments))
+    elif run.begun is not None:
+        starts = call.hidden_tokens.start, call.probe_tokens.start, call.tail_tokens.start
+        run.inputs.append(Inputs.of(run.step, signature, arguments, info=run.begun, grid=run.grid, starts=starts))
+        run.begun = None
 
 
 class Host(Protocol):

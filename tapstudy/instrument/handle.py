@@ -10,6 +10,7 @@ from torch import nn
 
 from tapstudy.instrument.adapters import Adapter, find_adapter, why_unsupported
 from tapstudy.instrument.call import StepEvent
+from tapstudy.instrument.flops import Passes
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.summary import ContextSummary, Summary
 from tapstudy.policies.base import Policy
@@ -30,7 +31,8 @@ def apply_policy(target: Any, policy: Policy, *, shadow: bool = False) -> Handle
         target: a diffusers pipeline, or a transformer. On a pipeline new runs are recognised by themselves; on a bare
             transformer call `handle.reset()` before a run that starts at the timestep where the last one stopped.
         policy: a policy that has seen nothing; every context of every transformer gets a copy.
-        shadow: also run a full pass beside every prediction, so that listeners learn the true residual. Saves nothing.
+        shadow: also run a full pass beside every prediction of the whole residual, so that listeners learn the true
+            one. Saves nothing.
 
     Raises:
         TypeError: no supported transformer in `target`.
@@ -116,7 +118,8 @@ class Handle(AbstractContextManager["Handle"]):
             for name, instrument in took_part.items()
             for run in instrument.runs.values()
         ]  # fmt: skip
-        return Summary(contexts, notes)
+        passes = [Passes.of(instrument, run) for instrument in took_part.values() for run in instrument.runs.values()]
+        return Summary(contexts, notes, passes=passes)
 
     def _swapped(self, name: str) -> str | None:
         if isinstance(self._target, nn.Module):

@@ -123,14 +123,16 @@ class BlockHook:
                     if call.blanks:  # nothing else is lost, all blocks so far ran, but on blanks: from the start
                         raise StopForward
                 return output
-        return self._pass_through(args, kwargs)
+        return pass_through(self.stream, args, kwargs)
 
-    def _pass_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if self.stream is None:
-            return hidden
-        encoder = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
-        return (hidden, encoder) if self.stream == 0 else (encoder, hidden)
+
+def pass_through(stream: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a block gives that hands its input on; `stream` as in `BlockHook`."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if stream is None:
+        return hidden
+    encoder = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
+    return (hidden, encoder) if stream == 0 else (encoder, hidden)
 
 
 class ProbeHook:

@@ -16,7 +16,7 @@ from tapstudy.core.apart import apart
 from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.answer import observe, predicted
-from tapstudy.instrument.call import Call, StepEvent
+from tapstudy.instrument.call import Call, StepEvent, note_inputs
 from tapstudy.instrument.caution import Cautions
 from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.driver import Value, run_info
@@ -169,11 +169,11 @@ class Instrument:
     def _begin(self, run: ContextRun, arguments: dict[str, Any]) -> None:
         """Give `run` an empty history."""
         run.grid = self.adapter.grid(self.model, arguments)
-        notice = self.adapter.notice(run.grid)
-        if notice is not None:
+        if (notice := self.adapter.notice(run.grid)) is not None:
             self._cautions.warn(f"{type(self.model).__name__}: {notice}")
         run.policy = self.policy.fresh()
-        run.policy.begin(replace(self._trajectories.latest.told(run), layout=self.presence.layout))
+        run.begun = replace(self._trajectories.latest.told(run), layout=self.presence.layout)
+        run.policy.begin(run.begun)
         run.observed, run.taught_nothing, run.restart = False, None, None
         run.misfit = misfit(self.model, self.adapter, arguments)
 
@@ -229,6 +229,7 @@ class Instrument:
             run = self._find_run(reason, arguments, bypass=True)
             if not self.policy.wants_full(run.step):
                 run.fail_opens[reason] += 1
+            note_inputs(run, None, self._signature, arguments)
             return run, None, next(self.model.parameters()).device
         run = self._find_run(self.named_context or name, arguments)
         latent = read_latent(arguments[self.adapter.latent])
@@ -274,6 +275,7 @@ class Instrument:
             if call.state == "undecided":
                 self.decide(call)
         hand_out(call, self.adapter, arguments)
+        note_inputs(run, call, self._signature, arguments)
         return call
 
     @hooks.in_python
@@ -317,10 +319,8 @@ class Instrument:
         sequence = tail.flatten(1, -2)
         if call.state == "partial":
             return tail if call.decision.tokens is None else spread(call, sequence, self._predict)
-        if call.state != "skip":
-            reason = call.incomplete(call.start, tail=sequence)
-            if reason is not None:
-                return self._unobserved(call, reason, tail)
+        if call.state != "skip" and (reason := call.incomplete(call.start, tail=sequence)) is not None:
+            return self._unobserved(call, reason, tail)
         assert call.start is not None
         start = call.hidden_tokens.take(call.start)  # (B, N, D)
         if call.state != "skip":
@@ -347,8 +347,7 @@ class Instrument:
             return output
         if call.state != "skip":
             sample, call.run.form = Form.read(output)
-            reason = call.incomplete()
-            if reason is not None:
+            if (reason := call.incomplete()) is not None:
                 return self._unobserved(call, reason, output)
             try:
                 call.residual = self._latent_tokens(call, sample, relative=call.relative)

@@ -5,6 +5,7 @@ The hooks stand inside the others: a block that a skip step passes over never co
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tapstudy.core.apart import apart
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, Host
+from tapstudy.instrument.hooks import in_python
 from tapstudy.instrument.places import Hook, Method
 from tapstudy.instrument.token_runs import token_hooks
 from tapstudy.policies.base import Policy
@@ -22,7 +24,7 @@ from tapstudy.policies.decision import Layout, Part, Site, Value
 from tapstudy.policies.parts import PartsPolicy, each
 
 _CROSS = ("attn2", "cross_attn", "cross_attention")
-_FEED_FORWARD = ("ff", "ffn", "ff_context", "feed_forward", "mlp", "img_mlp", "txt_mlp", "ff_i", "ff_t")
+_FEED_FORWARD = ("ff", "ffn", "ff_context", "feed_forward", "mlp", "img_mlp", "txt_mlp", "txt_ff", "ff_i", "ff_t")
 _NO_BRANCH = ("norm", "adaLN", "mod", "img_mod", "txt_mod", "scale_shift")  # how names of modulation begin
 
 
@@ -59,10 +61,16 @@ def modules_of(block: nn.Module, adapter: Adapter) -> dict[Site, Modules]:
 
 
 def layout_of(model: nn.Module, adapter: Adapter) -> Layout:
-    """Tell what a transformer can be cut into."""
+    """Tell what a transformer can be cut into.
+
+    Two streams that are kept apart may pass from list to list. Where blocks read what others gave before them (long
+    skips), each is a stack of its own: the blocks inside a group that is left out give nothing.
+    """
     blocks, _ = adapter.modules(model)
-    # two streams that are kept apart may pass from list to list
-    stacks = [index if (stream := adapter.streams[index]) is None else -1 - stream for _, index in blocks]
+    if any("skip" in inspect.signature(type(block).forward).parameters for block, _ in blocks):
+        stacks = [*range(len(blocks))]
+    else:
+        stacks = [index if (stream := adapter.streams[index]) is None else -1 - stream for _, index in blocks]
     return Layout(tuple(tuple(modules_of(block, adapter)) for block, _ in blocks), tuple(stacks))
 
 
@@ -136,6 +144,7 @@ class ModuleHook:
     def __init__(self, host: Host, path: str, answers: Part | None, silent: Part | None) -> None:
         self.host, self.path, self.answers, self.silent = host, path, answers, silent
 
+    @in_python(recursive=False)
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module and let the policy see what it gives, or answer for it."""
         call = self.host.call
@@ -175,6 +184,7 @@ class GroupHook:
     def __init__(self, host: Host, index: int, groups: tuple[Part, ...], stream: int | None) -> None:
         self.host, self.index, self.groups, self.stream = host, index, groups, stream
 
+    @in_python(recursive=False)
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the block and let the policy see what its groups add, or answer for it."""
         call = self.host.call

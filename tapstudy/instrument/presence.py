@@ -65,6 +65,7 @@ class Presence:
         # blocks before a deeper probe run at a skip step, and read everything
         reads_blocks = policy.needs_probe and policy.probe_kind != "latent"
         idle = idle_modules(self.model, self.adapter.idle if depth == 0 or not reads_blocks else ())
+        inside = [*part_hooks(instrument, self.layout)]  # what it refuses, it refuses before anything is changed
         for index, (block, block_list) in enumerate(blocks):
             stream = self.adapter.streams[block_list]
             place = (index > depth) - (index < depth)
@@ -73,7 +74,7 @@ class Presence:
             self._put(attention, hooks.ProbeHook(instrument))
         for tail in tails:
             self._put(tail, hooks.TailHook(instrument))
-        for module, hook in part_hooks(instrument, self.layout):
+        for module, hook in inside:
             self._put(module, hook, inside=True)
         hooked = {place.module for place in self._others}
         for path, module in idle.items():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from html import escape
 from statistics import mean, median
 from typing import Any
 
+from tapstudy.instrument.flops import Passes
 from tapstudy.instrument.trajectory import ContextRun
 
 KINDS = {"F": "full", ".": "skipped", "p": "run in part", "s": "skipped, with a full pass beside"}
@@ -84,10 +87,12 @@ class Summary:
 
     Attributes:
         notes: where the policy had no part, and why.
+        passes: what they ran, as far as it decides their FLOPs.
     """
 
     contexts: list[ContextSummary]
     notes: list[str] = field(default_factory=list)
+    passes: Sequence[Passes] = field(default=(), repr=False, compare=False)
 
     @property
     def mask(self) -> str:
@@ -112,11 +117,37 @@ class Summary:
         steps = sum(len(context.mask) for context in self.contexts)
         return steps * median(full) / spent if full and spent else float("nan")
 
+    @property
+    def flops_ratio(self) -> float:
+        """Return the FLOPs of as many full passes over those of what ran of the model; NaN if `flops_note` tells why.
+
+        Counted when it is read first: the passes go once more through a copy of the model without values. That takes
+        seconds of the processor for a large model, no memory, and nothing of the device.
+        """
+        return self._flops[0]
+
+    @property
+    def flops_note(self) -> str | None:
+        """Return why FLOPs could not be counted, None if they could or nothing has run."""
+        return self._flops[1]
+
+    @cached_property
+    def _flops(self) -> tuple[float, str | None]:
+        try:
+            counted = [passes.flops() for passes in self.passes if passes.kinds]
+        except Exception as error:  # a model may do anything where it finds no values
+            told = str(error).strip().partition("\n")[0]
+            return float("nan"), f"FLOPs cannot be counted without values ({type(error).__name__}: {told})"
+        spent = sum(one.spent for one in counted)
+        return (sum(one.in_full for one in counted) / spent if spent else float("nan")), None
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON could hold it."""
         return {
             "speed_up": _plain(self.speed_up),
             "share_skipped": _plain(self.share_skipped),
+            "flops_ratio": _plain(self.flops_ratio),
+            "flops_note": self.flops_note,
             "contexts": [asdict(context) for context in self.contexts],
             "notes": list(self.notes),
         }
@@ -148,7 +179,8 @@ class Summary:
                 f"{context.cache_bytes / 2**20:.2f} MiB</td></tr>"
             )
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        told = "" if not rows else f"<p>{escape(str(self).splitlines()[-1])}</p>"
+        flops = self.flops_note or f"FLOPs: a full run takes {self.flops_ratio:.2f} times as many"
+        told = "" if not rows else f"<p>{escape(str(self).splitlines()[-1])}. {escape(flops)}</p>"
         return (
             f"<table>{''.join(rows)}</table>{told}{f'<ul>{notes}</ul>' if notes else ''}"
             if rows or notes

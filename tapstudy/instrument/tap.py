@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tapstudy.instrument.belongs import check_schedule
 from tapstudy.instrument.handle import Handle, apply_policy, apply_tap
 from tapstudy.instrument.smooth_time import smooth_time
 from tapstudy.policies.config import TAPConfig
@@ -25,7 +26,8 @@ def tap(target: Any, *, schedule: FittedSchedule | str | Path | None = None, **s
         settings: fields of `TAPConfig`; the schedule's in place of `interval`, `warmup_steps` and `full_steps`.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or one that holds something else; a run of other steps.
+        FileNotFoundError, ValueError: no such file, or one that holds something else; a run of other steps, or a
+            pipeline of another class, than it was fitted to. Of other weights of the same class it warns.
 
     Examples:
         >>> with tapstudy.tap(pipe, interval=6) as handle:  # doctest: +SKIP
@@ -39,6 +41,7 @@ def tap(target: Any, *, schedule: FittedSchedule | str | Path | None = None, **s
     if twice := sorted({"interval", "warmup_steps", "full_steps", "cooldown_steps", "num_steps"} & settings.keys()):
         raise ValueError(f"tap: the schedule says which steps run in full: leave out {', '.join(twice)}")
     found = FittedSchedule.of(schedule)
+    check_schedule(target, found)
     policy = TAPPolicy(found.config(**settings)) if settings else found.policy()
     with smooth_time(target, found.smooth_time), apply_policy(target, policy) as handle:
         yield handle

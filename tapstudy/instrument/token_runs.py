@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from tapstudy.instrument.call import Call, Host
+from tapstudy.instrument.hooks import in_python
 from tapstudy.instrument.places import Hook, Method
 
 
@@ -85,6 +86,7 @@ class CutHook:
         self.host, self.spec, self.block, self.probed = host, spec, block, probed
         self._signature = inspect.signature(type(block).forward)
 
+    @in_python(recursive=False)
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the block on the tokens that run."""
         call = self.host.call
@@ -148,6 +150,7 @@ class AttentionHook:
     def __init__(self, host: Host, key: str, spec: TokenSpec) -> None:
         self.host, self.key, self.spec = host, key, spec
 
+    @in_python(recursive=False)
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module with keys and values of all tokens."""
         call = self.host.call

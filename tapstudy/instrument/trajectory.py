@@ -13,6 +13,7 @@ from torch import Tensor
 from tapstudy.instrument.clock import StepClock
 from tapstudy.instrument.control import Taking
 from tapstudy.instrument.driver import Driver, Span, Value
+from tapstudy.instrument.inputs import Inputs
 from tapstudy.instrument.latent import Form, read_latent
 from tapstudy.instrument.layouts import Grid
 from tapstudy.instrument.watch import StepWatch
@@ -50,6 +51,8 @@ class ContextRun:
         form: what the transformer's last output looked like.
         described: description of the arguments of its last full step, None before.
         blanks: what modules that idle at a skip step hand out then, by path, call for call.
+        begun: what its policy was told when the history began, until that is noted in `inputs`.
+        inputs: what its passes were given, without the values, anew whenever the history began.
         attended: keys and values of all tokens, by module and call, if the policy names tokens.
     """
 
@@ -78,6 +81,8 @@ class ContextRun:
     form: Form | None = None
     described: dict[str, Any] | None = None
     blanks: dict[str, list[Any]] = field(default_factory=dict)
+    begun: RunInfo | None = None
+    inputs: list[Inputs] = field(default_factory=list)
     attended: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
@@ -292,7 +297,8 @@ def alike(held: Any, given: Any, equal: Callable[[Any, Any], bool]) -> bool:
 
 
 def same_value(held: Any, given: Any) -> bool:
-    """Tensors of equal shape, dtype and values (waits for the device), or equal numbers."""
+    """Tensors of equal shape, dtype and values (waits for the device), or equal numbers; no two without values."""
     if isinstance(held, Tensor) and isinstance(given, Tensor):
-        return held.shape == given.shape and held.dtype == given.dtype and torch.equal(held, given)
+        alike_outside = held.shape == given.shape and held.dtype == given.dtype and not given.is_meta
+        return alike_outside and torch.equal(held, given)
     return isinstance(held, int | float) and isinstance(given, int | float) and held == given

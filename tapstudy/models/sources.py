@@ -16,6 +16,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlencode
 from weakref import ref
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
@@ -158,14 +159,40 @@ def pipeline_folder(name: str | Path) -> Path:
 def _downloaded(name: str) -> Path:
     """Fetch a pipeline from the hub, which a process asks once."""
     logger.info("%s from the hub, unless it was fetched before", name)
-    try:
+    with hub_errors(
+        f"no folder {name!r}, and the hub gives no pipeline of that name",
+        "check the name, log in with `hf auth login` where the model asks for it, or give the folder of a saved "
+        "pipeline",
+    ):
         return Path(DiffusionPipeline.download(name))
+
+
+@contextmanager
+def hub_errors(what: str, then: str) -> Iterator[None]:
+    """Turn what the hub raises in the block into a FileNotFoundError that says what is missing, why, and what to do."""
+    try:
+        yield
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(
-            f"no folder {name!r}, and the hub gives no pipeline of that name ({reason}): check the name, log in "
-            "with `hf auth login` where the model asks for it, or give the folder of a saved pipeline"
-        ) from error
+        raise FileNotFoundError(f"{what} ({str(error).strip().partition(chr(10))[0]}): {then}") from error
+
+
+def pipeline_class(name: str) -> type[Any] | None:
+    """Return the class of a pipeline without loading it, of one on the hub by its index alone; None if not known here.
+
+    Raises ValueError where the index is not JSON.
+    """
+    if name.count("/") == 1 and not Path(name).is_dir():
+        try:
+            kind = DiffusionPipeline.load_config(name)["_class_name"]
+        except (OSError, ValueError, KeyError):  # whoever loads it will say
+            return None
+    else:
+        try:
+            kind = _class_in(pipeline_folder(name) / "model_index.json")
+        except FileNotFoundError:
+            return None
+    found = next((one for one in KINDS if one.__name__ == kind), None) or getattr(diffusers, str(kind), None)
+    return found if isinstance(found, type) else None
 
 
 def name_of(pipe: Any) -> str:
@@ -238,9 +265,7 @@ def _fingerprint_of_files(folder: Path, files: tuple[tuple[Path, int, int], ...]
             found.update(file.read_bytes())
     else:
         for file, size, _ in files:
-            found.update(f"{file.relative_to(folder)} {size}".encode())
-            for piece in _pieces(file):
-                found.update(piece)
+            _take_in(found, file, f"{file.relative_to(folder)} {size}")
     found.update(dtype.encode())
     return found.hexdigest()[:16]
 
@@ -249,21 +274,21 @@ def fingerprint_of_files(files: Sequence[Path]) -> str:
     """Tell files apart from others, likewise, by name, size and pieces."""
     found = hashlib.sha256()
     for file in files:
-        found.update(f"{file.name} {file.stat().st_size}".encode())
-        for piece in _pieces(file):
-            found.update(piece)
+        _take_in(found, file, f"{file.name} {file.stat().st_size}")
     return found.hexdigest()[:16]
 
 
-def _pieces(file: Path) -> Iterator[bytes]:
+def _take_in(found: Any, file: Path, told: str) -> None:
+    """Add what is told of a file, and its pieces, to a digest."""
+    found.update(told.encode())
     size = file.stat().st_size
     with file.open("rb") as opened:
         if size <= WHOLE:
-            yield opened.read()
+            found.update(opened.read())
             return
         for i in range(PIECES + 1):
             opened.seek((size - PIECE) * i // PIECES)
-            yield opened.read(PIECE)
+            found.update(opened.read(PIECE))
 
 
 def _fingerprint_of_loaded(pipe: Any) -> str:

@@ -140,6 +140,7 @@ LOOKS = {
     "order1": Look("Taylor order 1", BLUE, "^"),
     "order2": Look("Taylor order 2", SKY, "D"),
     "best-fixed": Look("best fixed predictor (held out)", GREEN, "P"),
+    "step-table": Look("table: one predictor per step (held out)", "0.7", "<"),
     "random": Look("random choice", PURPLE, "X", "--"),
     "shuffled": Look("TAP, losses shuffled over tokens", PURPLE, "d"),
     "step": Look("TAP, one choice per step", ORANGE, "h"),

@@ -62,6 +62,7 @@ from tapstudy.policies.oracle import OraclePolicy as OraclePolicy
 from tapstudy.policies.parts import PartsPolicy as PartsPolicy
 from tapstudy.policies.random import RandomPolicy as RandomPolicy
 from tapstudy.policies.ridge import RidgePolicy as RidgePolicy
+from tapstudy.policies.seacache import SeaCachePolicy as SeaCachePolicy
 from tapstudy.policies.several_depths import SeveralDepthsPolicy as SeveralDepthsPolicy
 from tapstudy.policies.shuffled import ShuffledPolicy as ShuffledPolicy
 from tapstudy.policies.shuffled import shuffled_tokens as shuffled_tokens

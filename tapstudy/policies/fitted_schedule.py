@@ -24,7 +24,8 @@ class FittedSchedule:
     """Hold what `tapstudy.fit_schedule` found.
 
     Attributes:
-        pipeline: class of the pipeline.
+        pipeline: class of the pipeline; others are refused.
+        weights: digits of its transformer's weights, of which others are warned; "" where they were not known.
         num_steps: T of the runs that it is for; others are refused.
         full_steps: that run in full.
         rows: for every skip step the weights of the newest anchors, newest first; none: TAP chooses.
@@ -39,6 +40,7 @@ class FittedSchedule:
     pipeline: str
     num_steps: int
     full_steps: tuple[int, ...]
+    weights: str = ""
     rows: Mapping[int, Row] = field(default_factory=dict)
     residual: ResidualSite = "hidden"
     smooth_time: float = 0.0

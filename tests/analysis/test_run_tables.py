@@ -79,12 +79,35 @@ def test_at_fewest_passes():
                 "psnr_interval": (("cell", "bound"), mean[:, None] + np.array([0, -1, 1])),
                 "seconds": (("cell", "sample"), np.array([[10.0, 10], [4, 4], [2, 2], [1, 3], [np.nan, np.nan]])),
             },
-            coords={"cell": names, "bound": ["mean", "low", "high"], "passes": ("cell", [50, 14, 8, 8, 8])},
+            coords={
+                "cell": names, "bound": ["mean", "low", "high"], "passes": ("cell", [50, 14, 8, 8, 8]),
+                "method": ("cell", [name.split()[0] for name in names]), "schedule": ("cell", ["S(N,3)"] * 5),
+            },
         )
-    )
+    )  # fmt: skip
     assert found["cell"].values.tolist() == ["fewer N=8", "tap N=8"]
     assert found["time_ratio"].values.tolist() == [5, 5]
+    assert found["as_published"].values.tolist() == [False, True]
     assert found.attrs["images"] == 2
+
+
+def test_at_fewest_passes_of_every_method_the_best():
+    """The best schedule of the best methods alone, and TAP as published wherever it is."""
+    methods, schedules = ["reference", "a", "tap", "a", "b", "tap"], ["", "even", "even", "own", "own", "S(N,3)"]
+    mean = np.array([np.inf, 50, 40, 30, 20, 10])
+    table = xr.Dataset(
+        {
+            "psnr_interval": (("cell", "bound"), mean[:, None] + np.array([0, -1, 1])),
+            "seconds": (("cell", "sample"), np.ones((6, 2))),
+        },
+        coords={
+            "cell": ["reference", *"12345"], "passes": ("cell", [50, 8, 8, 8, 8, 8]), "method": ("cell", methods),
+            "schedule": ("cell", schedules), "bound": ["mean", "low", "high"],
+        },
+    )  # fmt: skip
+    assert at_fewest_passes(table, best=2)["cell"].values.tolist() == ["1", "2", "5"]
+    assert at_fewest_passes(table, best=9)["cell"].values.tolist() == ["1", "2", "4", "5"]
+    assert at_fewest_passes(table)["cell"].values.tolist() == list("12345")
 
 
 def test_gains_are_paired_and_on_common_images():
@@ -196,9 +219,7 @@ def test_verdicts_lie_on_the_claimed_side():
     below = finding((-3, -4, -1), above=False, threshold=1.0)
     certain = finding((1, 1, 1), above=True)
     found = verdict_table([above, below, certain])
-    np.testing.assert_allclose(found["distance"][0], [2, 1, 3])
-    np.testing.assert_allclose(found["distance"][1], np.array([4, 2, 5]) / 1.5)
-    assert found["distance"][2].isnull().all()
+    np.testing.assert_allclose(found["margin"], [[2, 1, 3], [4, 2, 5], [1, 1, 1]])
     np.testing.assert_allclose(found["value"][1], [-3, -4, -1])
 
 

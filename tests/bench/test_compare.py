@@ -1,15 +1,21 @@
 """Methods side by side on a loaded pipeline, and schedules fitted to it."""
 
+import html
 import json
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import tapstudy
+from tapstudy.analysis.comparison_table import comparison_table
+from tapstudy.bench import compare as compare_module
 from tapstudy.bench.engine import text_of
 from tapstudy.bench.fit.schedule import gram_of, trajectory_of
 from tapstudy.bench.image_set import ImageSet
+from tapstudy.instrument.belongs import weights_digits
 from tapstudy.models.sources import name_of
 from tapstudy.policies import CalibratedPolicy, FixedPolicy, TAPPolicy
 from tests.pipelines import tiny
@@ -23,7 +29,7 @@ def psnr(one, other):
 
 def test_compares_names_policies_and_schedules(tiny_pipe, tmp_path):
     on = tapstudy.TAPConfig(full_steps=(0, 1, 4), orders=(0, 1))
-    schedule = tapstudy.FittedSchedule(pipeline="x", num_steps=8, full_steps=(0, 2, 5), smooth_time=20.0)
+    schedule = tapstudy.FittedSchedule(pipeline="LabelPipeline", num_steps=8, full_steps=(0, 2, 5), smooth_time=20.0)
     methods = {"TAP": "tap", "own": FixedPolicy(1, config=on), "schedule": schedule}
     asked = [3, {"class_labels": [4]}]
     common = {"intervals": (3, 4), "steps": 8, "guidance": 2.0, "folder": tmp_path, **QUIET}
@@ -39,6 +45,7 @@ def test_compares_names_policies_and_schedules(tiny_pipe, tmp_path):
         alone = tiny_pipe([3], 8, 2.0, generator=[generator], output_type="np").images
     np.testing.assert_allclose(image[4, 0], alone[0].transpose(2, 0, 1), atol=0.51 / 255)
     assert (table["flops_ratio"].values[1:] > 8 / 5).all()
+    assert table["image"].chunks[:2] == ((1,) * 5, (2,))  # a seed at a time, when it is looked at
     assert (tmp_path / "page.html").read_text().count("<img") == 2 * (1 + 2 * 4)
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
@@ -197,3 +204,61 @@ def test_a_fit_that_was_cut_short_records_no_image_twice(tiny_pipe, tmp_path, mo
     assert tapstudy.fit_schedule(tiny_pipe, [0, 1, 2], 4, tuning=1, sigmas=(20, 40), **common) == whole
     with pytest.raises(ValueError, match="sigmas must be finite numbers of at least 0, got -3"):
         tapstudy.fit_schedule(tiny_pipe, [0, 1], 4, sigmas=(-3,), steps=8, **QUIET)
+
+
+def test_a_schedule_belongs_to_a_class_and_to_weights(tmp_path):
+    pipe, call = tiny.stable_diffusion_3()
+    found = tapstudy.FittedSchedule(
+        pipeline="StableDiffusion3Pipeline", weights=weights_digits(pipe), num_steps=12, full_steps=(0, 1, 2, 5)
+    )
+    found = tapstudy.FittedSchedule.load(found.save(tmp_path / "schedule.json"))
+    with tapstudy.tap(pipe, schedule=found):
+        tiny.sample(pipe, call)
+    pipe.transformer.to(torch.bfloat16)
+    assert weights_digits(pipe) == found.weights
+    with tapstudy.tap(pipe.transformer, schedule=found):  # of which class of pipeline nobody knows
+        pass
+    other = replace(found, pipeline="FluxPipeline")
+    refused = "was fitted to a FluxPipeline, and this is a StableDiffusion3Pipeline"
+    with pytest.raises(ValueError, match=refused), tapstudy.tap(pipe, schedule=other):
+        pass
+    with pytest.raises(ValueError, match=refused):
+        tapstudy.compare(pipe, ["a fox"], [other], steps=12, **QUIET)
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight.mul_(1.5)
+    with pytest.warns(UserWarning, match="was fitted to other weights"), tapstudy.tap(pipe, schedule=found):
+        pass
+
+
+def test_memory_of_a_comparison_does_not_grow_with_its_images(tiny_pipe, tmp_path, monkeypatch):
+    """Where images are made one by one, no more are in memory than one of a run, one of the reference, one before."""
+    read, held, most = compare_module.kept, [], 0
+
+    def watched(job, results, **options):
+        nonlocal most
+        found = read(job, results, **options)
+        assert found.sizes["sample"] == 1
+        held.append(weakref.ref(found))
+        most = max(most, sum(one() is not None for one in held))
+        return found
+
+    pipe, call = tiny.stable_diffusion_3()
+    size = {name: call[name] for name in ("height", "width", "max_sequence_length")}
+    monkeypatch.setattr(compare_module, "kept", watched)
+    prompts = [{"prompt": f"fox {i}", **size} for i in range(6)]
+    table = tapstudy.compare(pipe, prompts, ["order1"], intervals=(3,), steps=4, folder=tmp_path, **QUIET)
+    assert most <= 3
+    assert table["image"].shape[:2] == (2, 6)
+    assert np.isfinite(table["psnr"].values[1]).all()
+    image = table["image"].values[:, 5] / 255
+    assert psnr(image[1], image[0]) == pytest.approx(float(table["psnr"][1, 5]), rel=1e-4)
+
+
+def test_the_page_and_the_terminal_show_one_table(tiny_pipe, tmp_path):
+    path = tmp_path / "page.html"
+    table = tapstudy.compare(tiny_pipe, [1, 2], ["tap"], intervals=(4,), steps=8, page=path, **QUIET)
+    heads, rows = comparison_table(table)
+    assert heads[-2:] == ["perceptual", "label accuracy"]
+    assert rows[1][:4] == ["4", "TAP", "4", "FFF...F."]
+    for cell in (*heads, *rows[1]):
+        assert f">{html.escape(cell)}</t" in path.read_text()

@@ -1,6 +1,7 @@
 """What images are of, read from options and files."""
 
 import json
+import zlib
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from tapstudy.bench.conditions import (
     with_negative,
 )
 from tapstudy.bench.image_set import ImageSet
+from tapstudy.models.sources import name_of
+from tests.pipelines import tiny
 
 
 def written(folder, name, text):
@@ -60,6 +63,7 @@ def test_columns_are_arguments(tmp_path):
         ("a.csv", "prompt,height\na fox\n", "line 2: has not as many fields"),
         ("a.csv", "a fox in the snow\n", "the first line must name arguments"),
         ("a.csv", "", "the first line must name arguments"),
+        ("a.csv", "prompt,sizes\na,[1\n", r"line 2: '\[1' begins like a list or a mapping of JSON and is none"),
     ],
 )
 def test_files_that_hold_something_else(tmp_path, name, text, message):
@@ -81,11 +85,27 @@ def test_conditions_are_plain_values():
     assert json.loads(json.dumps(images.key))["pairs"] == [[0, {"prompt": "a", "sizes": [1, [2, 3]]}], [0, "a"]]
     with pytest.raises(TypeError):
         Call.of({"image": torch.zeros(2)})
-    with pytest.raises(ValueError, match="go one by one"):
+    with pytest.raises(ValueError, match=r"2 images with arguments of their own .* give one row at a time"):
         arguments_of(["a", call])
     assert arguments_of([3, 4]) == {"class_labels": [3, 4]}
     assert noise_seed(2, 5) == 2005
-    assert noise_seed(0, "a") == noise_seed(0, "a") != noise_seed(0, "b")
+
+
+def test_noise_of_prompts():
+    """No two prompts or seeds of a large study share their noise; those of embedded models stay as published."""
+    prompts = [f"prompt number {i}" for i in range(2000)]
+    seeds = {noise_seed(seed, prompt) for seed in (0, 1) for prompt in prompts}
+    assert len(seeds) == 4000
+    assert max(seeds) < 2**32  # torch's generator of the CPU reads no more
+    assert noise_seed(0, "a") == noise_seed(0, "a") == noise_seed(0, Call.of({"prompt": "a", "height": 3}))
+    assert noise_seed(4, "a rocket", few=True) == 4000 + zlib.crc32(b"a rocket") % 1000
+    pipe, _ = tiny.stable_diffusion_3()
+    ours, other = (
+        ImageSet.of("emoji-flux", seeds=(4,), labels=["a rocket"]),
+        ImageSet.of(name_of(pipe), seeds=(4,), labels=["a rocket"]),
+    )
+    assert ours.noise_seeds == [noise_seed(4, "a rocket", few=True)]
+    assert other.noise_seeds == [noise_seed(4, "a rocket")]
 
 
 def test_another_picture_under_the_same_path_is_another_image(tmp_path):
@@ -100,3 +120,20 @@ def test_another_picture_under_the_same_path_is_another_image(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mine: no file at .*, which the argument image names"):
         check_conditions(images.labels, "mine")
     assert noise_seed(0, Call.of({"prompt": "a", "image": "/b.png"})) == noise_seed(0, "a")
+
+
+def test_lists_and_mappings(tmp_path):
+    """Cells hold JSON, but for those of prompts; what is read can be hashed and comes out as it was."""
+    template = {"template": "describe: {}", "crop_start": 3, "nested": [1, {"a": None}]}
+    cell = json.dumps(template).replace('"', '""')
+    path = written(
+        tmp_path, "a.csv", f'prompt,prompt_template,negative_prompt,ids\n[1],"{cell}",1984,"[[1, 2], [3, 4]]"\n'
+    )
+    (one,) = read_prompts(path)
+    assert as_dict(one) == {
+        "prompt": "[1]", "negative_prompt": "1984", "prompt_template": template, "ids": [[1, 2], [3, 4]]
+    }  # fmt: skip
+    assert hash(one) == hash(Call.of(as_dict(one)))
+    assert Call.of({"a": {"b": 1}}) != Call.of({"a": {"b": 2}})
+    assert arguments_of([one])["prompt_template"] == template
+    assert json.loads(json.dumps(ImageSet.of("x", seeds=(0,), labels=(one,)).key))["pairs"][0][1] == as_dict(one)

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from distributed import LocalCluster, get_worker
 from PIL import Image
 from typer.testing import CliRunner
 
 import tapstudy
+from tapstudy.bench import engine
 from tapstudy.cli import app
 from tests.pipelines import tiny
 
@@ -213,3 +215,81 @@ def test_an_image_to_image_pipeline_and_one_of_two_transformers(tmp_path):
     assert (table["flops_ratio"].values[1] > 1.2).all()
     with pytest.raises(TypeError, match="one transformer, WanPipeline has several"):
         tapstudy.fit_schedule(pipe, [given, given | {"prompt": "a fox"}])
+
+
+def test_on_workers(tmp_path, monkeypatch):
+    """Every run comes from a worker, is the same as here, and is not made twice."""
+    folder, prompts = saved("stable_diffusion_3", tmp_path)
+    common = ("--pipeline", folder, "--prompts", prompts, "--steps", 4)
+    compared = ("compare", *common, "--methods", "order1", "--intervals", 4, "--out", tmp_path / "page.html")
+    fitted = ("fit-schedule", *common, "--full-passes", 2)
+    judged = (
+        "bench",
+        "paper",
+        *common,
+        "--prompts",
+        one_row(prompts, tmp_path),
+        "--protocol",
+        "flux",
+        "--out",
+        tmp_path / "paper.md",
+    )
+    assert run(*compared, "--table", tmp_path / "here.nc").exit_code == 0
+    on_worker = engine.run
+
+    def only_there(*arguments: Any) -> Any:
+        get_worker()
+        return on_worker(*arguments)
+
+    monkeypatch.setattr(engine, "run", only_there)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
+        there = ("--scheduler", cluster.scheduler_address)
+        done = run(*compared, *there, "--work", tmp_path / "compared", "--table", tmp_path / "there.nc")
+        assert done.exit_code == 0, done.output
+        done = run(*fitted, *there, "--work", tmp_path / "fitted", "--out", tmp_path / "there.json")
+        assert done.exit_code == 0, done.output
+        done = run(*judged, *there, "--work", tmp_path / "judged")
+        assert done.exit_code == 0, done.output
+    for command in ((*fitted, "--work", tmp_path / "fitted", "--out", tmp_path / "again.json"),
+                    (*judged, "--work", tmp_path / "judged")):  # fmt: skip
+        done = run(*command)  # needs no worker any more
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "there.json").read_text()
+    with xr.open_dataset(tmp_path / "here.nc") as here, xr.open_dataset(tmp_path / "there.nc") as there:
+        np.testing.assert_array_equal(here["image"], there["image"])
+        np.testing.assert_array_equal(here["psnr"], there["psnr"])
+    assert "TAP (N=8) | here" in (tmp_path / "paper.md").read_text()
+
+
+def test_prompts_that_a_pipeline_does_not_take_are_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    folder, prompts = saved("stable_diffusion_3", tmp_path)
+    monkeypatch.setattr("tapstudy.bench.image_set.pipe_of", lambda _: pytest.fail("loaded"))
+    lines = Path(prompts).read_text().splitlines()
+    Path(prompts).write_text("\n".join([lines[0] + ",hight", *(line + ",3" for line in lines[1:])]))
+    for command in ("sample", "compare", "fit-schedule", "roughness", "ablate"):
+        done = run(command, "--pipeline", folder, "--prompts", prompts)
+        assert done.exit_code == 2, done.output
+        assert "StableDiffusion3Pipeline takes no argument hight: it takes" in " ".join(done.output.split())
+    done = run("sample", "--model", "mnist-dit", "--labels", "1", "--negative", "blurry")
+    assert "LabelPipeline does not: leave it out" in " ".join(done.output.split())
+
+
+def test_several_sizes(tmp_path):
+    """`sample` writes a file each; what needs one call says so."""
+    folder, prompts = saved("stable_diffusion_3", tmp_path)
+    header, first, second = Path(prompts).read_text().splitlines()
+    Path(prompts).write_text("\n".join([header, first, second.replace("16,24", "24,16")]))
+    assert "24,16" in Path(prompts).read_text()
+    common = ("--pipeline", folder, "--prompts", prompts)
+    done = run("sample", *common, *FEW, "--out", tmp_path / "two.png")
+    assert done.exit_code == 0, done.output
+    for name, size in (("two-0.png", (24, 16)), ("two-1.png", (16, 24))):
+        with Image.open(tmp_path / name) as image:
+            assert image.size == size
+        assert name in "".join(done.output.split())
+    assert not (tmp_path / "two.png").exists()
+    done = run("roughness", *common)
+    assert done.exit_code == 2
+    assert "roughness runs one call, and 2 prompts with arguments of their own need as many" in " ".join(
+        done.output.split()
+    )

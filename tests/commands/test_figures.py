@@ -33,9 +33,13 @@ def data(tmp_path_factory, model_folder):
     config = tapstudy.TAPConfig(interval=5)
     fields = ("proxy_loss", "true_error", "choice", "latent", "image")
     pipe = make_tiny_pipe()
-    for name, wanted in (("scores", fields), ("features", ("probe", "residual", "image"))):
+    exact, accelerated = {"config": config}, {"policy": tapstudy.policies.TAPPolicy(config)}
+    for name, wanted, how in (
+        ("scores", fields, exact), ("features", ("probe", "residual", "image"), exact),
+        ("gallery", ("choice", "image"), accelerated), ("gallery_exact", ("image",), exact),
+    ):  # fmt: skip
         path = folder / "recordings" / f"{name}.zarr"
-        tapstudy.record(pipe, [call], path, fields=wanted, config=config, progress=False)
+        tapstudy.record(pipe, [call], path, fields=wanted, progress=False, **how)
     study = folder / "study"
     save_table(quality(), study, "quality")
     save_table(ranking(), study, "ranking")

@@ -126,3 +126,6 @@ def test_samples_methods_side_by_side(model, tmp_path):
     figure = plot_image_grid(found)
     assert figure.axes[0].images[0].get_array().shape == (32, 32, 3)
     assert "apple on" in figure.axes[0].get_title()
+    whole = found.assign(image=(255 * found["image"]).round().astype("uint8"))  # as stock pipelines give them
+    maps, same = (one.axes[-2].images[0].get_array() for one in (figure, plot_image_grid(whole)))
+    np.testing.assert_allclose(maps, same, atol=1 / 255)

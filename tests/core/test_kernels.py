@@ -107,5 +107,5 @@ def test_what_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="leave fused out"):
         TAPPolicy(compile=True, fused=True)
     monkeypatch.setattr(fused, "_installed", lambda: False)
-    with pytest.raises(ImportError, match="tapstudy.fast."):
+    with pytest.raises(ImportError, match=r"tapstudy.fast."):
         tap_step([probe], probe, Anchors(FLUX), weights, fused=True)

@@ -54,11 +54,11 @@ def test_the_rest_falls_back():
 def test_tensors_that_do_not_fit_together_never_reach_a_kernel():
     anchors, weights = Anchors(Size(8, 16)), weights_of(Size(8, 16))
     longer, choice = Anchors(Size(9, 16)), torch.zeros(1, 9, dtype=torch.int64, device=META)
-    with pytest.raises(RuntimeError, match="size|broadcast"):
+    with pytest.raises(RuntimeError, match=r"size|broadcast"):
         score(anchors.probes, longer.probes[0], weights, fused=True)
-    with pytest.raises(RuntimeError, match="size|broadcast"):
+    with pytest.raises(RuntimeError, match=r"size|broadcast"):
         assemble(anchors.residuals, weights, choice, fused=True)
-    with pytest.raises(RuntimeError, match="size|broadcast"):
+    with pytest.raises(RuntimeError, match=r"size|broadcast"):
         score(anchors.probes, anchors.probes[0], weights[:, :2], fused=True)
 
 

@@ -153,6 +153,49 @@ def test_the_address_keeps_the_view(page, browser):
     again.close()
 
 
+def test_a_copied_link_opens_the_same_view(page, browser):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#layer").select_option(label="regret of the choice")
+    page.locator("#step").fill("22")
+    page.locator("#link").click()
+    page.locator("#link").filter(has_text="copied").wait_for()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.url
+    again = browser.new_page(viewport={"width": 1280, "height": 900})
+    again.goto(link)
+    again.wait_for_selector("#forecasts tbody tr")
+    assert again.locator("#where").inner_text() == page.locator("#where").inner_text()
+    assert picture(again) == picture(page)
+    again.close()
+
+
+def test_without_a_clipboard_the_link_is_shown(page):
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    shown = []
+    page.on("dialog", lambda dialog: (shown.append(dialog.default_value), dialog.dismiss()))
+    page.locator("body").press("c")
+    page.locator("#link").filter(has_text="shown").wait_for()
+    assert shown == [page.url]
+
+
+def test_help_tells_the_keys(page):
+    """It opens and closes with its key, keeps the others from the page, and each of them does what it says."""
+    help = page.locator("#help")
+    assert not help.is_visible()
+    page.locator("body").press("?")
+    assert help.is_visible()
+    keep(page, "explorer_help")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#step").input_value() == "10"
+    page.keyboard.press("?")
+    assert not help.is_visible()
+    page.locator("#ask").click()
+    page.keyboard.press("Escape")
+    assert not help.is_visible()
+    page.locator("body").press("l")
+    assert page.locator("#layer").input_value() == "1"
+
+
 @pytest.mark.parametrize("width", [360, 760, 1600])
 @pytest.mark.parametrize("which", ["page", "pair_page"])
 def test_it_fits_any_window(request, which, width):

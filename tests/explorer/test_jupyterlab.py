@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,8 +25,13 @@ def lab(tmp_path_factory):
     """The address of a fresh JupyterLab with the notebook in its folder."""
     pytest.importorskip("jupyterlab")
     pytest.importorskip("playwright")
+    nbformat = pytest.importorskip("nbformat")
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(NOTEBOOK, folder)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        if cell["cell_type"] == "code":  # as if it had never run
+            cell["outputs"], cell["execution_count"] = [], None
+    nbformat.write(notebook, folder / NOTEBOOK.name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

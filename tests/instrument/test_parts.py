@@ -5,12 +5,22 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from tapstudy import apply_policy
+from tapstudy import TAPConfig, apply_policy
 from tapstudy.instrument.adapters import find_adapter
 from tapstudy.instrument.parts import layout_of, modules_of
+from tapstudy.policies.blocks.dbcache import DBCachePolicy
+from tapstudy.policies.blocks.delta_dit import DeltaDiTPolicy
+from tapstudy.policies.blocks.groups import GroupsPolicy
+from tapstudy.policies.blocks.modules import ModulesPolicy
+from tapstudy.policies.blocks.pab import PABPolicy
+from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.parts import PartsPolicy
+from tapstudy.policies.tokens.ras import RASPolicy
+from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
+from tapstudy.policies.tokens.toca import ToCaPolicy
+from tapstudy.predictors.taylor import TaylorFamily
 from tests.instrument.replay import relative_error
-from tests.instrument.tiny_models import make
+from tests.instrument.tiny_models import CLASSES, make
 
 NAMES = ["DiT", "Flux", "SD3", "SD3.5", "Wan", "Flux2", "HunyuanVideo", "PixArt", "QwenImage"]
 CUTS = {
@@ -97,6 +107,19 @@ def test_what_is_left_out_does_not_run(name, cut):
     assert {module: set(vars(module)) for module in tiny.model.modules()} == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*CLASSES} - {*NAMES}))
+@pytest.mark.parametrize("cut", ["front", "branches"])
+def test_every_class(name, cut):
+    """Given the parts of the very same call, the output is the same."""
+    tiny = make(name)
+    plain = tiny()
+    with apply_policy(tiny.model, Cut(CUTS[cut])) as handle:
+        assert torch.equal(tiny(), plain)
+        assert relative_error(tiny(), plain) < 1e-5
+        assert handle.summary().mask == "Fp"
+
+
 @pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
 def test_gradients(name):
     """In the default state of a model, of full steps to the last bit."""
@@ -110,3 +133,71 @@ def test_gradients(name):
         plain = [tiny.model(**tiny.at(step, 4), return_dict=False)[0] for step in range(4)]
     assert all(map(torch.equal, outputs[:2], plain[:2]))
     assert not torch.equal(outputs[3], plain[3])
+
+
+@pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
+def test_interval_one_is_the_model(name):
+    """Of every policy that may leave something out: to the last bit, at every step."""
+    always = TAPConfig(interval=1)
+    tiny = make(name)
+    plain = [tiny(**tiny.at(step, 4)) for step in range(4)]
+    for policy in (
+        ModulesPolicy(1, always), DeltaDiTPolicy(always, group=1, detail=0), GroupsPolicy(((0, 1),), always),
+        PABPolicy(1, 1, window=(0, 1)), DBCachePolicy(0.0, first=1, last=1), TemporalDeltaPolicy(0.0),
+        ToCaPolicy(0.5, always), TAPTokensPolicy(0.5, always), RASPolicy(0.5, dense=4),
+    ):  # fmt: skip
+        with apply_policy(tiny.model, policy) as handle:
+            outputs = [tiny(**tiny.at(step, 4)) for step in range(4)]
+        assert handle.summary().mask == "FFFF", policy
+        assert all(map(torch.equal, outputs, plain)), policy
+
+
+def test_what_a_control_net_adds_between_blocks_is_part_of_a_group():
+    tiny = make("SD3")
+    residuals = [torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    plain, without = tiny(block_controlnet_hidden_states=residuals), tiny()
+    for cut in ("front", "middle", "every block"):
+        with apply_policy(tiny.model, Cut(CUTS[cut])) as handle:
+            outputs = [tiny(block_controlnet_hidden_states=residuals) for _ in range(2)]
+        assert handle.summary().mask == "Fp"
+        assert relative_error(outputs[1], plain) < 1e-5
+    assert relative_error(without, plain) > 0.01
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("cut", ["middle", "branches"])
+def test_in_a_compiled_model(cut, whole):
+    """Decisions stay in Python; what runs is compiled."""
+    tiny, compiled = make("Flux"), make("Flux")
+    compiled.model.compile(backend="eager") if whole else compiled.model.compile_repeated_blocks(backend="eager")
+    found = []
+    for each in (tiny, compiled):
+        with apply_policy(each.model, Cut(CUTS[cut], full=2, family=TaylorFamily((1,), (0,)))) as handle:
+            found.append(torch.stack([each(**each.at(step, 5)) for step in range(5)]))
+        assert handle.summary().mask == "FFppp"
+    assert relative_error(found[1], found[0]) < 1e-5
+
+
+def test_refusals():
+    class Unnamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    tiny = make("DiT")
+    tiny.model.transformer_blocks[0].mixer = Unnamed()
+    with pytest.raises(ValueError, match=r"BasicTransformerBlock\.mixer is neither attention nor feed-forward"):
+        apply_policy(tiny.model, Cut(CUTS["branches"]))
+    with apply_policy(tiny.model, Cut(CUTS["front"])):
+        tiny()
+
+    class Never(Cut):
+        def wants_full(self, step):
+            return step == 0
+
+        def observe_part(self, step, part, slot, value): ...
+
+    with apply_policy(tiny.model, Never(CUTS["front"])):
+        tiny()
+        with pytest.raises(RuntimeError, match="which has not run yet"):
+            tiny()

@@ -30,7 +30,9 @@ def test_before_anything_has_run(tiny_pipe):
         summary = handle.summary()
     assert math.isnan(summary.share_skipped)
     assert math.isnan(summary.speed_up)
-    assert json.loads(summary.to_json()) == {"speed_up": None, "share_skipped": None, "contexts": [], "notes": []}
+    assert json.loads(summary.to_json()) == {
+        "speed_up": None, "share_skipped": None, "flops_ratio": None, "flops_note": None, "contexts": [], "notes": []
+    }  # fmt: skip
     assert summary._repr_html_() == "<p>nothing has run yet</p>"
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tapstudy import apply_policy
-from tapstudy.bench.flops import count_flops
+from tapstudy.instrument.flops import count_flops
 from tapstudy.instrument.token_runs import SPECS
 from tapstudy.policies.base import Policy, Prediction
 from tapstudy.policies.decision import SKIP, Decision

@@ -62,7 +62,9 @@ def test_a_pipeline_is_accelerated(core):
 def test_what_needs_more_says_which_extra_brings_it(core):
     hint = re.compile(r"ModuleNotFoundError: .+ needs .+: pip install 'tapstudy\[study\]'$")
     for name, outcome in core["modules"].items():
-        if name in ("tapstudy", "tapstudy.__main__") or name.split(".")[1] in OF_THE_CORE:
+        if name == "tapstudy.core.kernels":  # loaded on devices whose torch brings Triton
+            assert outcome in ("ok", "ModuleNotFoundError: No module named 'triton'")
+        elif name in ("tapstudy", "tapstudy.__main__") or name.split(".")[1] in OF_THE_CORE:
             assert outcome == "ok", name
         elif name != "tapstudy.cli":  # whoever starts the command line is told
             assert hint.match(outcome), (name, outcome)
@@ -103,3 +105,11 @@ def test_every_package_that_is_imported_belongs_to_the_core_or_an_extra():
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
             names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             assert {name.split(".")[0] for name in names} <= known, path
+
+
+def test_a_rival_that_is_not_installed_is_told_of(monkeypatch, capsys):
+    from tapstudy.commands.compare import _peers
+
+    monkeypatch.setattr("tapstudy.extras.find_spec", lambda name: None if name == "cache_dit" else name)
+    assert list(_peers(None, 6)) == ["diffusers FirstBlockCache", "diffusers TaylorSeer"]
+    assert capsys.readouterr().err == "left out: cache-dit DBCache needs cache_dit: pip install 'tapstudy[bench]'\n"

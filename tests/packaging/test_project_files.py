@@ -82,6 +82,11 @@ def test_the_citation_agrees_with_the_project():
     assert len(paper["authors"]) == 10
 
 
+def test_the_quick_start_names_every_extra():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "quick_start.md").read_text(), re.MULTILINE)
+    assert rows == list(PROJECT["optional-dependencies"])
+
+
 def test_one_source_of_the_version():
     assert "version" not in PROJECT
     assert "version" in PROJECT["dynamic"]

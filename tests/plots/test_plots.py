@@ -103,12 +103,22 @@ def test_proxy_vs_truth(scores):
 def test_image_grid(tmp_path):
     make_tiny_pipe().save_pretrained(tmp_path / "model")
     images = ImageSet.of(str(tmp_path / "model"), labels=(0, 1), seeds=(0, 1), steps=8)
-    comparison = compare_images(images, folder=tmp_path / "results", intervals=(3,))
-    figure = plot_image_grid(comparison)
-    assert len(figure.axes) == 6 * 4
-    np.testing.assert_allclose(figure.axes[5].images[0].get_array(), comparison["image"][1, 1, 0])
-    assert [axis.get_ylabel() for axis in figure.axes[::4]][-1] == "N = 3   TAP"
-    assert figure.axes[7].texts[0].get_text() == f"{float(comparison['psnr'][1].mean()):.1f} dB"
+    comparison = compare_images(images, folder=tmp_path / "results", intervals=(2, 3), progress=False)
+    reference, last = (comparison["image"].isel(run=run, sample=1, band=0).values for run in (0, -1))
+    figure = plot_image_grid(comparison)  # the reference, and differences of five methods at N = 3
+    assert len(figure.axes) == 6 * 4 + 1
+    np.testing.assert_allclose(figure.axes[1].images[0].get_array(), reference)
+    np.testing.assert_allclose(figure.axes[21].images[0].get_array(), abs(last - reference))
+    assert [axis.get_ylabel() for axis in figure.axes[:24:4]][0::5] == ["reference\n8 passes", "TAP"]
+    assert figure.axes[7].texts[0].get_text() == f"{float(comparison['psnr'][6].mean()):.1f} dB"
+    figure = plot_image_grid(comparison.isel(run=[0, 10]), images=True, samples=2)
+    np.testing.assert_allclose(figure.axes[3].images[0].get_array(), last)
+    np.testing.assert_allclose(figure.axes[5].images[0].get_array(), abs(last - reference))
+    assert [axis.get_ylabel() for axis in figure.axes[:6:2]] == [
+        "reference\n8 passes",
+        "TAP\n4 passes",
+        "difference",
+    ]
 
 
 def test_loss_curve():

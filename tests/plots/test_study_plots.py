@@ -18,6 +18,7 @@ from tapstudy.plots.heterogeneity import plot_heterogeneity
 from tapstudy.plots.image_rows import plot_image_rows
 from tapstudy.plots.published import plot_published
 from tapstudy.plots.regret import plot_regret
+from tapstudy.plots.rivals import plot_rivals
 
 BOUNDS = {"bound": ["mean", "low", "high"]}
 
@@ -172,8 +173,7 @@ def test_gains():
     assert ticks == [[-2, 0], [0, 0], [1, 1], [2, 1], [3, 1]]  # every image, in the row of its run
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert axis.get_title(loc="left") == "group (4 to 20 images)"
-    assert "TAP" in axis.get_xlabel()
-    assert "dB" in axis.get_xlabel()
+    assert figure.get_supxlabel().startswith("PSNR minus that of TAP (dB;")
 
 
 def runs(names, means, flops):
@@ -199,13 +199,46 @@ def test_frontier(costs):
     ).assign(accuracy=interval([0.9, 0.8, 0.7, 0.6], "run"), seconds=table["flops"] / 10)  # fmt: skip
     figure = plot_frontier(table if len(costs) == 2 else table.drop_vars("seconds"))
     assert len(figure.axes) == 2 * len(costs)
-    psnr, accuracy = figure.axes[:2]
+    psnr, accuracy = figure.axes[0], figure.axes[len(costs)]
     assert psnr.containers[0].lines[0].get_xdata().tolist() == [8, 14]
     assert psnr.containers[0].lines[0].get_ydata().tolist() == [20, 30]
     assert accuracy.lines[0].get_ydata()[0] == 0.9  # the reference goes across
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(labels) == ["TAP", "new", "no acceleration"]  # an unknown method has its own name
     assert [text.get_text() for text in psnr.texts] == ["N = 8", "N = 4"]
+    axes_are_labelled(figure)
+    table["accuracy"][:] = [1.0, 1.0, 1.0]
+    alone = plot_frontier(table if len(costs) == 2 else table.drop_vars("seconds"))
+    assert len(alone.axes) == len(costs)  # nothing to be seen of accuracy, which the title tells
+    assert "label accuracy: 1.00 or more" in alone.get_suptitle()
+
+
+def test_rivals():
+    """Grouped by kind with a title each, best first; a line at TAP as published."""
+    table = xr.Dataset(
+        {"psnr_interval": interval([30, 25, 20, 15], "cell"), "time_ratio": ("cell", [4.0, 5, 6, 7])},
+        coords={
+            "method": ("cell", ["drift", "TAP", "zeus", "TAP"]),
+            "schedule": ("cell", ["even", "best", "own", "S(N,3)"]),
+            "kind": ("cell", ["beyond", "tap", "cache", "tap"]), "passes": ("cell", [8] * 4),
+            "as_published": ("cell", [False, False, False, True]),
+        },
+        attrs={"images": 5},
+    )  # fmt: skip
+    figure = plot_rivals(table, steps=48)
+    quality, speed = figure.axes
+    assert [label.get_text() for label in quality.get_yticklabels()] == [
+        "zeus",
+        "TAP, best",
+        "TAP, S(N,3)",
+        "drift, even",
+    ]
+    assert [text.get_text() for text in quality.texts] == [
+        "published cache, as a policy", "TAP", "beyond the paper", "TAP as published",
+    ]  # fmt: skip
+    assert [line.get_xdata()[0] for line in quality.lines if line.get_linestyle() == ":"] == [15]
+    assert [points.get_offsets()[:, 0].tolist() for points in speed.collections] == [[6], [5, 7], [4]]
+    assert [line.get_xdata()[0] for line in speed.lines] == [6]  # 48 steps / 8 passes
     axes_are_labelled(figure)
 
 
@@ -238,26 +271,33 @@ def test_published_numbers_are_labelled_as_such():
 
 
 def test_claims():
+    """A panel per unit; where the interval decides and the verdict does not, Holm's p-value stands beside."""
     verdicts = xr.Dataset(
         {
-            "distance": interval([2, -3], "claim", ["H1", "H2"], half=1),
-            "verdict": ("claim", ["holds", "fails"]),
-            "statement": ("claim", ["short", "word " * 100]),
+            "margin": interval([2, -3, 2, 0.5], "claim", ["H1", "H2", "H3", "H4"], half=1),
+            "verdict": ("claim", ["holds", "fails", "undecided", "undecided"]),
+            "statement": ("claim", ["short", "word " * 100, "a", "b"]),
+            "decided_by": ("claim", ["gain", "loss", "gain", "gain"]),
+            "unit": ("claim", ["dB", "", "dB", "dB"]),
+            "threshold": ("claim", [0.5, 0, 0, 0]),
+            "p_value": ("claim", [0.01, 0.01, 0.2, 0.2]),
         }
     )
     figure = plot_claims(verdicts)
-    (axis,) = figure.axes
-    labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert labels[0] == "H1  short"
-    assert labels[1].count("\n") == 1
-    colours = [container.lines[0].get_color() for container in axis.containers]
-    assert colours[0] != colours[1]
-    assert [float(container.lines[0].get_xdata()[0]) for container in axis.containers] == [2, -3]
+    decibels, numbers = figure.axes
+    labels = [label.get_text() for label in decibels.get_yticklabels()]
+    assert labels[0] == "H1 short\ngain; threshold 0.5"
+    assert numbers.get_yticklabels()[0].get_text().count("\n") == 1
+    colours = [container.lines[0].get_color() for axis in figure.axes for container in axis.containers]
+    assert len(set(colours)) == 3
+    assert [float(container.lines[0].get_xdata()[0]) for container in decibels.containers] == [2, 2, 0.5]
+    assert [text.get_text() for text in decibels.texts] == ["Holm: p = 0.20"]
+    assert "(dB)" in decibels.get_xlabel()
 
 
 def test_ablation_errors():
     settings = [("0", "0", 4), ("0", "0", 8), ("0,1,2", "0", 4), ("0,1,2", "0", 8), ("0,1,2", "0,1", 8)]
-    error = np.array([[0.1, 0.2, 0.05, 0.1, 0.07]])
+    error = np.array([[0.1, 0.2, 0.05, 0.1, 0.07]]) * np.array([[0.5], [1.5]])  # of two images
     columns = zip(("orders", "shifts", "interval"), zip(*settings, strict=True), strict=True)
     table = xr.Dataset(
         {"true_error": (("sample", "setting"), error), "oracle_true_error": (("sample", "setting"), error / 2)},
@@ -265,7 +305,10 @@ def test_ablation_errors():
     )
     figure = plot_ablation_errors(table)
     left, right = figure.axes
-    assert [line.get_ydata().tolist() for line in left.lines] == [[0.1, 0.2], [0.05, 0.1], [0.025, 0.05]]
+    for line, expected in zip(left.lines, [[0.1, 0.2], [0.05, 0.1], [0.025, 0.05]], strict=True):
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    (band,) = (path for path in left.collections[0].get_paths())
+    assert {0.05, 0.15} <= set(band.vertices[:, 1].round(6))  # at N = 4, from the lesser to the larger image
     assert left.get_title() == "horizon k only"
     assert legend_of(right) == ["orders 0,1,2", "oracle of orders 0,1,2"]
     assert left.get_yscale() == "log"

@@ -37,6 +37,7 @@ from tapstudy.policies.nonlinear import NonlinearPolicy, NonlinearTAPPolicy
 from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
 from tapstudy.policies.ridge import RidgePolicy
+from tapstudy.policies.seacache import SeaCachePolicy
 from tapstudy.policies.several_depths import SeveralDepthsPolicy
 from tapstudy.policies.shuffled import ShuffledPolicy
 from tapstudy.policies.single import SinglePolicy
@@ -114,6 +115,7 @@ def every_policy(channels):
         "oracle": OraclePolicy(CONFIG),
         "random": RandomPolicy(CONFIG),
         "ridge": RidgePolicy(CONFIG),
+        "seacache": SeaCachePolicy([0.5] * STEPS, 9.0),
         "several depths": SeveralDepthsPolicy(CONFIG),
         "shuffled": ShuffledPolicy(CONFIG),
         "single": SinglePolicy(HermiteFamily(), CONFIG),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tapstudy import apply_policy
-from tapstudy.bench.flops import count_flops
+from tapstudy.instrument.flops import count_flops
 from tapstudy.policies.model_switch import ModelSwitchPolicy
 from tests.instrument.tiny_models import make
 

@@ -201,16 +201,15 @@ def verdict_table(findings: Sequence[Any]) -> xr.Dataset:
 
     Returns:
         Over `claim`: `value` (claim, bound), the mean over images with its 95 % interval; `threshold`, `verdict`,
-        `statement`, `decided_by`, `unit`, `p_value`; and `distance` (claim, bound): how far value and bounds lie on
-        the claimed side of the threshold, over half the width of the interval (NaN if that is 0).
+        `statement`, `decided_by`, `unit`, `p_value`; and `margin` (claim, bound): how far value and bounds lie on
+        the claimed side of the threshold, in the unit.
     """
     values = np.array([finding.decisive.interval for finding in findings], dtype=np.float64)  # (claim, bound)
     threshold = np.array([finding.decisive.threshold for finding in findings], dtype=np.float64)
     side = np.where([finding.decisive.above for finding in findings], 1.0, -1.0)
-    half = (values[:, 2] - values[:, 1]) / 2
-    distance = side[:, None] * (values - threshold[:, None]) / np.where(half > 0, half, np.nan)[:, None]
+    margin = side[:, None] * (values - threshold[:, None])
     below = side < 0
-    distance[below] = distance[below][:, [0, 2, 1]]  # what was low is high on the other side
+    margin[below] = margin[below][:, [0, 2, 1]]  # what was low is high on the other side
     texts = {
         "verdict": [str(finding.verdict) for finding in findings],
         "statement": [finding.claim.statement for finding in findings],
@@ -220,7 +219,7 @@ def verdict_table(findings: Sequence[Any]) -> xr.Dataset:
     return xr.Dataset(
         {
             "value": (("claim", "bound"), values),
-            "distance": (("claim", "bound"), distance, {"long_name": "distance from the threshold", "units": "1"}),
+            "margin": (("claim", "bound"), margin, {"long_name": "beyond the threshold, on the claimed side"}),
             "threshold": ("claim", threshold),
             "p_value": ("claim", [finding.adjusted for finding in findings], {"long_name": "p-value (Holm)"}),
             **{name: ("claim", np.array(rows, dtype=object)) for name, rows in texts.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -100,6 +101,10 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
         "propagation",
         None,
         lambda: propagation_table(solver_runs(pipe, propagation_policies(), plan.few_images, progress=progress)),
+    )
+    about = {"plan": json.dumps(asdict(plan), default=str)}
+    quality, ranking, tokens, untrained, propagation = (
+        table.assign_attrs(about) for table in (quality, ranking, tokens, untrained, propagation)
     )
     return Evidence(quality, ranking, tokens, untrained, propagation, _chosen(held, plan, runs))
 

@@ -35,6 +35,7 @@ from tapstudy.policies.first_block import FirstBlockPolicy
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.magcache import MagCachePolicy, magnitude_ratios, magnitude_skips
 from tapstudy.policies.margin import MarginPolicy
+from tapstudy.policies.seacache import SeaCachePolicy
 from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.teacache import TeaCachePolicy, rescaling_coefficients
 from tapstudy.policies.wiener import ShuffledWienerPolicy, WienerPolicy, clean_power
@@ -172,6 +173,15 @@ def easycache(slot: Slot) -> Setting:
     return make(slot.threshold("easycache", make))
 
 
+def seacache(slot: Slot) -> Setting:
+    sigmas = slot.held_out.recording["sigma"].values.tolist()
+
+    def make(threshold: float) -> Setting:
+        return Setting.of(SeaCachePolicy(sigmas, threshold, max_skips=None, warmup_steps=WARMUP))
+
+    return make(slot.threshold("seacache", make))
+
+
 def cg_taylor(slot: Slot) -> Setting:
     def make(threshold: float) -> Setting:
         return Setting.of(CGTaylorPolicy(threshold, always_full=WARMUP - 1))
@@ -244,6 +254,7 @@ CACHES: dict[str, Callable[[Slot], Setting]] = {
     "magcache": magcache,
     "dicache": dicache,
     "easycache": easycache,
+    "seacache": seacache,
     "cg-taylor": cg_taylor,
     "zeus": zeus,
     "ertacache": ertacache,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,16 +15,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tapstudy.analysis.schedules import even_mask, masks, start_dense_mask
-from tapstudy.bench.conditions import Call, Condition, check_conditions, check_one_size, with_negative
-from tapstudy.bench.engine import Setting, kept
+from tapstudy.bench.conditions import Condition
+from tapstudy.bench.engine import Setting, kept, one_at_a_time, run_all, spread
 from tapstudy.bench.fit.masks import best_window_mask
 from tapstudy.bench.fit.tuning import Tuner, best_of
 from tapstudy.bench.image_error import psnr, unit_images
-from tapstudy.bench.image_set import ImageSet, weights_fingerprint
-from tapstudy.bench.results import Results, short_hash
+from tapstudy.bench.image_set import ImageSet, pipe_of, weights_fingerprint
+from tapstudy.bench.results import Results, results_in, short_hash
+from tapstudy.instrument.belongs import weights_digits
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import apply_policy, find_transformers
-from tapstudy.models.sources import name_of
 from tapstudy.policies.base import ResidualSite
 from tapstudy.policies.calibrated import fit_rows
 from tapstudy.policies.ertacache import ErtaCalibration, calibrate_erta
@@ -94,6 +92,7 @@ def fit_schedule(
     tuning: int | None = None,
     sigmas: Sequence[float] = (),
     folder: str | Path | None = None,
+    scheduler: str | None = None,
     progress: bool = True,
 ) -> FittedSchedule:
     """Find which steps should run in full on a pipeline, and whether TAP or fitted rows should predict the others.
@@ -104,7 +103,7 @@ def fit_schedule(
     predictor, TAP among them, then samples the last prompts; what is closest to the full images wins.
 
     Args:
-        pipe: a pipeline with one supported transformer.
+        pipe: a pipeline with one supported transformer; or its folder or hub id.
         prompts: prompts, labels, or mappings of arguments of the call; at least two, none of which anything is
             judged on later.
         full_passes: number of full steps.
@@ -114,6 +113,8 @@ def fit_schedule(
         tuning: so many of the prompts, the last ones, are chosen on; half of them by default.
         sigmas: widths of `smooth_time` to try on what won; each costs one more accelerated run a tuning prompt.
         folder: keeps the results; the same call resumes. None keeps nothing.
+        scheduler: address of a `dask.distributed` scheduler whose workers record and sample, each with a pipeline of
+            its own (see `bench.cluster`), which they load: `pipe` must be a folder or a hub id. None does it here.
         progress: show bars.
 
     Returns:
@@ -129,48 +130,46 @@ def fit_schedule(
     hidden residuals of one image at all steps, in the model's precision, on the CPU (FLUX at 1024 pixels: 1.3 GB a
     branch in bfloat16).
     """
-    if len(find_transformers(pipe)) > 1:
-        raise TypeError(f"fit_schedule takes pipelines with one transformer, {type(pipe).__name__} has several")
-    asked = with_negative([Call.of(one) if isinstance(one, Mapping) else one for one in prompts], "", "prompts")
-    tuning = len(asked) // 2 if tuning is None else tuning
-    if not 1 <= tuning < len(asked):
+    images = ImageSet.asked(pipe, prompts, seeds=(seed,), steps=steps, guidance=guidance)
+    tuning = len(images) // 2 if tuning is None else tuning
+    if not 1 <= tuning < len(images):
         raise ValueError(
-            f"fit_schedule needs a prompt to fit to and another to choose on: got {len(asked)} prompts, {tuning} of "
+            f"fit_schedule needs a prompt to fit to and another to choose on: got {len(images)} prompts, {tuning} of "
             "them to choose on"
         )
     if not 2 <= full_passes < steps:
         raise ValueError(f"full_passes must be at least 2 and below the {steps} steps, got {full_passes}")
-    check_conditions(asked, "prompts")
-    check_one_size(asked, "prompts")
     if wrong := [sigma for sigma in sigmas if not (np.isfinite(sigma) and sigma >= 0)]:
         raise ValueError(f"sigmas must be finite numbers of at least 0, got {', '.join(map(str, wrong))}")
-    images = ImageSet.of(name_of(pipe), seeds=(seed,), labels=asked, steps=steps, guidance=guidance)
-    place: AbstractContextManager[str] = TemporaryDirectory() if folder is None else nullcontext(str(folder))
-    with place as path:
-        results = Results(path)
-        told = {**images.key, "weights": weights_fingerprint(images.model), "model": type(pipe).__name__}
+    kind = type(pipe_of(images.model)).__name__
+    if len(find_transformers(pipe_of(images.model))) > 1:
+        raise TypeError(f"fit_schedule takes pipelines with one transformer, {kind} has several")
+    with results_in(folder) as results:
+        told = {**images.key, "weights": weights_fingerprint(images.model), "model": kind}
         results.belongs_to(told | {"full_passes": full_passes, "tuning": tuning})
-        return _Search(pipe, images, tuning, full_passes, results, progress).run(sigmas)
+        return _Search(kind, images, tuning, full_passes, results, scheduler, progress).run(sigmas)
 
 
 @dataclass
 class _Search:
-    pipe: Any
+    kind: str
     images: ImageSet
     tuning: int
     passes: int
     results: Results
+    scheduler: str | None
     progress: bool
     spent: float = 0.0  # full passes
 
     def run(self, sigmas: Sequence[float]) -> FittedSchedule:
         steps, fitted_to = self.images.steps, self.images[: -self.tuning]
-        bar = tqdm(range(len(fitted_to)), desc="record", unit="image", disable=not self.progress)
-        paths = [self._trajectory(fitted_to[i : i + 1]) for i in bar]
+        paths = self._trajectories(fitted_to)
         self.spent += steps * len(fitted_to)
         grams = {site: np.mean([path.grams[site] for path in paths], axis=0) for site in SITES}
         candidates = self._candidates(grams, np.array(paths[0].lengths))
-        exact = self._images(Setting.plain(steps))
+        plain = Setting.plain(steps)
+        self._on_workers([plain, *map(Setting.fitted, candidates.values())])
+        exact = self._images(plain)
         self.spent += steps * self.tuning
         quality: dict[str, float] = {}
         for name, found in tqdm(candidates.items(), desc="choose", unit="candidate", disable=not self.progress):
@@ -185,18 +184,30 @@ class _Search:
                 sigma, at = float(width), value
         ratios = tuple(float(value) for value in np.mean([path.ratios for path in paths], axis=0))
         return FittedSchedule(
-            pipeline=type(self.pipe).__name__, num_steps=steps, full_steps=best.full_steps, rows=best.rows,
+            pipeline=self.kind, weights=weights_digits(pipe_of(self.images.model)), num_steps=steps,
+            full_steps=best.full_steps, rows=best.rows,
             residual=best.residual, smooth_time=sigma, quality=quality, passes_spent=round(self.spent, 1),
             magnitude_ratios=ratios, erta=self._erta(paths),
         )  # fmt: skip
 
-    def _trajectory(self, image: ImageSet) -> Trajectory:
-        key = {**image.key, "weights": weights_fingerprint(image.model)}
-        return Trajectory.of_dataset(
-            self.results.dataset(
-                f"recorded/{short_hash(key)}", key, lambda: trajectory_of(self.pipe, image).to_dataset()
-            )
-        )
+    def _trajectories(self, images: ImageSet) -> list[Trajectory]:
+        """Record every image, each once."""
+        parts = images.batches(1)
+        if self.scheduler is not None:
+            _refuse(
+                spread(
+                    parts, _file, _recorded, self.results, scheduler=self.scheduler, progress=self.progress,
+                    unit="recording",
+                )
+            )  # fmt: skip
+        bar = tqdm(parts, desc="record", unit="image", disable=not self.progress)
+        return [Trajectory.of_dataset(self.results.dataset(*_file(part), partial(_recorded, part))) for part in bar]
+
+    def _on_workers(self, settings: Sequence[Setting]) -> None:
+        """Let workers sample the last prompts, if there are any: what follows finds the images."""
+        if self.scheduler is not None:
+            jobs = [(self.images[-self.tuning :], setting) for setting in settings]
+            _refuse(run_all(jobs, self.results, scheduler=self.scheduler, progress=self.progress))
 
     def _candidates(self, grams: Mapping[ResidualSite, Any], lengths: Any) -> dict[str, FittedSchedule]:
         steps = self.images.steps
@@ -210,7 +221,7 @@ class _Search:
         distinct = {mask: name for name, mask in reversed(named.items())}  # the first name of equal ones
         candidates: dict[str, FittedSchedule] = {}
         for mask, name in reversed(distinct.items()):
-            on = partial(FittedSchedule, pipeline=type(self.pipe).__name__, num_steps=steps, full_steps=mask)
+            on = partial(FittedSchedule, pipeline=self.kind, num_steps=steps, full_steps=mask)
             candidates[f"{name}: TAP"] = on()
             for site in SITES:
                 rows = fit_rows(torch.from_numpy(grams[site]), mask, num_anchors=ANCHORS)
@@ -218,13 +229,12 @@ class _Search:
         return candidates
 
     def _images(self, setting: Setting) -> Tensor:
-        return unit_images(
-            kept((self.images[-self.tuning :], setting), self.results, pipe=self.pipe, progress=self.progress)
-        )
+        return unit_images(kept((self.images[-self.tuning :], setting), self.results, progress=self.progress))
 
     def _quality(self, schedule: FittedSchedule, exact: Tensor, sigma: float = 0.0) -> float:
         """Return the mean PSNR to the full images, at most 200 for equal ones."""
-        setting = Setting.of(schedule.policy()).on_smooth_clock(sigma)
+        setting = Setting.fitted(replace(schedule, smooth_time=sigma))
+        self._on_workers([setting])
         self.spent += len(schedule.full_steps) * self.tuning
         return float(psnr(self._images(setting), exact, data_range=1.0).clamp(max=200).mean())
 
@@ -240,6 +250,26 @@ class _Search:
             return len(calibrate_erta(latents, outputs, threshold).full_steps)
 
         return calibrate_erta(latents, outputs, Tuner(count, trials=20, tolerance=0).threshold(self.passes))
+
+
+def _file(image: ImageSet) -> tuple[str, dict[str, Any]]:
+    key = {**image.key, "weights": weights_fingerprint(image.model)}
+    return f"recorded/{short_hash(key)}", key
+
+
+def _recorded(image: ImageSet) -> xr.Dataset:
+    with one_at_a_time:
+        found = trajectory_of(pipe_of(image.model), image).to_dataset()
+    return found.assign_attrs(weights=weights_fingerprint(image.model))
+
+
+def _refuse(failures: Mapping[Any, str]) -> None:
+    """Raise RuntimeError where something failed on a worker: no schedule is fitted to the rest."""
+    if failures:
+        first = next(iter(failures.values()))
+        raise RuntimeError(
+            f"fit_schedule: {len(failures)} runs failed on the workers, the first for this reason: {first}"
+        )
 
 
 def trajectory_of(pipe: Any, image: ImageSet) -> Trajectory:

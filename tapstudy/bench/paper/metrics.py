@@ -19,7 +19,7 @@ from tapstudy.bench.paper import vbench_process
 from tapstudy.bench.paper.image_reward import BERT, CHECKPOINT, WORDS, ImageReward
 from tapstudy.bench.paper.pixels import normalised_for_clip, rgb, saved
 from tapstudy.extras import need
-from tapstudy.models.sources import fingerprint_of_files
+from tapstudy.models.sources import fingerprint_of_files, hub_errors
 
 CLIP = "openai/clip-vit-large-patch14"
 REWARD = "THUDM/ImageReward"
@@ -242,14 +242,12 @@ def _find_vbench(weights: Path | None) -> Path:
 def _from_hub(what: str, repository: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
+    with hub_errors(
+        f"{what}: the hub gives no {repository}",
+        f"run `hf download {repository}` where there is a network, or give a folder of weights, see "
+        "docs/paper_protocol.md",
+    ):
         return Path(snapshot_download(repository, allow_patterns=files))
-    except (OSError, ValueError) as error:  # the hub's errors are OSErrors
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(
-            f"{what}: the hub gives no {repository} ({reason}): run `hf download {repository}` where there is a "
-            "network, or give a folder of weights, see docs/paper_protocol.md"
-        ) from error
 
 
 def _with(folder: Path, files: tuple[str, ...], how: str, what: str) -> Path:

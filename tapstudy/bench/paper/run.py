@@ -12,10 +12,11 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from tapstudy.bench.compare import Metric, mean_step_flops
-from tapstudy.bench.engine import Setting, kept
+from tapstudy.bench.compare import Metric, kept_step_flops
+from tapstudy.bench.engine import kept, run_all
+from tapstudy.bench.flops import StepFlops
 from tapstudy.bench.image_error import MASK, psnr, ssim, unit_images
-from tapstudy.bench.image_set import BATCH, ImageSet, forget_pipelines, pipe_of, weights_fingerprint
+from tapstudy.bench.image_set import ImageSet, forget_pipelines, pipe_of, weights_fingerprint
 from tapstudy.bench.paper.metrics import METRICS, find_metrics, load_metrics, metric_fingerprint
 from tapstudy.bench.paper.protocol import SOURCE, Protocol, Row
 from tapstudy.bench.results import Results, short_hash
@@ -38,6 +39,7 @@ def run_paper(
     weights: str | Path | None = None,
     coefficients: Sequence[float] = (),
     device: str = "auto",
+    scheduler: str | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Sample a set of images under every row of a protocol and judge them.
@@ -52,6 +54,8 @@ def run_paper(
         weights: folder of their weights.
         coefficients: of TeaCache's polynomial, see `Protocol.rows`.
         device: of the metrics.
+        scheduler: address of a `dask.distributed` scheduler whose workers sample (see `bench.cluster`); None does it
+            here. Metrics are computed here, once the images are there.
         progress: show bars of images; the pipeline shows its steps on a terminal.
 
     Returns:
@@ -64,7 +68,7 @@ def run_paper(
         ValueError, FileNotFoundError, ImportError: before anything is sampled, what metrics lack; later, what a method
             cannot do on this pipeline.
 
-    Memory: the pipeline and a batch of its images, and later one metric and `BATCH` images of two rows.
+    Memory: the pipeline and an image, and later one metric and an image of two rows.
     """
     places = find_metrics(metrics, weights)
     if wrong := [name for name in places if METRICS[name].prompts and not all(_is_text(one) for one in images.prompts)]:
@@ -73,9 +77,9 @@ def run_paper(
     rows = protocol.rows(images.steps, coefficients)
     running = [row for row in rows if row.setting is not None]
     results = Results(work)
-    flops = _sample(images, running, results, progress)
+    flops = _sample(images, running, results, scheduler, progress)
     forget_pipelines()
-    batches = images.batches(1 if _is_video(images, running[0], results) else BATCH)
+    batches = images.units()
     found: dict[str, Any] = {}
     for name, (_, _, measure) in PLAIN.items():
         found[name] = _values(name, (name, ""), partial(_plain, measure), running, batches, results, progress)
@@ -86,32 +90,27 @@ def run_paper(
     return _table(images, protocol, rows, found, flops, results)
 
 
-def _sample(images: ImageSet, rows: Sequence[Row], results: Results, progress: bool) -> list[tuple[float, float]]:
+def _sample(
+    images: ImageSet, rows: Sequence[Row], results: Results, scheduler: str | None, progress: bool
+) -> list[StepFlops]:
     """Make what is missing, image by image, and return the FLOPs of a full and of a skip step of every row."""
+    jobs = {row.title: (images, row.setting) for row in rows if row.setting is not None}
+    failed = run_all([*jobs.values()], results, scheduler=scheduler, progress=progress) if scheduler else {}
     pipe, flops = pipe_of(images.model), []
+    kind = type(pipe).__name__
     with tqdm(total=len(rows) * len(images), desc="images", unit="image", disable=not progress) as bar:
-        for row in rows:
-            bar.set_postfix_str(row.title)
-            assert row.setting is not None
+        for title, (_, setting) in jobs.items():
+            bar.set_postfix_str(title)
+            if reasons := [why for (_, of), why in failed.items() if of == setting]:
+                raise ValueError(f"{title} cannot run on {kind}: {reasons[0]}")
             try:
-                flops.append(mean_step_flops(pipe, images[:1], row.setting, results))
-                for image in images.batches(1):
-                    kept((image, row.setting), results, pipe=pipe)
-                    bar.update()
+                flops.append(kept_step_flops(pipe, images[:1], setting, results))
+                for part in images.units():
+                    kept((part, setting), results, pipe=pipe)
+                    bar.update(len(part))
             except (ValueError, TypeError, RuntimeError, ImportError) as error:
-                raise ValueError(f"{row.title} cannot run on {type(pipe).__name__}: {error}") from error
+                raise ValueError(f"{title} cannot run on {kind}: {error}") from error
     return flops
-
-
-def _of(images: ImageSet, setting: Setting | None, results: Results) -> xr.Dataset:
-    """Read what was sampled, image by image."""
-    assert setting is not None
-    parts = [kept((image, setting), results) for image in images.batches(1)]
-    return xr.concat(parts, dim="sample", combine_attrs="override")
-
-
-def _is_video(images: ImageSet, row: Row, results: Results) -> bool:
-    return "frame" in _of(images[:1], row.setting, results).dims
 
 
 def _is_text(prompt: object) -> bool:
@@ -141,7 +140,9 @@ def _values(
     def make(row: Row, part: ImageSet) -> list[float]:
         if not loaded:
             loaded.append(load())
-        own, exact = (unit_images(_of(part, setting, results)) for setting in (row.setting, rows[0].setting))
+        own, exact = (
+            unit_images(kept((part, setting), results)) for setting in (row.setting, rows[0].setting) if setting
+        )
         return [float(value) for value in loaded[0](own, exact, part.prompts)]
 
     found = []
@@ -174,7 +175,8 @@ def _table(
     running = [row for row in rows if row.setting is not None]
     masks, seconds = [], []
     for row in running:
-        parts = [_of(part, row.setting, results).drop_vars("image") for part in images.batches(1)]
+        assert row.setting is not None
+        parts = [kept((part, row.setting), results).drop_vars("image") for part in images.units()]
         run = xr.concat(parts, dim="sample", combine_attrs="override")
         masks.append(run["mask"].values)
         seconds.append(run["seconds"].values)

@@ -15,11 +15,11 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from tapstudy.bench.flops import count_flops
 from tapstudy.bench.speed.example_inputs import example_inputs
 from tapstudy.bench.speed.without_values import spare_values
 from tapstudy.instrument.adapters import ADAPTERS, Adapter
 from tapstudy.instrument.call import StepEvent
+from tapstudy.instrument.flops import count_flops
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.instrument.layouts import Grid
 from tapstudy.instrument.trajectory import ContextRun

@@ -113,7 +113,7 @@ def _flops(cell: Cell, image: ImageSet, results: Results) -> StepFlops:
         **({"size": size} if size else {}), **({"steps": cell.steps} if find_method(cell.method).partial else {}),
     }  # fmt: skip
 
-    def measure() -> list[int]:
+    def measure() -> list[float]:
         return list(find_method(cell.method).flops(pipe_of(cell.model), image, cell.config))
 
     return StepFlops(*results.value(f"flops/{cell.method}-{short_hash(key)}", key, measure))

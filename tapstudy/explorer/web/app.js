@@ -57,6 +57,8 @@ class Explorer {
     }
     for (const pane of this.panes) pane.listen();
     element("play").addEventListener("click", () => this.play());
+    element("link").addEventListener("click", () => this.copyLink());
+    element("ask").addEventListener("click", () => this.help());
     document.addEventListener("keydown", (event) => this.key(event));
     window.addEventListener("hashchange", () => { this.readHash(); this.draw(); });
     new ResizeObserver(() => this.draw()).observe(document.body);
@@ -79,6 +81,7 @@ class Explorer {
 
   key(event) {
     if (event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "SELECT") return;
+    if (element("help").open && event.key !== "?") return; // Escape closes it
     const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
     const [, rows, columns] = this.recording.grid;
     if (event.key in moves && event.shiftKey) {
@@ -91,8 +94,37 @@ class Explorer {
       this.goTo(this.state.step + moves[event.key][1]);
     } else if (event.key === " " && event.target.tagName !== "BUTTON") {
       this.play();
+    } else if (event.key === "?") {
+      this.help();
+    } else if (event.key === "c") {
+      this.copyLink();
+    } else if (event.key === "l") {
+      this.set({ layer: (this.state.layer + 1) % this.layers.length });
     } else return;
     event.preventDefault();
+  }
+
+  help() {
+    const help = element("help");
+    if (help.open) help.close();
+    else help.showModal();
+  }
+
+  // an address that opens this view; where there is none, inside a notebook, what to put behind the page's
+  async copyLink() {
+    clearTimeout(this.saving);
+    this.writeHash();
+    const hash = `#${this.told()}`, { protocol, href } = window.location;
+    const link = protocol === "about:" ? hash : href.replace(/#.*|$/, hash);
+    let said = "copied";
+    try {
+      await navigator.clipboard.writeText(link);
+    } catch { // not allowed here: show it, to be copied by hand
+      window.prompt("A link to this view", link);
+      said = "shown";
+    }
+    element("link").textContent = said;
+    setTimeout(() => { element("link").textContent = "copy link"; }, 1500);
   }
 
   play() {
@@ -122,14 +154,17 @@ class Explorer {
     }
   }
 
-  writeHash() {
+  told() {
     const { samples, contexts } = this.recording;
     const { sample, context, step, token, frame, opacity } = this.state;
-    const told = new URLSearchParams({
+    return new URLSearchParams({
       sample: samples[sample].number, context: contexts[context], step, layer: this.layer.name, token, frame, opacity,
     });
+  }
+
+  writeHash() {
     try {
-      window.history.replaceState(null, "", `#${told}`);
+      window.history.replaceState(null, "", `#${this.told()}`);
     } catch { /* inside a notebook there is no address to write */ }
   }
 
