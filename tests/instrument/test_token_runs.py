@@ -3,11 +3,18 @@
 import pytest
 import torch
 
-from tapstudy import apply_policy
+from tapstudy import TAPConfig, apply_policy
 from tapstudy.instrument.flops import count_flops
 from tapstudy.instrument.token_runs import SPECS
 from tapstudy.policies.base import Policy, Prediction
+from tapstudy.policies.blocks.dbcache import DBCachePolicy
+from tapstudy.policies.blocks.modules import ModulesPolicy
+from tapstudy.policies.blocks.pab import PABPolicy
 from tapstudy.policies.decision import SKIP, Decision
+from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.tokens.ras import RASPolicy
+from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
+from tapstudy.policies.tokens.toca import ToCaPolicy
 from tests.instrument.replay import relative_error
 from tests.instrument.tiny_models import make
 
@@ -140,3 +147,31 @@ def test_refusals():
         tiny()
         with pytest.raises(ValueError, match="below 16"):
             tiny()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        TAPTokensPolicy(0.25, TAPConfig(interval=3, warmup_steps=2)),
+        TAPTokensPolicy(0.25, TAPConfig(interval=3, warmup_steps=2), names="error", every=2),
+        RASPolicy(0.5, dense=2, resets=()),
+        ToCaPolicy(0.25, TAPConfig(interval=3, warmup_steps=1)),
+        ModulesPolicy(1, TAPConfig(interval=3, warmup_steps=1)),
+        DBCachePolicy(0.9, first=1, last=1, warmup_steps=2),
+        PABPolicy(2, 3, window=(0, 1)),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+@pytest.mark.parametrize("name", ["SD3", pytest.param("Wan", marks=pytest.mark.slow)])
+def test_the_summary_counts_what_ran(policy, name):
+    """Without values, the same FLOPs as the run itself, but for the products that TAP makes beside the model."""
+    tiny = make(name)
+    full = count_flops(lambda: tiny(**tiny.at(0, 6)))
+    with apply_policy(tiny.model, policy) as handle:
+        spent = count_flops(lambda: [tiny(**tiny.at(step, 6)) for step in range(6)])
+        summary = handle.summary()
+        assert summary.flops_note is None
+        assert "p" in summary.mask
+        assert summary.flops_ratio == pytest.approx(
+            6 * full / spent, rel=0.05 if isinstance(policy, TAPPolicy) else 1e-6
+        )
