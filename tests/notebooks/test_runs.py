@@ -1,4 +1,4 @@
-"""Every notebook runs and says what is stored, every cell that makes a figure shows it; and again in the same kernel."""
+"""Every notebook runs and says what is stored, cells that make figures show them; and again in the same kernel."""
 
 import re
 from pathlib import Path
