@@ -91,7 +91,7 @@ def _table(comparison: Any) -> None:
 
     runs = comparison.sizes["run"]
     breaks = 5 if runs > 5 else 0  # a line after the reference, and after every N
-    Table(*comparison_table(comparison), _settings(comparison), left=4, breaks=breaks).show(width=180)
+    Table(*comparison_table(comparison), _settings(comparison), left=4, breaks=breaks).show(width=190)
     typer.echo(
         "PSNR and SSIM on images in [0, 1], interval by bootstrap over images. FLOPs: multiply-add = 2, matrix "
         "products and convolutions. Latency: the timed calls of a row, one per seed, after a warm-up."

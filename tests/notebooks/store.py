@@ -1,4 +1,4 @@
-"""Run the notebooks and store them with their outputs: `python -m tests.notebooks.store [NAME ...]`, or `make notebooks`.
+"""Run the notebooks and store them with their outputs: `make notebooks`, or `python -m tests.notebooks.store 03`.
 
 What is stored is small and the same every time: images are capped and have few colours; text has no addresses, and of
 HTML only the tables of pandas are kept, as the rest has names made by chance. Errors of a cell stop it.
