@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point at the figures where the site has them, one folder deeper than the repository."""
+    """Point at the figures where the site has them, one folder up, and ask for the reference of whole packages."""
+    markdown = re.sub(r"<!-- every public name of (\S+) -->", _names, markdown)
     return re.sub(r"\.\./((?:\.\./)*(?:figures|data/models)/)", r"\1", markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
     """Let a click on a figure open it in full."""
     return re.sub(r'(<img [^>]*src="([^"]+)"[^>]*>)', r'<a href="\2">\1</a>', html)
+
+
+def _names(package: re.Match[str]) -> str:
+    front = (ROOT / "docs/reference/accelerate.md").read_text().split()
+    names = [name for name in import_module(package[1]).__all__ if f"tapstudy.{name}" not in front]
+    return "\n".join(f"::: {package[1]}.{name}" for name in names)
 
 
 def _examples() -> Iterator[str]:

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from tapstudy.bench.compare import compare_images, table_rows
+from tapstudy.analysis.comparison_table import comparison_table
+from tapstudy.bench.compare import compare_images
 from tapstudy.bench.conditions import noise_seed
 from tapstudy.bench.image_error import psnr, ssim
 from tapstudy.bench.image_set import ImageSet, pipe_of, trained_model
@@ -132,7 +133,7 @@ def test_comparison(comparison):
 
 
 def test_table(comparison):
-    rows = table_rows(comparison)
+    _, rows = comparison_table(comparison)
     assert rows[0][:3] == ["", "reference", "12"]
     assert rows[-1][:4] == ["3", "TAP", "6", "FFF..F..F..F"]
     assert "[" in rows[-1][6]

@@ -106,6 +106,6 @@ def test_what_is_refused(monkeypatch):
         tap_step([probe], probe, Anchors(FLUX), weights, fused=True)
     with pytest.raises(ValueError, match="leave fused out"):
         TAPPolicy(compile=True, fused=True)
-    monkeypatch.setattr(fused, "_installed", lambda: False)
-    with pytest.raises(ImportError, match=r"tapstudy.fast."):
+    monkeypatch.setattr("tapstudy.extras.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs triton: pip install 'tapstudy\[fast\]'"):
         tap_step([probe], probe, Anchors(FLUX), weights, fused=True)
