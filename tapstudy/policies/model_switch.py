@@ -14,7 +14,7 @@ from tapstudy.policies.decision import Decision
 Model = Callable[..., Any]
 
 
-class Models(tuple[Model, ...]):
+class _Models(tuple[Model, ...]):
     """Models that the copies of a policy share."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -39,7 +39,7 @@ class ModelSwitchPolicy(Policy):
         check_integer("ModelSwitchPolicy: large_steps", large_steps, 0)
         if not callable(small):
             raise TypeError(f"ModelSwitchPolicy needs a model that can be called, got {small!r}")
-        self.models: Sequence[Model] = Models((small,))
+        self.models: Sequence[Model] = _Models((small,))
         self.large_steps = large_steps
 
     def wants_full(self, step: int) -> bool:
