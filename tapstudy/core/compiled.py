@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.scoring import Distance, Granularity, History, tap_step
+from tapstudy.core.transfer import onto
 
 
 class _Read(NamedTuple):
@@ -53,7 +54,7 @@ class CompiledStep:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run `tap_step`, compiled."""
         if self._compiled is not None:
-            read, weights = _Read(history.residuals), weights.to(probe.device)
+            read, weights = _Read(history.residuals), onto(weights, probe.device)
             try:
                 with self._lock:
                     found: tuple[Tensor, Tensor, Tensor] = self._compiled(probes, probe, read, weights, **options)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.apart import apart
+from tapstudy.core.transfer import onto
 from tapstudy.predictors.family import Label
 
 ResidualSite = Literal["hidden", "tail", "latent", "output"]
@@ -91,7 +92,7 @@ class Prediction:
         if losses is None or self.inverse is None:
             return losses
         # in memory a predictor's tokens are next to each other: copied as whole rows
-        return losses.movedim(-1, 0)[self.inverse.to(losses.device)].movedim(0, -1)
+        return losses.movedim(-1, 0)[onto(self.inverse, losses.device)].movedim(0, -1)
 
 
 def _kind(value: object) -> str:

@@ -98,9 +98,10 @@ class NonlinearTAPPolicy(AnchoredPolicy):
         residual, labels, losses = prediction.residual, prediction.choice, prediction.proxy_loss
         assert labels is not None
         assert losses is not None
-        for index, predictor in enumerate(self.nonlinear):
-            taken = choice == count + index  # (B, N)
-            if taken.any():
+        taken_by = [choice == count + index for index in range(len(self.nonlinear))]  # (B, N) each
+        used = torch.stack([taken.any() for taken in taken_by]).tolist()
+        for index, (predictor, taken) in enumerate(zip(self.nonlinear, taken_by, strict=True)):
+            if used[index]:
                 forecast = forecast_by(self, predictor, anchors.residuals, step=step)  # (B, N, D)
                 residual = torch.where(taken[..., None], forecast, residual)
                 labels = torch.where(taken, len(self.family.labels) + index, labels)
