@@ -127,6 +127,9 @@ class BlockHook:
 
     def _pass_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
+        call = self.instrument.call
+        if call is not None and call.tail_device is not None:  # where the blocks would have brought it
+            hidden = hidden.to(call.tail_device)
         if self.stream is None:
             return hidden
         encoder = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")

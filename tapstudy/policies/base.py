@@ -155,7 +155,7 @@ class Policy(ABC):
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
         """Tell whether `step`, which `wants_full` left to be skipped, must run in full after all, given its probe.
 
-        The answer waits for the device, once a step.
+        The answer waits for the device, once a step: that is what `waits` counts.
         """
         del step, probe
         return False
@@ -176,6 +176,11 @@ class Policy(ABC):
     def cache_bytes(self) -> int:
         """Memory held by the history."""
         return 0
+
+    @property
+    def waits(self) -> int:
+        """How often, at most, the host waits for the device at a skip step: once for a decision by the probe."""
+        return int(self.decides_by_probe)
 
 
 def check_policy(policy: Policy) -> None:

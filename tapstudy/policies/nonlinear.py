@@ -35,6 +35,10 @@ class NonlinearPolicy(AnchoredPolicy):
     def family_text(self) -> str:
         return repr(self.predictor)
 
+    @property
+    def waits(self) -> int:
+        return self.predictor.waits
+
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         residual = forecast_by(self, self.predictor, self.anchors.residuals, step=step)  # (B, N, D)
         return Prediction(residual, torch.zeros(residual.shape[:2], dtype=torch.int64, device=residual.device))
@@ -76,6 +80,11 @@ class NonlinearTAPPolicy(AnchoredPolicy):
     @property
     def family_text(self) -> str:
         return f"{self.family!r} + {self.nonlinear!r}"
+
+    @property
+    def waits(self) -> int:
+        """Once to see which nonlinear ones were chosen; these predict the probe, and then the residual."""
+        return 1 + 2 * sum(predictor.waits for predictor in self.nonlinear)
 
     def candidates(self, step: int) -> Candidates:
         """Find the linear candidates, with weight 0 on anchors that only nonlinear ones use."""

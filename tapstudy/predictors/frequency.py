@@ -37,6 +37,8 @@ class FrequencySplit:
         ValueError: a family with several members, a cutoff outside [0, 1], an unknown transform.
     """
 
+    waits = 0
+
     low: Family = field(default_factory=Reuse)
     high: Family = field(default_factory=lambda: HermiteFamily(sigma=0.71))
     cutoff: float = 0.1

@@ -34,6 +34,8 @@ class TokenLeastSquares:
         ValueError: an order below 1, a negative ridge.
     """
 
+    waits = 1  # for eigenvalues, in the pseudo-inverse
+
     order: int = 1
     ridge: float = 1e-3
 
@@ -67,8 +69,8 @@ class TokenLeastSquares:
     def _gains(self, gram: Tensor, anchors: Sequence[int], order: int) -> Tensor:
         before = [(0.0, *row) for row in _terms(anchors[1:], order, anchors[0])]  # E' never sees the newest anchor
         terms = onto(torch.tensor(before, dtype=gram.dtype), gram.device)  # (M, J)
-        move = torch.zeros_like(terms[0])  # F_0 - F_1, (J,)
-        move[0], move[1] = 1, -1
+        unit = torch.eye(len(anchors), dtype=gram.dtype, device=gram.device)
+        move = unit[0] - unit[1]  # F_0 - F_1, (J,)
         normal = terms @ gram @ terms.T  # (B, N, M, M)
         right = (terms @ gram @ move).unsqueeze(-1)  # (B, N, M, 1)
         ones = torch.ones_like(right)

@@ -206,6 +206,9 @@ _NO_LAUNCH = frozenset(
     for name in line.split()
 )
 
+# operations that wait inside: for a number, or for what a solver of linear algebra says of its success
+_WAITS = frozenset({"_local_scalar_dense", "_linalg_check_errors", "_linalg_eigh", "linalg_eig", "linalg_pinv"})
+
 _READS: dict[Any, Callable[[Tensor], Any]] = {
     Tensor.item: Tensor.item,
     Tensor.__float__: float,
@@ -281,7 +284,7 @@ class _Work(TorchDispatchMode):
             self.trace.hold(tensor)
         if name in ("_to_copy", "copy_") and read:
             self._copied(name, args, kwargs, source=read[-1] if name == "copy_" else read[0], into=made[0])
-        if name == "_local_scalar_dense" and _on_device(read[0]):
+        if name in _WAITS and _on_device(read[0]):
             self.trace.wait(name)
         touched = list(filter(_on_device, (*read, *made)))
         if touched and name not in _NO_LAUNCH:
@@ -313,7 +316,7 @@ class _Work(TorchDispatchMode):
 
 
 def _tolist(trace: Trace) -> Callable[[Tensor], Any]:
-    """Return a stand-in for `Tensor.tolist`, which no mode sees: one wait, for all numbers."""
+    """Return a stand-in for `FakeTensor.tolist`, which reads one number after the other: it is one wait for all."""
     original = Tensor.tolist
 
     def tolist(self: Tensor) -> Any:
@@ -413,7 +416,7 @@ def fake_gpus(folder: str, answer: Callable[[Tensor], float] | None = None) -> I
         for name, value in _torch_cuda(trace).items():
             stack.enter_context(patch.object(torch.cuda, name, value))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
-        stack.enter_context(patch.object(Tensor, "tolist", _tolist(trace)))
+        stack.enter_context(patch.object(FakeTensor, "tolist", _tolist(trace)))
         stack.enter_context(patch.object(Tensor, "record_stream", lambda self, stream: None))
         stack.enter_context(patch("torch._subclasses.fake_tensor.init_gpu_context", lambda *_: None))
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda self: True)))
