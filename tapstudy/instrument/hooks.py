@@ -112,6 +112,8 @@ class BlockHook:
         if not call.stops or self.place < 0:
             return inner(*args, **kwargs)
         if self.place == 0 and call.probe_kind == "modulated":
+            if call.stops and not torch.compiler.is_compiling():
+                inner = getattr(inner, "_torchdynamo_orig_callable", inner)  # what runs up to the probe needs no graph
             try:
                 output = inner(*args, **kwargs)
             except StopForward:

@@ -66,7 +66,7 @@ class Presence:
         for index, (block, block_list) in enumerate(blocks):
             stream = self.adapter.streams[block_list]
             place = (index > depth) - (index < depth)
-            self._put(block, hooks.BlockHook(instrument, stream, first=index == 0, place=place))
+            self._put(block, hooks.BlockHook(instrument, stream, first=index == 0, place=place), around=True)
         if self._probes_attention:
             self._put(attention, hooks.ProbeHook(instrument))
         for tail in tails:
@@ -108,8 +108,8 @@ class Presence:
         policy = self.instrument.policy
         return policy.needs_probe and policy.probe_kind == "modulated"
 
-    def _put(self, module: nn.Module, hook: Hook, *, name: str = "forward") -> None:
-        self._others.append(Place(module, hook, name=name))
+    def _put(self, module: nn.Module, hook: Hook, *, name: str = "forward", around: bool = False) -> None:
+        self._others.append(Place(module, hook, name=name, around=around))
         self._others[-1].take()
 
     def detach(self) -> None:

@@ -315,6 +315,10 @@ class _Work(TorchDispatchMode):
         return tensor, indices
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
 def _tolist(trace: Trace) -> Callable[[Tensor], Any]:
     """Return a stand-in for `FakeTensor.tolist`, which reads one number after the other: it is one wait for all."""
     original = Tensor.tolist
@@ -385,6 +389,8 @@ def _torch_cuda(trace: Trace) -> dict[str, Any]:
         "manual_seed_all": lambda *_: None,
         "manual_seed": lambda *_: None,
         "mem_get_info": lambda *_: (80 << 30, 80 << 30),
+        "get_rng_state": lambda *_: torch.zeros(1, dtype=torch.uint8),
+        "set_rng_state": lambda *_: None,
     }
 
 
@@ -416,6 +422,8 @@ def fake_gpus(folder: str, answer: Callable[[Tensor], float] | None = None) -> I
         for name, value in _torch_cuda(trace).items():
             stack.enter_context(patch.object(torch.cuda, name, value))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
+        # as fused kernels do: without a matrix of scores
+        stack.enter_context(patch.object(nn.functional, "scaled_dot_product_attention", _attention))
         stack.enter_context(patch.object(FakeTensor, "tolist", _tolist(trace)))
         stack.enter_context(patch.object(Tensor, "record_stream", lambda self, stream: None))
         stack.enter_context(patch("torch._subclasses.fake_tensor.init_gpu_context", lambda *_: None))
