@@ -21,7 +21,7 @@ from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.driver import Value, run_info
 from tapstudy.instrument.idle import hand_out, keep_blanks
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
-from tapstudy.instrument.presence import Presence, refuse_other_caches
+from tapstudy.instrument.presence import Presence, refuse_cuda_graphs, refuse_other_caches
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectories import Trajectories, Turn
 from tapstudy.instrument.trajectory import ContextRun
@@ -155,6 +155,7 @@ class Instrument:
         if began:
             self._cautions.about_skips(trajectory.runs)
             refuse_other_caches(self.model)  # one may have been enabled since
+            refuse_cuda_graphs(self.model)
             self._trajectories.start(driver)
             self._cautions.about_sampling(self.policy, driver.scheduler, run_info(trajectory.span))
         if trajectory.watch.misread:

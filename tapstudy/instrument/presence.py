@@ -12,7 +12,7 @@ from tapstudy.instrument import hooks
 from tapstudy.instrument.call import Host
 from tapstudy.instrument.idle import IdleHook, idle_modules
 from tapstudy.instrument.module_outputs import WatchedModule
-from tapstudy.instrument.places import Hook, Place, occupied, replaced
+from tapstudy.instrument.places import COMPILED, Hook, Place, StandIn, occupied, replaced
 
 # at the end of a run pipelines look for this method; classes without caches of their own lack it
 END_OF_RUN = "_reset_stateful_cache"
@@ -46,7 +46,8 @@ class Presence:
 
         Raises:
             ValueError: `probe_depth` beyond the last block, or a policy that decides by a probe it does not need.
-            RuntimeError: the model already runs under a policy, a cache, or another forward than its own.
+            RuntimeError: the model already runs under a policy, a cache, or another forward than its own, or in CUDA
+                graphs.
         """
         instrument, policy = self.instrument, self.instrument.policy
         blocks, tails = self.adapter.modules(self.model)
@@ -176,12 +177,35 @@ def refuse_unless_free(model: nn.Module) -> None:
             f"this {type(model).__name__} already runs under a policy: call remove() on its handle first"
         )
     refuse_other_caches(model)
+    refuse_cuda_graphs(model)
     other = replaced(model)
     if other is not None:
         raise RuntimeError(
             f"the forward of this {type(model).__name__} was replaced by {other}, as other caches do: take that off, "
             "or load the model anew; two caches would predict from each other's predictions"
         )
+
+
+def refuse_cuda_graphs(model: nn.Module) -> None:
+    """Raise RuntimeError if the model, or a part of it, is compiled into CUDA graphs.
+
+    These give what they compute at fixed addresses, and the next call overwrites it: of what a policy takes from inside
+    the model, such as the probe, nothing would be left by the time that the last block is through.
+    """
+    if all(parameter.device.type != "cuda" for parameter in model.parameters()):
+        return
+    for module in model.modules():
+        compiled = getattr(module, COMPILED, None)
+        while isinstance(compiled, StandIn):
+            compiled = compiled.inner
+        for made in (module, compiled):
+            config = getattr(made, "get_compiler_config", None)
+            if config is not None and (config() or {}).get("triton.cudagraphs"):
+                raise RuntimeError(
+                    f"{type(module).__name__} is compiled into CUDA graphs (mode='reduce-overhead' or 'max-autotune'), "
+                    "whose memory every call overwrites: compile it with mode='max-autotune-no-cudagraphs', or without "
+                    "a mode"
+                )
 
 
 def refuse_other_caches(model: nn.Module) -> None:
