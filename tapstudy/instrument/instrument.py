@@ -21,7 +21,7 @@ from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.driver import Value, run_info
 from tapstudy.instrument.idle import hand_out, keep_blanks
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
-from tapstudy.instrument.presence import Presence, refuse_cuda_graphs, refuse_other_caches
+from tapstudy.instrument.presence import Presence, refuse_other_caches
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectories import Trajectories, Turn
 from tapstudy.instrument.trajectory import ContextRun
@@ -155,7 +155,6 @@ class Instrument:
         if began:
             self._cautions.about_skips(trajectory.runs)
             refuse_other_caches(self.model)  # one may have been enabled since
-            refuse_cuda_graphs(self.model)
             self._trajectories.start(driver)
             self._cautions.about_sampling(self.policy, driver.scheduler, run_info(trajectory.span))
         if trajectory.watch.misread:
@@ -297,13 +296,9 @@ class Instrument:
 
     def _tell(self, call: Call) -> None:
         """Tell the listeners of a pass that is over."""
+        presence, span = self.presence, self._trajectories.latest.span
         event = StepEvent.of(
-            call,
-            self.adapter,
-            lists=self.presence.deeper,
-            watched=self.presence.watched,
-            latent=self._wants_latent,
-            span=self._trajectories.latest.span,
+            call, self.adapter, lists=presence.deeper, watched=presence.watched, latent=self._wants_latent, span=span
         )
         for listener in self.listeners:
             listener(event)
@@ -367,7 +362,6 @@ class Instrument:
         return to_tokens(residual, call.grid, self.adapter.channel_dim)
 
     def _observe(self, call: Call, unchanged: Any) -> Any:
-        assert call.residual is not None
         observe(call)
         call.run.observed = True
         if not self.listeners:

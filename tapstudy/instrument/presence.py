@@ -177,7 +177,6 @@ def refuse_unless_free(model: nn.Module) -> None:
             f"this {type(model).__name__} already runs under a policy: call remove() on its handle first"
         )
     refuse_other_caches(model)
-    refuse_cuda_graphs(model)
     other = replaced(model)
     if other is not None:
         raise RuntimeError(
@@ -209,7 +208,8 @@ def refuse_cuda_graphs(model: nn.Module) -> None:
 
 
 def refuse_other_caches(model: nn.Module) -> None:
-    """Raise RuntimeError if a diffusers cache is enabled on the model or a part of it."""
+    """Raise RuntimeError if a diffusers cache is enabled on the model or a part of it, or it makes CUDA graphs."""
+    refuse_cuda_graphs(model)
     for module in model.modules():
         others = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         # offloading and casting hooks keep no state from step to step, caches do

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import torch
@@ -35,6 +36,8 @@ def real(trace: Trace, name: str, **config: Any) -> EulerLoop:
     finally:
         torch.set_default_dtype(before)
     nn.Module.to(model, torch.bfloat16)
-    host = example_inputs(model, size.grid, text=size.text, batch=1, device=torch.device("cpu"))
+    on_host = torch.empty(0, dtype=torch.bfloat16)  # arguments are made where the weights are
+    with patch.object(model, "parameters", lambda: iter([on_host])):
+        host = example_inputs(model, size.grid, text=size.text, batch=1)
     scale = 1 if name.startswith(("Flux", "Qwen")) else 1000
     return EulerLoop(model, trace.on(host), time_scale=scale)

@@ -14,7 +14,7 @@ from tests.instrument.tiny_models import make
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs", None])
 def test_cuda_graphs_are_refused(gpus, how, mode):
     """Before anything runs; nothing is compiled here."""
-    tiny = make("SD3")
+    tiny = make("Flux")
     with gpus() as trace:
         target = model = trace.on(tiny.model)
         if how == "wrapper":

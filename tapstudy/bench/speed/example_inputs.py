@@ -376,21 +376,13 @@ _INPUTS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
 _SQUARE = ("DiT", "HiDream")  # takes such images only, or pads others to a size that the configuration gives
 
 
-def example_inputs(
-    model: nn.Module,
-    grid: Grid | None = None,
-    *,
-    text: int = 8,
-    batch: int = BATCH,
-    device: torch.device | None = None,
-) -> dict[str, Any]:
-    """Return keyword arguments for one call of `model.forward`, in its dtype.
+def example_inputs(model: nn.Module, grid: Grid | None = None, *, text: int = 8, batch: int = BATCH) -> dict[str, Any]:
+    """Return keyword arguments for one call of `model.forward`, on its device and in its dtype.
 
     Args:
         model: a transformer of a class that comes with an adapter, or of a subclass.
         grid: frames, rows and columns of the image tokens; None for a small one.
         text: number of text tokens, none of them padding.
-        device: that of the model by default.
 
     Raises:
         TypeError: no example is known for this class.
@@ -405,4 +397,4 @@ def example_inputs(
         video = "Transformer3D" in name and not name.startswith("JoyImage")
         grid = (1, 4, 4) if name.startswith(_SQUARE) else (3 if video else 1, 4, 6)
     parameter = next(model.parameters())
-    return _INPUTS[name](_Maker(model.config, grid, text, batch, device or parameter.device, parameter.dtype))
+    return _INPUTS[name](_Maker(model.config, grid, text, batch, parameter.device, parameter.dtype))
