@@ -151,6 +151,12 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
             )
             machine = _machine(device, compile_model, peak_tflops)
             judging = load_classifier(spec.name, folder=classifier)
+            for option, samples in (("--count", count), ("--initial-count", initial_count or count)):
+                if samples <= judging.head.in_features:
+                    raise ValueError(
+                        f"{option} {samples} is too few: the Frechet distance needs more samples than the judge has "
+                        f"features, {judging.head.in_features}"
+                    )
             images, test = (load_images(spec.data_set, split, data) for split in ("train", "test"))
             if initial is None and spec.initial and smooth_sigma:
                 initial = model_folder(spec.initial)

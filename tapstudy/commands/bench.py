@@ -75,9 +75,8 @@ def speed(
                 batch_size=batch_size,
                 dtype=find_dtype(dtype, "--dtype") if dtype else None,
                 device=device,
+                keep=lambda measured: out and save_table(measured, out.parent, out.stem),
             )
-            if out is not None:
-                save_table(found, out.parent, out.stem)
         if markdown:
             typer.echo(speed_table.page(found))
         else:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tapstudy.core.scoring import wide_dtype
 
-def relative_change(now: Tensor, before: Tensor) -> float:
-    """Compute mean |now - before| / mean |before| over all entries (batch, token, channel). Waits for the device.
 
-    From nothing (all zeros) to something is an infinite change, to nothing none.
+def relative_change(now: Tensor, before: Tensor) -> Tensor:
+    """Compute mean |now - before| / mean |before| over all entries (batch, token, channel): one number, on the device.
+
+    From nothing (all zeros) to something is an infinite change, to nothing none. In float64 where the device has it.
     """
     wide = torch.promote_types(now.dtype, torch.float32)
     now, before = now.detach().to(wide), before.detach().to(wide)
-    change, size = torch.stack([(now - before).abs().mean(), before.abs().mean()]).tolist()
-    if size == 0:
-        return 0.0 if change == 0 else float("inf")
-    return change / size
+    change, size = ((now - before).abs().mean(), before.abs().mean())
+    change, size = (value.to(wide_dtype(value.device)) for value in (change, size))
+    return torch.where(change == 0, change, change / size)

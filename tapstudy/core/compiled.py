@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache, partial
 from threading import Lock
+from types import FunctionType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -30,6 +32,22 @@ def _options() -> dict[str, Any]:
     return {"cpp.simdlen": 256} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
+def _run(
+    distance: Distance, granularity: Granularity, probes: Sequence[Tensor], probe: Tensor, *others: Any, **options: Any
+) -> Any:
+    step = _compiled(distance, granularity, len(probes), probes[0].dtype, probe.dtype, probe.device)
+    return step(probes, probe, *others, **options)
+
+
+@cache
+def _compiled(*kind: Any) -> Any:
+    """Compile `tap_step` for one kind of input. Of one code torch keeps few graphs, so every kind has its own."""
+    del kind
+    own = FunctionType(tap_step.__code__.replace(), tap_step.__globals__)
+    own.__kwdefaults__ = tap_step.__kwdefaults__
+    return torch.compile(own, dynamic=True, fullgraph=True, options=_options())
+
+
 class CompiledStep:
     """A compiled `tap_step`, shared by the copies of a policy; the plain one, with a warning, where that fails.
 
@@ -43,7 +61,7 @@ class CompiledStep:
                 "compile=True works with distance cosine or l2 and granularity token, step or global, got "
                 f"{distance!r} and {granularity!r}: leave compile out"
             )
-        self._compiled: Any = torch.compile(tap_step, dynamic=True, fullgraph=True, options=_options())
+        self._compiled: Any = partial(_run, distance, granularity)
         self._lock = Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

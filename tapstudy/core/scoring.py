@@ -232,8 +232,8 @@ def _region_means(losses: Tensor, grid: Grid | None, size: int) -> Tensor:
     column = torch.arange(width, device=losses.device) // size
     in_frame = row[:, None] * (width // size + 1) + column  # (height, width)
     frame = torch.arange(frames, device=losses.device)[:, None, None]
-    region = (frame * (int(in_frame.max()) + 1) + in_frame).flatten()  # (token,)
-    count = int(region.max()) + 1
+    most = (height - 1) // size * (width // size + 1) + (width - 1) // size  # of a frame; known without reading it
+    region, count = (frame * (most + 1) + in_frame).flatten(), frames * (most + 1)  # (token,)
     sums = losses.new_zeros(batch, count, predictors).index_add_(1, region, losses)
-    sizes = torch.bincount(region, minlength=count).clamp(min=1)
+    sizes = region.new_zeros(count).index_add_(0, region, torch.ones_like(region)).clamp(min=1)
     return (sums / sizes[:, None])[:, region]  # (batch, token, predictor)

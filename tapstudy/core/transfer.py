@@ -1,4 +1,4 @@
-"""Transfer anchors to the device that they are kept on, and back to where they are read."""
+"""Bring tensors to the device that they are needed on: anchors to where they are kept and back, and small ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def onto(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Bring what the host has made to the device that it is needed on; the host goes on, and so does the device.
+
+    (A blocking copy would wait for all that the device has been asked to do so far. Of a plain one the host's memory
+    has been read when the call returns. The other way round nothing may be read before the device is done.)
+    """
+    return value.to(device, value.dtype if dtype is None else dtype, non_blocking=value.device.type == "cpu")
 
 
 @dataclass(frozen=True)

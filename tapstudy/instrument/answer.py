@@ -18,6 +18,7 @@ def observe(call: Call) -> None:
     assert residual is not None
     with _naming_what_is_missing(policy, "observe"):
         policy.observe(call.step, call.probe, residual)
+    call.run.observed = True
 
 
 def predicted(call: Call, model: nn.Module, *, shape: torch.Size, device: torch.device | None) -> Tensor:

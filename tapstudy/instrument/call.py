@@ -123,13 +123,24 @@ class Call:
     def probe(self) -> Tensor | None:
         """(batch, token, channel), or (2, batch, token, channel) of the kind `stream`."""
         sequence = self.probed
-        if sequence is None or self.probe_kind == "latent":
-            return sequence
-        tokens = self.probe_tokens.take(sequence)
+        if sequence is None:
+            return None
+        if self.probe_kind == "latent":
+            return sequence.to(self.home)
+        tokens = self.probe_tokens.take(sequence).to(self.home)
         if self.probe_kind == "modulated":
             return tokens
         assert self.start is not None
-        return torch.stack([self.hidden_tokens.take(self.start), tokens])
+        return torch.stack([self.hidden_tokens.take(self.start).to(self.home), tokens])
+
+    @property
+    def home(self) -> torch.device:
+        """Return the device that the policy works on: of what is added to, should the model be split over several."""
+        return self.model_input.device if self.latent or self.start is None else self.start.device
+
+    def let_go(self) -> None:
+        """Drop the features that a pass still holds once the policy has seen them and nobody else will."""
+        self.start = self.attention_input = self.stream = self.latent_tokens = self.residual = None
 
     @property
     def probed(self) -> Tensor | None:

@@ -24,9 +24,9 @@ class StepClock:
         note: dict[str, str] = {}
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            start.record(torch.cuda.current_stream(device))  # not that of the device that is current
             yield note
-            end.record()
+            end.record(torch.cuda.current_stream(device))
             self._events.append((note["kind"], start, end))
         else:
             started = time.perf_counter()

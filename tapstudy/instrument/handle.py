@@ -12,6 +12,7 @@ from tapstudy.instrument.adapters import Adapter, find_adapter, why_unsupported
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.flops import Passes
 from tapstudy.instrument.instrument import Instrument
+from tapstudy.instrument.presence import refuse_cuda_graphs
 from tapstudy.instrument.summary import ContextSummary, Summary
 from tapstudy.policies.base import Policy
 from tapstudy.policies.config import TAPConfig
@@ -75,6 +76,8 @@ def find_transformers(target: Any) -> dict[str, tuple[nn.Module, Adapter]]:
     else:
         components: dict[str, Any] = getattr(target, "components", None) or {}
         modules = {name: module for name, module in components.items() if isinstance(module, nn.Module)}
+    for module in modules.values():
+        refuse_cuda_graphs(module)
     # torch.compile(model) is a wrapper that calls the model it holds
     modules = {name: getattr(module, "_orig_mod", module) for name, module in modules.items()}
     found = {

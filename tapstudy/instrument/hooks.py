@@ -112,6 +112,8 @@ class BlockHook:
         if not call.stops or self.place < 0:
             return inner(*args, **kwargs)
         if self.place == 0 and call.probe_kind == "modulated":
+            if call.stops and not torch.compiler.is_compiling():
+                inner = getattr(inner, "_torchdynamo_orig_callable", inner)  # what runs up to the probe needs no graph
             try:
                 output = inner(*args, **kwargs)
             except StopForward:
@@ -123,12 +125,19 @@ class BlockHook:
                     if call.blanks:  # nothing else is lost, all blocks so far ran, but on blanks: from the start
                         raise StopForward
                 return output
-        return pass_through(self.stream, args, kwargs)
+        return pass_through(self.stream, args, kwargs, call.run.tail_device)
 
 
-def pass_through(stream: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a block gives that hands its input on; `stream` as in `BlockHook`."""
+def pass_through(
+    stream: int | None, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device | None = None
+) -> Any:
+    """Return what a block gives that hands its input on; `stream` as in `BlockHook`.
+
+    `device`: where the blocks would have brought the image stream, None: it stays.
+    """
     hidden = args[0] if args else kwargs["hidden_states"]
+    if device is not None:
+        hidden = hidden.to(device)
     if stream is None:
         return hidden
     encoder = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")

@@ -295,15 +295,15 @@ class Instrument:
         run.finish(call.state, call.prediction)
         if call.state == "full":
             keep_blanks(call)
-        if not self.listeners:
-            return
+        if self.listeners:
+            self._tell(call)
+        self._trajectories.release(run)
+
+    def _tell(self, call: Call) -> None:
+        """Tell the listeners of a pass that is over."""
+        presence, span = self.presence, self._trajectories.latest.span
         event = StepEvent.of(
-            call,
-            self.adapter,
-            lists=self.presence.deeper,
-            watched=self.presence.watched,
-            latent=self._wants_latent,
-            span=self._trajectories.latest.span,
+            call, self.adapter, lists=presence.deeper, watched=presence.watched, latent=self._wants_latent, span=span
         )
         for listener in self.listeners:
             listener(event)
@@ -326,10 +326,11 @@ class Instrument:
         if call.state != "skip":
             # float32 (or better) keeps start + residual equal to the tail input when the model runs in bf16
             wide = torch.promote_types(tail.dtype, torch.float32)
-            call.residual = call.tail_tokens.take(sequence).detach().to(wide)
+            call.residual = call.tail_tokens.take(sequence).detach().to(call.home).to(wide)
             if call.relative:
                 call.residual = call.residual - start.detach()  # in `wide`, without a copy of start in it
         if call.state == "full":
+            call.run.tail_device = None if tail.device == call.home else tail.device
             return self._observe(call, tail)
         predicted = self._predict(call)  # (B, N, D)
         if call.relative:
@@ -337,12 +338,12 @@ class Instrument:
             mine = call.prediction is not None and call.prediction.disposable and not self.listeners
             predicted = add_into(predicted, start) if mine else start + predicted
         same = self.adapter.tail_start is None  # what the first block was given is what came through the others
-        return call.tail_tokens.put(call.start if same else sequence, predicted).to(tail.dtype).view(tail.shape)
+        replaced = call.tail_tokens.put(call.start if same else sequence, predicted)
+        return replaced.to(tail.device, tail.dtype).view(tail.shape)
 
     @hooks.in_python
     def _finish_latent(self, call: Call, output: Any) -> Any:
         """With the residual in latent space: the output of this pass. `output` is what the model gave, if it ran."""
-        channels = self.adapter.channel_dim
         if call.state == "partial" and call.decision.tokens is None:
             return output
         if call.state != "skip":
@@ -358,18 +359,18 @@ class Instrument:
         form = call.run.form
         assert form is not None
         whole = self._predict(call) if call.decision.tokens is None else spread_latent(call, self._predict)
-        residual = from_tokens(whole, call.grid, channel_dim=channels, shape=form.shape)
+        residual = from_tokens(whole, call.grid, channel_dim=self.adapter.channel_dim, shape=form.shape)
         output = latent_sum(call.model_input, residual) if call.relative else residual
         return form.wrap(output, return_dict=call.return_dict)
 
     def _latent_tokens(self, call: Call, sample: Tensor, *, relative: bool = True) -> Tensor:
-        residual = latent_residual(call.model_input if relative else None, sample)
+        residual = latent_residual(call.model_input if relative else None, sample.to(call.model_input.device))
         return to_tokens(residual, call.grid, self.adapter.channel_dim)
 
     def _observe(self, call: Call, unchanged: Any) -> Any:
-        assert call.residual is not None
         observe(call)
-        call.run.observed = True
+        if not self.listeners:
+            call.let_go()
         return unchanged
 
     def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:

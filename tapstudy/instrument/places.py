@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from diffusers.hooks.hooks import HookFunctionReference
 from torch import nn
 
 Method = Callable[..., Any]
 Slot = tuple[Any, str]
+
+# where torch keeps what `module.compile()` makes of a call
+COMPILED = "_compiled_call_impl"
 
 _nothing: Any = type(None)  # called without arguments it returns None, and pickles of it need no tapstudy
 
@@ -56,16 +61,46 @@ class StandIn:
         return self.inner.__reduce_ex__(protocol)
 
 
+class _Weakly:
+    """A method of a module, which it does not keep alive."""
+
+    __slots__ = ("method",)
+
+    def __init__(self, method: Method) -> None:
+        self.method = weakref.WeakMethod(method)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Method:
+        method = self.method()
+        assert method is not None, "a method of a module that is gone"
+        return method
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__wrapped__.__reduce_ex__(protocol)
+
+
+# Stand-ins without a hook, by module, method, and kind of hook. torch.compile tells them from others by their identity,
+# so that a policy which is put on again meets the graphs of the last time.
+_kept: WeakKeyDictionary[nn.Module, dict[tuple[str, type], StandIn]] = WeakKeyDictionary()
+
+
 class Place:
     """One method of one module, and the stand-in that takes its place.
 
     Args:
         lowest: next to the method itself, below whatever others have put around it or will, and never moved; else on
             top of all that, so that a stand-in which does not call the method spares their work too.
+        around: also around the module's compiled forward, should it have one (`module.compile()`): that then compiles
+            to what it would without us.
     """
 
-    def __init__(self, module: nn.Module, hook: Hook, *, name: str = "forward", lowest: bool = False) -> None:
-        self.module, self.hook, self.name, self.lowest = module, hook, name, lowest
+    def __init__(
+        self, module: nn.Module, hook: Hook, *, name: str = "forward", lowest: bool = False, around: bool = False
+    ) -> None:
+        self.module, self.hook, self.name, self.lowest, self.around = module, hook, name, lowest, around
         self._held: StandIn | None = None
         self._found: Method | None = None
 
@@ -82,16 +117,18 @@ class Place:
 
     def take(self) -> None:
         """Put the stand-in where it belongs, if it is not there."""
-        if self._held is not None and self.intact:
+        name = COMPILED if self.around and getattr(self.module, COMPILED, None) is not None else self.name
+        if self._held is not None and name == self.name and self.intact:
             return
         self.leave()
+        self.name = name
         own = own_method(self.module, self.name)
         self._found = vars(self.module).get(self.name)
         if not self.lowest:
-            self._held = StandIn(self.hook, getattr(self.module, self.name, own))
+            self._held = self._stand_in(getattr(self.module, self.name, own))
             setattr(self.module, self.name, self._held)
             return
-        self._held = StandIn(self.hook, own)
+        self._held = self._stand_in(own)
         if self._found is None:
             setattr(self.module, self.name, own)
         for holder, name in list(_slots(self.module)):
@@ -108,12 +145,24 @@ class Place:
         if self._found is None and vars(self.module).get(self.name) == self._held.inner:
             delattr(self.module, self.name)
         self._held.hook = None
+        own = own_method(self.module, self.name)
+        if self._held.inner == own:
+            self._held.inner = _Weakly(own)
+            _kept.setdefault(self.module, {})[self.name, type(self.hook)] = self._held
         self._held = None
+
+    def _stand_in(self, inner: Method) -> StandIn:
+        """Make a stand-in, or take the one that stood here before: compiled graphs know it."""
+        kept = _kept.get(self.module, {}).get((self.name, type(self.hook)))
+        if kept is None or kept.hook is not None or inner != own_method(self.module, self.name):
+            return StandIn(self.hook, inner)
+        kept.hook, kept.inner = self.hook, inner
+        return kept
 
 
 def own_method(module: nn.Module, name: str) -> Method:
     """Return the method that the module's class gives it, or one that does nothing."""
-    method: Any = getattr(type(module), name, _nothing)
+    method: Any = getattr(type(module), name, None) or _nothing
     return functools.partial(_nothing) if method is _nothing else method.__get__(module)
 
 

@@ -13,7 +13,7 @@ from tapstudy.instrument.call import Host
 from tapstudy.instrument.idle import IdleHook, idle_modules
 from tapstudy.instrument.module_outputs import WatchedModule
 from tapstudy.instrument.parts import Nested, layout_of, part_hooks
-from tapstudy.instrument.places import Hook, Place, occupied, replaced
+from tapstudy.instrument.places import COMPILED, Hook, Place, StandIn, occupied, replaced
 
 # at the end of a run pipelines look for this method; classes without caches of their own lack it
 END_OF_RUN = "_reset_stateful_cache"
@@ -48,7 +48,8 @@ class Presence:
 
         Raises:
             ValueError: `probe_depth` beyond the last block, or a policy that decides by a probe it does not need.
-            RuntimeError: the model already runs under a policy, a cache, or another forward than its own.
+            RuntimeError: the model already runs under a policy, a cache, or another forward than its own, or in CUDA
+                graphs.
         """
         instrument, policy = self.instrument, self.instrument.policy
         blocks, tails = self.adapter.modules(self.model)
@@ -69,7 +70,7 @@ class Presence:
         for index, (block, block_list) in enumerate(blocks):
             stream = self.adapter.streams[block_list]
             place = (index > depth) - (index < depth)
-            self._put(block, hooks.BlockHook(instrument, stream, first=index == 0, place=place))
+            self._put(block, hooks.BlockHook(instrument, stream, first=index == 0, place=place), around=True)
         if self._probes_attention:
             self._put(attention, hooks.ProbeHook(instrument))
         for tail in tails:
@@ -113,10 +114,12 @@ class Presence:
         policy = self.instrument.policy
         return policy.needs_probe and policy.probe_kind == "modulated"
 
-    def _put(self, module: nn.Module, hook: Hook, *, name: str = "forward", inside: bool = False) -> None:
+    def _put(
+        self, module: nn.Module, hook: Hook, *, name: str = "forward", around: bool = False, inside: bool = False
+    ) -> None:
         place = next((one for one in self._others if one.module is module and one.name == name), None)
         if place is None:
-            place = Place(module, hook, name=name)
+            place = Place(module, hook, name=name, around=around)
             self._others.append(place)
         else:
             place.leave()
@@ -195,8 +198,31 @@ def refuse_unless_free(model: nn.Module) -> None:
         )
 
 
+def refuse_cuda_graphs(model: nn.Module) -> None:
+    """Raise RuntimeError if the model, or a part of it, is compiled into CUDA graphs.
+
+    These give what they compute at fixed addresses, and the next call overwrites it: of what a policy takes from inside
+    the model, such as the probe, nothing would be left by the time that the last block is through.
+    """
+    if all(parameter.device.type != "cuda" for parameter in model.parameters()):
+        return
+    for module in model.modules():
+        compiled = getattr(module, COMPILED, None)
+        while isinstance(compiled, StandIn):
+            compiled = compiled.inner
+        for made in (module, compiled):
+            config = getattr(made, "get_compiler_config", None)
+            if config is not None and (config() or {}).get("triton.cudagraphs"):
+                raise RuntimeError(
+                    f"{type(module).__name__} is compiled into CUDA graphs (mode='reduce-overhead' or 'max-autotune'), "
+                    "whose memory every call overwrites: compile it with mode='max-autotune-no-cudagraphs', or without "
+                    "a mode"
+                )
+
+
 def refuse_other_caches(model: nn.Module) -> None:
-    """Raise RuntimeError if a diffusers cache is enabled on the model or a part of it."""
+    """Raise RuntimeError if a diffusers cache is enabled on the model or a part of it, or it makes CUDA graphs."""
+    refuse_cuda_graphs(model)
     for module in model.modules():
         others = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         # offloading and casting hooks keep no state from step to step, caches do

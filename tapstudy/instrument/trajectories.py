@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from tapstudy.instrument.driver import Driver, Value, find_driver, span_of
-from tapstudy.instrument.trajectory import Trajectory
+from tapstudy.instrument.trajectory import ContextRun, Trajectory
 from tapstudy.policies.base import Policy
 
 
@@ -114,8 +114,12 @@ class Trajectories:
         except TypeError:  # a scheduler that cannot be held weakly
             return self._held.setdefault(threading.current_thread(), Trajectory())
 
+    def release(self, run: ContextRun) -> None:
+        """Free the history of a context of the latest one if another transformer makes the steps that are left."""
+        if self.latest.hands_over:
+            run.free(self.policy.fresh())
+
     def _end(self, trajectory: Trajectory) -> None:
         for run in trajectory.runs.values():
-            run.policy = self.policy.fresh()
-            run.free()
+            run.free(self.policy.fresh())
         trajectory.ended = True

@@ -49,6 +49,7 @@ class ContextRun:
         choices: how many tokens took each labelled predictor.
         cache_bytes: most memory its history has held, in host memory if it is kept there.
         form: what the transformer's last output looked like.
+        tail_device: of the input of the tail, if another one than that of the first block.
         described: description of the arguments of its last full step, None before.
         blanks: what modules that idle at a skip step hand out then, by path, call for call.
         begun: what its policy was told when the history began, until that is noted in `inputs`.
@@ -79,6 +80,7 @@ class ContextRun:
     choices: Tensor | None = None
     cache_bytes: int = 0
     form: Form | None = None
+    tail_device: torch.device | None = None
     described: dict[str, Any] | None = None
     blanks: dict[str, list[Any]] = field(default_factory=dict)
     begun: RunInfo | None = None
@@ -96,8 +98,9 @@ class ContextRun:
         came_or_went = ", ".join(sorted(self.taking ^ taking))
         return "input shape changed" if self.shape != shape else f"{came_or_went} came or went"
 
-    def free(self) -> None:
-        """Let go of all tensors; what the summary needs stays."""
+    def free(self, unused: Policy) -> None:
+        """Let go of all tensors, for an unused policy; what the summary needs stays."""
+        self.policy, self.observed = unused, False
         self.key = self.timestep = self.latent = self.described = None
         self.blanks, self.attended = {}, {}
 
@@ -144,6 +147,11 @@ class Trajectory:
         self.runs.clear()
         self._counts.clear()
         self.span, self.ended = None, False
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether the transformer is in the last step that it sees of a run that another one goes on with."""
+        return self.span is not None and self.watch.index == self.span.end - 1 and self.span.end < self.span.total
 
     def begins(self, driver: Driver, value: Value) -> bool:
         """Take in a call; whether a run begins with it."""

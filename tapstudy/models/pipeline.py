@@ -86,10 +86,11 @@ class LabelPipeline(PixelPipeline):
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
         x = self.prepare_latents(len(labels), generator, latents)  # (B, C, H, W)
         labels = labels.to(x.device)
+        both = self._of_both_branches(labels)  # one object for all steps, by which caches know their branch
 
         def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             scale = guidance_scale if idle_branch else float(self.guidance_at(t, guidance_scale))
-            return self.guided_velocity(x, t, labels, guidance_scale=scale)
+            return self._velocity(x, t, both if scale > 1 else labels, scale)
 
         return self.sample(
             x,
@@ -112,14 +113,24 @@ class LabelPipeline(PixelPipeline):
             labels: (batch,).
             guidance_scale: above 1 both branches run as one batch, labelled first, at all noise levels.
         """
-        guided = guidance_scale > 1
         labels = torch.as_tensor(labels, device=x.device)
-        null_label = self.transformer.config.num_embeds_ada_norm
+        return self._velocity(
+            x, timestep, self._of_both_branches(labels) if guidance_scale > 1 else labels, guidance_scale
+        )
+
+    def _of_both_branches(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the labels of a batch of both branches, labelled first."""
+        return torch.cat([labels, torch.full_like(labels, self.transformer.config.num_embeds_ada_norm)])
+
+    def _velocity(
+        self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor, guidance_scale: float
+    ) -> torch.Tensor:
+        guided = guidance_scale > 1
         model_input = torch.cat([x, x]) if guided else x
         velocity = self.transformer(
             model_input,
             timestep=timestep.to(x.dtype).expand(len(model_input)),  # the model tells its dtype slowly
-            class_labels=torch.cat([labels, torch.full_like(labels, null_label)]) if guided else labels,
+            class_labels=labels,
             return_dict=False,
         )[0]
         if guided:

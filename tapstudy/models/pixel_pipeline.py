@@ -41,6 +41,8 @@ class PixelPipeline(DiffusionPipeline):
             velocity: of a state and a timestep, with the guidance that one step uses.
         """
         self.scheduler.set_timesteps(num_inference_steps, device=x.device)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)  # else it looks for the first timestep, which waits for the device
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             x = self.scheduler.step(velocity(x, t), t, x, return_dict=False)[0]
             if callback is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tapstudy.core.checks import check_least
+from tapstudy.core.scoring import wide_dtype
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
@@ -19,7 +20,7 @@ class AdaptiveTAPPolicy(TAPPolicy):
     starts again. `config.interval` remains as the longest window: the schedule S(N, w) turned into an upper bound. One
     decision for the whole batch of a context.
 
-    Cost of a skip step: that of TAP with the scoring done twice, and waiting for the device once. Memory as for TAP.
+    Cost of a skip step: that of TAP with the scoring done twice. Memory as for TAP.
 
     Args:
         threshold: in units of `config.distance`; infinite, windows are as long as `interval` allows.
@@ -41,7 +42,7 @@ class AdaptiveTAPPolicy(TAPPolicy):
 
     def restart(self) -> None:
         super().restart()
-        self.total = 0.0
+        self.total: Tensor | float = 0.0  # stays on the device
 
     def wants_full(self, step: int) -> bool:
         config, steps = self.config, self.anchors.steps
@@ -50,13 +51,13 @@ class AdaptiveTAPPolicy(TAPPolicy):
         return config.schedule.cools_down(step, self.run.num_steps)
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
-        return not self.total + best_loss(self.losses(self.candidates(step), probe)) <= self.threshold
+        return not bool(self.total + best_loss(self.losses(self.candidates(step), probe)) <= self.threshold)
 
     def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
         assert prediction.proxy_loss is not None
         self.total += best_loss(prediction.proxy_loss)
 
 
-def best_loss(losses: Tensor) -> float:
-    """Average the least of the losses (batch, token, predictor) over batch and tokens. Waits for the device."""
-    return float(losses.amin(dim=-1).mean())
+def best_loss(losses: Tensor) -> Tensor:
+    """Average the least of the losses (batch, token, predictor) over batch and tokens: one number, on the device."""
+    return losses.amin(dim=-1).mean().to(wide_dtype(losses.device))

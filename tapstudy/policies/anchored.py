@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.products import anchor_products
+from tapstudy.core.resident import resident
 from tapstudy.core.scoring import assemble, predictor_losses, select
 from tapstudy.policies.base import Losses, Prediction, RunInfo
 from tapstudy.policies.caching import CachePolicy
@@ -92,7 +93,9 @@ class AnchoredPolicy(CachePolicy):
         self, found: Candidates, residual: Tensor, choice: Tensor, *, losses: Losses | None = None
     ) -> Prediction:
         """Put a prediction, found in terms of the distinct candidates, in terms of the members of the family."""
-        return Prediction(residual, found.first.to(choice.device)[choice], losses, found.inverse, disposable=True)
+        return Prediction(
+            residual, resident(found.first, choice.device)[choice], losses, found.inverse, disposable=True
+        )
 
     def errors(self, step: int, truth: Tensor) -> tuple[Tensor, Tensor]:
         """Measure how far each labelled predictor is from the true residual at a skip step.
@@ -104,7 +107,7 @@ class AnchoredPolicy(CachePolicy):
         found = self.candidates(step)
         losses = predictor_losses(self.anchors.residuals, truth, found.weights, distance="l2")  # (B, N, distinct)
         distinct = torch.isin(torch.arange(len(found.inverse)), found.first)
-        return losses[..., found.inverse.to(losses.device)], distinct
+        return losses[..., resident(found.inverse, losses.device)], distinct
 
     @property
     def family_text(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.apart import apart
+from tapstudy.core.transfer import onto
 from tapstudy.policies.decision import SKIP, Decision, Layout
 from tapstudy.predictors.family import Label
 
@@ -96,7 +97,7 @@ class Prediction:
         if losses is None or self.inverse is None:
             return losses
         # in memory a predictor's tokens are next to each other: copied as whole rows
-        return losses.movedim(-1, 0)[self.inverse.to(losses.device)].movedim(0, -1)
+        return losses.movedim(-1, 0)[onto(self.inverse, losses.device)].movedim(0, -1)
 
 
 def _kind(value: object) -> str:
@@ -164,7 +165,7 @@ class Policy(ABC):
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
         """Tell whether `step`, which `wants_full` left to be skipped, must run in full after all, given its probe.
 
-        The answer waits for the device, once a step.
+        The answer waits for the device, once a step: that is what `waits` counts.
         """
         del step, probe
         return False
@@ -194,6 +195,14 @@ class Policy(ABC):
     def cache_bytes(self) -> int:
         """Memory held by the history."""
         return 0
+
+    @property
+    def waits(self) -> int:
+        """How often, at most, the host waits for the device at a step that is not full.
+
+        Once for a decision by the probe, and once to check tokens that a decision names.
+        """
+        return int(self.decides_by_probe) + int(self.runs_tokens)
 
 
 def check_policy(policy: Policy) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tapstudy.core.checks import check_least
 from tapstudy.core.scoring import assemble
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -37,9 +38,9 @@ class BlendedPolicy(AnchoredPolicy):
         found = self.candidates(step)  # weights (P, J)
         losses = self.losses(found, probe)  # (B, N, P)
         shares = blend_shares(losses, self.power)  # (B, N, P)
-        rows = (shares @ found.weights.to(shares)).flatten(0, 1)  # (B * N, J)
+        rows = (shares @ onto(found.weights, shares.device, shares.dtype)).flatten(0, 1)  # (B * N, J)
         every = torch.arange(len(rows), device=rows.device).view(losses.shape[:2])
-        inverse, first = found.inverse.to(losses.device), found.first.to(losses.device)
+        inverse, first = (onto(index, losses.device) for index in (found.inverse, found.first))
         residual = assemble(self.anchors.residuals, rows, every)
         return Prediction(residual, first[shares.argmax(dim=-1)], losses[..., inverse])
 

@@ -60,11 +60,11 @@ class ChangePolicy(CachePolicy):
         super().__init__(anchors)
         self.threshold, self.retention = threshold, retention
         self.before: Tensor | None = None  # probe of the step before, full or not
-        self.total = 0.0
+        self.total: Tensor | float = 0.0  # stays on the device
 
     @abstractmethod
-    def change(self, probe: Tensor, before: Tensor) -> float:
-        """Measure how much the probe has changed since the step before."""
+    def change(self, probe: Tensor, before: Tensor) -> Tensor:
+        """Measure how much the probe has changed since the step before, as one number on its device."""
 
     def begin(self, run: RunInfo) -> None:
         super().begin(run)
@@ -75,9 +75,9 @@ class ChangePolicy(CachePolicy):
         return self.before is None or (count is not None and (step <= int(self.retention * count) or step == count - 1))
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
-        return not self.total_with(probe) < self.threshold
+        return not bool(self.total_with(probe) < self.threshold)
 
-    def total_with(self, probe: Tensor) -> float:
+    def total_with(self, probe: Tensor) -> Tensor:
         """Add the change to `probe` to the sum."""
         assert self.before is not None
         return self.total + self.change(probe, self.before)

@@ -47,7 +47,7 @@ class CGTaylorPolicy(CachePolicy):
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
         output = probe[1].detach()
         forecast = self._forecast(self.anchors.probes, step, self.first_order)
-        return not relative_change(forecast, output) < self.threshold
+        return not bool(relative_change(forecast, output) < self.threshold)
 
     def kept(self, probe: Tensor | None) -> Tensor | None:
         """Take the first block's output."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.clusters import k_means, nearest_centre
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -46,7 +47,7 @@ class ChannelGroupsPolicy(AnchoredPolicy):
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         found, anchors = self.candidates(step), self.anchors.residuals
         rows = found.weights[found.inverse[list(self.members)]][self.groups.cpu()]  # (D, J)
-        rows = rows.to(anchors[0].device, torch.promote_types(anchors[0].dtype, torch.float32))
+        rows = onto(rows, anchors[0].device, torch.promote_types(anchors[0].dtype, torch.float32))
         residual = anchors[0] * rows[:, 0]  # (B, N, D)
         for anchor, row in zip(anchors[1:], rows.T[1:], strict=True):
             residual.addcmul_(anchor.to(rows.dtype), row)

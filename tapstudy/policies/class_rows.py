@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tapstudy.core.clusters import k_means, nearest_centre
 from tapstudy.core.scoring import assemble
+from tapstudy.core.transfer import onto
 from tapstudy.core.weights import Row
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.caching import CachePolicy
@@ -77,7 +78,7 @@ class ClassRowsPolicy(CachePolicy):
         assert probe is not None
         super().observe(step, None, residual)
         clean = clean_tokens(probe, residual, self.sigmas[step])
-        self.classes = nearest_centre(clean, self.centres.to(clean))
+        self.classes = nearest_centre(clean, onto(self.centres, clean.device, clean.dtype))
         if self.shuffled is not None:
             self.classes = self.classes.gather(1, shuffled_tokens(self.classes, self.shuffled, step))
 

@@ -132,18 +132,20 @@ def check_decision(
         raise ValueError(f"{where} names tokens, and the policy does not set runs_tokens")
     if wrong := [part for part, some in decision.parts.items() if some is not None and part.site != "feed_forward"]:
         raise ValueError(f"{where} lets some tokens run in {wrong[0]}: only feed-forward layers take them one by one")
-    for name, chosen in (("tokens", decision.tokens), *((str(part), some) for part, some in decision.parts.items())):
-        if chosen is not None:
-            _check_tokens(chosen, f"{where}: {name}", tokens)
+    named = (("tokens", decision.tokens), *((str(part), some) for part, some in decision.parts.items()))
+    _check_tokens({name: chosen for name, chosen in named if chosen is not None}, where, tokens)
 
 
-def _check_tokens(chosen: Tensor, where: str, count: int) -> None:
-    if chosen.ndim != 1 or chosen.dtype != torch.int64 or not 0 < len(chosen) <= count:
-        raise ValueError(
-            f"{where}: tokens must be int64, of shape (token,) and at least one of {count}, got {chosen.dtype} of "
-            f"shape {tuple(chosen.shape)}"
-        )
-    if chosen.is_meta:  # without values, to count what a pass costs
-        return
-    if not bool((chosen.diff() > 0).all() & (chosen[0] >= 0) & (chosen[-1] < count)):  # one wait for the device
-        raise ValueError(f"{where}: tokens must be sorted, different and below {count}, got {chosen.tolist()}")
+def _check_tokens(named: Mapping[str, Tensor], where: str, count: int) -> None:
+    """Check lists of tokens by what they are the tokens of; the host waits for their device once, for all of them."""
+    for name, chosen in named.items():
+        if chosen.ndim != 1 or chosen.dtype != torch.int64 or not 0 < len(chosen) <= count:
+            raise ValueError(
+                f"{where}: {name}: tokens must be int64, of shape (token,) and at least one of {count}, got "
+                f"{chosen.dtype} of shape {tuple(chosen.shape)}"
+            )
+    named = {name: chosen for name, chosen in named.items() if not chosen.is_meta}  # without values, to count FLOPs
+    wrong = [(chosen[0] < 0) | (chosen[-1] >= count) | (chosen.diff() <= 0).any() for chosen in named.values()]
+    if wrong and bool(torch.stack(wrong).any()):
+        name, chosen = next(item for item, is_wrong in zip(named.items(), wrong, strict=True) if is_wrong)
+        raise ValueError(f"{where}: {name}: tokens must be sorted, different and below {count}, got {chosen.tolist()}")

@@ -57,10 +57,10 @@ class DiCachePolicy(ChangePolicy):
         super().__init__(Anchors(2), threshold, retention)
         self.probe_depth, self.error, self.max_gamma = depth, error, max_gamma
 
-    def change(self, probe: Tensor, before: Tensor) -> float:
+    def change(self, probe: Tensor, before: Tensor) -> Tensor:
         """Measure the change of y, or by how much it differs from that of x."""
         change = relative_change(probe[1], before[1])
-        return abs(change - relative_change(probe[0], before[0])) if self.error == "difference" else change
+        return (change - relative_change(probe[0], before[0])).abs() if self.error == "difference" else change
 
     def kept(self, probe: Tensor | None) -> Tensor | None:
         """Take P = y - x."""

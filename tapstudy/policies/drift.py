@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tapstudy.core.scoring import assemble, predictor_losses
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -51,7 +52,7 @@ class DriftPolicy(AnchoredPolicy):
         assert probe is not None
         assert prediction.choice is not None
         found = self.candidates(step)
-        chosen = found.inverse.to(prediction.choice.device)[prediction.choice]  # (B, N)
+        chosen = onto(found.inverse, prediction.choice.device)[prediction.choice]  # (B, N)
         error = assemble(self.anchors.probes, found.weights, chosen) - probe  # (B, N, D)
         self.total = error if self.total is None else self.total + error
 

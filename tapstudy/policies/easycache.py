@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.checks import check_integer, check_least
+from tapstudy.core.scoring import wide_dtype
 from tapstudy.policies.base import Prediction, ProbeKind, ResidualSite, RunInfo
 from tapstudy.policies.caching import ChangePolicy
 
@@ -41,7 +43,8 @@ class EasyCachePolicy(ChangePolicy):
 
     def _forget(self) -> None:
         self._output: Tensor | None = None
-        self._rate, self._size = float("inf"), 1.0
+        self._rate: Tensor | float = float("inf")  # it and the scale stay on the device
+        self._scale: Tensor | float = 1.0
 
     def begin(self, run: RunInfo) -> None:
         super().begin(run)
@@ -50,17 +53,18 @@ class EasyCachePolicy(ChangePolicy):
     def wants_full(self, step: int) -> bool:
         return step < self.warmup_steps or super().wants_full(step)
 
-    def change(self, probe: Tensor, before: Tensor) -> float:
+    def change(self, probe: Tensor, before: Tensor) -> Tensor:
         """Return the change of the output that is expected of such a change of the input."""
-        return self._rate * float((probe - before).abs().mean()) / self._size
+        return self._rate * _size(probe - before) / self._scale
 
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         assert probe is not None
         output = residual + probe if residual.shape == probe.shape else residual
         if self._output is not None and self.before is not None:
-            moved = float((probe - self.before).abs().mean())
-            self._rate = float((output - self._output).abs().mean()) / moved if moved else float("inf")
-        self._output, self._size = output, float(output.abs().mean()) or 1.0
+            self._rate = _size(output - self._output) / _size(probe - self.before)
+            self._rate = self._rate.nan_to_num(nan=torch.inf, posinf=torch.inf)  # of an input that stood still
+        size = _size(output)
+        self._output, self._scale = output, torch.where(size == 0, torch.ones_like(size), size)
         super().observe(step, probe, residual)
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
@@ -69,3 +73,8 @@ class EasyCachePolicy(ChangePolicy):
     @property
     def cache_bytes(self) -> int:
         return super().cache_bytes + (0 if self._output is None else self._output.nbytes)
+
+
+def _size(features: Tensor) -> Tensor:
+    """Compute the mean of absolute values, in float64 where the device has it."""
+    return features.abs().mean().to(wide_dtype(features.device))

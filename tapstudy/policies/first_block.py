@@ -43,7 +43,7 @@ class FirstBlockPolicy(CachePolicy):
         return len(self.anchors) == 0 or step < self.warmup_steps
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
-        return relative_change(_first_residual(probe), self.anchors.probes[0]) > self.threshold
+        return bool(relative_change(_first_residual(probe), self.anchors.probes[0]) > self.threshold)
 
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         assert probe is not None

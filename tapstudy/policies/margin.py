@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.checks import check_between
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -45,8 +46,8 @@ class MarginPolicy(AnchoredPolicy):
         losses = self.losses(found, probe)  # (B, N, P)
         default = int(found.inverse[self.default])
         # the first of equal losses is chosen, so the default comes first
-        order = [default, *(p for p in range(losses.shape[-1]) if p != default)]
+        order = onto(torch.tensor([default, *(p for p in range(losses.shape[-1]) if p != default)]), losses.device)
         handicapped = losses[..., order]  # a copy
         handicapped[..., 0] *= self.factor
         choice = self.select(handicapped)  # (B, N), in `order`
-        return self.apply(found, torch.tensor(order, device=choice.device)[choice], losses)
+        return self.apply(found, order[choice], losses)

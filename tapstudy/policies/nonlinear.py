@@ -35,6 +35,10 @@ class NonlinearPolicy(AnchoredPolicy):
     def family_text(self) -> str:
         return repr(self.predictor)
 
+    @property
+    def waits(self) -> int:
+        return self.predictor.waits
+
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         residual = forecast_by(self, self.predictor, self.anchors.residuals, step=step)  # (B, N, D)
         return Prediction(residual, torch.zeros(residual.shape[:2], dtype=torch.int64, device=residual.device))
@@ -77,6 +81,11 @@ class NonlinearTAPPolicy(AnchoredPolicy):
     def family_text(self) -> str:
         return f"{self.family!r} + {self.nonlinear!r}"
 
+    @property
+    def waits(self) -> int:
+        """Once to see which nonlinear ones were chosen; these predict the probe, and then the residual."""
+        return 1 + 2 * sum(predictor.waits for predictor in self.nonlinear)
+
     def candidates(self, step: int) -> Candidates:
         """Find the linear candidates, with weight 0 on anchors that only nonlinear ones use."""
         found = candidates(self.family, self.anchors.steps[: self.family.num_anchors], step)
@@ -98,9 +107,10 @@ class NonlinearTAPPolicy(AnchoredPolicy):
         residual, labels, losses = prediction.residual, prediction.choice, prediction.proxy_loss
         assert labels is not None
         assert losses is not None
-        for index, predictor in enumerate(self.nonlinear):
-            taken = choice == count + index  # (B, N)
-            if taken.any():
+        taken_by = [choice == count + index for index in range(len(self.nonlinear))]  # (B, N) each
+        used = torch.stack([taken.any() for taken in taken_by]).tolist()
+        for index, (predictor, taken) in enumerate(zip(self.nonlinear, taken_by, strict=True)):
+            if used[index]:
                 forecast = forecast_by(self, predictor, anchors.residuals, step=step)  # (B, N, D)
                 residual = torch.where(taken[..., None], forecast, residual)
                 labels = torch.where(taken, len(self.family.labels) + index, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -22,4 +23,4 @@ class RandomPolicy(AnchoredPolicy):
         residual = self.anchors.residuals[0]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         choice = torch.randint(len(found.first), residual.shape[:2], generator=generator)
-        return self.apply(found, choice.to(residual.device))
+        return self.apply(found, onto(choice, residual.device))

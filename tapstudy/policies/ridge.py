@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.scoring import assemble, wide_dtype
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -73,7 +74,7 @@ def ridge_rows(anchors: Sequence[Tensor], actual: Tensor, default: Tensor, *, st
         (batch, token, J), float64 (float32 on devices without it).
     """
     dtype = wide_dtype(actual.device)
-    default = default.to(actual.device, dtype)
+    default = onto(default, actual.device, dtype)
     newest, *older = (anchor.to(dtype) for anchor in anchors)  # (B, N, D) each
     if not older:
         return default.expand(*actual.shape[:2], 1)
@@ -84,5 +85,5 @@ def ridge_rows(anchors: Sequence[Tensor], actual: Tensor, default: Tensor, *, st
     size = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)  # (B, N)
     size = torch.where(size > 0, size, 1)
     penalty = strength * size[..., None, None] * torch.eye(len(older), dtype=dtype, device=actual.device)
-    delta = torch.linalg.solve(gram + penalty, (spread @ missing[..., None]).squeeze(-1))  # (B, N, J - 1)
+    delta = torch.linalg.solve_ex(gram + penalty, (spread @ missing[..., None]).squeeze(-1)).result  # (B, N, J - 1)
     return default + torch.cat([-delta.sum(dim=-1, keepdim=True), delta], dim=-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.checks import check_between, check_integer, check_least
-from tapstudy.core.scoring import assemble
+from tapstudy.core.scoring import assemble, wide_dtype
 from tapstudy.core.weights import extrapolation_row
 from tapstudy.policies.base import Prediction, ProbeKind, RunInfo
 from tapstudy.policies.caching import ChangePolicy
@@ -77,9 +77,9 @@ class SeaCachePolicy(ChangePolicy):
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
         return super().wants_full_given(step, self._filtered(step, probe))
 
-    def change(self, probe: Tensor, before: Tensor) -> float:
+    def change(self, probe: Tensor, before: Tensor) -> Tensor:
         """Return mean |now - before| / mean |before| of what is filtered already."""
-        return float((probe - before).abs().mean() / (before.abs().mean() + _TINY))
+        return ((probe - before).abs().mean() / (before.abs().mean() + _TINY)).to(wide_dtype(probe.device))
 
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         assert probe is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -34,4 +35,4 @@ class ShuffledPolicy(AnchoredPolicy):
 def shuffled_tokens(tokens: Tensor, seed: int, step: int) -> Tensor:
     """Draw a permutation of the tokens of every sample from (seed, step), for values (batch, token)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    return torch.rand(tokens.shape, generator=generator).argsort(dim=1).to(tokens.device)
+    return onto(torch.rand(tokens.shape, generator=generator).argsort(dim=1), tokens.device)

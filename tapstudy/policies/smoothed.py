@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tapstudy.core.checks import check_between
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
 from tapstudy.policies.config import TAPConfig
@@ -37,7 +38,7 @@ class SmoothedPolicy(AnchoredPolicy):
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
         found = self.candidates(step)
         losses = self.losses(found, probe)  # of distinct ones
-        inverse = found.inverse.to(losses.device)
+        inverse = onto(found.inverse, losses.device)
         chosen = self.select(self._add(losses[..., inverse]))  # (B, N), labels
         return self.apply(found, inverse[chosen], losses)
 

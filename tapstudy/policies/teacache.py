@@ -44,9 +44,10 @@ class TeaCachePolicy(ChangePolicy):
         super().__init__(Anchors(1), threshold)
         self.coefficients = tuple(coefficients)
 
-    def change(self, probe: Tensor, before: Tensor) -> float:
+    def change(self, probe: Tensor, before: Tensor) -> Tensor:
         """Rescale the relative change."""
-        change, rescaled = relative_change(probe, before), 0.0
+        change = relative_change(probe, before)
+        rescaled = torch.zeros_like(change)
         for coefficient in self.coefficients:  # Horner
             rescaled = rescaled * change + coefficient
         return rescaled

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
@@ -78,7 +79,7 @@ def wiener_filtered(latent: Tensor, power: Tensor, sigma: float) -> Tensor:
     """
     rows, columns, channels = power.shape
     grid = latent.float().reshape(len(latent), rows, columns, channels)
-    signal = (1 - sigma) ** 2 * power.to(grid)
+    signal = (1 - sigma) ** 2 * onto(power, grid.device, grid.dtype)
     gain = signal / (signal + sigma**2).clamp(min=torch.finfo(torch.float32).tiny)
     spectrum = torch.fft.fft2(grid, dim=(1, 2), norm="ortho")
     return torch.fft.ifft2(spectrum * gain, dim=(1, 2), norm="ortho").real.reshape(latent.shape)

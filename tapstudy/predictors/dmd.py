@@ -35,6 +35,8 @@ class DynamicModes:
         ValueError: fewer than 2 snapshots, a window smaller than that, a tolerance outside [0, 1).
     """
 
+    waits = 2  # for eigenvalues, of the Gram matrix and of the map
+
     window: int = 6
     least: int = 4
     tolerance: float = 1e-4
@@ -79,8 +81,7 @@ class DynamicModes:
         moved = (modes @ (powers[..., None] * amplitudes)).real  # Z^time S V' e_0, (B, N, R, 1)
         weights = torch.nn.functional.pad((unscaled @ moved)[..., 0], (0, 1))  # the oldest anchor is not in Y
         usable = weights.isfinite().all(dim=-1) & (info == 0)
-        reuse = torch.zeros_like(weights)
-        reuse[..., 0] = 1
+        reuse = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)[0]
         return torch.where(usable[..., None], weights, reuse)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.checks import check_between
+from tapstudy.core.transfer import onto
 from tapstudy.predictors.family import Family, Label, rows_of
 from tapstudy.predictors.hermite import HermiteFamily
 from tapstudy.predictors.nonlinear import Grid, combine_values
@@ -35,6 +36,8 @@ class FrequencySplit:
     Raises:
         ValueError: a family with several members, a cutoff outside [0, 1], an unknown transform.
     """
+
+    waits = 0
 
     low: Family = field(default_factory=Reuse)
     high: Family = field(default_factory=lambda: HermiteFamily(sigma=0.71))
@@ -78,11 +81,11 @@ class FrequencySplit:
                 f"FrequencySplit needs the token grid for its cosine transform: got grid {grid} for "
                 f"{tokens.shape[1]} tokens; transform='fft' needs none"
             )
-        rows, columns = (cosines(size).to(tokens) for size in grid[1:])  # (H, H), (W, W)
+        rows, columns = (onto(cosines(size), tokens.device, tokens.dtype) for size in grid[1:])  # (H, H), (W, W)
         radius = torch.hypot(
             *torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid[1:]), indexing="ij")
         )  # (H, W)
-        mask = (radius <= self.cutoff * radius.max()).to(tokens)
+        mask = onto(radius <= self.cutoff * radius.max(), tokens.device, tokens.dtype)
         image = tokens.unflatten(1, grid)  # (B, F, H, W, D)
         spectrum = torch.einsum("vh,uw,bfhwd->bfvud", rows, columns, image) * mask[..., None]
         return torch.einsum("vh,uw,bfvud->bfhwd", rows, columns, spectrum).flatten(1, 3)

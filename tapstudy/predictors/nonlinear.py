@@ -31,6 +31,11 @@ class NonlinearPredictor(Protocol):
         """How many anchors it can use; it is given at most so many."""
         ...
 
+    @property
+    def waits(self) -> int:
+        """How often, at most, a prediction makes the host wait for the device: eigenvalues do, once each."""
+        ...
+
     def predict(
         self, anchors: Sequence[int], values: Sequence[Tensor], step: int, *, grid: Grid | None = None
     ) -> Tensor:

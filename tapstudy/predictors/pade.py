@@ -28,6 +28,7 @@ class Pade:
 
     label = Label(2, 0, "pade")
     num_anchors = 3
+    waits = 0
 
     differences: Differences = "recursive"
     limit: float = 0.5
@@ -72,6 +73,7 @@ class TCPade:
 
     label = Label(2, 0, "tc-pade")
     num_anchors = 3
+    waits = 0
 
     num_steps: int
     alpha: float

@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tapstudy.core.transfer import onto
 from tapstudy.core.weights import Row, extrapolation_row
 from tapstudy.predictors.family import Label
 from tapstudy.predictors.nonlinear import Grid, combine_values, token_gram
@@ -32,6 +33,8 @@ class TokenLeastSquares:
     Raises:
         ValueError: an order below 1, a negative ridge.
     """
+
+    waits = 1  # for eigenvalues, in the pseudo-inverse
 
     order: int = 1
     ridge: float = 1e-3
@@ -59,15 +62,15 @@ class TokenLeastSquares:
         if order < 1:
             return combine_values(values, extrapolation_row(anchors, len(anchors) - 1, step - anchors[0]))
         gains = self._gains(token_gram(values), anchors, order)  # (B, N, M)
-        terms = torch.tensor(_terms(anchors, order, step), dtype=gains.dtype, device=gains.device)  # (M, J)
+        terms = onto(torch.tensor(_terms(anchors, order, step), dtype=gains.dtype), gains.device)  # (M, J)
         newest = torch.eye(len(anchors), dtype=gains.dtype, device=gains.device)[0]  # (J,)
         return combine_values(values, newest + gains @ terms)
 
     def _gains(self, gram: Tensor, anchors: Sequence[int], order: int) -> Tensor:
         before = [(0.0, *row) for row in _terms(anchors[1:], order, anchors[0])]  # E' never sees the newest anchor
-        terms = torch.tensor(before, dtype=gram.dtype, device=gram.device)  # (M, J)
-        move = torch.zeros_like(terms[0])  # F_0 - F_1, (J,)
-        move[0], move[1] = 1, -1
+        terms = onto(torch.tensor(before, dtype=gram.dtype), gram.device)  # (M, J)
+        unit = torch.eye(len(anchors), dtype=gram.dtype, device=gram.device)
+        move = unit[0] - unit[1]  # F_0 - F_1, (J,)
         normal = terms @ gram @ terms.T  # (B, N, M, M)
         right = (terms @ gram @ move).unsqueeze(-1)  # (B, N, M, 1)
         ones = torch.ones_like(right)

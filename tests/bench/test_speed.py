@@ -41,6 +41,16 @@ def measured():
     return time_subject(subject, PLAN, methods=METHODS, repeats=3)
 
 
+def test_what_is_measured_is_kept_after_every_repeat():
+    pipe, kept = make_tiny_pipe(), []
+    subject = Subject("tiny", "tiny", pipe, lambda steps: pipe([1, 2], steps), CPU, torch.float32, 4)
+    found = time_subject(subject, PLAN, methods=["reference", "tap"], repeats=2, keep=kept.append)
+    assert [int(table["loop_seconds"].notnull().all(["model", "method"]).sum()) for table in kept] == [1, 2]
+    assert [int(table["part_seconds"].notnull().all(["model", "skip", "part"]).sum()) for table in kept] == [1, 2]
+    xr.testing.assert_identical(kept[-1], found)
+    xr.testing.assert_equal(kept[0].isel(repeat=0), found.isel(repeat=0))
+
+
 @pytest.fixture(autouse=True)
 def close():
     yield

@@ -217,7 +217,7 @@ def test_a_window_ends_when_the_best_losses_add_up(run, share):
     config = TAPConfig(interval=9, distance="l2", history_dtype=torch.float64)
     probes, residuals = run
     _, open_ended = drive(AdaptiveTAPPolicy(math.inf, config), probes, residuals)
-    threshold = share * sum(best_loss(p.proxy_loss) for step, p in open_ended.items() if step < 11)
+    threshold = share * sum(float(best_loss(p.proxy_loss)) for step, p in open_ended.items() if step < 11)
     mask, _ = drive(AdaptiveTAPPolicy(threshold, config), probes, residuals)
     expected, anchors, total = "FFF", [2, 1, 0], 0.0
     for step in range(3, 14):

@@ -138,7 +138,7 @@ def teacache(slot: Slot) -> Setting:
         """Return (image, step), both branches of an image together, as they are in a batch."""
         images = [step.unflatten(0, (-1, contexts)) for step in path]
         return torch.tensor([
-            [relative_change(now[i], before[i]) for before, now in pairwise(images)]
+            [float(relative_change(now[i], before[i])) for before, now in pairwise(images)]
             for i in range(len(images[0]))
         ])  # fmt: skip
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import gc
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,6 +43,7 @@ from tapstudy.bench.speed.subjects import Subject, check_name, make_subject
 from tapstudy.models.machine import find_device
 
 FULL = ("full", "full, hooked")
+Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def speed(
@@ -53,6 +55,7 @@ def speed(
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
     device: str = "auto",
+    keep: Callable[[xr.Dataset], object] = lambda table: None,
 ) -> xr.Dataset:
     """Time models, one after the other.
 
@@ -63,6 +66,8 @@ def speed(
         repeats: how many count.
         batch_size, dtype: see `make_subject`.
         device: "auto", "cpu" or "cuda".
+        keep: called with what is measured so far after every repeat of every model, the rest NaN: what a call that is
+            cut short leaves behind.
 
     Returns:
         Dims `model`, `method`, `kind` (of step: `full` without hooks and under TAP, and the skip steps of every form of
@@ -80,26 +85,42 @@ def speed(
     plan, place, chosen = plan or Plan(), find_device(device), find_methods(methods)
     for name in names:
         check_name(name)
-    found = []
+    found: list[xr.Dataset] = []
     for name in names:
         subject = make_subject(name, batch_size=batch_size, dtype=dtype, device=place)
-        found.append(time_subject(subject, plan, methods=chosen, repeats=repeats))
+        kept = partial(_keep, keep, (*found,))
+        found.append(time_subject(subject, plan, methods=chosen, repeats=repeats, keep=kept))
         del subject
         gc.collect()
+    return _joined(found)
+
+
+def _keep(keep: Callable[[xr.Dataset], object], before: Sequence[xr.Dataset], table: xr.Dataset) -> None:
+    keep(_joined([*before, table]))
+
+
+def _joined(tables: Sequence[xr.Dataset]) -> xr.Dataset:
     return xr.concat(
-        found, dim="model", coords="different", compat="equals", join="exact", combine_attrs="no_conflicts"
+        tables, dim="model", coords="different", compat="equals", join="exact", combine_attrs="no_conflicts"
     )
 
 
-def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeats: int) -> xr.Dataset:
+def time_subject(
+    subject: Subject,
+    plan: Plan,
+    *,
+    methods: Sequence[str],
+    repeats: int,
+    keep: Callable[[xr.Dataset], object] = lambda table: None,
+) -> xr.Dataset:
     """Do what `speed` does for one model; the first of the methods is the reference."""
     masks, failures = _warm_up(subject, plan, methods)
     if TUNED in methods and not failures[methods.index(TUNED)]:
         plan = replace(plan, threshold=_threshold(subject, plan))
     loops = np.full((len(methods), repeats), np.nan)
     variants = [name for name in TAP_VARIANTS if name in methods and not failures[methods.index(name)]] or ["tap"]
-    kinds: list[list[float]] = []
-    parts: list[list[list[float]]] = []
+    kinds = np.full((len(FULL) + len(variants), repeats), np.nan)
+    parts = np.full((len(variants), len(PARTS), repeats), np.nan)
     for repeat in range(repeats):
         gc.collect()
         seconds: list[list[float]] = [[] for _ in methods]
@@ -109,19 +130,35 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
                 seconds[row].append(once)
         loops[:, repeat] = [fmean(times) if times else np.nan for times in seconds]
         full, skips = _steps(subject, plan, variants)
-        kinds.append([sum(step.values()) for step in (*full, *skips)])
-        parts.append([[skip.get(part, 0.0) for part in PARTS] for skip in skips])
+        kinds[:, repeat] = [sum(step.values()) for step in (*full, *skips)]
+        parts[..., repeat] = [[skip.get(part, 0.0) for part in PARTS] for skip in skips]
+        table = _table(subject, plan, methods, variants, loops, kinds, parts, masks, failures)
+        keep(table)
+    return table
+
+
+def _table(
+    subject: Subject,
+    plan: Plan,
+    methods: Sequence[str],
+    variants: Sequence[str],
+    loops: Values,
+    kinds: Values,
+    parts: Values,
+    masks: Sequence[str],
+    failures: Sequence[str],
+) -> xr.Dataset:
+    """Put what was measured of one model into a dataset."""
     passes = [mask.count("F") or np.nan for mask in masks]
     names = [TAP_VARIANTS[name].kind for name in variants]
-    by_part = np.moveaxis(np.array(parts), 0, -1)
     table = xr.Dataset(
         {
-            "loop_seconds": (("method", "repeat"), loops, _about("wall time of a whole loop", "s")),
+            "loop_seconds": (("method", "repeat"), loops.copy(), _about("wall time of a whole loop", "s")),
             "full_passes": ("method", passes, _about("full passes of the model in a loop")),
             "mask": ("method", masks, _about("what every step of a loop did: F full, . skipped")),
             "failure": ("method", failures, _about("why the method does not run on the model")),
-            "step_seconds": (("kind", "repeat"), np.transpose(kinds), _about("wall time of a step", "s")),
-            "part_seconds": (("skip", "part", "repeat"), by_part, _about("wall time within a skip step", "s")),
+            "step_seconds": (("kind", "repeat"), kinds.copy(), _about("wall time of a step", "s")),
+            "part_seconds": (("skip", "part", "repeat"), parts.copy(), _about("wall time within a skip step", "s")),
         },
         coords={
             "method": list(methods),
@@ -129,7 +166,7 @@ def time_subject(subject: Subject, plan: Plan, *, methods: Sequence[str], repeat
             "kind": [*FULL, *names],
             "skip": names,
             "part": list(PARTS),
-            "repeat": range(repeats),
+            "repeat": range(loops.shape[1]),
         },
     )  # fmt: skip
     about: dict[str, tuple[Any, dict[str, str]]] = {

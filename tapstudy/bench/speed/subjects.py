@@ -49,9 +49,15 @@ class Preset:
         )
         return int(heads * size)
 
-    def build(self) -> nn.Module:
-        """Return the model, with the random weights that its class starts from."""
-        return getattr(diffusers, self.name)(**self.size.config)
+    def build(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Return the model, with the random weights that its class starts from, made in `dtype`."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            model: nn.Module = getattr(diffusers, self.name)(**self.size.config)
+        finally:
+            torch.set_default_dtype(before)
+        return model
 
 
 PRESETS = {
@@ -190,9 +196,10 @@ def make_subject(
 
 def _preset(name: str, batch_size: int | None, dtype: torch.dtype | None, device: torch.device) -> Subject:
     preset, batch, dtype = PRESETS[name], batch_size or 1, dtype or torch.bfloat16
-    with torch.random.fork_rng(), torch.no_grad(), torch.device(device):
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda"), torch.no_grad(), torch.device(device):
         torch.manual_seed(0)
-        model = preset.build().eval()
+        model = preset.build(dtype).eval()
         nn.Module.to(model, dtype)  # the model's own `to` warns that parts of some classes stay in float32
         inputs = example_inputs(model, preset.size.grid, text=preset.size.text, batch=batch)
     loop = EulerLoop(model, inputs, time_scale=preset.time_scale)

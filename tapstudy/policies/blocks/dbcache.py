@@ -82,7 +82,7 @@ class DBCachePolicy(PartsPolicy):
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
         assert self._residual is not None
-        return relative_change(_added(probe), self._residual) > self.threshold
+        return bool(relative_change(_added(probe), self._residual) > self.threshold)
 
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         assert probe is not None

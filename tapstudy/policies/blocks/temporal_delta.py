@@ -46,6 +46,10 @@ class TemporalDeltaPolicy(PartsPolicy):
         self._changes: dict[Part, float] = {}
         self._skips: Counter[Part] = Counter()
 
+    @property
+    def waits(self) -> int:
+        return 1
+
     def begin(self, run: RunInfo) -> None:
         super().begin(run)
         self._forget()

@@ -66,6 +66,10 @@ class ToCaPolicy(PartsPolicy):
     def parts(self, layout: Layout) -> tuple[Part, ...]:
         return layout.branches()
 
+    @property
+    def waits(self) -> int:
+        return 1  # tokens are checked
+
     def begin(self, run: RunInfo) -> None:
         self.config.check_steps(run.num_steps)
         super().begin(run)

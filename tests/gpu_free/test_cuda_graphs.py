@@ -1,0 +1,31 @@
+"""Models whose calls overwrite what the last one computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tapstudy
+from tests.instrument.tiny_models import make
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+@pytest.mark.parametrize("how", ["wrapper", "in place", "blocks"])
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs", None])
+def test_cuda_graphs_are_refused(gpus, how, mode):
+    """Before anything runs; nothing is compiled here."""
+    tiny = make("Flux")
+    with gpus() as trace:
+        target = model = trace.on(tiny.model)
+        if how == "wrapper":
+            target = torch.compile(model, mode=mode)
+        elif how == "in place":
+            model.compile(mode=mode)
+        else:
+            model.compile_repeated_blocks(mode=mode)
+        if mode == "reduce-overhead":
+            with pytest.raises(RuntimeError, match=r"CUDA graphs .*no-cudagraphs"):
+                tapstudy.apply_tap(target)
+        else:
+            tapstudy.apply_tap(target).remove()
+        assert not any("forward" in vars(module) for module in model.modules())

@@ -1,0 +1,49 @@
+"""Models split over two GPUs, as accelerate does it."""
+
+from __future__ import annotations
+
+import accelerate.hooks
+import pytest
+import torch
+from torch import nn
+
+import tapstudy
+from tapstudy import TAPConfig
+from tapstudy.bench.speed.subjects import EulerLoop
+from tapstudy.instrument.adapters import find_adapter
+from tests.instrument.tiny_models import make
+
+
+def split(trace, model: nn.Module) -> None:
+    """Put the second half of the blocks, and what follows them, on the second GPU."""
+    adapter = find_adapter(model)
+    blocks = [block for block, _ in adapter.modules(model)[0]]
+    children = dict(model.named_children())
+    tail = [child for name, child in children.items() if name.startswith(("norm_out", "proj_out"))]
+    later = blocks[len(blocks) // 2 :] + tail
+    for module in later:
+        trace.on(module, "cuda:1")
+    for module in [*blocks, *(child for name, child in children.items() if name not in adapter.blocks)]:
+        device = "cuda:1" if module in later else "cuda:0"
+        hook = accelerate.hooks.AlignDevicesHook(execution_device=device, io_same_device=False)
+        accelerate.hooks.add_hook_to_module(module, hook)
+    whole = accelerate.hooks.AlignDevicesHook(execution_device="cuda:0", io_same_device=True)
+    accelerate.hooks.add_hook_to_module(model, whole)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", ["Flux", "Wan"])
+@pytest.mark.parametrize("settings", [{}, {"residual": "latent"}, {"probe_depth": 2}], ids=["hidden", "latent", "deep"])
+def test_a_split_model_runs_under_a_handle_put_on(gpus, name, when, settings):
+    tiny = make(name)
+    with gpus() as trace:
+        model = trace.on(tiny.model)
+        loop = EulerLoop(model, trace.on(tiny.inputs), time_scale=tiny.start)
+        if when == "before":
+            split(trace, model)
+        with tapstudy.apply_tap(loop, TAPConfig(interval=4, **settings)) as handle:
+            if when == "after":
+                split(trace, model)
+            assert loop(5).device == torch.device("cuda:0")
+        assert handle.summary().mask == "FFF.."
+        assert handle.summary().contexts[0].fail_opens == {}
