@@ -259,7 +259,7 @@ def spread(
         for part, outcome in outcomes if missing else ():
             name, key = file(part)
             if isinstance(outcome, xr.Dataset) and outcome.attrs["weights"] != key["weights"]:
-                outcome = ValueError("a worker has other weights of this model than this process")
+                outcome = ValueError(f"a worker has other weights of {key['model']} than this process")
             if isinstance(outcome, xr.Dataset):
                 results.write(name, key, outcome)
             else:

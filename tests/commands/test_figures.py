@@ -179,5 +179,5 @@ def test_claims_figure(data, tmp_path):
 
     save_study(make_evidence(), tmp_path / "study")
     figure = show("claims", Sources(tmp_path), tmp_path)
-    assert len(figure.axes[0].containers) == 30
+    assert sum(len(panel.containers) for panel in figure.axes) == 30
     assert json.loads((tmp_path / "study" / "chosen.json").read_text()) == {"best mask": "even: F......F"}

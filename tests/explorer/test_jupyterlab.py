@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_predictor_maps.ipynb"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a fresh JupyterLab with the notebook in its folder."""
+    """The address of a fresh JupyterLab with the notebook in its folder, beside the figures that its text shows."""
     pytest.importorskip("jupyterlab")
     pytest.importorskip("playwright")
     nbformat = pytest.importorskip("nbformat")
@@ -31,7 +32,11 @@ def lab(tmp_path_factory):
     for cell in notebook.cells:
         if cell["cell_type"] == "code":  # as if it had never run
             cell["outputs"], cell["execution_count"] = [], None
-    nbformat.write(notebook, folder / NOTEBOOK.name)
+    (folder / "notebooks").mkdir()
+    nbformat.write(notebook, folder / "notebooks" / NOTEBOOK.name)
+    shutil.copytree(
+        NOTEBOOK.parents[1] / "figures", folder / "figures", ignore=lambda *_: ["emoji-flux", "mnist-dit-rough"]
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,7 +59,7 @@ def lab(tmp_path_factory):
         server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **settings, "PYTHONPATH": root})
         try:
             _wait(f"http://127.0.0.1:{port}/api?token={token}", server)
-            yield f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}?token={token}"
+            yield f"http://127.0.0.1:{port}/lab/tree/notebooks/{NOTEBOOK.name}?token={token}"
         finally:
             server.terminate()
             server.wait(timeout=30)

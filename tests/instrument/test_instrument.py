@@ -5,6 +5,7 @@ import torch
 
 import tapstudy
 from tapstudy import TAPConfig, apply_policy, apply_tap
+from tapstudy.instrument import hooks
 from tapstudy.instrument.hooks import BlockHook
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.policies.base import Policy, Prediction
@@ -426,8 +427,9 @@ def test_mutation_blocks_do_not_stop(monkeypatch, tiny_pipe, sample):
     run = BlockHook.run
 
     def run_anyway(self, inner, args, kwargs):
-        self._pass_through = lambda *given: inner(*args, **kwargs)
-        return run(self, inner, args, kwargs)
+        with monkeypatch.context() as patch:
+            patch.setattr(hooks, "pass_through", lambda *_: inner(*args, **kwargs))
+            return run(self, inner, args, kwargs)
 
     monkeypatch.setattr(BlockHook, "run", run_anyway)
     with pytest.raises(AssertionError):

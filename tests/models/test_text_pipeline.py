@@ -144,7 +144,7 @@ def test_untrained_control_is_not_trivial(pipe):
 
 def test_conditions_go_round(pipe):
     found = conditions(pipe, 12)
-    assert found[0] == found[10] == "red apple on a teal background"
+    assert found[0] == found[10] == "woman firefighter medium-dark skin tone noto on a teal background"
 
 
 def test_recorded_latents_are_read_as_pixels(pipe, tmp_path):
