@@ -50,6 +50,7 @@ How to read it:
   files; what vouches for them, unless they are called defaults, is the number of parameters, in 1e9: {parameters}.
   Pipelines that do not pad the prompt (Qwen-Image, Z-Image) are counted with 128 text tokens.
 * **FLOPs**: a multiply-add is two FLOPs; matrix products, convolutions and attention count, element-wise work does not.
+  TAP's scores are element-wise on an accelerator, so the skip step here is the model's own part and the assembly.
   A **skip step** is TAP's with the default 15 predictors on three anchors, as a share of a full pass. It includes what
   the model computes on image tokens before its blocks; text projections, text refiners and rotary tables do not run
   at a skip step, for neither the probe nor the tail reads them (`tapstudy info CLASS` names them; with a deeper probe
