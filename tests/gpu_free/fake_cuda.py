@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -242,6 +242,9 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         kwargs.pop("pin_memory", None)  # this build cannot pin
+        if func is scaled_dot_product_attention:  # as fused kernels do: without a matrix of scores
+            query, _, value = (*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs))[:3]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
         tensor = next((value for value in args if _on_device(value)), None)
         if tensor is not None:
             if func in _READS:
@@ -314,13 +317,6 @@ class _Work(TorchDispatchMode):
                 for index in indices
             ]
         return tensor, indices
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Tensor:
-    if has_torch_function((query, key, value)):  # a mode looks on
-        seen: Tensor = handle_torch_function(scaled_dot_product_attention, (), query, key, value, *more, **named)
-        return seen
-    return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
 def _tolist(trace: Trace) -> Callable[[Tensor], Any]:
@@ -426,8 +422,6 @@ def fake_gpus(folder: str, answer: Callable[[Tensor], float] | None = None) -> I
         for name, value in _torch_cuda(trace).items():
             stack.enter_context(patch.object(torch.cuda, name, value))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))
-        # as fused kernels do: without a matrix of scores
-        stack.enter_context(patch.object(nn.functional, "scaled_dot_product_attention", _attention))
         stack.enter_context(patch.object(FakeTensor, "tolist", _tolist(trace)))
         stack.enter_context(patch.object(Tensor, "record_stream", lambda self, stream: None))
         stack.enter_context(patch("torch._subclasses.fake_tensor.init_gpu_context", lambda *_: None))

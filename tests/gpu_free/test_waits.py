@@ -14,19 +14,17 @@ from tests.gpu_free.models import MODELS, real
 from tests.instrument.tiny_models import make
 from tests.policies.every import every_partial_policy, every_policy
 
-# Of today's scoring, to be tightened with it: its copies of weights block, and it makes so many launches and moves so
-# many times the bytes of a probe. A fused kernel needs few launches, and J probes, J residuals, the probe and the sum.
-BLOCKING = {("copy cpu -> cuda", f"tapstudy/core/scoring.py:{name}") for name in ("score", "assemble")}
-LAUNCHES = {"HunyuanVideoTransformer3DModel": 322, "WanTransformer3DModel": 340}
-IMAGE_LAUNCHES, PROBES_MOVED = 62, 101
+# Of TAP's own work in a skip step. The fused kernels move three probes, three residuals in float32, the probe and the sum:
+# twelve times a probe. The rest brings that into the model's dtype and adds it to its stream.
+LAUNCHES, PROBES_MOVED = 12, 25
 # what diffusers' own code waits for, in every pass
 MODELS_OWN = {"QwenImageTransformer2DModel": {"compute_text_seq_len_from_mask"}}
 
 
 def waits(tallies, but=()):
-    """All waits of the package's making, without those known of the scoring and of a model."""
+    """All waits of the package's making, without those known of a model."""
     found = sum((tally.waits for tally in tallies), Counter())
-    return {wait: n for wait, n in found.items() if wait not in BLOCKING and not wait[1].endswith(tuple(but) or "-")}
+    return {wait: n for wait, n in found.items() if not wait[1].endswith(tuple(but) or "-")}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -42,9 +40,10 @@ def test_a_skip_step_of_a_real_model_waits_for_nothing(gpus, name):
         # the first call looks at the ids of the tokens
         assert waits((tally for _, tally in trace.passes[1:]), but=MODELS_OWN.get(name, ())) == {}
         skip = trace.of("skip")[1]  # the first one multiplies the anchors with each other
-        assert sum(skip.own.values()) <= LAUNCHES.get(name, IMAGE_LAUNCHES)
+        pytest.importorskip("triton")
+        assert sum(skip.own.values()) <= LAUNCHES
         probe = context.cache_bytes / 9  # of three anchors, with residuals in single precision
-        assert skip.own_moved <= (PROBES_MOVED + 0.5) * probe
+        assert skip.own_moved <= PROBES_MOVED * probe, skip.own_moved / probe
 
 
 # what these read is whether a pass must be full after all, or tokens are wrong: no
