@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from threading import Lock
 from types import FunctionType
 from typing import Any, NamedTuple, Self
@@ -32,10 +32,9 @@ def _options() -> dict[str, Any]:
     return {"cpp.simdlen": 256} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
-def _run(
-    distance: Distance, granularity: Granularity, probes: Sequence[Tensor], probe: Tensor, *others: Any, **options: Any
-) -> Any:
-    step = _compiled(distance, granularity, len(probes), probes[0].dtype, probe.dtype, probe.device)
+def _run(probes: Sequence[Tensor], probe: Tensor, *others: Any, **options: Any) -> Any:
+    kind = (len(probes), probes[0].dtype, probe.dtype, probe.device)
+    step = _compiled(options.get("distance"), options.get("granularity"), *kind)
     return step(probes, probe, *others, **options)
 
 
@@ -61,7 +60,7 @@ class CompiledStep:
                 "compile=True works with distance cosine or l2 and granularity token, step or global, got "
                 f"{distance!r} and {granularity!r}: leave compile out"
             )
-        self._compiled: Any = partial(_run, distance, granularity)
+        self._compiled: Any = _run
         self._lock = Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -27,7 +27,7 @@ from tapstudy.instrument.latent import read_latent
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 
-_known: WeakKeyDictionary[nn.Module, dict[str, tuple[RunFlops, Policy]]] = WeakKeyDictionary()  # and whose id it is
+_known: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Policy, dict[str, RunFlops]]] = WeakKeyDictionary()
 
 
 class RunFlops(NamedTuple):
@@ -91,14 +91,14 @@ class Passes:
                 kind that the meta device does not know.
         """
         layers = [(name, *weight.shape) for name, weight in self.model.named_parameters()]
-        key = f"{id(self.policy)} {self.shadow} {self.kinds} {self.inputs} {layers}"
-        known = _known.setdefault(self.model, {})
+        key = f"{self.shadow} {self.kinds} {self.inputs} {layers}"
+        known = _known.setdefault(self.model, WeakKeyDictionary()).setdefault(self.policy, {})
         if key not in known:
             # apart from what the calling thread has in force: a pipeline further up, autocast, gradients
             with ThreadPoolExecutor(1) as apart, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # said when it ran
-                known[key] = apart.submit(self._count).result(), self.policy
-        return known[key][0]
+                known[key] = apart.submit(self._count).result()
+        return known[key]
 
     def _count(self) -> RunFlops:
         model = model_on_meta(self.model)

@@ -64,26 +64,27 @@ class StandIn:
 class _Weakly:
     """A method of a module, which it does not keep alive."""
 
-    __slots__ = ("method",)
+    __slots__ = ("module", "name")
 
-    def __init__(self, method: Method) -> None:
-        self.method = weakref.WeakMethod(method)
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = weakref.ref(module), name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__wrapped__(*args, **kwargs)
 
     @property
     def __wrapped__(self) -> Method:
-        method = self.method()
-        assert method is not None, "a method of a module that is gone"
-        return method
+        module = self.module()
+        assert module is not None, "a method of a module that is gone"
+        return own_method(module, self.name)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__wrapped__.__reduce_ex__(protocol)
 
 
 # Stand-ins without a hook, by module, method, and kind of hook. torch.compile tells them from others by their identity,
-# so that a policy which is put on again meets the graphs of the last time.
+# so that a policy which is put on again meets the graphs of the last time. One in use is not here: it holds its module,
+# which then nothing would ever free.
 _kept: WeakKeyDictionary[nn.Module, dict[tuple[str, type], StandIn]] = WeakKeyDictionary()
 
 
@@ -147,14 +148,15 @@ class Place:
         self._held.hook = None
         own = own_method(self.module, self.name)
         if self._held.inner == own:
-            self._held.inner = _Weakly(own)
+            self._held.inner = _Weakly(self.module, self.name)
             _kept.setdefault(self.module, {})[self.name, type(self.hook)] = self._held
         self._held = None
 
     def _stand_in(self, inner: Method) -> StandIn:
         """Make a stand-in, or take the one that stood here before: compiled graphs know it."""
-        kept = _kept.get(self.module, {}).get((self.name, type(self.hook)))
-        if kept is None or kept.hook is not None or inner != own_method(self.module, self.name):
+        own = inner == own_method(self.module, self.name)
+        kept = _kept.get(self.module, {}).pop((self.name, type(self.hook)), None) if own else None
+        if kept is None:
             return StandIn(self.hook, inner)
         kept.hook, kept.inner = self.hook, inner
         return kept

@@ -141,6 +141,10 @@ class Summary:
         spent = sum(one.spent for one in counted)
         return (sum(one.in_full for one in counted) / spent if spent else float("nan")), None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Count the FLOPs before it is copied or pickled, which then needs no model."""
+        return {"contexts": self.contexts, "notes": self.notes, "passes": (), "_flops": self._flops}
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON could hold it."""
         return {

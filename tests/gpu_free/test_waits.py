@@ -14,8 +14,8 @@ from tests.gpu_free.models import MODELS, real
 from tests.instrument.tiny_models import make
 from tests.policies.every import every_partial_policy, every_policy
 
-# Of TAP's own work in a skip step. The fused kernels move three probes, three residuals in float32, the probe and the sum:
-# twelve times a probe. The rest brings that into the model's dtype and adds it to its stream.
+# Of TAP's own work in a skip step. The fused kernels move three probes, three residuals in float32, the probe and the
+# sum: twelve times a probe. The rest brings that into the model's dtype and adds it to its stream.
 LAUNCHES, PROBES_MOVED = 12, 25
 # what diffusers' own code waits for, in every pass
 MODELS_OWN = {"QwenImageTransformer2DModel": {"compute_text_seq_len_from_mask"}}

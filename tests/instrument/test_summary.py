@@ -1,7 +1,9 @@
 """What a handle tells, as numbers, JSON and HTML."""
 
+import copy
 import json
 import math
+import pickle
 
 import tapstudy
 from tapstudy.instrument.summary import ContextSummary, Summary
@@ -42,3 +44,14 @@ def test_a_run(tiny_pipe, sample):
     summary = handle.summary()
     assert summary.share_skipped == 6 / 11  # FFF...F...
     assert summary.speed_up > 0
+
+
+def test_copies_and_pickles_need_no_model(tiny_pipe, sample):
+    with tapstudy.tap(tiny_pipe, interval=4) as handle:
+        sample(steps=5)
+    summary = handle.summary()
+    text = pickle.dumps(summary)
+    assert len(text) < 10_000
+    for other in (pickle.loads(text), copy.deepcopy(summary)):
+        assert other == summary
+        assert other.flops_ratio == summary.flops_ratio > 1
