@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import inspect
 import io
 import pickle
 import types
+import weakref
 
 import diffusers.hooks
 import pytest
@@ -406,3 +408,28 @@ def test_a_stand_in_gives_nothing_of_itself_to_those_who_wrap_it():
         assert stand_in.__get__(tiny.model) is stand_in
         kept = vars(functools.update_wrapper(functools.partial(print), stand_in))
         assert set(kept) == {"__wrapped__", "__doc__", "__module__"}
+
+
+@pytest.mark.parametrize("removed", [True, False])
+@pytest.mark.parametrize("counted", [True, False])
+def test_nothing_outlives_a_handle_or_a_model(removed, counted):
+    """Whatever is kept for the next policy: hooks of one that came back, and FLOPs that were counted."""
+
+    def run(tiny):
+        tapstudy.apply_tap(tiny.model, CONFIG).remove()
+        handle = tapstudy.apply_tap(tiny.model, CONFIG)
+        tiny()
+        if counted:
+            assert handle.summary().flops_ratio == 1
+        if removed:
+            handle.remove()
+        return weakref.ref(next(iter(handle._instruments.values())).policy)
+
+    models = [make("SD3")]
+    policy, model = run(models[0]), weakref.ref(models[0].model)
+    gc.collect()
+    assert (policy() is None) is removed
+    models.clear()
+    gc.collect()
+    assert policy() is None
+    assert model() is None
