@@ -14,21 +14,6 @@ STEPS = 5
 GRIDS = ((1, 4, 6), (1, 6, 6), (1, 6, 8))
 
 
-@pytest.fixture
-def graphs():
-    """A backend that keeps the graphs it was given, each to be run as it is."""
-    torch._dynamo.reset()
-    captured = []
-
-    def backend(graph, example_inputs):
-        captured.append(graph)
-        return graph.forward
-
-    backend.captured = captured
-    yield backend
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize(("name", "how"), [("SD3", "whole"), ("Flux", "blocks")])
 def test_policies_put_on_again_meet_their_graphs(graphs, name, how):
     tiny = make(name)

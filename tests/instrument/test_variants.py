@@ -62,21 +62,6 @@ def test_gradient_checkpointing(name):
 # torch.compile, with a backend that runs what it captured
 
 
-@pytest.fixture
-def graphs():
-    """A backend that keeps the graphs it was given."""
-    torch._dynamo.reset()
-    captured = []
-
-    def backend(graph, example_inputs):
-        captured.append(graph)
-        return graph.forward
-
-    backend.captured = captured
-    yield backend
-    torch._dynamo.reset()
-
-
 def test_blocks_compiled_under_a_policy(graphs):
     expected = eager_tap("Flux")
     tiny = make("Flux")
