@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+def read_netcdf(path: str | Path) -> xr.Dataset:
+    """Return the dataset in a file, in memory; threads may read at once, and while one writes.
+
+    The library under netCDF crashes when two threads are in it. `xarray` holds its lock while it reads and writes
+    values, but not while it reads names and attributes: here it is held all along.
+    """
+    import xarray as xr
+    from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
+
+    with NETCDF4_PYTHON_LOCK, xr.open_dataset(path, engine="netcdf4", lock=False) as file:
+        return file.load()
+
+
 def write_netcdf(dataset: xr.Dataset, out: str | Path, *, packed: bool = False) -> Path:
     """Write netCDF 4, lazy variables chunk by chunk; a file at `out` is replaced once the new one is whole.
 

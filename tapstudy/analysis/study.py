@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 
 from tapstudy.analysis.claims.evidence import Evidence
-from tapstudy.netcdf import write_netcdf
+from tapstudy.netcdf import read_netcdf, write_netcdf
 
 TABLES = ("quality", "ranking", "tokens", "untrained", "propagation")
 CHOSEN = "chosen.json"
@@ -50,5 +50,4 @@ def load_table(folder: str | Path, name: str) -> xr.Dataset:
     path = Path(folder) / f"{name}.nc"
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}")
-    with xr.open_dataset(path, engine="netcdf4") as file:
-        return file.load()
+    return read_netcdf(path)

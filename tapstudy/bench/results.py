@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from tapstudy.netcdf import write_netcdf
+from tapstudy.netcdf import read_netcdf, write_netcdf
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,7 @@ class Results:
         if not path.exists():
             return None
         try:
-            with xr.open_dataset(path, engine="netcdf4") as file:
-                found = file.load()
+            found = read_netcdf(path)
             told, checksum = json.loads(found.attrs.pop("key")), found.attrs.pop("checksum")
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             self._again(path, f"cannot be read ({type(error).__name__}: {error})")

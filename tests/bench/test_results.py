@@ -1,6 +1,7 @@
 """Files that are made once, for one key, whole or not at all."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -101,3 +102,13 @@ def test_hashes_tell_values_apart():
     assert short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
     assert short_hash([1, 2]) != short_hash([1, 3])
     assert len(short_hash("x")) == 16
+
+
+def test_threads_read_at_once(tmp_path):
+    """The library under netCDF is not safe for threads: unguarded, this kills the process."""
+    results = Results(tmp_path)
+    for i in range(8):
+        results.write(str(i), i, xr.Dataset({"value": ("x", np.full(10, i))}))
+    with ThreadPoolExecutor(8) as threads:
+        found = threads.map(lambda i: results.read(str(i % 8), i % 8), range(200))
+        assert [int(one["value"][0]) for one in found] == [i % 8 for i in range(200)]
