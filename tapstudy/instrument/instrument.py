@@ -374,8 +374,8 @@ class Instrument:
         return unchanged
 
     def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:
-        """Note a full pass that showed too little to learn from."""
-        call.run.taught_nothing = reason
+        """Note a full pass that showed too little to learn from, which the history has made room for."""
+        call.run.observed, call.run.taught_nothing = False, reason
         call.give_up(reason)
         call.attention_input = call.stream = call.latent_tokens = None
         self._cautions.warn(

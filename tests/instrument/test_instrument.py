@@ -1,11 +1,14 @@
 """The instrument on the tiny DiT: exactness, counting, state."""
 
+import warnings
+
 import pytest
 import torch
 
 import tapstudy
 from tapstudy import TAPConfig, apply_policy, apply_tap
 from tapstudy.instrument import hooks
+from tapstudy.instrument.call import Call
 from tapstudy.instrument.hooks import BlockHook
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.policies.base import Policy, Prediction
@@ -272,6 +275,22 @@ def test_shape_change_in_mid_run_fails_open(tiny_pipe):
     assert context.mask == "F...F.F.F."
     assert context.fail_opens == {"input shape changed": 1}
     assert "input shape changed" in str(handle.summary())
+
+
+@pytest.mark.parametrize("order", [0, 2])
+def test_a_full_step_that_shows_too_little_is_made_up_for(monkeypatch, tiny_pipe, order):
+    """The history has made room for it, so the next step runs in full whatever the schedule says."""
+    model, labels, incomplete = tiny_pipe.transformer, torch.tensor([1, 2]), Call.incomplete
+    config = TAPConfig(interval=4, warmup_steps=3, orders=(order,))
+    with apply_tap(model, config) as handle, torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for i, t in enumerate(range(1000, 0, -100)):
+            monkeypatch.setattr(Call, "incomplete", incomplete if i != 6 else lambda *_, **__: "looked away")
+            model(torch.ones(2, 1, 8, 8) * i, timestep=torch.full((2,), float(t)), class_labels=labels)
+    (context,) = handle.summary().contexts
+    assert context.mask == "FFF...FF.."
+    assert context.fail_opens == {"looked away": 1}
+    assert ["looked away" in str(one.message) for one in caught] == [True]
 
 
 def test_skip_keeps_the_output_class(tiny_pipe):
