@@ -109,8 +109,9 @@ class Policy(ABC):
 
     The loop is: `begin` once, then for every step `wants_full(step)`. If it does not, and the policy decides by probe,
     `wants_full_given(step, probe)` as soon as the probe is known. Then `make_room` and `observe` (a full step, before
-    and after its blocks run), or `predict` and `skipped` (a skip step). Questions (`wants_full`, `wants_full_given`, `predict`) change nothing; the step is always
-    passed in. A pass is one batch, so its samples (and the guidance branches in it) skip or run together.
+    and after its blocks run), or `predict` and `skipped` (a skip step). Questions (`wants_full`, `wants_full_given`,
+    `predict`) change nothing; the step is always passed in. A pass is one batch, so its samples (and the guidance
+    branches in it) skip or run together.
 
     A pass that is not full runs what `decision` says: by default nothing. See `PartsPolicy` for blocks and modules; of
     tokens, `predict` predicts all, and `ran` is told what came of those that ran.
@@ -175,8 +176,8 @@ class Policy(ABC):
         del step, probe
         return SKIP
 
-    def make_room(self) -> None:
-        """Free what `observe` is going to replace: a full step begins, and nothing is predicted before it is observed."""
+    def make_room(self) -> None:  # noqa: B027
+        """Free what `observe` will replace: a full step begins, and nothing is predicted before it is observed."""
 
     @abstractmethod
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:

@@ -15,7 +15,7 @@ from tests.instrument.tiny_models import make
 
 @pytest.mark.parametrize("name", ["FluxTransformer2DModel", "HunyuanVideoTransformer3DModel", "WanTransformer3DModel"])
 def test_the_peak_is_that_of_the_model_and_the_history(gpus, name):
-    """What a full pass holds beside these, its start and its probe, is less than the oldest anchor, which makes room."""
+    """A full pass holds its start and its probe too, but they take less than the oldest anchor, which makes room."""
     with gpus() as trace:
         loop = real(trace, name)
         weights = trace.live
