@@ -180,6 +180,8 @@ class Passes:
 
         found = self.policy.fresh()
         found.__class__ = Decided
+        if models := getattr(found, "models", ()):
+            found.models = type(models)(model_on_meta(one) if isinstance(one, nn.Module) else one for one in models)
         return found
 
 

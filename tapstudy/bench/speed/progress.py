@@ -40,8 +40,14 @@ class Progress:
     @classmethod
     def of(cls, table: xr.Dataset) -> Self:
         """Read it from a table of one model, as `time_subject` makes them."""
-        arrays = (table[name].values.copy() for name in ("loop_seconds", "timed_loops", "step_seconds", "part_seconds"))
-        return cls(*arrays, *(table[name].values.tolist() for name in ("mask", "failure")))
+        return cls(
+            loops=table["loop_seconds"].values.copy(),
+            timed=table["timed_loops"].values.copy(),
+            kinds=table["step_seconds"].values.copy(),
+            parts=table["part_seconds"].values.copy(),
+            masks=table["mask"].values.tolist(),
+            failures=table["failure"].values.tolist(),
+        )
 
     def rows(self, repeat: int) -> list[int]:
         """Return the methods that are yet to be timed: the first, the reference, once, the others twice."""
