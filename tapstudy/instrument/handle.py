@@ -141,7 +141,12 @@ class Handle(AbstractContextManager["Handle"]):
             instrument.reset()
 
     def remove(self) -> None:
-        """Take the policy off; the model is again exactly what it was. Safe to call twice."""
+        """Take the policy off; the model is again exactly what it was. Safe to call twice.
+
+        Raises RuntimeError from inside a pass of the transformer, which then cannot go on.
+        """
+        for instrument in self._instruments.values():
+            instrument.refuse_within_a_pass()
         if self._last is None:
             self._last = self.summary()
         for instrument in self._instruments.values():

@@ -79,6 +79,15 @@ class Instrument:
         self.presence.watch_modules(modules)
         self._wants_latent = latent
 
+    def refuse_within_a_pass(self) -> None:
+        """Raise RuntimeError if this thread is in the middle of a pass; wait for that of another one."""
+        with self._turn:
+            if self.call is not None:
+                raise RuntimeError(
+                    f"a pass of this {type(self.model).__name__} is under way, and half of it cannot be without the "
+                    "policy: call remove() when it is over, between steps or in a listener"
+                )
+
     def detach(self) -> None:
         """Take all hooks off and leave no trace on the modules."""
         self.presence.detach()
@@ -210,6 +219,7 @@ class Instrument:
                 elif call is not None and self._wants_latent and call.state == "full":
                     call.latent_residual = self._latent_tokens(call, Form.read(output)[0])
                 note["kind"] = "full" if call is None else call.state
+            self.call = None  # the pass is over: a listener may take the policy off
             self._conclude(run, call)
         except BaseException:
             self._trajectories.latest.clear()  # a half-done step has no place in a history
