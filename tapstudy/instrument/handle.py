@@ -146,7 +146,11 @@ class Handle(AbstractContextManager["Handle"]):
         Raises RuntimeError from inside a pass of the transformer, which then cannot go on.
         """
         for instrument in self._instruments.values():
-            instrument.refuse_within_a_pass()
+            if instrument.in_a_pass():
+                raise RuntimeError(
+                    f"a pass of this {type(instrument.model).__name__} is under way, and half of it cannot be without "
+                    "the policy: call remove() when it is over, between steps or in a listener"
+                )
         if self._last is None:
             self._last = self.summary()
         for instrument in self._instruments.values():

@@ -79,14 +79,10 @@ class Instrument:
         self.presence.watch_modules(modules)
         self._wants_latent = latent
 
-    def refuse_within_a_pass(self) -> None:
-        """Raise RuntimeError if this thread is in the middle of a pass; wait for that of another one."""
+    def in_a_pass(self) -> bool:
+        """Tell whether this thread is in the middle of a pass; wait for that of another one."""
         with self._turn:
-            if self.call is not None:
-                raise RuntimeError(
-                    f"a pass of this {type(self.model).__name__} is under way, and half of it cannot be without the "
-                    "policy: call remove() when it is over, between steps or in a listener"
-                )
+            return self.call is not None
 
     def detach(self) -> None:
         """Take all hooks off and leave no trace on the modules."""
@@ -275,7 +271,7 @@ class Instrument:
             probe_tokens=ImageTokens(count, probe_start(self.presence.probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
-            list_starts={index: self.adapter.start(index, arguments) for index in self._lists},
+            list_starts={index: self.adapter.start(index, arguments) for index in self.presence.lists},
             text_tokens=text_length(arguments.get(self.adapter.key)),
         )
         if full or not policy.decides_by_probe:
@@ -317,12 +313,6 @@ class Instrument:
         )
         for listener in self.listeners:
             listener(event)
-
-    @property
-    def _lists(self) -> set[int]:
-        """Numbers of the block lists in whose sequences image tokens are looked for."""
-        watched = {one.block_list for one in self.presence.watched.values()}
-        return {*self.presence.deeper.values(), *watched, *([0] if watched else [])}
 
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
         """Take the input of the tail, (batch, sequence or frame, row, column, channel); return what it shall see."""

@@ -27,6 +27,7 @@ import xarray as xr
 
 import tapstudy
 from tapstudy.bench.fit.tuning import Tuner
+from tapstudy.bench.progress import Progress, to_go_on_from
 from tapstudy.bench.speed.methods import (
     REFERENCE,
     TAP_VARIANTS,
@@ -38,7 +39,6 @@ from tapstudy.bench.speed.methods import (
     setting_of,
     why_not_compiled,
 )
-from tapstudy.bench.speed.progress import Progress, to_go_on_from
 from tapstudy.bench.speed.steps import PARTS, Step, middle, plain_steps, tap_steps
 from tapstudy.bench.speed.subjects import Subject, check_name, make_subject
 from tapstudy.models.machine import find_device

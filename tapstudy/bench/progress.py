@@ -1,4 +1,4 @@
-"""How far the timing of a model has come: what a call that was cut short leaves to the next one."""
+"""How far `bench speed` has come with a model: what a call that was cut short leaves to the next one."""
 
 from __future__ import annotations
 
