@@ -14,7 +14,7 @@ from tapstudy.bench.image_error import unit_images
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.plan import StudyPlan
 from tapstudy.bench.results import Results
-from tapstudy.instrument.quantise import quantise
+from tapstudy.instrument.quantise import check_bits, quantise
 from tapstudy.policies.config import TAPConfig
 
 METHODS = ("order0", "order1", "tap")
@@ -44,8 +44,13 @@ def quantised(
         (method, interval, bits, sample): of the errors of caching and of rounding, each alone.
 
     Raises:
+        ValueError: bits out of range, a number twice.
         RuntimeError: a run failed; what is finished is kept.
     """
+    for count in bits:
+        check_bits(count)
+    if len(set(bits)) < len(bits) or len(set(intervals)) < len(intervals):
+        raise ValueError(f"a number stands twice among the bits {list(bits)} or intervals {list(intervals)}")
     exact = Setting.plain(plan.steps)
     caches = {
         (name, interval): find_method(name).setting(

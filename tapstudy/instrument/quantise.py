@@ -39,8 +39,7 @@ def quantise(target: Any, bits: int = 8) -> Quantised:
         >>> with tapstudy.quantise(pipe, 4), tapstudy.tap(pipe, interval=8):  # doctest: +SKIP
         ...     image = pipe("a fox in the snow").images[0]
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
-        raise ValueError(f"bits must be a whole number from 2 to 16, got {bits!r}")
+    check_bits(bits)
     edits = [
         WeightEdit.of(_NAME, path, linear, bits, partial(rounded_weight, bits=bits))
         for model, adapter in find_transformers(target).values()
@@ -60,6 +59,12 @@ class Quantised(WeightEdits):
     def __init__(self, bits: int, edits: list[WeightEdit]) -> None:
         self.bits = bits
         super().__init__(edits)
+
+
+def check_bits(bits: int) -> None:
+    """Raise ValueError unless it is a number of bits that `quantise` takes."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
+        raise ValueError(f"bits must be a whole number from 2 to 16, got {bits!r}")
 
 
 def rounded_weight(weight: Tensor, bits: int) -> Tensor:

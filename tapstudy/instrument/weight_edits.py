@@ -65,7 +65,9 @@ class WeightEdit:
     original: Tensor
 
     @classmethod
-    def of(cls, by: str, path: str, linear: nn.Module, setting: float, change: Callable[[Tensor], Tensor]) -> WeightEdit:
+    def of(
+        cls, by: str, path: str, linear: nn.Module, setting: float, change: Callable[[Tensor], Tensor]
+    ) -> WeightEdit:
         return cls(by, path, linear, setting, change, weight_of(linear, by).detach().to("cpu", copy=True))
 
     def apply(self) -> None:
