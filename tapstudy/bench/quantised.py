@@ -52,23 +52,20 @@ def quantised(
     if len(set(bits)) < len(bits) or len(set(intervals)) < len(intervals):
         raise ValueError(f"a number stands twice among the bits {list(bits)} or intervals {list(intervals)}")
     exact = Setting.plain(plan.steps)
-    caches = {
-        (name, interval): find_method(name).setting(
-            find_method(name).config(TAPConfig(interval=interval)), steps=plan.steps
-        )
-        for name in METHODS
+    caches = [
+        method.setting(method.config(TAPConfig(interval=interval)), steps=plan.steps)
+        for method in map(find_method, METHODS)
         for interval in intervals
-    }
-    rounded = {count: _rounded(exact, count) for count in bits}
+    ]
+    rounded = [_rounded(exact, count) for count in bits]
     correction = Correction(plan.images(plan.held_out))
-    both: dict[tuple[str, int, int, str], Setting] = {}
-    for (name, interval), cache in caches.items():
+    both: list[Setting] = []
+    for cache in caches:
         for count in bits:
-            both[name, interval, count, "none"] = _rounded(cache, count)
-            for kind in CORRECTIONS:
-                both[name, interval, count, kind] = correction.of(_rounded(cache, count), kind)
+            both.append(_rounded(cache, count))
+            both += [correction.of(both[-1], kind) for kind in CORRECTIONS]
     results = Results(Path(work))
-    settings = [exact, *caches.values(), *rounded.values(), *both.values()]
+    settings = [exact, *caches, *rounded, *both]
     jobs: list[Job] = [(plan.test, setting) for setting in settings]
     for (_, setting), reason in run_all(jobs, results, progress=progress).items():
         raise RuntimeError(f"{setting.text}: {reason}")
@@ -79,27 +76,32 @@ def quantised(
     def error(setting: Setting) -> torch.Tensor:
         return (unit_images(kept((plan.test, setting), results)) - target).double().flatten(1)  # (sample, pixel)
 
-    alone = {name: error(setting) for name, setting in {**caches, **rounded}.items()}
-    labels = {"method": list(METHODS), "interval": list(intervals), "bits": list(bits)}
-    sizes = [len(values) for values in labels.values()]
+    cached = [error(setting) for setting in caches]
+    coarse = [error(setting) for setting in rounded]
+    sizes = (len(METHODS), len(intervals), len(bits))
 
     def squares(errors: Sequence[torch.Tensor], *shape: int) -> torch.Tensor:
         return torch.stack([one.square().mean(dim=1) for one in errors]).unflatten(0, shape)
 
-    cosines = [
-        torch.nn.functional.cosine_similarity(alone[cache], alone[count]) for cache in caches for count in rounded
-    ]
+    cosines = [torch.nn.functional.cosine_similarity(one, other) for one in cached for other in coarse]
     found = xr.Dataset(
         {
-            "caching": (("method", "interval", "sample"), squares([alone[name] for name in caches], *sizes[:2])),
-            "rounding": (("bits", "sample"), squares([alone[count] for count in rounded], *sizes[2:])),
+            "caching": (("method", "interval", "sample"), squares(cached, *sizes[:2])),
+            "rounding": (("bits", "sample"), squares(coarse, *sizes[2:])),
             "both": (
                 ("method", "interval", "bits", "correction", "sample"),
-                squares([error(setting) for setting in both.values()], *sizes, 1 + len(CORRECTIONS)),
+                squares([error(setting) for setting in both], *sizes, 1 + len(CORRECTIONS)),
             ),
             "cosine": (("method", "interval", "bits", "sample"), torch.stack(cosines).unflatten(0, sizes)),
         },
-        {**labels, "correction": ["none", *CORRECTIONS], "seed": reference["seed"], "label": reference["label"]},
+        {
+            "method": list(METHODS),
+            "interval": list(intervals),
+            "bits": list(bits),
+            "correction": ["none", *CORRECTIONS],
+            "seed": reference["seed"],
+            "label": reference["label"],
+        },
         {"model": plan.model, "steps": plan.steps, "guidance": plan.guidance, "held_out": len(correction.held_out)},
     )
     for name, text in LONG_NAMES.items():

@@ -20,10 +20,10 @@ def quantise(target: Any, bits: int = 8) -> Quantised:
     """Round the weights of all linear layers in the blocks of every supported transformer until the handle is removed.
 
     Symmetric, one scale per output channel, to the nearest level: w becomes s round(w / s) with
-    s = max|w| / (2^(bits-1) - 1) over the channel. Activations, biases, embeddings and the layers behind the blocks keep
-    their precision, and so do layers inside blocks that read the features of the timestep. It shows what rounding does
-    to images and saves neither time nor memory: a copy of the weights waits on the CPU. Removal puts the very weights
-    back.
+    s = max|w| / (2^(bits-1) - 1) over the channel. Activations, biases, embeddings and the layers behind the blocks
+    keep their precision, and so do layers inside blocks that read the features of the timestep. It shows what rounding
+    does to images and saves neither time nor memory: a copy of the weights waits on the CPU. Removal puts the very
+    weights back.
 
     Args:
         target: a diffusers pipeline, or a transformer.

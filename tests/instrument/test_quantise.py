@@ -89,11 +89,11 @@ def test_refusals():
     block = pipe.transformer.transformer_blocks[1]
     held = block.attn1.to_q
     block.attn1.to_q = Int8Linear(held.in_features, held.out_features)
-    with pytest.raises(ValueError, match="attn1.to_q is a Int8Linear, not a plain"):
+    with pytest.raises(ValueError, match=r"attn1\.to_q is a Int8Linear, not a plain"):
         tapstudy.quantise(pipe)
     assert not hasattr(pipe.transformer.transformer_blocks[0].attn1.to_q, "_quantise_in_force")
     block.attn1.to_q = nn.Linear(2, 2, device="meta")
-    with pytest.raises(ValueError, match="out of reach .* use quantise before offloading"):
+    with pytest.raises(ValueError, match=r"out of reach .* use quantise before offloading"):
         tapstudy.quantise(pipe)
     del pipe.transformer.transformer_blocks[:]
     with pytest.raises(ValueError, match="nothing to quantise: there is no linear layer in its blocks"):

@@ -11,13 +11,13 @@ from tapstudy.plots.claims import plot_claims
 from tapstudy.plots.correlation import plot_correlation
 from tapstudy.plots.depths import plot_depths
 from tapstudy.plots.error_buildup import plot_error_buildup
-from tapstudy.plots.quantised import plot_quantised
 from tapstudy.plots.fixed_predictors import plot_fixed_predictors
 from tapstudy.plots.frontier import plot_frontier
 from tapstudy.plots.gains import plot_gains
 from tapstudy.plots.heterogeneity import plot_heterogeneity
 from tapstudy.plots.image_rows import plot_image_rows
 from tapstudy.plots.published import plot_published
+from tapstudy.plots.quantised import plot_quantised
 from tapstudy.plots.regret import plot_regret
 from tapstudy.plots.rivals import plot_rivals
 
