@@ -282,7 +282,7 @@ def quantised(
 ) -> None:
     """Round weights, skip steps, do both: which error is first, do they add, and what do corrections take away.
 
-    The embedded model of digits takes about an hour on a core.
+    The embedded model of digits takes about half an hour on a core.
     """
     with user_errors():
         from tapstudy.analysis.quantised import COLUMNS, table_rows
