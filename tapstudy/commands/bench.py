@@ -211,6 +211,9 @@ def frontier(
     labels: Annotated[str, typer.Option(help=LABELS)] = "",
     passes: Annotated[str, typer.Option(help="numbers of full passes, each that of an S(N, 3)")] = "14,10,8",
     methods: Annotated[str, typer.Option(help="methods separated by commas; all by default")] = "",
+    schedules: Annotated[
+        str, typer.Option(help="schedules beside S(N, 3) and methods' own, separated by commas; all by default")
+    ] = "",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
     tuning: Annotated[int, typer.Option(min=1, help="held-out images to choose on; the others are fitted to")] = 20,
@@ -250,7 +253,8 @@ def frontier(
             tuning=tuning,
         )
         named = [name for name in methods.split(",") if name]
-        found = run(plan, work, methods=named, thorough=thorough, repeats=repeats)
+        further = [name for name in schedules.split(",") if name]
+        found = run(plan, work, methods=named, schedules=further, thorough=thorough, repeats=repeats)
         write_netcdf(found, out)
         if page is not None:
             command = shlex.join(["tapstudy", *sys.argv[1:]])

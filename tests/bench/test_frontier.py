@@ -193,6 +193,8 @@ def test_every_method_is_run():
     assert {row.method for row in rows_of(plan, compared_methods(), thorough=True) if row.passes == 14} == {
         m.name for m in compared_methods()
     }
+    few = [row for row in rows_of(plan, compared_methods(["tap"]), schedules=["even"]) if row.passes == 8]
+    assert [row.schedule for row in few] == [USUAL, "even"]
     assert Row("tap", "tap", 8, 8, USUAL).name == "tap N=8"
     assert Row("tap", "tap", 8, 8, "even").name == "tap even N=8"
     with pytest.raises(ValueError, match="no method nothing: there are fewer"):

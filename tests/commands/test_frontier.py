@@ -35,6 +35,7 @@ def test_table_and_file(model, tmp_path):
         (["--seeds", "41"], "both tested and held out"),
         (["--passes", "11"], "makes 11 full passes"),
         (["--methods", "tapp"], "no method tapp"),
+        (["--schedules", "even,odd"], "no schedule odd: there are even, start-dense"),
         (["--seeds", "a"], "--seeds must be numbers"),
         (["--model", "nothing"], "no model 'nothing'"),
     ],

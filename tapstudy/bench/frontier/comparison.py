@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from tapstudy.analysis.stats import BOUNDS, interval_where_finite, paired_interval
 from tapstudy.bench.engine import Setting, kept, measure_costs
-from tapstudy.bench.fit.held_out import USUAL, HeldOut, Slot
+from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, HeldOut, Slot
 from tapstudy.bench.frontier.distance import distribution_distance
 from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.image_error import MASK, MEASURES, measures
@@ -59,6 +59,7 @@ def frontier(
     folder: str | Path,
     *,
     methods: Sequence[str] = (),
+    schedules: Sequence[str] = (),
     thorough: bool = False,
     repeats: int = 3,
     progress: bool = True,
@@ -70,6 +71,7 @@ def frontier(
         folder: keeps the results, method by method and seed by seed; the same call resumes. A plan has its
             own, but methods and passes may differ from call to call.
         methods: names from `METHODS`; all by default.
+        schedules: to run beside S(N, 3) and those that methods bring along; all by default.
         thorough: run all of them at every number of passes, not only those in `CORE` and what is named.
         repeats: of the measurement of the wall time.
         progress: show bars.
@@ -84,7 +86,7 @@ def frontier(
         has no values), `chosen` (the schedule of the method that is best on held-out images).
 
     Raises:
-        ValueError: unknown methods, a folder of another plan or of other weights, an invalid plan.
+        ValueError: unknown methods or schedules, a folder of another plan or of other weights, an invalid plan.
         FileNotFoundError: no such model.
     """
     wanted = compared_methods(methods)
@@ -95,7 +97,7 @@ def frontier(
     runs: dict[Row, xr.Dataset] = {}
     settings: dict[Row, Setting] = {}
     errors: dict[Row, str] = {}
-    plans = rows_of(plan, wanted, thorough=thorough or bool(methods))
+    plans = rows_of(plan, wanted, thorough=thorough or bool(methods), schedules=schedules)
     for row, method in tqdm(plans.items(), desc="frontier", unit="cell", disable=not progress):
         try:
             setting = Setting.plain(plan.steps) if method is None else method.on(_slot(held, row, method))
@@ -120,18 +122,28 @@ def frontier(
     return compared(table.assign(held_out_psnr=("cell", _held_out_psnr(held, settings, list(plans)))))
 
 
-def rows_of(plan: FrontierPlan, methods: Sequence[Method], *, thorough: bool = False) -> dict[Row, Method | None]:
+def rows_of(
+    plan: FrontierPlan, methods: Sequence[Method], *, thorough: bool = False, schedules: Sequence[str] = ()
+) -> dict[Row, Method | None]:
     """Return the reference, then every method on its schedules; further schedules at the fewest passes only.
 
     Args:
         thorough: all methods at every number of passes, not only those in `CORE`.
+        schedules: which ones beside S(N, 3) and the methods' own; all by default.
+
+    Raises:
+        ValueError: an unknown schedule.
     """
+    further = [*SCHEDULES[1:], SEARCHED]
+    if unknown := [name for name in schedules if name not in further]:
+        raise ValueError(f"no schedule {', '.join(unknown)}: there are {', '.join(further)}")
+    kept_schedules = (USUAL, OWN, *(schedules or further))
     rows: dict[Row, Method | None] = {Row(REFERENCE, "control", plan.steps, 1, OWN): None}
     for passes in plan.passes:
         for method in methods:
             if not (thorough or method.name in CORE or passes == min(plan.passes)):
                 continue
-            for schedule in method.schedules:
+            for schedule in (name for name in method.schedules if name in kept_schedules):
                 if schedule in (USUAL, OWN, *EVERYWHERE) or passes == min(plan.passes):
                     rows[Row(method.name, method.kind, passes, plan.interval(passes), schedule)] = method
     return rows
