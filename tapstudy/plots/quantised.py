@@ -55,7 +55,8 @@ def plot_quantised(errors: xr.Dataset, ratios: xr.Dataset, *, images: int) -> Fi
                 draw_interval(bottom, _beside(left, number), "bits", color=colour, linestyle=line, marker="o",
                               markersize=3, linewidth=1.1, label=label)  # fmt: skip
         top.set_title(f"S({interval}, 3)")
-        plain_log_scale(top.yaxis)
+        top.set_yscale("log")
+        plain_log_scale(bottom.yaxis)
         for axis in (middle, bottom):
             axis.axhline(1, color="0.6", linewidth=0.8)
         bottom.set(xlabel="bits of a weight", xticks=own["bits"].values)
@@ -64,8 +65,7 @@ def plot_quantised(errors: xr.Dataset, ratios: xr.Dataset, *, images: int) -> Fi
     axes[1, 0].set_ylabel("error of both over the sum of either\nalone (1: they add)")
     axes[2, 0].set_ylabel("error of both with a correction\nover without (1: no use)")
     axes[0, 0].legend(frameon=False, fontsize=7)
-    handles, labels = axes[2, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+    axes[2, -1].legend(loc="upper right", frameon=False, fontsize=7)
     figure.suptitle(f"caching on rounded weights (95 % interval over {images} images)", fontsize=9)
     return figure
 

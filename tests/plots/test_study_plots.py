@@ -341,4 +341,4 @@ def test_quantised():
     assert [bars.lines[0].get_ydata().tolist() for bars in top.containers] == [[1, 2], [1, 5], [9, 13]]
     assert [line.get_ydata()[0] for line in top.lines if line.get_linestyle() == ":"] == [1, 2]
     assert [bars.lines[0].get_ydata().tolist() for bars in middle.containers] == [[1, 2], [3, 4]]
-    assert len(bottom.containers) == len(figure.legends[0].get_texts()) == 6
+    assert len(bottom.containers) == len(legend_of(bottom)) == 6
