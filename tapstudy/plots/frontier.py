@@ -40,7 +40,8 @@ def plot_frontier(table: xr.Dataset) -> Figure:
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
     title = f"95 % interval over {table.attrs['images']} images, the same for all methods"
     if not loss:
-        title += f"; label accuracy: {float(accuracy.sel(bound='mean').min()):.2f} or more, for all"
+        least = float(accuracy.sel(bound="mean").min())
+        title += "; label accuracy 100 % for all" if least == 1 else f"; label accuracy {least:.0%} or more, for all"
     figure.suptitle(title, fontsize=9)
     return figure
 

@@ -211,7 +211,7 @@ def test_frontier(costs):
     table["accuracy"][:] = [1.0, 1.0, 1.0]
     alone = plot_frontier(table if len(costs) == 2 else table.drop_vars("seconds"))
     assert len(alone.axes) == len(costs)  # nothing to be seen of accuracy, which the title tells
-    assert "label accuracy: 1.00 or more" in alone.get_suptitle()
+    assert "label accuracy 100 % for all" in alone.get_suptitle()
 
 
 def test_rivals():
