@@ -48,7 +48,9 @@ def speed(
     dtype: Annotated[str, typer.Option(help="of the weights; by default float32, bfloat16 of a preset")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     markdown: Annotated[bool, typer.Option("--markdown", help="print the tables in Markdown")] = False,
-    out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="netCDF file to write; of a call that was cut short: to go on with")
+    ] = None,
     table: Annotated[Path | None, typer.Option(help="print what this file holds, and measure nothing")] = None,
 ) -> None:
     """Time steps and whole loops: TAP, order 0 and other people's caches beside plain sampling.
@@ -75,7 +77,8 @@ def speed(
                 batch_size=batch_size,
                 dtype=find_dtype(dtype, "--dtype") if dtype else None,
                 device=device,
-                keep=lambda measured: out and save_table(measured, out.parent, out.stem),
+                keep=None if out is None else lambda measured: save_table(measured, out.parent, out.stem),
+                earlier=load_table(out.parent, out.stem) if out is not None and out.is_file() else None,
             )
         if markdown:
             typer.echo(speed_table.page(found))
