@@ -12,7 +12,7 @@ COLUMNS = ("method", "N", "bits", "caching", "rounding", "both", "both / sum [95
 
 
 def additivity(found: xr.Dataset) -> xr.Dataset:
-    """Compare the squared errors that `bench.quantised` measured, as ratios of means over images.
+    """Compare the squared errors that `bench.sweep.quantised` measured, as ratios of means over images.
 
     Returns:
         With `bound` (mean, low, high; bootstrap over images, paired): `sum_ratio` (method, interval, bits, bound), the

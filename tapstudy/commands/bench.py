@@ -295,7 +295,7 @@ def quantised(
         from tapstudy.analysis.quantised import COLUMNS, table_rows
         from tapstudy.analysis.study import save_table
         from tapstudy.bench.plan import StudyPlan
-        from tapstudy.bench.quantised import quantised as run
+        from tapstudy.bench.sweep.quantised import quantised as run
 
         out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")
         at_least(0, guidance=guidance)

@@ -26,7 +26,7 @@ def plot_quantised(errors: xr.Dataset, ratios: xr.Dataset, *, images: int) -> Fi
     """Draw errors against bits, whether they add, and what corrections leave; a column per schedule, 95 % intervals.
 
     Args:
-        errors: `caching`, `rounding` and `both` of `bench.quantised`, with intervals (bound) in place of images.
+        errors: `caching`, `rounding` and `both` of `bench.sweep.quantised`, with intervals (bound) in place of images.
         ratios: from `additivity`.
         images: behind the intervals.
     """

@@ -12,7 +12,7 @@ from tapstudy.analysis.study import load_table
 from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.fit.correction import Correction, line
 from tapstudy.bench.image_set import ImageSet, pipe_of
-from tapstudy.bench.quantised import CORRECTIONS
+from tapstudy.bench.sweep.quantised import CORRECTIONS
 from tapstudy.cli import app
 from tapstudy.instrument.quantise import quantise
 from tapstudy.policies.config import TAPConfig
