@@ -273,6 +273,52 @@ def frontier(
         )
 
 
+@app.command("quantised")
+def quantised(
+    work: Annotated[Path, typer.Option(help="folder of the results; the same command resumes")] = Path("quantised"),
+    out: Annotated[Path, typer.Option(help="netCDF file to write")] = Path("data/study/quantised.nc"),
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "31",
+    held_out: Annotated[str, typer.Option(help="seeds to whose images corrections are fitted")] = "41",
+    labels: Annotated[str, typer.Option(help=LABELS)] = "",
+    bits: Annotated[str, typer.Option(help="bits of a weight, separated by commas")] = "8,6,4,3",
+    intervals: Annotated[str, typer.Option(help="N of schedules S(N, 3), separated by commas")] = "8,4",
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
+) -> None:
+    """Round weights, skip steps, do both: which error is first, do they add, and what do corrections take away.
+
+    The embedded model of digits takes about half an hour on a core.
+    """
+    with user_errors():
+        from tapstudy.analysis.quantised import COLUMNS, table_rows
+        from tapstudy.analysis.study import save_table
+        from tapstudy.bench.plan import StudyPlan
+        from tapstudy.bench.sweep.quantised import quantised as run
+
+        out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")
+        at_least(0, guidance=guidance)
+        at_least(1, steps=steps)
+        plan = StudyPlan(
+            model=model,
+            seeds=seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds"),
+            held_out=seeds_of_noise(numbers(held_out, int, "--held-out"), "--held-out"),
+            labels=listed(model, labels)[1],
+            steps=steps,
+            guidance=guidance,
+            tuning=1,
+        )
+        found = run(plan, work, bits=numbers(bits, int, "--bits"), intervals=numbers(intervals, int, "--intervals"))
+        save_table(found, out.parent, out.stem)
+        table = Table(COLUMNS, table_rows(found), f"{model}, squared errors times 1000, {found.sizes['sample']} images")
+        if markdown:
+            typer.echo(table.markdown())
+        else:
+            table.show(width=200)
+        typer.echo(f"wrote {out}")
+
+
 @app.command("rescoring")
 def rescoring(
     samples: Annotated[int, typer.Option(min=1, help="synthetic images of 50 steps and 196 tokens of width 192")] = 8,
