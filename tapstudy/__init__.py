@@ -11,6 +11,7 @@ _HOMES = {  # module of each public name, loaded when the name is first asked fo
     "Handle": "instrument.handle",
     "Policy": "policies.base",
     "Prediction": "policies.base",
+    "Quantised": "instrument.quantise",
     "RecordingError": "recording.damage",
     "Report": "instrument.check",
     "SigmaChoice": "bench.clock.choose_sigma",
@@ -25,6 +26,7 @@ _HOMES = {  # module of each public name, loaded when the name is first asked fo
     "choose_sigma": "bench.clock.choose_sigma",
     "load": "models.embedded",
     "open_recording": "recording.store",
+    "quantise": "instrument.quantise",
     "record": "recording.record",
     "register_adapter": "instrument.adapters",
     "smooth_time": "instrument.smooth_time",
@@ -48,6 +50,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tapstudy.instrument.handle import Handle as Handle
     from tapstudy.instrument.handle import apply_policy as apply_policy
     from tapstudy.instrument.handle import apply_tap as apply_tap
+    from tapstudy.instrument.quantise import Quantised as Quantised
+    from tapstudy.instrument.quantise import quantise as quantise
     from tapstudy.instrument.smooth_time import SmoothTime as SmoothTime
     from tapstudy.instrument.smooth_time import smooth_time as smooth_time
     from tapstudy.instrument.summary import Summary as Summary

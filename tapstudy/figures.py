@@ -17,6 +17,7 @@ from tapstudy.analysis.error_propagation import teacher_forced_error
 from tapstudy.analysis.heterogeneity import token_dynamics
 from tapstudy.analysis.image_content import image_content
 from tapstudy.analysis.proxy_correlation import proxy_correlation, shuffled_proxy
+from tapstudy.analysis.quantised import additivity
 from tapstudy.analysis.run_tables import (
     METHODS,
     at_fewest_passes,
@@ -48,6 +49,7 @@ from tapstudy.plots.gains import plot_gains
 from tapstudy.plots.heterogeneity import plot_heterogeneity
 from tapstudy.plots.proxy_vs_truth import plot_proxy_vs_truth
 from tapstudy.plots.published import plot_published
+from tapstudy.plots.quantised import plot_quantised
 from tapstudy.plots.regret import plot_regret
 from tapstudy.plots.rivals import plot_rivals
 from tapstudy.plots.speed import plot_speed
@@ -329,6 +331,14 @@ def error_buildup(sources: Sources) -> Drawn:
     return figure, f"{caption(table, sources.model)} · S({table.attrs.get('interval', 8)}, 3)"
 
 
+def quantised(sources: Sources) -> Drawn:
+    """Errors of caching, of rounded weights and of both, whether they add, and what corrections leave."""
+    table = sources.table("quantised")
+    errors = table[["caching", "rounding", "both"]].map(with_interval)
+    figure = plot_quantised(errors, additivity(table), images=table.sizes["sample"])
+    return figure, caption(table, sources.model)
+
+
 def speed(sources: Sources) -> Drawn:
     """The parts of a skip step, and latency ratios against their bounds."""
     table = sources.table("speed")
@@ -383,6 +393,7 @@ FIGURES: dict[str, Callable[[Sources], Drawn]] = {
     for make in (
         heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_windows, choice_shares, choice_entropy, regret,
         fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, low_pass, depth_ablation,
-        speed_quality, speed_quality_timed, rivals, error_buildup, speed, published, claims,
+        speed_quality, speed_quality_timed, rivals, error_buildup, quantised, speed, published,
+        claims,
     )
 }  # fmt: skip

@@ -25,6 +25,7 @@ COMMANDS = {
     "fixed2-1,fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc {study}/fixed.nc",
     "frontier": "tapstudy bench frontier{model} --out {study}/frontier.nc",
     "errors": "tapstudy bench errors{model} --out {study}/errors.nc",
+    "quantised": "tapstudy bench quantised{model} --out {study}/quantised.nc",
     "speed": "tapstudy bench speed --model mnist-dit,mnist-dit@32,flux-200m,flux-500m --out data/study/speed.nc",
 }
 MODEL = "mnist-dit"  # whose recordings and tables are not in a folder of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from tapstudy_training.recipes import CLASSIFIERS, MODELS, EmbeddedModel
 
 if TYPE_CHECKING:
     from tapstudy.models.machine import Machine
+
+TIME_IS_UP = "trained; time is up: the same command measures it and writes its card"
 
 app = typer.Typer(no_args_is_help=True, help="Train the embedded models.")
 
@@ -35,7 +38,15 @@ InitialCount = Annotated[int, typer.Option(min=0, help="samples for those of the
 Stop = Annotated[float, typer.Option(help="noise level that guidance ends at when the model samples, kept with it")]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="with torch.compile")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one")]
-Minutes = Annotated[float | None, typer.Option(min=0, help="stop cleanly after this time; the same command goes on")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="time for reading the images, compiling and training, which ends before a step that would take longer "
+        "(but makes one); the same command goes on. The last checkpoint, --export and the quality measures of a "
+        "finished model, where they begin in time, come on top",
+    ),
+]
 Export = Annotated[
     Path | None, typer.Option(help="also write the averaged weights as they are at the end of this call")
 ]
@@ -59,6 +70,11 @@ def _machine(device: str | None, compile_model: bool, peak_tflops: float | None)
     from tapstudy.models.machine import Machine
 
     return Machine(_device(device), compile_model, None if peak_tflops is None else 1e12 * peak_tflops)
+
+
+def _left(minutes: float | None, started: float) -> float | None:
+    """Minutes that are left of so many since `started`, by the monotonic clock; None: no limit."""
+    return None if minutes is None else max(0.0, minutes - (time.monotonic() - started) / 60)
 
 
 def classifier_command(data_set: str) -> Callable[..., None]:
@@ -126,8 +142,6 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
     ) -> None:
         """Train the embedded model; the same command goes on after a kill. Then measure it and write its card."""
         with user_errors():
-            import time
-
             from tapstudy.models.data import load_images
             from tapstudy.models.embedded import load_classifier, model_folder
             from tapstudy.models.quality import Judge
@@ -161,15 +175,15 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
             if initial is None and spec.initial and smooth_sigma:
                 initial = model_folder(spec.initial)
                 history = history or f"Started from the weights of the embedded `{spec.initial}`."
-            left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+            left = _left(minutes, started)
             trained, report = train_model(
                 chosen, images, machine, work=work, initial=initial, minutes=left, export_to=export
             )
             typer.echo(report)
             if not trained.finished:
                 return
-            if minutes is not None and time.monotonic() - started > 60 * minutes:
-                typer.echo("trained; time is up: the same command measures it and writes its card")
+            if _left(minutes, started) == 0:
+                typer.echo(TIME_IS_UP)
                 return
             qualities = measure_model(
                 chosen,
@@ -231,6 +245,7 @@ def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
             from tapstudy_training.emoji_card import measure_emoji_model
             from tapstudy_training.make import train_model
 
+            started = time.monotonic()
             chosen = replace(
                 spec,
                 count=count,
@@ -248,9 +263,13 @@ def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
             )
             machine = _machine(device, compile_model, peak_tflops)
             images, judge = load_emoji(_emoji_folder(data)), load_classifier(spec.name, folder=classifier)
-            trained, report = train_model(chosen, images, machine, work=work, initial=initial, minutes=minutes)
+            left = _left(minutes, started)
+            trained, report = train_model(chosen, images, machine, work=work, initial=initial, minutes=left)
             typer.echo(report)
             if not (trained.finished or measure):
+                return
+            if not measure and _left(minutes, started) == 0:
+                typer.echo(TIME_IS_UP)
                 return
             rows = measure_emoji_model(
                 chosen,

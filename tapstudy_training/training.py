@@ -52,11 +52,11 @@ def train(
 
     `folder` receives `checkpoint-*/`, `loss.csv` and `samples-*.png`; the newest checkpoint in it is resumed.
     `initial` is a model folder to start from when there is no checkpoint. `device` None: a GPU where there is one.
-    When the time is up, the step under way is finished and a checkpoint written (at least one step is made).
+    When the time is up, or the next step would end after that, a checkpoint is written (at least one step is made).
 
     Raises ValueError on a checkpoint of another recipe or a loss that is not finite.
     """
-    ends = math.inf if minutes is None else time.perf_counter() + 60 * minutes
+    limit = _Limit(minutes)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -87,7 +87,7 @@ def train(
             pending.append(loss.detach())
             bar.update()
 
-            last = state.step == recipe.total_steps or time.perf_counter() >= ends
+            last = state.step == recipe.total_steps or limit.leaves_no_step()
             saves = last or state.step % recipe.checkpoint_every == 0
             draws = state.step % recipe.sample_every == 0
             if saves or draws or len(pending) >= recipe.log_every:
@@ -107,6 +107,23 @@ def train(
     return Trained(
         averaged(state, task, recipe), state.step, state.step >= recipe.total_steps, _throughput(flushed, recipe)
     )
+
+
+class _Limit:
+    """Minutes for some steps. One more takes as long as the longest so far, with whatever it was that it waited for,
+    wrote and drew; the first does not count, as it compiles."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._before = time.perf_counter()
+        self._ends = math.inf if minutes is None else self._before + 60 * minutes
+        self._longest: float | None = None
+
+    def leaves_no_step(self) -> bool:
+        """Tell, after a step, whether the time is up before another one would be over."""
+        now = time.perf_counter()
+        self._longest = 0.0 if self._longest is None else max(self._longest, now - self._before)
+        self._before = now
+        return now + self._longest >= self._ends
 
 
 @contextmanager

@@ -43,6 +43,19 @@ def paired_interval(a: Array, b: Array) -> Interval:
     return mean_interval(a - b)
 
 
+def ratio_interval(a: Array, b: Array) -> Interval:
+    """Compute mean(a) / mean(b), where entry i of both belongs to image i, as `mean_interval` does its mean.
+
+    Raises ValueError if the two do not have one value per image each, and as `mean_interval` does.
+    """
+    a, b = (_of_images(values, "a ratio needs two values") for values in (a, b))
+    if len(a) != len(b):
+        raise ValueError(f"paired values need one of each per image, got {len(a)} and {len(b)}")
+    at = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
+    low, high = np.percentile(a[at].mean(axis=1) / b[at].mean(axis=1), (2.5, 97.5))
+    return float(a.mean() / b.mean()), float(low), float(high)
+
+
 def with_interval(values: xr.DataArray) -> xr.DataArray:
     """Compute `mean_interval` over `sample`: the result has a dimension `bound` with `mean`, `low` and `high`.
 

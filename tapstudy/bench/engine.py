@@ -103,15 +103,17 @@ class Setting:
 
     def on_smooth_clock(self, sigma: float) -> Setting:
         """Return the same with the model smoothed by `smooth_time`; 0 changes nothing."""
-        if not sigma:
-            return self
+        return self.within(lambda pipe: smooth_time(pipe, sigma), f"smoothed in time by {sigma:g}") if sigma else self
+
+    def within(self, change: Callable[[Any], AbstractContextManager[Any]], text: str) -> Setting:
+        """Return the same on a pipeline that is changed first; `text` tells this change from others."""
 
         @contextmanager
         def attach(pipe: Any) -> Iterator[Callable[[], Told]]:
-            with smooth_time(pipe, sigma), self.attach(pipe) as told:
+            with change(pipe), self.attach(pipe) as told:
                 yield told
 
-        return replace(self, attach=attach, text=f"{self.text}, smoothed in time by {sigma:g}")
+        return replace(self, attach=attach, text=f"{self.text}, {text}")
 
     @property
     def name(self) -> str:

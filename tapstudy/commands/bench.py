@@ -48,7 +48,9 @@ def speed(
     dtype: Annotated[str, typer.Option(help="of the weights; by default float32, bfloat16 of a preset")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     markdown: Annotated[bool, typer.Option("--markdown", help="print the tables in Markdown")] = False,
-    out: Annotated[Path | None, typer.Option(help="netCDF file to write")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="netCDF file to write; of a call that was cut short: to go on with")
+    ] = None,
     table: Annotated[Path | None, typer.Option(help="print what this file holds, and measure nothing")] = None,
 ) -> None:
     """Time steps and whole loops: TAP, order 0 and other people's caches beside plain sampling.
@@ -75,7 +77,8 @@ def speed(
                 batch_size=batch_size,
                 dtype=find_dtype(dtype, "--dtype") if dtype else None,
                 device=device,
-                keep=lambda measured: out and save_table(measured, out.parent, out.stem),
+                keep=None if out is None else lambda measured: save_table(measured, out.parent, out.stem),
+                earlier=load_table(out.parent, out.stem) if out is not None and out.is_file() else None,
             )
         if markdown:
             typer.echo(speed_table.page(found))
@@ -268,6 +271,52 @@ def frontier(
             f"multiply-add = 2. Time: one image, median of {repeats}, this machine. * schedule chosen on held-out "
             f"images. Distance: {found['distance'].attrs['long_name']}. All values: {out}"
         )
+
+
+@app.command("quantised")
+def quantised(
+    work: Annotated[Path, typer.Option(help="folder of the results; the same command resumes")] = Path("quantised"),
+    out: Annotated[Path, typer.Option(help="netCDF file to write")] = Path("data/study/quantised.nc"),
+    model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
+    seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "31",
+    held_out: Annotated[str, typer.Option(help="seeds to whose images corrections are fitted")] = "41",
+    labels: Annotated[str, typer.Option(help=LABELS)] = "",
+    bits: Annotated[str, typer.Option(help="bits of a weight, separated by commas")] = "8,6,4,3",
+    intervals: Annotated[str, typer.Option(help="N of schedules S(N, 3), separated by commas")] = "8,4",
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
+    guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
+) -> None:
+    """Round weights, skip steps, do both: which error is first, do they add, and what do corrections take away.
+
+    The embedded model of digits takes about half an hour on a core.
+    """
+    with user_errors():
+        from tapstudy.analysis.quantised import COLUMNS, table_rows
+        from tapstudy.analysis.study import save_table
+        from tapstudy.bench.plan import StudyPlan
+        from tapstudy.bench.sweep.quantised import quantised as run
+
+        out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")
+        at_least(0, guidance=guidance)
+        at_least(1, steps=steps)
+        plan = StudyPlan(
+            model=model,
+            seeds=seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds"),
+            held_out=seeds_of_noise(numbers(held_out, int, "--held-out"), "--held-out"),
+            labels=listed(model, labels)[1],
+            steps=steps,
+            guidance=guidance,
+            tuning=1,
+        )
+        found = run(plan, work, bits=numbers(bits, int, "--bits"), intervals=numbers(intervals, int, "--intervals"))
+        save_table(found, out.parent, out.stem)
+        table = Table(COLUMNS, table_rows(found), f"{model}, squared errors times 1000, {found.sizes['sample']} images")
+        if markdown:
+            typer.echo(table.markdown())
+        else:
+            table.show(width=200)
+        typer.echo(f"wrote {out}")
 
 
 @app.command("rescoring")

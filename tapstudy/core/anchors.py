@@ -13,8 +13,8 @@ from tapstudy.core.transfer import Pending, Transfer, transfer_between
 class Anchors:
     """Keep the last `capacity` full steps, newest first.
 
-    Tensors are copied in (the model may reuse its buffers); once full, the oldest buffer is overwritten in place, so
-    a long run allocates nothing. Memory: capacity * (probe + residual).
+    Tensors are copied in (the model may reuse its buffers); once full, the oldest buffer is overwritten in place,
+    unless `make_room` has freed it before. Memory: capacity * (probe + residual).
 
     Kept elsewhere than the features (`device`), anchors are copied there after every full step and back when they are
     read: reading the probes also prefetches the residuals, which then travel while the probes are scored. The copies
@@ -71,6 +71,16 @@ class Anchors:
     def nbytes(self) -> int:
         """Bytes kept, in host memory if that is where anchors are kept."""
         return sum(tensor.nbytes for tensor in (*self._probes, *self._residuals))
+
+    def make_room(self) -> None:
+        """Drop the full step that the next `push` would overwrite, for its memory to serve the pass in between.
+
+        Kept elsewhere than the features it stays: the pass could not use that memory.
+        """
+        if len(self) == self.capacity and type(self._transfer) is Transfer:
+            self._pending = None
+            for kept in (self.steps, self._probes, self._residuals):
+                del kept[self.capacity - 1 :]
 
     def push(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         """Add a full step later than all others.

@@ -111,6 +111,8 @@ class Call:
         self.state = "full" if full else "shadow" if self.shadow else "skip"
         if not full and (decision := self.run.policy.decision(self.step, probe)) is not SKIP:
             self.decision, self.state = checked(decision, self), "partial"
+        if self.state == "full":
+            self.run.policy.make_room()
 
     def maker(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return what makes this pass: the model's own forward, or another model."""

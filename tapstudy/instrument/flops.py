@@ -178,9 +178,12 @@ class Passes:
                 if not self.decides_by_probe:  # else it reads values, to decide by
                     counted("skipped", self, step, probe, prediction)
 
-        found = self.policy.fresh()
+        found: Any = self.policy.fresh()
         found.__class__ = Decided
-        return found
+        if models := getattr(found, "models", ()):
+            found.models = type(models)(model_on_meta(one) if isinstance(one, nn.Module) else one for one in models)
+        decided: Policy = found
+        return decided
 
 
 def _hand_on(stream: int | None, *args: Any, **kwargs: Any) -> Any:

@@ -141,7 +141,16 @@ class Handle(AbstractContextManager["Handle"]):
             instrument.reset()
 
     def remove(self) -> None:
-        """Take the policy off; the model is again exactly what it was. Safe to call twice."""
+        """Take the policy off; the model is again exactly what it was. Safe to call twice.
+
+        Raises RuntimeError from inside a pass of the transformer, which then cannot go on.
+        """
+        for instrument in self._instruments.values():
+            if instrument.in_a_pass():
+                raise RuntimeError(
+                    f"a pass of this {type(instrument.model).__name__} is under way, and half of it cannot be without "
+                    "the policy: call remove() when it is over, between steps or in a listener"
+                )
         if self._last is None:
             self._last = self.summary()
         for instrument in self._instruments.values():

@@ -79,6 +79,11 @@ class Instrument:
         self.presence.watch_modules(modules)
         self._wants_latent = latent
 
+    def in_a_pass(self) -> bool:
+        """Tell whether this thread is in the middle of a pass; wait for that of another one."""
+        with self._turn:
+            return self.call is not None
+
     def detach(self) -> None:
         """Take all hooks off and leave no trace on the modules."""
         self.presence.detach()
@@ -210,6 +215,7 @@ class Instrument:
                 elif call is not None and self._wants_latent and call.state == "full":
                     call.latent_residual = self._latent_tokens(call, Form.read(output)[0])
                 note["kind"] = "full" if call is None else call.state
+            self.call = None  # the pass is over: a listener may take the policy off
             self._conclude(run, call)
         except BaseException:
             self._trajectories.latest.clear()  # a half-done step has no place in a history
@@ -265,7 +271,7 @@ class Instrument:
             probe_tokens=ImageTokens(count, probe_start(self.presence.probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
-            list_starts={index: self.adapter.start(index, arguments) for index in self._lists},
+            list_starts={index: self.adapter.start(index, arguments) for index in self.presence.lists},
             text_tokens=text_length(arguments.get(self.adapter.key)),
         )
         if full or not policy.decides_by_probe:
@@ -307,12 +313,6 @@ class Instrument:
         )
         for listener in self.listeners:
             listener(event)
-
-    @property
-    def _lists(self) -> set[int]:
-        """Numbers of the block lists in whose sequences image tokens are looked for."""
-        watched = {one.block_list for one in self.presence.watched.values()}
-        return {*self.presence.deeper.values(), *watched, *([0] if watched else [])}
 
     def at_tail(self, call: Call, tail: Tensor) -> Tensor:
         """Take the input of the tail, (batch, sequence or frame, row, column, channel); return what it shall see."""
@@ -374,8 +374,8 @@ class Instrument:
         return unchanged
 
     def _unobserved(self, call: Call, reason: str, unchanged: Any) -> Any:
-        """Note a full pass that showed too little to learn from."""
-        call.run.taught_nothing = reason
+        """Note a full pass that showed too little to learn from, which the history has made room for."""
+        call.run.observed, call.run.taught_nothing = False, reason
         call.give_up(reason)
         call.attention_input = call.stream = call.latent_tokens = None
         self._cautions.warn(

@@ -110,6 +110,12 @@ class Presence:
             call.module_outputs.setdefault(name, []).append(output)
 
     @property
+    def lists(self) -> set[int]:
+        """Numbers of the block lists in whose sequences image tokens are looked for."""
+        watched = {one.block_list for one in self.watched.values()}
+        return {*self.deeper.values(), *watched, *([0] if watched else [])}
+
+    @property
     def _probes_attention(self) -> bool:
         policy = self.instrument.policy
         return policy.needs_probe and policy.probe_kind == "modulated"

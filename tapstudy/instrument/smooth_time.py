@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tapstudy.instrument.handle import find_transformers
 from tapstudy.instrument.time_features import TimeEmbedder, time_embedders
+from tapstudy.instrument.weight_edits import WeightEdit, WeightEdits, in_force, refuse, weight_of
 
-_MARK = "_smooth_time_sigma"
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_NAME = "smooth_time"
 
 
 def smooth_time(target: Any, sigma: float) -> SmoothTime:
@@ -43,7 +38,7 @@ def smooth_time(target: Any, sigma: float) -> SmoothTime:
     """
     if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not math.isfinite(sigma) or sigma < 0:
         raise ValueError(f"sigma must be a finite number of at least 0, in units of time, got {sigma!r}")
-    edits: list[_Edit] = []
+    edits: list[WeightEdit] = []
     for model, _ in find_transformers(target).values():
         embedders = time_embedders(model)
         if not embedders:
@@ -55,22 +50,15 @@ def smooth_time(target: Any, sigma: float) -> SmoothTime:
             _refuse(model, embedder)
         # a layer that stands in two places is scaled once
         unique = {id(embedder.linear): embedder for embedder in embedders}
-        edits += [_Edit.of(embedder, sigma) for embedder in unique.values()]
-    handle = SmoothTime(float(sigma), edits)
-    try:
-        for edit in edits:
-            edit.apply()
-    except BaseException:
-        handle.remove()
-        raise
-    return handle
+        edits += [_edit(embedder, sigma) for embedder in unique.values()]
+    return SmoothTime(float(sigma), edits)
 
 
 def smoothed_sigma(target: Any) -> float:
     """Sigma of the `smooth_time` in force on a pipeline or transformer, 0 where there is none."""
     return max(
         (
-            getattr(_innermost(embedder.linear), _MARK, 0.0)
+            in_force(embedder.linear, _NAME) or 0.0
             for model, _ in find_transformers(target).values()
             for embedder in time_embedders(model)
         ),
@@ -78,7 +66,7 @@ def smoothed_sigma(target: Any) -> float:
     )
 
 
-class SmoothTime(AbstractContextManager["SmoothTime"]):
+class SmoothTime(WeightEdits):
     """A low-pass in force. As a context manager it removes itself.
 
     Attributes:
@@ -86,115 +74,30 @@ class SmoothTime(AbstractContextManager["SmoothTime"]):
         layers: paths of the layers it scales.
     """
 
-    def __init__(self, sigma: float, edits: list[_Edit]) -> None:
+    def __init__(self, sigma: float, edits: list[WeightEdit]) -> None:
         self.sigma = sigma
-        self.layers = tuple(edit.path for edit in edits)
-        self._edits = edits
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """Put the weights back; the model is again exactly what it was. Safe to call twice.
-
-        Weights that somebody else has changed meanwhile are left as they are, with a warning.
-        """
-        for edit in self._edits:
-            edit.undo()
-        self._edits = []
+        super().__init__(edits)
 
 
-@dataclass
-class _Edit:
-    """The scaled columns of one layer; `original` is its weight as it was, on the CPU."""
+def _edit(embedder: TimeEmbedder, sigma: float) -> WeightEdit:
+    """Scale the columns of the layer that reads the features."""
 
-    path: str
-    linear: nn.Module
-    sigma: float
-    original: Tensor
-    scaled: Tensor
+    def scaled(weight: Tensor) -> Tensor:
+        return (weight.double() * embedder.low_pass(sigma)).to(weight.dtype) if sigma else weight
 
-    @classmethod
-    def of(cls, embedder: TimeEmbedder, sigma: float) -> _Edit:
-        original = _weight(embedder.linear).detach().to("cpu", copy=True)
-        scaled = (original.double() * embedder.low_pass(sigma)).to(original.dtype) if sigma else original
-        return cls(embedder.path, embedder.linear, sigma, original, scaled)
-
-    def apply(self) -> None:
-        setattr(self.linear, _MARK, float(self.sigma))
-        self._write(self.scaled)
-
-    def undo(self) -> None:
-        if not hasattr(self.linear, _MARK):  # another one failed before this was applied
-            return
-        delattr(self.linear, _MARK)
-        there = _weight(self.linear).detach().cpu()
-        # a cast meanwhile, as of pipe.to(dtype), has rounded what is there, and shall have rounded what is put back
-        if torch.equal(there, self.scaled.to(there.dtype)):
-            self._write(self.original)
-        elif not torch.equal(there, self.original.to(there.dtype)):
-            warnings.warn(
-                f"the weight of {self.path} was changed while smooth_time was in force: it is left as it is",
-                UserWarning,
-                stacklevel=4,
-            )
-
-    def _write(self, values: Tensor) -> None:
-        weight = _weight(self.linear)
-        with torch.inference_mode(weight.is_inference()), torch.no_grad():
-            weight.copy_(values)
-
-
-def _weight(linear: nn.Module) -> Tensor:
-    """Find the weight where it is kept: on the module or, with accelerate's offloading, in the map of its hook."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    if not weight.is_meta:
-        return weight
-    for hook in _hooks(linear):
-        kept = getattr(hook, "weights_map", None)
-        if kept is not None and kept["weight"] is kept["weight"]:  # not read anew from disk each time
-            return kept["weight"]
-    raise ValueError(
-        "the layer that reads the timestep features is on the meta device and its weight is out of reach (offloaded to "
-        "disk, or never loaded): use smooth_time before offloading"
-    )
-
-
-def _hooks(module: nn.Module) -> Iterator[Any]:
-    """Return the hooks of accelerate on a module."""
-    hook = getattr(module, "_hf_hook", None)
-    yield from getattr(hook, "hooks", [hook])
-
-
-def _innermost(linear: nn.Module) -> nn.Module:
-    """Return the layer itself, inside what LoRA may have wrapped around it since."""
-    inner = getattr(linear, "base_layer", None)
-    return inner if isinstance(inner, nn.Module) else linear
+    return WeightEdit.of(_NAME, embedder.path, embedder.linear, sigma, scaled)
 
 
 def _refuse(model: nn.Module, embedder: TimeEmbedder) -> None:
     """Raise if the layer cannot be scaled exactly."""
     linear, where = embedder.linear, f"{type(model).__name__}.{embedder.path}"
-    in_force = getattr(_innermost(linear), _MARK, None)
-    if in_force is not None:
+    if (sigma := in_force(linear, _NAME)) is not None:
         raise RuntimeError(
-            f"{where} is smoothed already, with sigma {in_force:g}: remove that handle first (two of widths a and b "
+            f"{where} is smoothed already, with sigma {sigma:g}: remove that handle first (two of widths a and b "
             "would be one of sqrt(a^2 + b^2))"
         )
-    if _innermost(linear) is not linear:
-        raise ValueError(f"{where} is wrapped by an adapter ({type(linear).__name__}): unload or fuse the LoRA first")
-    if type(linear) is not nn.Linear or "weight" not in linear._parameters:
-        raise ValueError(
-            f"{where} is a {type(linear).__name__}, not a plain torch.nn.Linear: a quantised, parametrised or replaced "
-            "layer cannot be scaled exactly; leave it out of the quantisation (modules_to_not_convert)"
-        )
-    weight = _weight(linear)
-    if type(weight) not in (nn.Parameter, Tensor) or weight.dtype not in _DTYPES:
-        raise ValueError(
-            f"the weight of {where} is a {type(weight).__name__} of {weight.dtype}: only plain weights in "
-            f"{', '.join(str(dtype).removeprefix('torch.') for dtype in _DTYPES)} can be scaled exactly"
-        )
+    refuse(linear, where, _NAME, "scaled exactly")
+    weight = weight_of(linear, _NAME)
     if weight.shape[-1] != embedder.channels:
         raise ValueError(
             f"{where} reads {weight.shape[-1]} values, but there are {embedder.channels} features of the timestep"

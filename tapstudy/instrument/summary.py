@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from functools import cached_property
 from html import escape
 from statistics import mean, median
@@ -51,6 +51,12 @@ class ContextSummary:
     def num_partial(self) -> int:
         return self.mask.count("p")
 
+    @property
+    def counts(self) -> str:
+        """Say how many steps there were of every kind."""
+        part = f", {self.num_partial} run in part" if self.num_partial else ""
+        return f"{self.num_full} full{part} and {self.num_skipped} skipped"
+
     @classmethod
     def of(cls, transformer: str, run: ContextRun) -> ContextSummary:
         counts = run.choices.tolist() if run.choices is not None else []
@@ -62,9 +68,7 @@ class ContextSummary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.transformer} / {self.context}: {self.num_full} full"
-            f"{f', {self.num_partial} run in part' if self.num_partial else ''} and {self.num_skipped} skipped of "
-            f"{len(self.mask)} steps",
+            f"{self.transformer} / {self.context}: {self.counts} of {len(self.mask)} steps",
             f"  mask     {self.mask}",
         ]
         lines += [
@@ -87,12 +91,17 @@ class Summary:
 
     Attributes:
         notes: where the policy had no part, and why.
-        passes: what they ran, as far as it decides their FLOPs.
+
+    Args:
+        passes: what they ran, as far as it decides their FLOPs. No field: who copies the fields wants no model.
     """
 
     contexts: list[ContextSummary]
     notes: list[str] = field(default_factory=list)
-    passes: Sequence[Passes] = field(default=(), repr=False, compare=False)
+    passes: InitVar[Sequence[Passes]] = ()
+
+    def __post_init__(self, passes: Sequence[Passes]) -> None:
+        object.__setattr__(self, "_passes", passes)
 
     @property
     def mask(self) -> str:
@@ -134,7 +143,7 @@ class Summary:
     @cached_property
     def _flops(self) -> tuple[float, str | None]:
         try:
-            counted = [passes.flops() for passes in self.passes if passes.kinds]
+            counted = [passes.flops() for passes in vars(self)["_passes"] if passes.kinds]
         except Exception as error:  # a model may do anything where it finds no values
             told = str(error).strip().partition("\n")[0]
             return float("nan"), f"FLOPs cannot be counted without values ({type(error).__name__}: {told})"
@@ -143,7 +152,7 @@ class Summary:
 
     def __getstate__(self) -> dict[str, Any]:
         """Count the FLOPs before it is copied or pickled, which then needs no model."""
-        return {"contexts": self.contexts, "notes": self.notes, "passes": (), "_flops": self._flops}
+        return {"contexts": self.contexts, "notes": self.notes, "_passes": (), "_flops": self._flops}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON could hold it."""
@@ -164,8 +173,14 @@ class Summary:
         lines = [*map(str, (*self.contexts, *self.notes))]
         if self.contexts and self.share_skipped == self.share_skipped:
             skipped = f"{100 * self.share_skipped:.0f} % of the passes skipped"
-            lines.append(f"{skipped}; the transformer was {self.speed_up:.2f} times as fast")
+            lines.append(f"{skipped}; {self._speed}")
         return "\n".join(lines) or "nothing has run yet"
+
+    @property
+    def _speed(self) -> str:
+        if self.speed_up != self.speed_up:
+            return "how much faster the transformer was is not known, since no pass ran in full"
+        return f"the transformer was {self.speed_up:.2f} times as fast"
 
     def _repr_html_(self) -> str:
         """Draw it for notebooks: every step a cell, dark where the model ran in full."""
@@ -179,12 +194,13 @@ class Summary:
             rows.append(
                 f"<tr><td style='text-align:left'>{escape(context.transformer)} / {escape(context.context)}</td>"
                 f"<td><table style='border-collapse:collapse'><tr>{cells}</tr></table></td>"
-                f"<td>{context.num_full} full, {context.num_skipped} skipped, "
+                f"<td>{context.counts}, "
                 f"{context.cache_bytes / 2**20:.2f} MiB</td></tr>"
             )
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        flops = self.flops_note or f"FLOPs: a full run takes {self.flops_ratio:.2f} times as many"
-        told = "" if not rows else f"<p>{escape(str(self).splitlines()[-1])}. {escape(flops)}</p>"
+        known = self.flops_ratio == self.flops_ratio
+        flops = f"FLOPs: a full run takes {self.flops_ratio:.2f} times as many" if known else self.flops_note or ""
+        told = "" if not rows else f"<p>{escape(f'{str(self).splitlines()[-1]}. {flops}'.strip())}</p>"
         return (
             f"<table>{''.join(rows)}</table>{told}{f'<ul>{notes}</ul>' if notes else ''}"
             if rows or notes

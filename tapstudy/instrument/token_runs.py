@@ -150,7 +150,7 @@ class AttentionHook:
     def __init__(self, host: Host, key: str, spec: TokenSpec) -> None:
         self.host, self.key, self.spec = host, key, spec
 
-    @in_python(recursive=False)
+    @in_python
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module with keys and values of all tokens."""
         call = self.host.call

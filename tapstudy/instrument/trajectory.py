@@ -41,7 +41,7 @@ class ContextRun:
         shape: of the latent input; a change empties the history.
         taking: arguments that had a part in its last call, such as a ControlNet's residuals, likewise.
         grid: of the image tokens.
-        observed: whether the policy has seen a full step since its history was last emptied.
+        observed: whether the policy has seen the last full step, and its history holds what it should.
         misfit: why no step of this size can enter the history, or None.
         taught_nothing: why the last full step has not entered it, or None.
         kinds: "full", "skip", "partial" or "shadow", one per step so far.

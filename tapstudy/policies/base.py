@@ -108,9 +108,10 @@ class Policy(ABC):
     """Decide when to run in full and predict the rest. One object serves one context of one transformer.
 
     The loop is: `begin` once, then for every step `wants_full(step)`. If it does not, and the policy decides by probe,
-    `wants_full_given(step, probe)` as soon as the probe is known. Then `observe` (a full step), or `predict` and
-    `skipped` (a skip step). Questions (`wants_full`, `wants_full_given`, `predict`) change nothing; the step is always
-    passed in. A pass is one batch, so its samples (and the guidance branches in it) skip or run together.
+    `wants_full_given(step, probe)` as soon as the probe is known. Then `make_room` and `observe` (a full step, before
+    and after its blocks run), or `predict` and `skipped` (a skip step). Questions (`wants_full`, `wants_full_given`,
+    `predict`) change nothing; the step is always passed in. A pass is one batch, so its samples (and the guidance
+    branches in it) skip or run together.
 
     A pass that is not full runs what `decision` says: by default nothing. See `PartsPolicy` for blocks and modules; of
     tokens, `predict` predicts all, and `ran` is told what came of those that ran.
@@ -174,6 +175,9 @@ class Policy(ABC):
         """Say what runs at a step that is not full, given its probe if the policy decides by it."""
         del step, probe
         return SKIP
+
+    def make_room(self) -> None:  # noqa: B027
+        """Free what `observe` will replace: a full step begins, and nothing is predicted before it is observed."""
 
     @abstractmethod
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:

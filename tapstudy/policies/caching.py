@@ -37,6 +37,9 @@ class CachePolicy(Policy):
         self.anchors.push(step, self.kept(probe), residual)
         self.restart()
 
+    def make_room(self) -> None:
+        self.anchors.make_room()
+
     @property
     def cache_bytes(self) -> int:
         return self.anchors.nbytes

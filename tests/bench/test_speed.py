@@ -13,11 +13,12 @@ from matplotlib import pyplot as plt
 
 from tapstudy import TAPConfig, apply_policy
 from tapstudy.analysis.study import load_table, save_table
+from tapstudy.bench.speed import run
 from tapstudy.bench.speed import table as speed_table
 from tapstudy.bench.speed.example_inputs import example_inputs
 from tapstudy.bench.speed.methods import EXTRA, TAP_VARIANTS, TEXTS, Plan, find_methods, setting_of, why_not_compiled
 from tapstudy.bench.speed.real_sizes import RealSize
-from tapstudy.bench.speed.run import speed, time_subject, with_ratios
+from tapstudy.bench.speed.run import _loop, speed, time_subject, with_ratios
 from tapstudy.bench.speed.steps import PARTS, MarkedTAP, Marks, middle, plain_steps, tap_steps
 from tapstudy.bench.speed.subjects import PRESETS, EulerLoop, Preset, Subject, make_subject, split_name
 from tapstudy.cli import app
@@ -41,14 +42,77 @@ def measured():
     return time_subject(subject, PLAN, methods=METHODS, repeats=3)
 
 
-def test_what_is_measured_is_kept_after_every_repeat():
+def test_what_is_measured_is_kept_after_every_loop():
     pipe, kept = make_tiny_pipe(), []
     subject = Subject("tiny", "tiny", pipe, lambda steps: pipe([1, 2], steps), CPU, torch.float32, 4)
     found = time_subject(subject, PLAN, methods=["reference", "tap"], repeats=2, keep=kept.append)
-    assert [int(table["loop_seconds"].notnull().all(["model", "method"]).sum()) for table in kept] == [1, 2]
-    assert [int(table["part_seconds"].notnull().all(["model", "skip", "part"]).sum()) for table in kept] == [1, 2]
+    # TAP, the reference, TAP, the steps; twice
+    assert [int(table["timed_loops"].sum()) for table in kept] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert [int(table["latency_ratio"].notnull().sum()) for table in kept] == [0, 2, 2, 2, 2, 4, 4, 4]
+    assert [int(table["part_seconds"].notnull().all(["model", "skip", "part"]).sum()) for table in kept] == [
+        *[0, 0, 0, 1], *[1, 1, 1, 2],
+    ]  # fmt: skip
     xr.testing.assert_identical(kept[-1], found)
-    xr.testing.assert_equal(kept[0].isel(repeat=0), found.isel(repeat=0))
+    xr.testing.assert_equal(kept[3].isel(repeat=0), found.isel(repeat=0))
+
+
+@pytest.mark.parametrize("saves", [1, 2, 4, 5, 6, 8, 11])
+def test_a_call_that_was_cut_short_is_gone_on_with(tmp_path, monkeypatch, saves):
+    """Of two models: what was measured stays as it was, the rest is measured, and nothing twice."""
+    for name in "ab":
+        make_tiny_pipe().save_pretrained(tmp_path / name)
+    loops = []
+    monkeypatch.setattr(
+        run, "_loop", lambda subject, plan, method: loops.append(method) or _loop(subject, plan, method)
+    )
+
+    def measure(**options):
+        names = [str(tmp_path / name) for name in "ab"]
+        return speed(names, PLAN, methods=["tap", "order0"], repeats=1, batch_size=1, device="cpu", **options)
+
+    def keep(table):
+        kept.append(save_table(table, tmp_path, "speed"))
+        if len(kept) == saves:
+            raise KeyboardInterrupt
+
+    kept = []
+    with pytest.raises(KeyboardInterrupt):
+        measure(keep=keep)
+    left, done = load_table(tmp_path, "speed"), len(loops)
+    found = measure(earlier=left)
+    each = {"reference": 1, "tap": 2, "order0": 2}
+    whole = left["timed_loops"] == xr.DataArray([*each.values()], dims="method")
+    again = (left["timed_loops"] * ~whole).sum()  # of rows that are half done
+    assert len(loops) == 2 * 5 + again
+    assert (found["timed_loops"] == xr.DataArray([*each.values()], dims="method")).all()
+    assert found["model"].values.tolist() == ["a", "b"]
+    for name in ("loop_seconds", "latency_ratio", "step_seconds", "part_seconds"):
+        assert found[name].notnull().all(), name
+    kept_rows = left["loop_seconds"].where(whole)
+    assert (found["loop_seconds"].sel(model=left["model"]) == kept_rows).sum() == whole.sum()
+    assert found.attrs["calls"] == 2
+    assert done > 0
+
+
+def test_only_the_same_measurement_is_gone_on_with(tmp_path):
+    make_tiny_pipe().save_pretrained(tmp_path / "a")
+
+    def measure(interval=5, methods=("tap",), **options):
+        plan = Plan(steps=12, interval=interval)
+        given = {"repeats": 1, "batch_size": 1, "device": "cpu"} | options
+        return speed([str(tmp_path / "a")], plan, methods=list(methods), **given)
+
+    kept = []
+    whole = measure(keep=kept.append)
+    for options, message in (
+        ({"interval": 4}, r"cut short, with interval 5 \(now 4\); tap_mask .*: ask for the same"),
+        ({"methods": ["order0"]}, r"methods \['reference', 'tap'\] \(now"),
+        ({"repeats": 2}, r"repeats 1 \(now 2\)"),
+        ({"batch_size": 2}, r"measured with batch 2 until the call was cut short, and is 4 now"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure(**options, earlier=kept[0])
+    assert measure(interval=4, earlier=whole).attrs["calls"] == 1
 
 
 @pytest.fixture(autouse=True)

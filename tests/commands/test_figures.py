@@ -22,8 +22,8 @@ run = CliRunner().invoke
 # what draws numbers at random (intervals, shuffles), or lays out what it is given: two of each
 CHANCE = ("heterogeneity", "correlation", "choice_maps", "speed")
 TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "low_pass", "depth_ablation",
-          "speed_quality", "speed_quality_timed", "rivals", "error_buildup", "speed", "published",
-          "claims"}  # fmt: skip
+          "speed_quality", "speed_quality_timed", "rivals", "error_buildup", "quantised", "speed",
+          "published", "claims"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,10 @@ def data(tmp_path_factory, model_folder):
     assert found.exit_code == 0, found.output
     shutil.copytree(ROOT.parent / "data" / "published", folder / "published")
     common = f"--model {model_folder} --steps 12"
-    for command in ("errors --labels 1,2 --interval 4", "speed --batch-size 2 --repeats 1 --methods tap,order0"):
+    for command in (
+        "errors --labels 1,2 --interval 4", "speed --batch-size 2 --repeats 1 --methods tap,order0",
+        f"quantised --labels 1,2 --bits 8,4 --intervals 4 --work {folder / 'q'}",
+    ):  # fmt: skip
         name = command.split()[0]
         found = run(app, ["bench", *command.split(), *common.split(), "--out", str(study / f"{name}.nc")])
         assert found.exit_code == 0, found.output

@@ -89,6 +89,8 @@ OUTPUTS = {
     "bench frontier": ("--out", ".nc"),
     "bench frontier ": ("--work", ""),
     "bench frontier  ": ("--page", ".md"),
+    "bench quantised": ("--out", ".nc"),
+    "bench quantised ": ("--work", ""),
 }
 
 
@@ -122,7 +124,9 @@ def test_outputs_that_cannot_be(place, recording, command):
         assert suffix in line
 
 
-SAMPLERS = ("sample", "ablate", "claims", "bench errors", "bench record", "bench quality", "bench frontier")
+SAMPLERS = (
+    "sample", "ablate", "claims", "bench errors", "bench record", "bench quality", "bench frontier", "bench quantised",
+)  # fmt: skip
 
 
 @each_row("command", SAMPLERS)
@@ -151,7 +155,7 @@ def test_models_of_an_axis(place, stock):
     assert f"{stock}-untrained: only embedded models have an untrained twin" in line
 
 
-@each_row("command", ["sample", "ablate", "bench quality", "bench frontier"])
+@each_row("command", ["sample", "ablate", "bench quality", "bench frontier", "bench quantised"])
 def test_guidance(place, command):
     for value in ("nan", "-inf", "-1"):
         line = refuse(*command.split(), "--guidance", value)
@@ -188,6 +192,9 @@ def test_guidance(place, command):
         ("bench memory --history-dtypes float32,int8", "--history-dtypes must be one of"),
         ("bench frontier --steps 0", "--steps must be a finite number of at least 1"),
         ("bench frontier --held-out -1", "--held-out must be at least 0"),
+        ("bench quantised --bits 1", "bits must be a whole number from 2 to 16, got 1"),
+        ("bench quantised --intervals 8,8", "a number stands twice"),
+        ("bench quantised --seeds 41", "the seeds [41] are both tested and held out"),
         ("explore nothing", "no readable recording at"),
         ("explore file", "no readable recording at"),
         ("analyze file --analysis rescoring --set interval=x", "--set interval: 'x' is not an integer"),

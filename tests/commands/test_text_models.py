@@ -106,6 +106,16 @@ def test_follows_errors_of_prompts(model, tmp_path):
         assert found.sizes["sample"] == 2
 
 
+def test_rounds_weights_on_prompts(model, tmp_path):
+    few = ("--steps", 6, "--bits", 4, "--intervals", 2, "--labels", PROMPTS)
+    where = ("--work", tmp_path / "work", "--out", tmp_path / "out.nc")
+    done = run("bench", "quantised", "--model", model, *few, *where)
+    assert done.exit_code == 0, done.output
+    with xr.open_dataset(tmp_path / "out.nc") as found:
+        assert found["both"].sizes["sample"] == 2
+        assert np.isfinite(found["both"]).all()
+
+
 def test_compares_methods_on_prompts(model, tmp_path):
     methods = "fewer,region,teacache,peer-first-block"
     few = ("--seeds", 3, "--held-out", 4, "--steps", 12, "--passes", 5, "--tuning", 1, "--repeats", 1)

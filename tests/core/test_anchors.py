@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -27,6 +29,23 @@ def test_full_history_reuses_its_memory():
     assert {r.data_ptr() for r in anchors.residuals} == before
     assert anchors.residuals[0].sum() == 6
     assert anchors.residuals[1].sum() == 0
+
+
+def test_room_is_that_of_the_oldest_of_a_full_history():
+    anchors = Anchors(2)
+    anchors.push(0, torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
+    anchors.make_room()
+    assert anchors.steps == [0]
+    anchors.push(1, torch.ones(1, 2, 3), torch.ones(1, 2, 3))
+    assert len(anchors.probes) == 2  # and the residuals are prefetched
+    oldest = [weakref.ref(anchors.probes[1].untyped_storage()), weakref.ref(anchors.residuals[1].untyped_storage())]
+    anchors.make_room()
+    assert [one() for one in oldest] == [None, None]
+    assert anchors.nbytes == 2 * 6 * 4
+    anchors.push(2, torch.full((1, 2, 3), 2.0), torch.full((1, 2, 3), 2.0))
+    assert anchors.steps == [2, 1]
+    assert [int(r[0, 0, 0]) for r in anchors.residuals] == [2, 1]
+    assert [int(p[0, 0, 0]) for p in anchors.probes] == [2, 1]
 
 
 def test_probes_in_a_dtype_of_their_own():

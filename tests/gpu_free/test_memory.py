@@ -14,8 +14,8 @@ from tests.instrument.tiny_models import make
 
 
 @pytest.mark.parametrize("name", ["FluxTransformer2DModel", "HunyuanVideoTransformer3DModel", "WanTransformer3DModel"])
-def test_the_peak_is_that_of_the_model_the_history_and_one_residual(gpus, name):
-    """A full pass holds what enters the blocks and the probe, in half precision: together as much as one residual."""
+def test_the_peak_is_that_of_the_model_and_the_history(gpus, name):
+    """A full pass holds its start and its probe too, but they take less than the oldest anchor, which makes room."""
     with gpus() as trace:
         loop = real(trace, name)
         weights = trace.live
@@ -30,9 +30,9 @@ def test_the_peak_is_that_of_the_model_the_history_and_one_residual(gpus, name):
             history = context.cache_bytes
             residual = history / 3 * 2 / 3
             peak = max(tally.peak for tally in trace.of("full")) - weights
-            assert peak <= plain + history + 1.2 * residual
+            assert peak <= plain + history - 0.3 * residual
             skip = max(tally.peak for tally in trace.of("skip")) - weights
-            assert skip <= plain + history + residual
+            assert skip <= plain + history - 0.3 * residual
             assert trace.live - weights <= history + 0.2 * residual
         assert trace.live - weights <= 0.2 * residual
 

@@ -1,11 +1,14 @@
 """The instrument on the tiny DiT: exactness, counting, state."""
 
+import warnings
+
 import pytest
 import torch
 
 import tapstudy
 from tapstudy import TAPConfig, apply_policy, apply_tap
 from tapstudy.instrument import hooks
+from tapstudy.instrument.call import Call
 from tapstudy.instrument.hooks import BlockHook
 from tapstudy.instrument.instrument import Instrument
 from tapstudy.policies.base import Policy, Prediction
@@ -15,6 +18,7 @@ from tapstudy.policies.oracle import OraclePolicy
 from tapstudy.policies.random import RandomPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tests.conftest import make_tiny_pipe
+from tests.instrument.tiny_models import make
 
 
 class ExactPolicy(Policy):
@@ -274,6 +278,22 @@ def test_shape_change_in_mid_run_fails_open(tiny_pipe):
     assert "input shape changed" in str(handle.summary())
 
 
+@pytest.mark.parametrize("order", [0, 2])
+def test_a_full_step_that_shows_too_little_is_made_up_for(monkeypatch, tiny_pipe, order):
+    """The history has made room for it, so the next step runs in full whatever the schedule says."""
+    model, labels, incomplete = tiny_pipe.transformer, torch.tensor([1, 2]), Call.incomplete
+    config = TAPConfig(interval=4, warmup_steps=3, orders=(order,))
+    with apply_tap(model, config) as handle, torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for i, t in enumerate(range(1000, 0, -100)):
+            monkeypatch.setattr(Call, "incomplete", incomplete if i != 6 else lambda *_, **__: "looked away")
+            model(torch.ones(2, 1, 8, 8) * i, timestep=torch.full((2,), float(t)), class_labels=labels)
+    (context,) = handle.summary().contexts
+    assert context.mask == "FFF...FF.."
+    assert context.fail_opens == {"looked away": 1}
+    assert ["looked away" in str(one.message) for one in caught] == [True]
+
+
 def test_skip_keeps_the_output_class(tiny_pipe):
     model, labels = tiny_pipe.transformer, torch.tensor([1, 2])
     for residual in ("hidden", "latent"):
@@ -461,6 +481,42 @@ def test_failed_attach_leaves_no_trace(tiny_pipe, sample):
         apply_tap(tiny_pipe, TAPConfig(probe_depth=9))
     assert not any("forward" in vars(module) for module in tiny_pipe.transformer.modules())
     assert torch.equal(sample(), plain)
+
+
+@pytest.mark.parametrize("residual", ["hidden", "latent"])
+@pytest.mark.parametrize(("path", "step"), [("blocks.0", 0), ("blocks.0", 1), ("blocks.1", 3)])
+def test_a_policy_is_not_taken_off_inside_a_pass(residual, path, step):
+    """Blocks are called at skip steps, too; whoever takes the policy off there is told, and may do it afterwards."""
+    tiny = make("SD3")
+    plain = tiny()
+    handle = apply_tap(tiny.model, TAPConfig(interval=3, warmup_steps=1, residual=residual))
+    look = tiny.model.get_submodule(f"transformer_{path}").register_forward_pre_hook(lambda *_: remove())
+
+    def remove():
+        if now == step:
+            handle.remove()
+
+    for now in range(9):
+        if now == step:
+            with pytest.raises(RuntimeError, match=r"^a pass of this SD3T.* is under way, .*: call remove\(\) when"):
+                tiny(**tiny.at(now, 9))
+            break
+        tiny(**tiny.at(now, 9))
+    look.remove()
+    handle.remove()
+    assert torch.equal(tiny(), plain)
+    assert not any("forward" in vars(module) for module in tiny.model.modules())
+
+
+def test_a_listener_may_take_the_policy_off():
+    tiny = make("SD3")
+    plain = tiny()
+    handle = apply_tap(tiny.model, TAPConfig(interval=3, warmup_steps=1))
+    handle.listen(lambda event: handle.remove() if event.step == 1 else None)
+    for step in range(2):
+        tiny(**tiny.at(step, 6))
+    assert handle.summary().mask == "F."
+    assert torch.equal(tiny(), plain)
 
 
 def test_tap_context_manager(tiny_pipe, sample):

@@ -8,6 +8,7 @@ import torch
 import tapstudy
 from tapstudy.bench.speed.example_inputs import example_inputs
 from tapstudy.bench.speed.subjects import EulerLoop
+from tapstudy.policies.tokens.ras import RASPolicy
 from tests.instrument.tiny_models import make
 
 STEPS = 5
@@ -47,3 +48,21 @@ def test_blocks_compile_to_what_they_would_without_a_policy(graphs):
             tiny(**{tiny.timestep: torch.full((2,), 1 - step / STEPS)})
         assert handle.summary().mask == "FFF.."
     assert len(graphs.captured) - made == 1
+
+
+@pytest.mark.parametrize(("name", "how"), [("SD3", "whole"), ("Flux", "blocks")])
+def test_tokens_run_apart_in_a_compiled_model(name, how):
+    """Attention that keeps keys and values stays in Python; what comes out is what comes out of the model as it is."""
+
+    def sample(compiled):
+        tiny = make(name)
+        if compiled:
+            model = tiny.model
+            model.compile(backend="eager") if how == "whole" else model.compile_repeated_blocks(backend="eager")
+        with tapstudy.apply_policy(tiny.model, RASPolicy(0.3, dense=2)) as handle:
+            outputs = torch.stack([tiny(**tiny.at(step, STEPS)) for step in range(STEPS)])
+        return outputs, handle.summary().mask
+
+    (plain, mask), (outputs, of_compiled) = sample(False), sample(True)
+    assert mask == of_compiled == "FFppp"
+    assert torch.equal(outputs, plain)

@@ -1,9 +1,12 @@
 """What a handle tells, as numbers, JSON and HTML."""
 
 import copy
+import dataclasses
 import json
 import math
 import pickle
+
+import pytest
 
 import tapstudy
 from tapstudy.instrument.summary import ContextSummary, Summary
@@ -55,3 +58,29 @@ def test_copies_and_pickles_need_no_model(tiny_pipe, sample):
     for other in (pickle.loads(text), copy.deepcopy(summary)):
         assert other == summary
         assert other.flops_ratio == summary.flops_ratio > 1
+
+
+def test_fields_hold_no_model(tiny_pipe, sample, monkeypatch):
+    with tapstudy.tap(tiny_pipe, interval=4) as handle:
+        sample(steps=5)
+    summary = handle.summary()
+    monkeypatch.setattr(type(tiny_pipe.transformer), "__deepcopy__", lambda *_: pytest.fail("copied"), raising=False)
+    fields = dataclasses.asdict(summary)
+    assert fields == {"contexts": [dataclasses.asdict(context) for context in summary.contexts], "notes": []}
+    assert json.loads(json.dumps(fields)) == fields
+
+
+def test_without_a_full_pass_the_speed_is_not_known():
+    context = ContextSummary("transformer", "default", "pp..", {}, {"partial": [1.0, 1.0], "skip": [0.1, 0.1]}, 0, {})
+    summary = Summary([context])
+    assert "nan" not in str(summary)
+    assert "50 % of the passes skipped; how much faster the transformer was is not known" in str(summary)
+    page = summary._repr_html_()
+    assert "0 full, 2 run in part and 2 skipped, 0.00 MiB" in page
+    assert page.count("run in part") == 3  # two cells, and the line
+    assert "nan times" not in page
+
+
+def test_the_page_says_nothing_of_flops_that_nobody_counted():
+    context = ContextSummary("transformer", "default", "F.", {}, {"full": [1.0], "skip": [0.1]}, 0, {})
+    assert "FLOPs" not in Summary([context])._repr_html_()

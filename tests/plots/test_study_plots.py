@@ -17,6 +17,7 @@ from tapstudy.plots.gains import plot_gains
 from tapstudy.plots.heterogeneity import plot_heterogeneity
 from tapstudy.plots.image_rows import plot_image_rows
 from tapstudy.plots.published import plot_published
+from tapstudy.plots.quantised import plot_quantised
 from tapstudy.plots.regret import plot_regret
 from tapstudy.plots.rivals import plot_rivals
 
@@ -321,3 +322,23 @@ def test_image_rows():
     np.testing.assert_allclose(figure.axes[1].images[0].get_array(), images[1, :, :, 0])
     np.testing.assert_allclose(figure.axes[3].images[0].get_array(), images[1, :, :, 0] / 2)
     assert figure.axes[2].get_ylabel() == "fast"
+
+
+def test_quantised():
+    names = {"method": ["order0", "tap"], "interval": [8], "bits": [8, 4], "correction": ["none", "variance", "affine",
+             "cumulative"]}  # fmt: skip
+
+    def values(*dims):
+        shape = [len(names[name]) for name in dims]
+        return interval(1.0 + np.arange(np.prod(shape)).reshape(shape), dims)
+
+    grid = ("method", "interval", "bits")
+    errors = {"caching": values(*grid[:2]), "rounding": values("bits"), "both": values(*grid, "correction")}
+    ratios = {"sum_ratio": values(*grid), "corrected_ratio": values(*grid, "correction")}
+    figure = plot_quantised(*(xr.Dataset(one).assign_coords(names) for one in (errors, ratios)), images=2)
+    top, middle, bottom = figure.axes
+    assert legend_of(top) == ["rounding alone", "order 0 (FORA), both", "TAP, both"]
+    assert [bars.lines[0].get_ydata().tolist() for bars in top.containers] == [[1, 2], [1, 5], [9, 13]]
+    assert [line.get_ydata()[0] for line in top.lines if line.get_linestyle() == ":"] == [1, 2]
+    assert [bars.lines[0].get_ydata().tolist() for bars in middle.containers] == [[1, 2], [3, 4]]
+    assert len(bottom.containers) == len(legend_of(bottom)) == 6

@@ -29,5 +29,11 @@ def test_its_cost_is_its_own():
     assert expected[1] < expected[0]
     with apply_policy(tiny.model, ModelSwitchPolicy(other.model, 1)):
         assert (count_flops(tiny), count_flops(tiny)) == expected
+    with apply_policy(tiny.model, ModelSwitchPolicy(other.model, 1)) as handle:
+        for _ in range(4):
+            tiny()
+        summary = handle.summary()
+    assert summary.flops_note is None
+    assert summary.flops_ratio == 4 * expected[0] / (expected[0] + 3 * expected[1])
     with pytest.raises(TypeError, match="can be called"):
         ModelSwitchPolicy("small", 1)

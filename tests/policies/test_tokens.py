@@ -47,6 +47,7 @@ def test_tap_runs_the_tokens_that_were_off_at_the_last_full_step():
     policy = TAPTokensPolicy(0.34, CONFIG, names="error")
     policy.begin(RunInfo(8))
     policy.observe(0, features(10, 10, 10), features(1, 1, 1))
+    policy.make_room()
     policy.observe(1, features(10, 10, 10), features(1.1, 4, 2))
     assert policy.decision(2).tokens.tolist() == [1]
     policy.share = 0.67

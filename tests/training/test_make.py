@@ -1,6 +1,7 @@
 """The whole way of `cifar10-dit`, from JPEG files to a loaded model with a card, on a tiny recipe."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import tapstudy
 from tapstudy.instrument.time_features import time_embedders
 from tapstudy.models import quality
-from tapstudy.models.classifier import classify
+from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import load_images
 from tapstudy.models.embedded import INDEX, data_set_of, load_classifier, model_folder, weight_files
 from tapstudy.models.pipeline import LabelPipeline
@@ -220,6 +221,24 @@ def test_initial_weights_of_the_recipe(data, judge, tmp_path, monkeypatch):
         result = CliRunner().invoke(app, [*common, *options])
         assert result.exit_code == 0, result.output
     assert seen == [model_folder("mnist-dit-rough"), tmp_path, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--count", "256"], "--count 256 is too few: the Frechet distance needs more .* features, 256"),
+        (["--count", "257", "--initial-count", "256"], "--initial-count 256 is too few"),
+    ],
+)
+def test_too_few_samples_for_the_judge_are_refused_before_training(data, tmp_path, options, message):
+    Classifier(bands=3, width=64).save(tmp_path / "judge")
+    app = typer.Typer()
+    app.command()(model_command(TINY))
+    given = ["--data", str(data), "--classifier", str(tmp_path / "judge"), "--work", str(tmp_path / "work"), *options]
+    result = CliRunner().invoke(app, [*given, "--device", "cpu"])
+    assert result.exit_code == 2
+    assert re.search(message, result.output)
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import csv
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +118,23 @@ def test_time_budget_stops_cleanly_and_resumes(tmp_path, config, images):
     assert torch.equal(weights(calls[-1]), weights(whole))
     logs = [[(row["step"], row["loss"]) for row in read_log(tmp_path / name / "loss.csv")] for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+def test_no_step_is_begun_that_would_end_after_the_limit(tmp_path, config, images, monkeypatch):
+    """Two minutes: a first step of 65 s, which compiles, then of 10 s and 30 s: one more would end at 135 s."""
+    seconds = iter([65, 10, 30])
+    clock = SimpleNamespace(perf_counter=lambda: clock.now, now=1000.0)
+
+    class Slow(LabelTask):
+        def batch(self, recipe, step):
+            clock.now += next(seconds)
+            return super().batch(recipe, step)
+
+    monkeypatch.setattr(training, "time", clock)
+    trained = train(Slow(config, images), RECIPE, folder=tmp_path, compile_model=False, minutes=2)
+    assert trained.step == 3
+    assert clock.now == 1000 + 105
+    assert (tmp_path / "checkpoint-000003" / "state.safetensors").is_file()
 
 
 def test_more_steps_may_be_asked_for_later(tmp_path, config, images):

@@ -5,7 +5,8 @@ The first loop of every method, a short one, is not counted; First-Block Cache, 
 threshold that makes about as many full passes as the others. Then come `repeats`. In a repeat every method
 runs before plain sampling and, in reverse order, behind it, and its mean counts: a machine that slows down steadily
 does so for all alike. Whatever stands in one ratio was measured in the same repeat. Steps are timed in loops of their
-own. On a GPU times of steps are those of its stream, all else is the clock's.
+own. On a GPU times of steps are those of its stream, all else is the clock's. A repeat that was cut short is finished
+by the call that goes on: it times what is missing, and the attribute `calls` counts the calls that a table is from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import diffusers
@@ -27,6 +27,7 @@ import xarray as xr
 
 import tapstudy
 from tapstudy.bench.fit.tuning import Tuner
+from tapstudy.bench.progress import Progress, to_go_on_from
 from tapstudy.bench.speed.methods import (
     REFERENCE,
     TAP_VARIANTS,
@@ -43,7 +44,6 @@ from tapstudy.bench.speed.subjects import Subject, check_name, make_subject
 from tapstudy.models.machine import find_device
 
 FULL = ("full", "full, hooked")
-Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def speed(
@@ -55,7 +55,8 @@ def speed(
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
     device: str = "auto",
-    keep: Callable[[xr.Dataset], object] = lambda table: None,
+    keep: Callable[[xr.Dataset], object] | None = None,
+    earlier: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """Time models, one after the other.
 
@@ -66,17 +67,20 @@ def speed(
         repeats: how many count.
         batch_size, dtype: see `make_subject`.
         device: "auto", "cpu" or "cuda".
-        keep: called with what is measured so far after every repeat of every model, the rest NaN: what a call that is
-            cut short leaves behind.
+        keep: called with what is measured so far after every loop of a method and the steps of every repeat, the rest
+            NaN: what a call that is cut short leaves behind.
+        earlier: what such a call has left behind, to go on from; a finished table changes nothing.
 
     Returns:
         Dims `model`, `method`, `kind` (of step: `full` without hooks and under TAP, and the skip steps of every form of
-        TAP), `skip` (the latter alone), `part` (of a skip step) and `repeat`. Measured: `loop_seconds`, `full_passes`,
-        `mask`, `step_seconds` and `part_seconds`; and what `with_ratios` adds to them. What does not run on a model,
-        or cannot be compiled, has NaN, and a line in `failure`. Attributes tell the machine and the versions.
+        TAP), `skip` (the latter alone), `part` (of a skip step) and `repeat`. Measured: `loop_seconds`, `timed_loops`,
+        `full_passes`, `mask`, `step_seconds` and `part_seconds`; and what `with_ratios` adds to them. What does not run
+        on a model, or cannot be compiled, has NaN, and a line in `failure`. Attributes tell the machine and the
+        versions.
 
     Raises:
-        ValueError: no such model, method or device, no step to skip, or no repeat.
+        ValueError: no such model, method or device, no step to skip, no repeat, or `earlier` is of other settings or
+            another machine.
     """
     if not names:
         raise ValueError("speed: name at least one model")
@@ -85,18 +89,28 @@ def speed(
     plan, place, chosen = plan or Plan(), find_device(device), find_methods(methods)
     for name in names:
         check_name(name)
+    short = [Path(name).name for name in names]
+    if earlier is not None:
+        about = {**_machine(place), **_settings(plan)}
+        earlier = to_go_on_from(earlier, short, repeats=repeats, methods=chosen, **about)
+    there = [] if earlier is None else earlier["model"].values.tolist()
     found: list[xr.Dataset] = []
-    for name in names:
+    for model, name in zip(short, names, strict=True):
+        before = None if earlier is None or model not in there else earlier.sel(model=[model])
+        if before is not None and Progress.of(before.isel(model=0)).finished:
+            found.append(before)
+            continue
         subject = make_subject(name, batch_size=batch_size, dtype=dtype, device=place)
-        kept = partial(_keep, keep, (*found,))
-        found.append(time_subject(subject, plan, methods=chosen, repeats=repeats, keep=kept))
+        kept = None if keep is None else partial(_keep, keep, (*found,))
+        found.append(time_subject(subject, plan, methods=chosen, repeats=repeats, keep=kept, earlier=before))
         del subject
         gc.collect()
-    return _joined(found)
+    calls = 1 if earlier is None else int(earlier.attrs["calls"]) + 1
+    return _joined([table.assign_attrs(calls=calls) for table in found])
 
 
 def _keep(keep: Callable[[xr.Dataset], object], before: Sequence[xr.Dataset], table: xr.Dataset) -> None:
-    keep(_joined([*before, table]))
+    keep(_joined([one.assign_attrs(calls=table.attrs["calls"]) for one in (*before, table)]))
 
 
 def _joined(tables: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -111,54 +125,88 @@ def time_subject(
     *,
     methods: Sequence[str],
     repeats: int,
-    keep: Callable[[xr.Dataset], object] = lambda table: None,
+    keep: Callable[[xr.Dataset], object] | None = None,
+    earlier: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """Do what `speed` does for one model; the first of the methods is the reference."""
-    masks, failures = _warm_up(subject, plan, methods)
-    if TUNED in methods and not failures[methods.index(TUNED)]:
-        plan = replace(plan, threshold=_threshold(subject, plan))
-    loops = np.full((len(methods), repeats), np.nan)
-    variants = [name for name in TAP_VARIANTS if name in methods and not failures[methods.index(name)]] or ["tap"]
-    kinds = np.full((len(FULL) + len(variants), repeats), np.nan)
-    parts = np.full((len(variants), len(PARTS), repeats), np.nan)
+    calls = 1
+    if earlier is None:
+        progress = Progress.none(len(methods), repeats)
+        progress.failures = _warm_up(subject, plan, methods)
+        if TUNED in methods and not progress.failures[methods.index(TUNED)]:
+            plan = replace(plan, threshold=_threshold(subject, plan))
+    else:
+        _check_same(subject, earlier)
+        progress, calls = Progress.of(earlier.isel(model=0)), int(earlier.attrs["calls"]) + 1
+        plan = replace(plan, threshold=float(earlier["threshold"].item()))
+        left = {row for repeat in range(repeats) for row in progress.rows(repeat)}
+        _warm_up(subject, plan, [methods[row] for row in sorted({0, *left})])
+    works = [name for name in TAP_VARIANTS if name in methods and not progress.failures[methods.index(name)]]
+    variants = works or ["tap"]
+    if not len(progress.kinds):
+        progress.kinds = np.full((len(FULL) + len(variants), repeats), np.nan)
+        progress.parts = np.full((len(variants), len(PARTS), repeats), np.nan)
+
+    def table() -> xr.Dataset:
+        return _table(subject, plan, methods, variants, progress).assign_attrs(calls=calls)
+
     for repeat in range(repeats):
         gc.collect()
-        seconds: list[list[float]] = [[] for _ in methods]
-        for row in [*reversed(range(len(methods))), *range(1, len(methods))]:  # the reference is the first
-            if not failures[row]:
-                once, masks[row] = _loop(subject, plan, methods[row])
-                seconds[row].append(once)
-        loops[:, repeat] = [fmean(times) if times else np.nan for times in seconds]
-        full, skips = _steps(subject, plan, variants)
-        kinds[:, repeat] = [sum(step.values()) for step in (*full, *skips)]
-        parts[..., repeat] = [[skip.get(part, 0.0) for part in PARTS] for skip in skips]
-        table = _table(subject, plan, methods, variants, loops, kinds, parts, masks, failures)
-        keep(table)
-    return table
+        rows = progress.rows(repeat)
+        progress.timed[rows, repeat] = 0
+        for row in [*reversed(rows), *(row for row in rows if row)]:  # the reference is the first
+            once, progress.masks[row] = _loop(subject, plan, methods[row])
+            progress.add(row, repeat, once)
+            if keep is not None:
+                keep(table())
+        if not progress.has_steps(repeat):
+            full, skips = _steps(subject, plan, variants)
+            progress.kinds[:, repeat] = [sum(step.values()) for step in (*full, *skips)]
+            progress.parts[..., repeat] = [[skip.get(part, 0.0) for part in PARTS] for skip in skips]
+            if keep is not None:
+                keep(table())
+    return table()
+
+
+def _check_same(subject: Subject, earlier: xr.Dataset) -> None:
+    for name, now in _coordinates(subject).items():
+        if (before := earlier[name].item()) != now:
+            raise ValueError(
+                f"{subject.name} was measured with {name} {before} until the call was cut short, and is {now} now: ask "
+                "for the same to go on, or write to another file"
+            )
+
+
+def _coordinates(subject: Subject) -> dict[str, Any]:
+    return {"dtype": str(subject.dtype).removeprefix("torch."), "batch": subject.batch}
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    return {
+        "steps": plan.steps,
+        "interval": plan.interval,
+        "warmup_steps": plan.warmup_steps,
+        "tap_mask": plan.mask,
+    }
 
 
 def _table(
-    subject: Subject,
-    plan: Plan,
-    methods: Sequence[str],
-    variants: Sequence[str],
-    loops: Values,
-    kinds: Values,
-    parts: Values,
-    masks: Sequence[str],
-    failures: Sequence[str],
+    subject: Subject, plan: Plan, methods: Sequence[str], variants: Sequence[str], progress: Progress
 ) -> xr.Dataset:
     """Put what was measured of one model into a dataset."""
-    passes = [mask.count("F") or np.nan for mask in masks]
+    passes = [mask.count("F") or np.nan for mask in progress.masks]
     names = [TAP_VARIANTS[name].kind for name in variants]
+    loops, timed = (("method", "repeat"), progress.loops.copy()), (("method", "repeat"), progress.timed.copy())
+    parts = ("skip", "part", "repeat"), progress.parts.copy()
     table = xr.Dataset(
         {
-            "loop_seconds": (("method", "repeat"), loops.copy(), _about("wall time of a whole loop", "s")),
+            "loop_seconds": (*loops, _about("wall time of a whole loop", "s")),
+            "timed_loops": (*timed, _about("loops that it is the mean of")),
             "full_passes": ("method", passes, _about("full passes of the model in a loop")),
-            "mask": ("method", masks, _about("what every step of a loop did: F full, . skipped")),
-            "failure": ("method", failures, _about("why the method does not run on the model")),
-            "step_seconds": (("kind", "repeat"), kinds.copy(), _about("wall time of a step", "s")),
-            "part_seconds": (("skip", "part", "repeat"), parts.copy(), _about("wall time within a skip step", "s")),
+            "mask": ("method", [*progress.masks], _about("what every step of a loop did: F full, . skipped")),
+            "failure": ("method", [*progress.failures], _about("why the method does not run on the model")),
+            "step_seconds": (("kind", "repeat"), progress.kinds.copy(), _about("wall time of a step", "s")),
+            "part_seconds": (*parts, _about("wall time within a skip step", "s")),
         },
         coords={
             "method": list(methods),
@@ -166,27 +214,20 @@ def _table(
             "kind": [*FULL, *names],
             "skip": names,
             "part": list(PARTS),
-            "repeat": range(loops.shape[1]),
+            "repeat": range(progress.loops.shape[1]),
         },
     )  # fmt: skip
+    where = _coordinates(subject)
     about: dict[str, tuple[Any, dict[str, str]]] = {
         "label": (subject.label, _about("the model")),
-        "dtype": (str(subject.dtype).removeprefix("torch."), _about("dtype of the weights")),
-        "batch": (subject.batch, _about("samples in one call of the transformer")),
+        "dtype": (where["dtype"], _about("dtype of the weights")),
+        "batch": (where["batch"], _about("samples in one call of the transformer")),
         "parameters": (subject.parameters, _about("parameters of the transformer")),
         "threshold": (plan.threshold, _about("threshold of First-Block Cache")),
     }
     table = table.expand_dims(model=[Path(subject.name).name])
     table = table.assign_coords({name: ("model", [value], attrs) for name, (value, attrs) in about.items()})
-    return with_ratios(
-        table.assign_attrs(
-            _machine(subject.device),
-            steps=plan.steps,
-            interval=plan.interval,
-            warmup_steps=plan.warmup_steps,
-            tap_mask=plan.mask,
-        )
-    )
+    return with_ratios(table.assign_attrs(_machine(subject.device), **_settings(plan)))
 
 
 def with_ratios(table: xr.Dataset) -> xr.Dataset:
@@ -225,8 +266,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Run a loop of every method, just long enough to skip; return empty masks, and why some caches do not run."""
+def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> list[str]:
+    """Run a loop of every method, just long enough to skip; return why some caches do not run, "" for those that do."""
     short = plan.mask.index(".") + 2
     failures = []
     for method in methods:
@@ -243,7 +284,7 @@ def _warm_up(subject: Subject, plan: Plan, methods: Sequence[str]) -> tuple[list
                 raise
             failure = f"{type(error).__name__}: {error}"
         failures.append(failure)
-    return [""] * len(methods), failures
+    return failures
 
 
 def _threshold(subject: Subject, plan: Plan) -> float:

@@ -76,6 +76,10 @@ class TAPTokensPolicy(TAPPolicy):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         return _worst(torch.rand(self._tokens(), generator=generator), count)
 
+    def make_room(self) -> None:
+        if self.names != "error":  # which predicts the full step, too, from the whole history
+            super().make_room()
+
     def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         if self.names == "error" and len(self.anchors):
             predicted = self.predict(step, probe).residual

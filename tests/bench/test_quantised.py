@@ -1,0 +1,110 @@
+"""Caching on rounded weights: lines by hand, corrections that find nothing to correct, the command."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from typer.testing import CliRunner
+
+from tapstudy.analysis.quantised import additivity, table_rows
+from tapstudy.analysis.stats import ratio_interval
+from tapstudy.analysis.study import load_table
+from tapstudy.bench.engine import Setting, run
+from tapstudy.bench.fit.correction import Correction, line
+from tapstudy.bench.image_set import ImageSet, pipe_of
+from tapstudy.bench.sweep.quantised import CORRECTIONS
+from tapstudy.cli import app
+from tapstudy.instrument.quantise import quantise
+from tapstudy.policies.config import TAPConfig
+from tapstudy.policies.tap import TAPPolicy
+from tests.conftest import make_tiny_pipe
+
+
+def test_lines_by_hand():
+    """Features 0, 2 against 1, 7; a channel that does not vary is moved only."""
+    features = torch.tensor([[[0.0, 5.0], [2.0, 5.0]]])
+    exact = torch.tensor([[[1.0, 6.0], [7.0, 8.0]]])
+    assert line(features, exact).tolist() == [[3.0, 1.0], [1.0, 2.0]]
+    assert line(features, exact, match_variance=True).tolist() == [[3.0, 1.0], [-2.0, 0.0]]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_pipe().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def images(model_folder):
+    return ImageSet.of(str(model_folder), seeds=(4,), labels=(1, 2), steps=6)
+
+
+@pytest.mark.parametrize("kind", CORRECTIONS)
+def test_nothing_to_correct(images, kind):
+    pipe = pipe_of(images.model)
+    lines = Correction(images).fit(pipe, Setting.plain(6), kind)
+    slope, shift = lines[:, 0], lines[:, 1]
+    assert torch.allclose(slope, torch.ones_like(slope), atol=1e-6)
+    assert torch.allclose(shift, torch.zeros_like(shift), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CORRECTIONS)
+def test_corrects_the_images_it_is_fitted_to_and_leaves_no_trace(images, kind):
+    pipe = pipe_of(images.model)
+    exact = run(pipe, images, Setting.plain(6))["image"]
+    cache = Setting.of(TAPPolicy(TAPConfig(interval=2, warmup_steps=2)))
+    rounded = cache.within(lambda pipe: quantise(pipe, 3), "weights of 3 bits")
+    corrected = Correction(images).of(rounded, kind)
+    assert corrected.text != rounded.text
+    found = run(pipe, images, corrected)
+    assert found["mask"].values.tolist() == run(pipe, images, rounded)["mask"].values.tolist()
+    assert not found["image"].equals(run(pipe, images, rounded)["image"])
+    if kind == "cumulative":  # least squares to these very images at the last step
+        assert ((found["image"] - exact) ** 2).mean() < ((run(pipe, images, rounded)["image"] - exact) ** 2).mean()
+    assert run(pipe, images, Setting.plain(6))["image"].equals(exact)
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_ratio_by_hand():
+    assert ratio_interval(np.array([1.0, 3.0]), np.array([2.0, 6.0])) == pytest.approx((0.5, 0.5, 0.5))
+    assert ratio_interval(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == pytest.approx((2, 1, 3))
+    with pytest.raises(ValueError, match="paired"):
+        ratio_interval(np.ones(3), np.ones(2))
+
+
+def test_additivity_by_hand():
+    """Both is the sum of either, and half of it with a correction."""
+    dims = ("method", "interval", "bits", "correction", "sample")
+    both = xr.DataArray(np.array([[[[[4.0, 6.0], [2.0, 3.0]]]]]), dims=dims)
+    found = xr.Dataset(
+        {
+            "caching": (("method", "interval", "sample"), [[[1.0, 2.0]]]),
+            "rounding": (("bits", "sample"), [[3.0, 4.0]]),
+            "both": both,
+            "cosine": (("method", "interval", "bits", "sample"), [[[[0.0, 0.5]]]]),
+        },
+        {"method": ["tap"], "interval": [8], "bits": [4], "correction": ["none", "affine"]},
+    )
+    ratios = additivity(found)
+    assert ratios["sum_ratio"].values.ravel().tolist() == pytest.approx([1, 1, 1])
+    assert ratios["corrected_ratio"].values.ravel().tolist() == pytest.approx([0.5, 0.5, 0.5])
+    assert ratios["first_ratio"].sel(bound="mean").item() == pytest.approx(7 / 3)
+    (row,) = table_rows(found)
+    assert row == ["tap", "8", "4", "1.5e+03", "3.5e+03", "5e+03", "1.00 [1.00, 1.00]", "+0.25", "0.50 [0.50, 0.50]"]
+
+
+def test_command(model_folder, tmp_path):
+    few = "--seeds 3 --held-out 4 --labels 1,2 --steps 6 --bits 8,3 --intervals 3 --markdown"
+    where = ["--model", str(model_folder), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out.nc")]
+    command = ["bench", "quantised", *few.split(), *where]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("| order0 |") == 2
+    found = load_table(tmp_path, "out")
+    assert found["both"].dims == ("method", "interval", "bits", "correction", "sample")
+    assert found["rounding"].sel(bits=8).mean() < found["rounding"].sel(bits=3).mean()
+    assert (found["caching"] > 0).all()
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.nc")}
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.nc")}, "it resumes"

@@ -1,0 +1,27 @@
+"""What a full step frees before it runs, no policy misses."""
+
+import pytest
+import torch
+
+from tapstudy import apply_policy
+from tapstudy.core.anchors import Anchors
+from tests.instrument.tiny_models import make
+from tests.policies.every import STEPS, every_policy
+
+CHANNELS = 16
+
+
+def sample(name):
+    tiny = make("SD3")
+    with apply_policy(tiny.model, every_policy(CHANNELS)[name]) as handle:
+        outputs = torch.stack([tiny(**tiny.at(step, STEPS)) for step in range(STEPS)])
+        return outputs, handle.summary().mask
+
+
+@pytest.mark.parametrize("name", every_policy(CHANNELS))
+def test_a_history_that_makes_room_predicts_the_same(monkeypatch, name):
+    outputs, mask = sample(name)
+    monkeypatch.setattr(Anchors, "make_room", lambda self: None)
+    expected, of_expected = sample(name)
+    assert mask == of_expected
+    assert torch.equal(outputs, expected)
