@@ -25,6 +25,7 @@ LATER = ("gpu.md",)  # pages that the navigation names and that may not be there
 OTHERS = {
     "demo_choice_maps": "tapstudy demo",
     "demo_images": "tapstudy demo",
+    "demo_prompts": "tapstudy demo",
     "demo_proxy_vs_truth": "tapstudy demo",
     "quickstart": "notebooks/00_quickstart.ipynb",
     "clock": "tapstudy roughness mnist-dit-rough --labels 0,1,2 --figure clock.png",

@@ -16,8 +16,9 @@ from tapstudy.plots.style import bare, draw_image, style, subplots
 def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None, images: bool = False) -> Figure:
     """Draw the reference images, and per run a row of maps of the difference to them; one column per sample.
 
-    Of methods that ran at several N, only the largest is drawn, the fewest passes. Differences are absolute, means over
-    bands, on one scale for the whole figure. The PSNR to the reference, a mean over all samples, stands beside.
+    Of methods that ran at several N, only the largest is drawn, the fewest passes, and named. Differences are absolute,
+    means over bands, on one scale for the whole figure. The PSNR to the reference, a mean over all samples, stands
+    beside.
 
     Args:
         comparison: as `bench.compare` makes it.
@@ -54,7 +55,8 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None, image
     bar = figure.colorbar(drawn, cax=figure.add_axes((0.2, -0.1 / len(rows), 0.6, 0.05 / len(rows))),
                           orientation="horizontal")  # fmt: skip
     bar.ax.tick_params(labelsize=6, length=2)
-    bar.set_label("absolute difference to the reference, of images in [0, 1]", fontsize=7)
+    told = f"; N = {interval.max():g}, the fewest passes" if len(kept) < len(interval) else ""
+    bar.set_label(f"absolute difference to the reference, of images in [0, 1]{told}", fontsize=7)
     bar.outline.set_visible(False)
     return figure
 

@@ -111,7 +111,9 @@ def test_image_grid(tmp_path):
     np.testing.assert_allclose(figure.axes[21].images[0].get_array(), abs(last - reference))
     assert [axis.get_ylabel() for axis in figure.axes[:24:4]][0::5] == ["reference\n8 passes", "TAP"]
     assert figure.axes[7].texts[0].get_text() == f"{float(comparison['psnr'][6].mean()):.1f} dB"
+    assert figure.axes[-1].get_xlabel().endswith("of images in [0, 1]; N = 3, the fewest passes")
     figure = plot_image_grid(comparison.isel(run=[0, 10]), images=True, samples=2)
+    assert figure.axes[-1].get_xlabel().endswith("of images in [0, 1]")
     np.testing.assert_allclose(figure.axes[3].images[0].get_array(), last)
     np.testing.assert_allclose(figure.axes[5].images[0].get_array(), abs(last - reference))
     assert [axis.get_ylabel() for axis in figure.axes[:6:2]] == [
