@@ -51,7 +51,7 @@ images = pipe([3, 1, 4], guidance_scale=2.0).images
   Labels dropped to {null_label} with probability {recipe.label_dropout}, once per image, outside the model.
 * Optimiser: AdamW, rate {recipe.learning_rate:g} (linear warm-up of {recipe.rate_warmup_steps} steps, constant, then
   linear to 0 over the last {decay:.0f} % of the run), weight decay {recipe.weight_decay:g}, gradients clipped at
-  {recipe.gradient_clip:g}, batch {recipe.batch_size}, bf16 autocast, `torch.compile`, average of the weights with decay
+  {recipe.gradient_clip:g}, batch {recipe.batch_size}, bf16 autocast, {compiled}average of the weights with decay
   {recipe.ema_decay:g}.
 {smooth_text}* {history}
 * This run: {steps:,} steps, {seen:,} images, {hours:.1f} hours on {compute}. Mean loss of the first and last 100
@@ -87,9 +87,12 @@ SMOOTH = """\
 STOP = """\
 
 Guidance acts down to the noise level {stop:g} (`guidance_stop`, kept with the model; T. Kynkaanniemi et al.,
-arXiv 2404.07724). Guidance at all levels, the rows from 0 on, draws the samples of a class together and the classes
-apart. The level was chosen on samples from other noise.
+arXiv 2404.07724). {chosen}
 """
+
+CHOSEN = """\
+Guidance at all levels, the rows from 0 on, draws the samples of a class together and the classes
+apart. The level was chosen on samples from other noise."""
 
 
 def export(pipe: Any, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> Any:
@@ -153,6 +156,7 @@ def write_card(
         data=provenance.data,
         recipe=recipe,
         decay=100 * recipe.decay_share,
+        compiled="`torch.compile`, " if spec.compile else "",
         smooth_text=SMOOTH.format(sigma=recipe.smooth_sigma) if recipe.smooth_sigma else "",
         history=provenance.history,
         steps=len(losses),
@@ -165,7 +169,11 @@ def write_card(
         classifier_accuracy=100 * best.classifier_accuracy,
         features=4 * CLASSIFIERS[spec.data_set].width,
         sampling_steps=best.steps,
-        stop_text=STOP.format(stop=best.guidance_stop) if best.guidance_stop else "",
+        stop_text=STOP.format(
+            stop=best.guidance_stop, chosen=f"It is that of `{spec.initial}`." if spec.kept_blocks else CHOSEN
+        )
+        if best.guidance_stop
+        else "",
     )
     (folder / "README.md").write_text(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -69,7 +70,8 @@ def measure_model(
 
     Args:
         images: the training images: they have the distance that a perfect model would have.
-        initial: the weights that training started from, measured too, with `initial_count` samples (0: as many).
+        initial: the weights that training started from, measured too, with `initial_count` samples (0: as many);
+            not where only some of their blocks were kept.
         history: for the card, where the initial weights come from.
     """
     size, kept = 50 if torch.device(machine.device).type == "cpu" else 500, work / "quality"
@@ -79,12 +81,14 @@ def measure_model(
     quality, samples = measure_quality(pipe, judge, count=spec.count, batch_size=size, folder=kept)
     before: LabelPipeline | None = None
     few = spec.count
-    if initial is not None:
+    if initial is not None and not spec.kept_blocks:  # a deeper model that lost blocks is no model of its own
         start = loaded_part(type(pipe.transformer), initial, "transformer").eval()
         before = LabelPipeline(start, pipe.scheduler).to(machine.device)
         few = min(initial_count or few, few)
     qualities = [("this model", quality)]
-    qualities += against_before(pipe, before, judge, real=images, count=few, batch_size=size, folder=kept)
+    # with blocks of another model comes its level of guidance: there is nothing to choose it by
+    stops = (spec.guidance_stop,) if spec.kept_blocks else (spec.guidance_stop, 0.0)
+    qualities += against_before(pipe, before, judge, real=images, count=few, stops=stops, batch_size=size, folder=kept)
     write_card(
         out,
         spec,
@@ -109,16 +113,17 @@ def against_before(
     *,
     real: LabelledImages,
     count: int,
+    stops: Sequence[float],
     batch_size: int = 50,
     folder: Path | None = None,
 ) -> list[tuple[str, Quality]]:
-    """A model beside what it was trained on from, if anything, with its guidance and with guidance at all noise levels.
+    """A model beside what it was trained on from, if anything, with guidance down to each of some noise levels.
 
     The distance depends on the number of samples, so all have `count` of them, and so have the real images of the last
     row, as many of every class: what a perfect model would have.
     """
     rows = []
-    for stop in dict.fromkeys((pipe.config.guidance_stop, 0.0)):
+    for stop in dict.fromkeys(stops):
         for name, other in (("this model", pipe), ("its initial weights", before)):
             if other is None:
                 continue

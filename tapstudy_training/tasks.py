@@ -66,19 +66,25 @@ class LabelTask:
         images: what is learned.
         guidance_stop: of the pipeline that samples.
         smooth_sigma: what the low-pass of the clock will be when the model is stored.
+        kept_blocks: those that it keeps of a deeper model that it starts from.
     """
 
     config: Mapping[str, Any]
     images: LabelledImages
     guidance_stop: float = 0.0
     smooth_sigma: float = 0.0
+    kept_blocks: Sequence[int] = ()
     columns: int = 4
 
     def build(self, initial: Path | None = None) -> nn.ModuleDict:
         """A `DiTTransformer2DModel`."""
         if initial is None:
             return nn.ModuleDict({"transformer": DiTTransformer2DModel.from_config(dict(self.config))})
-        return nn.ModuleDict({"transformer": loaded_part(DiTTransformer2DModel, initial, "transformer")})
+        model = loaded_part(DiTTransformer2DModel, initial, "transformer")
+        if len(model.transformer_blocks) > self.config.get("num_layers", 0) > 0 and self.kept_blocks:
+            model.transformer_blocks = nn.ModuleList(model.transformer_blocks[i] for i in self.kept_blocks)
+            model.register_to_config(num_layers=len(self.kept_blocks))
+        return nn.ModuleDict({"transformer": model})
 
     def batch(self, recipe: Recipe, step: int) -> Batch:
         """Images with labels."""
@@ -218,7 +224,11 @@ def task_of(spec: EmbeddedModel, images: Any) -> LabelTask | TextTask:
     """The task of an embedded model with its training images."""
     if spec.text_encoder is None:
         return LabelTask(
-            spec.transformer, images, guidance_stop=spec.guidance_stop, smooth_sigma=spec.recipe.smooth_sigma
+            spec.transformer,
+            images,
+            guidance_stop=spec.guidance_stop,
+            smooth_sigma=spec.recipe.smooth_sigma,
+            kept_blocks=spec.kept_blocks,
         )
     return TextTask(
         spec.transformer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,7 @@ class Method:
         schedules: what the comparison runs it on; none: it takes no part there.
         title: in figures and tables, if not its name.
         partial: steps that are not full may run some of the model, and not all the same.
+        lacks: why it cannot run on the model of that name; nothing where it can.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Method:
     schedules: tuple[str, ...] = ()
     title: str = ""
     partial: bool = False
+    lacks: Callable[[str], str] = lambda model: ""
 
     def config(self, config: TAPConfig) -> TAPConfig:
         """Reset the settings that the method does not read to their defaults, and set those that it implies."""
@@ -239,6 +242,9 @@ ROWS = (
     _partial("dbcache", lambda config: DBCachePolicy(first=1, last=1, warmup_steps=WARMUP), ()),
     _partial("temporal-delta", lambda config: TemporalDeltaPolicy(), ()),
     _fitted("bac", "cache", partial.bac, OWN),
+    _fitted("profiling", "cache", partial.profiling, OWN),
+    _fitted("profiling-foreground", "control", functools.partial(partial.profiling, foreground=True), OWN),
+    Method("model-switch", "cache", fit=partial.model_switch, schedules=(OWN,), lacks=partial.no_small_model),
     _partial("toca", lambda config: ToCaPolicy(config=config)),
     _partial("duca", lambda config: ToCaPolicy(config=config, every=2)),
     _partial("ras", lambda config: RASPolicy(), ()),

@@ -23,7 +23,13 @@ INDEX = f"{WEIGHTS}.index.json"
 
 
 # the embedded models and the data sets that they learned
-EMBEDDED = {"mnist-dit": "mnist", "mnist-dit-rough": "mnist", "cifar10-dit": "cifar10", "emoji-flux": "emoji"}
+EMBEDDED = {
+    "mnist-dit": "mnist",
+    "mnist-dit-small": "mnist",
+    "mnist-dit-rough": "mnist",
+    "cifar10-dit": "cifar10",
+    "emoji-flux": "emoji",
+}
 
 
 # of those without a command of their own name, the one that makes them
@@ -54,6 +60,16 @@ PROMPTS = (
 )
 
 
+def small_sibling(model: str | Path) -> str | None:
+    """Name the small model of a model's family: "mnist-dit-small" of "mnist-dit", or the folder of that name beside.
+
+    Returns None where there is none.
+    """
+    name = f"{model}".rstrip("/") + "-small"
+    embedded = (data_folder() / "models" / name).is_dir()
+    return name if embedded or Path(name).is_dir() else None
+
+
 def conditions(pipe: EmbeddedPipeline, count: int) -> list[int] | list[str]:
     """`count` labels or prompts for an embedded pipeline's first argument, going round what it knows."""
     if isinstance(pipe, TextPipeline):
@@ -80,8 +96,8 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32) -> EmbeddedPi
     """Return an embedded model, ready to sample, from disk alone.
 
     Args:
-        model: "mnist-dit", "mnist-dit-rough", "emoji-flux", "cifar10-dit", or the folder of such a pipeline saved with
-            `save_pretrained`.
+        model: "mnist-dit", "mnist-dit-small", "mnist-dit-rough", "emoji-flux", "cifar10-dit", or the folder of such a
+            pipeline saved with `save_pretrained`.
         dtype: of the weights in memory.
 
     Raises:

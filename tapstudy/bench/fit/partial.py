@@ -9,18 +9,23 @@ from typing import TypeVar, get_args
 import torch
 
 from tapstudy.bench.engine import Setting
+from tapstudy.bench.fit.attention import foreground_attention, groups_of
 from tapstudy.bench.fit.held_out import Slot
 from tapstudy.bench.fit.tuning import Tuner
 from tapstudy.bench.flops import transformer_flops
+from tapstudy.bench.image_set import pipe_of
 from tapstudy.bench.plan import WARMUP
 from tapstudy.instrument.handle import apply_policy, find_transformers
+from tapstudy.models.embedded import small_sibling
 from tapstudy.policies.blocks.bac import ModuleTablePolicy, SimilarityPolicy, table_of
 from tapstudy.policies.blocks.dbcache import DBCachePolicy
 from tapstudy.policies.blocks.delta_dit import DeltaDiTPolicy
+from tapstudy.policies.blocks.groups import GroupsPolicy
 from tapstudy.policies.blocks.pab import PABPolicy
 from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.decision import Part, Site
+from tapstudy.policies.model_switch import ModelSwitchPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import Names, TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -196,6 +201,51 @@ def tap_tokens(slot: Slot, *, names: Names) -> Setting:
 
     makes = {f"{share:g} {every}": maker(share, every) for share in SHARES for every in (1, 2)}
     return affordable(slot, f"tap-tokens-{names}", makes, intervals(slot))
+
+
+def no_small_model(model: str) -> str:
+    """Tell why a model cannot be switched for a small one of its family; nothing where it can."""
+    if small_sibling(model) is not None:
+        return ""
+    return f"{model} has no small model of its family to switch to: it would be called {model.rstrip('/')}-small"
+
+
+def model_switch(slot: Slot) -> Setting:
+    """Leave the last steps to the small model of the family, as published, or all but the last ones.
+
+    The first step is the model's own in any case. With all others left to the small model it goes as far as it can.
+
+    Raises:
+        ValueError: the model has no small one.
+    """
+    plan = slot.held_out.plan
+    if missing := no_small_model(plan.model):
+        raise ValueError(missing)
+    small = pipe_of(f"{small_sibling(plan.model)}").transformer
+    makes: dict[str, Callable[[int], Setting]] = {
+        "first": lambda count: Setting.of(ModelSwitchPolicy(small, count)),
+        "last": lambda count: Setting.of(ModelSwitchPolicy(small, range(slot.steps - count, slot.steps))),
+    }
+    return affordable(slot, "model-switch", makes, range(slot.steps, -1, -1))
+
+
+def profiling(slot: Slot, *, foreground: bool = False) -> Setting:
+    """Leave out the blocks that attend most to the background: half of them, three quarters, or all but one.
+
+    Args:
+        foreground: leave out those that attend most to the foreground instead: the control.
+    """
+    held = slot.held_out
+    found = held.value("attention", lambda: foreground_attention(held.pipe, held.plan.fitted_to))
+    order = sorted(range(len(found)), key=lambda block: -found[block] if foreground else found[block])
+
+    def maker(count: int) -> Callable[[int], Setting]:
+        return lambda interval: Setting.of(GroupsPolicy(groups_of(order[:count]), TAPConfig(interval=interval)))
+
+    blocks = len(order)
+    counts = sorted({max(1, blocks // 2), max(1, 3 * blocks // 4), max(1, blocks - 1)})
+    makes = {f"{count}": maker(count) for count in counts}
+    return affordable(slot, "profiling-foreground" if foreground else "profiling", makes, intervals(slot))
 
 
 PARTIAL: dict[str, Callable[[Slot], Setting]] = {

@@ -86,10 +86,14 @@ def frontier(
         has no values), `chosen` (the schedule of the method that is best on held-out images).
 
     Raises:
-        ValueError: unknown methods or schedules, a folder of another plan or of other weights, an invalid plan.
+        ValueError: unknown methods or schedules, methods asked for that this model lacks something for, a folder of
+            another plan or of other weights, an invalid plan.
         FileNotFoundError: no such model.
     """
     wanted = compared_methods(methods)
+    lacking = {method.name: reason for method in wanted if (reason := method.lacks(plan.model))}
+    if methods and lacking:
+        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in lacking.items()))
     pipe = pipe_of(plan.model)
     results = Results(folder)
     results.belongs_to(_told(plan))
@@ -99,6 +103,9 @@ def frontier(
     errors: dict[Row, str] = {}
     plans = rows_of(plan, wanted, thorough=thorough or bool(methods), schedules=schedules)
     for row, method in tqdm(plans.items(), desc="frontier", unit="cell", disable=not progress):
+        if row.method in lacking:
+            errors[row] = lacking[row.method]
+            continue
         try:
             setting = Setting.plain(plan.steps) if method is None else method.on(_slot(held, row, method))
             runs[row] = kept((plan.test, setting), results, pipe=pipe)
