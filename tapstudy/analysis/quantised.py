@@ -10,6 +10,8 @@ from tapstudy.analysis.stats import BOUNDS, ratio_interval
 COLUMNS = ("method", "N", "bits", "caching", "rounding", "both", "both / sum [95 %]", "cosine", "variance", "affine",
            "cumulative")  # fmt: skip
 
+STEP_COLUMNS = ("bits", "rounded at", "steps", "error", "over all [95 %]", "over late [95 %]", "over spread [95 %]")
+
 
 def additivity(found: xr.Dataset) -> xr.Dataset:
     """Compare the squared errors that `bench.sweep.quantised` measured, as ratios of means over images.
@@ -43,6 +45,21 @@ def table_rows(found: xr.Dataset) -> list[list[str]]:
                     *(_bounds(one) for one in told["corrected_ratio"]),
                 ])  # fmt: skip
     return rows
+
+
+def step_rows(found: xr.Dataset) -> list[list[str]]:
+    """List rows of `STEP_COLUMNS`: squared errors times 1000 of `bench.sweep.rounded_steps`, and over one another's."""
+    error = found["error"]
+    ratios = [_ratio(error, error.sel(when=other, drop=True)) for other in ("all", "late", "spread")]
+    return [
+        [
+            str(bits), when, str(int(found["rounded"].sel(when=when))),
+            f"{1000 * float(error.sel(bits=bits, when=when).mean()):.3g}",
+            *(_bounds(one.sel(bits=bits, when=when)) for one in ratios),
+        ]
+        for bits in found["bits"].values.tolist()
+        for when in found["when"].values.tolist()
+    ]  # fmt: skip
 
 
 def _ratio(a: xr.DataArray, b: xr.DataArray) -> xr.DataArray:

@@ -276,7 +276,9 @@ def frontier(
 @app.command("quantised")
 def quantised(
     work: Annotated[Path, typer.Option(help="folder of the results; the same command resumes")] = Path("quantised"),
-    out: Annotated[Path, typer.Option(help="netCDF file to write")] = Path("data/study/quantised.nc"),
+    out: Annotated[
+        Path | None, typer.Option(help="netCDF file to write; data/study/quantised.nc, or quantised-by-step.nc there")
+    ] = None,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
     seeds: Annotated[str, typer.Option(help="test seeds; every label is sampled with each")] = "31",
     held_out: Annotated[str, typer.Option(help="seeds to whose images corrections are fitted")] = "41",
@@ -285,18 +287,24 @@ def quantised(
     intervals: Annotated[str, typer.Option(help="N of schedules S(N, 3), separated by commas")] = "8,4",
     steps: Annotated[int, typer.Option(help="sampling steps")] = 50,
     guidance: Annotated[float, typer.Option(help="guidance scale")] = 2.0,
+    by_step: Annotated[
+        bool, typer.Option("--by-step", help="no caching: weights rounded at early, late, spread or all steps")
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
 ) -> None:
     """Round weights, skip steps, do both: which error is first, do they add, and what do corrections take away.
 
-    The embedded model of digits takes about half an hour on a core.
+    The embedded model of digits takes about half an hour on a core. With --by-step nothing is cached: weights are
+    rounded at some steps only, and the table tells whether it matters at which.
     """
     with user_errors():
-        from tapstudy.analysis.quantised import COLUMNS, table_rows
+        from tapstudy.analysis.quantised import COLUMNS, STEP_COLUMNS, step_rows, table_rows
         from tapstudy.analysis.study import save_table
         from tapstudy.bench.plan import StudyPlan
         from tapstudy.bench.sweep.quantised import quantised as run
+        from tapstudy.bench.sweep.rounded_steps import rounded_steps
 
+        out = out or Path("data/study") / ("quantised-by-step.nc" if by_step else "quantised.nc")
         out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")
         at_least(0, guidance=guidance)
         at_least(1, steps=steps)
@@ -309,9 +317,14 @@ def quantised(
             guidance=guidance,
             tuning=1,
         )
-        found = run(plan, work, bits=numbers(bits, int, "--bits"), intervals=numbers(intervals, int, "--intervals"))
+        few = numbers(bits, int, "--bits")
+        if by_step:
+            found = rounded_steps(plan, work, bits=few)
+        else:
+            found = run(plan, work, bits=few, intervals=numbers(intervals, int, "--intervals"))
         save_table(found, out.parent, out.stem)
-        table = Table(COLUMNS, table_rows(found), f"{model}, squared errors times 1000, {found.sizes['sample']} images")
+        columns, rows = (STEP_COLUMNS, step_rows(found)) if by_step else (COLUMNS, table_rows(found))
+        table = Table(columns, rows, f"{model}, squared errors times 1000, {found.sizes['sample']} images")
         if markdown:
             typer.echo(table.markdown())
         else:

@@ -6,13 +6,14 @@ import torch
 import xarray as xr
 from typer.testing import CliRunner
 
-from tapstudy.analysis.quantised import additivity, table_rows
+from tapstudy.analysis.quantised import additivity, step_rows, table_rows
 from tapstudy.analysis.stats import ratio_interval
 from tapstudy.analysis.study import load_table
 from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.fit.correction import Correction, line
 from tapstudy.bench.image_set import ImageSet, pipe_of
 from tapstudy.bench.sweep.quantised import CORRECTIONS
+from tapstudy.bench.sweep.rounded_steps import WHEN, _rounded, steps_of
 from tapstudy.cli import app
 from tapstudy.instrument.quantise import quantise
 from tapstudy.policies.config import TAPConfig
@@ -108,3 +109,44 @@ def test_command(model_folder, tmp_path):
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.nc")}
     assert CliRunner().invoke(app, command).exit_code == 0
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.nc")}, "it resumes"
+
+
+def test_steps_that_are_rounded():
+    chosen = {when: steps_of(when, 8) for when in WHEN}
+    assert chosen == {"all": (1, 2, 3, 4, 5, 6, 7), "early": (1, 2, 3), "late": (5, 6, 7), "spread": (2, 4, 6)}
+    assert {len(steps_of(when, 9)) for when in WHEN[1:]} == {4}
+    assert steps_of("spread", 9) == (2, 4, 6, 8)
+
+
+def test_rounded_at_no_step_changes_nothing_and_at_all_it_is_quantise(images):
+    """But for the first step, which is the model's own: from there on the images are those of rounded weights."""
+    pipe = pipe_of(images.model)
+    exact = run(pipe, images, Setting.plain(6))["image"]
+    assert run(pipe, images, _rounded(3, (), 6))["image"].equals(exact)
+    found = run(pipe, images, _rounded(3, steps_of("all", 6), 6))
+    assert found["mask"].values.tolist() == ["Fppppp"] * 2
+    coarse = run(pipe, images, Setting.plain(6).within(lambda pipe: quantise(pipe, 3), "weights of 3 bits"))["image"]
+    early = run(pipe, images, _rounded(3, (1,), 6))["image"]
+    distances = [float(((image - coarse) ** 2).mean()) for image in (found["image"], early, exact)]
+    assert 0 < distances[0] < distances[1] < distances[2]
+    assert run(pipe, images, Setting.plain(6))["image"].equals(exact)
+
+
+def test_ratios_of_steps_by_hand():
+    error = xr.DataArray(np.array([[[4.0, 4.0], [1.0, 1.0], [2.0, 2.0], [0.5, 0.5]]]), dims=("bits", "when", "sample"))
+    found = xr.Dataset({"error": error / 1000}, {"bits": [4], "when": list(WHEN), "rounded": ("when", [7, 3, 3, 3])})
+    assert step_rows(found)[1] == [
+        "4", "early", "3", "1", "0.25 [0.25, 0.25]", "0.50 [0.50, 0.50]", "2.00 [2.00, 2.00]"
+    ]  # fmt: skip
+
+
+def test_command_by_step(model_folder, tmp_path):
+    few = "--seeds 3 --held-out 4 --labels 1,2 --steps 6 --bits 8,3 --by-step --markdown"
+    where = ["--model", str(model_folder), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out.nc")]
+    done = CliRunner().invoke(app, ["bench", "quantised", *few.split(), *where])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("| early |") == 2
+    found = load_table(tmp_path, "out")
+    assert found["error"].dims == ("bits", "when", "sample")
+    assert found["error"].sel(bits=8).mean() < found["error"].sel(bits=3).mean()
+    assert found["rounded"].values.tolist() == [5, 2, 2, 2]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import tapstudy
+from tapstudy.instrument.flops import count_flops
 from tapstudy.models.classifier import classify
-from tapstudy.models.embedded import WEIGHTS, data_folder, load_classifier, untrained_like
+from tapstudy.models.embedded import WEIGHTS, data_folder, load_classifier, small_sibling, untrained_like
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,27 @@ def test_the_rough_control_is_another_model_of_the_same_shape(digits):
     assert load_classifier("mnist-dit-rough").config == load_classifier().config
 
 
-@pytest.mark.parametrize("name", ["mnist-dit", "mnist-dit-rough"])
+def test_the_small_model_is_of_the_same_family_and_a_fifth_of_the_cost(digits, tmp_path):
+    small = tapstudy.load("mnist-dit-small")
+    assert (small_sibling("mnist-dit"), small_sibling("emoji-flux")) == ("mnist-dit-small", None)
+    same = ("sample_size", "patch_size", "num_embeds_ada_norm", "num_attention_heads")
+    assert [small.transformer.config[name] for name in same] == [digits.transformer.config[name] for name in same]
+    assert small.config["smooth_sigma"] == digits.config["smooth_sigma"] == 30
+    image, times = torch.randn(1, 1, 28, 28), torch.tensor([500.0])
+    costs = [
+        count_flops(lambda pipe=pipe: pipe.transformer(image, timestep=times, class_labels=torch.tensor([3])))
+        for pipe in (small, digits)
+    ]
+    assert costs[0] < 0.25 * costs[1]
+    labels = torch.arange(10)
+    images = small(labels, 10, 2.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    assert (classify(load_classifier(), images)[0] == labels).sum() >= 7
+    (tmp_path / "model-small").mkdir()
+    assert small_sibling(tmp_path / "model") == f"{tmp_path / 'model-small'}"
+    assert small_sibling(f"{tmp_path}/model/") == f"{tmp_path / 'model-small'}"
+
+
+@pytest.mark.parametrize("name", ["mnist-dit", "mnist-dit-small", "mnist-dit-rough"])
 def test_size_and_format(name):
     folder = data_folder() / "models" / name
     assert (folder / "transformer" / WEIGHTS).stat().st_size < 20e6

@@ -73,7 +73,7 @@ def test_a_model_is_held_against_what_it_was(judged, tiny_pipe):
     pipe.set_progress_bar_config(disable=True)
     pixels = torch.randint(0, 256, (200, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     real = LabelledImages(pixels, torch.arange(200) % 10)
-    rows = against_before(pipe, pipe, Judge(*judged), real=real, count=150)
+    rows = against_before(pipe, pipe, Judge(*judged), real=real, count=150, stops=(0.5, 0.0))
     assert [(name, row.guidance_stop) for name, row in rows] == [
         ("this model", 0.5), ("its initial weights", 0.5), ("this model", 0.0), ("its initial weights", 0.0),
         ("training images", 0.0),

@@ -1,9 +1,10 @@
-"""Another model that takes over, in passes that the policy gives it."""
+"""Another model that makes the passes that the policy gives it."""
 
 import pytest
 import torch
 
 from tapstudy import apply_policy
+from tapstudy.bench.engine import text_of
 from tapstudy.instrument.flops import count_flops
 from tapstudy.policies.model_switch import ModelSwitchPolicy
 from tests.instrument.tiny_models import make
@@ -37,3 +38,29 @@ def test_its_cost_is_its_own():
     assert summary.flops_ratio == 4 * expected[0] / (expected[0] + 3 * expected[1])
     with pytest.raises(TypeError, match="can be called"):
         ModelSwitchPolicy("small", 1)
+
+
+@pytest.mark.parametrize(
+    ("own", "mask"), [(4, "FFFF"), (9, "FFFF"), (1, "Fppp"), (0, "Fppp"), ((0, 2), "FpFp"), ({3}, "FppF"), ((), "Fppp")]
+)
+def test_which_steps_are_its_own(own, mask):
+    """And a pass of its own is that of the model, to the last bit."""
+    tiny, other = make("DiT"), make("DiT", seed=1)
+    plain, others = tiny(), other(**tiny.inputs)
+    with apply_policy(tiny.model, ModelSwitchPolicy(other.model, own)) as handle:
+        outputs = [tiny() for _ in range(4)]
+        assert handle.summary().mask == mask
+    for kind, output in zip(mask, outputs, strict=True):
+        assert torch.equal(output, plain if kind == "F" else others)
+
+
+@pytest.mark.parametrize("own", [-1, 1.5, (1, -2), ("1",), True])
+def test_steps_that_are_none(own):
+    with pytest.raises((TypeError, ValueError), match="ModelSwitchPolicy: large_steps must be"):
+        ModelSwitchPolicy(make("DiT").model, own)
+
+
+def test_settings_tell_the_other_models_apart():
+    one, same, another = (text_of(ModelSwitchPolicy(make("DiT", seed=seed).model, 2)) for seed in (0, 0, 1))
+    assert one == same != another
+    assert "DiTTransformer2DModel" in one

@@ -18,14 +18,15 @@ def test_every_embedded_model_has_a_recipe():
     assert {name: model.data_set for name, model in MODELS.items()} == own
 
 
-def test_smoothed_models_start_from_rough_ones():
+def test_smoothed_models_start_from_rough_ones_or_from_blocks_of_smooth_ones():
     """And the embedded ones have the low-pass of their recipe folded in."""
     for model in MODELS.values():
-        assert model.initial in ("", *MADE_BY)
         folder = data_folder() / "models"
         if model.initial:
-            assert smooth_sigma_of(folder / model.initial) == 0
+            assert model.kept_blocks or model.initial in MADE_BY
+            assert smooth_sigma_of(folder / model.initial) == (model.recipe.smooth_sigma if model.kept_blocks else 0)
             assert smooth_sigma_of(folder / model.name) == model.recipe.smooth_sigma > 0
+        assert len(model.kept_blocks) in (0, model.transformer["num_layers"])
 
 
 @each_row("name", MODELS)

@@ -220,3 +220,18 @@ def test_starts_from_a_model_or_a_pipeline_in_half_precision(tmp_path, images):
         assert found.dtype == torch.float32
         for a, b in zip(found.parameters(), pipe.transformer.parameters(), strict=True):
             assert torch.equal(a, b.float())
+
+
+def test_starts_from_some_blocks_of_a_deeper_model(tmp_path, config, images):
+    pipe = make_tiny_pipe(seed=3)
+    pipe.save_pretrained(tmp_path / "deep")
+    task = LabelTask({**config, "num_layers": 2}, images, kept_blocks=(0, 2))
+    found = start(task, RECIPE, device="cpu", initial=tmp_path / "deep").modules["transformer"]
+    assert found.config.num_layers == len(found.transformer_blocks) == 2
+    for mine, kept in zip(found.transformer_blocks, (0, 2), strict=True):
+        for a, b in zip(mine.parameters(), pipe.transformer.transformer_blocks[kept].parameters(), strict=True):
+            assert torch.equal(a, b)
+    found.save_pretrained(tmp_path / "small")
+    again = start(task, RECIPE, device="cpu", initial=tmp_path / "small").modules["transformer"]
+    for a, b in zip(again.parameters(), found.parameters(), strict=True):
+        assert torch.equal(a, b)
