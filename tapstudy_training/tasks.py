@@ -80,8 +80,8 @@ class LabelTask:
         """A `DiTTransformer2DModel`."""
         if initial is None:
             return nn.ModuleDict({"transformer": DiTTransformer2DModel.from_config(dict(self.config))})
-        model = loaded_part(DiTTransformer2DModel, initial, "transformer")
-        if len(model.transformer_blocks) > self.config.get("num_layers", 0) > 0 and self.kept_blocks:
+        model: Any = loaded_part(DiTTransformer2DModel, initial, "transformer")
+        if len(model.transformer_blocks) > len(self.kept_blocks) > 0:
             model.transformer_blocks = nn.ModuleList(model.transformer_blocks[i] for i in self.kept_blocks)
             model.register_to_config(num_layers=len(self.kept_blocks))
         return nn.ModuleDict({"transformer": model})
