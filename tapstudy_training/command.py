@@ -174,7 +174,7 @@ def model_command(spec: EmbeddedModel) -> Callable[..., None]:
             images, test = (load_images(spec.data_set, split, data) for split in ("train", "test"))
             if initial is None and spec.initial and smooth_sigma:
                 initial = model_folder(spec.initial)
-                kept = f", its blocks {', '.join(map(str, spec.kept_blocks))} alone" if spec.kept_blocks else ""
+                kept = f", blocks {' and '.join(map(str, spec.kept_blocks))} alone" if spec.kept_blocks else ""
                 history = history or f"Started from the weights of the embedded `{spec.initial}`{kept}."
             left = _left(minutes, started)
             trained, report = train_model(

@@ -89,6 +89,7 @@ def measure_model(
     # with blocks of another model comes its level of guidance: there is nothing to choose it by
     stops = (spec.guidance_stop,) if spec.kept_blocks else (spec.guidance_stop, 0.0)
     qualities += against_before(pipe, before, judge, real=images, count=few, stops=stops, batch_size=size, folder=kept)
+    qualities = list(dict.fromkeys(qualities))  # with as many samples as its initial weights, the first is there twice
     write_card(
         out,
         spec,

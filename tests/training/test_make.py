@@ -118,8 +118,8 @@ def test_report_and_card(made):
     assert report.startswith("step 6 of 6: 24 images (0.2 epochs), mean loss of the last 6 steps")
     assert "GFLOPs an image" in report
     assert "% of 1 TFLOP/s" in report
-    assert [name for name, _ in qualities] == ["this model", "this model", "training images"]
-    assert [found.guidance_scale for _, found in qualities] == [2, 2, 0]
+    assert [name for name, _ in qualities] == ["this model", "training images"]
+    assert [found.guidance_scale for _, found in qualities] == [2, 0]
     text = (folder / "out" / "README.md").read_text()
     for part in (
         "# cifar10-dit",
