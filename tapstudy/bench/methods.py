@@ -211,7 +211,7 @@ ROWS = (
     Method("reference", "control"),
     # plain sampling with as many steps as the schedule has full ones
     Method("fewer", "control", None, SCHEDULE, {"orders": (0,)}, schedules=(OWN,), title="fewer steps"),
-    fixed(0, name="order0", schedules=(USUAL,), title="FORA (order 0)"),
+    fixed(0, name="order0", schedules=(USUAL, "lemica"), title="FORA (order 0)"),
     fixed(1, name="order1", schedules=(*SCHEDULES, SEARCHED), title="Taylor order 1"),
     fixed(2, name="order2", schedules=(USUAL,), title="Taylor order 2"),
     _fitted("best-fixed", "fixed", calibrated.best_fixed, *SCHEDULES),
