@@ -35,6 +35,7 @@ from tapstudy.policies.shuffled import ShuffledPolicy
 from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.tokens.hsa import HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -242,6 +243,7 @@ ROWS = (
     _partial("toca", lambda config: ToCaPolicy(config=config)),
     _partial("duca", lambda config: ToCaPolicy(config=config, every=2)),
     _partial("ras", lambda config: RASPolicy(), ()),
+    _partial("hsa", lambda config: HSAPolicy(), ()),
     _tap("tap", *SCHEDULES, SEARCHED, title="TAP"),
     _tap("region", USUAL, granularity="region"),
     _tap("step", *SCHEDULES, SEARCHED, granularity="step"),

@@ -21,6 +21,7 @@ from tapstudy.policies.blocks.pab import PABPolicy
 from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.decision import Part, Site
+from tapstudy.policies.tokens.hsa import HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import Names, TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -186,6 +187,17 @@ def ras(slot: Slot) -> Setting:
     return affordable(slot, "ras", makes, (0.75, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02))
 
 
+def hsa(slot: Slot) -> Setting:
+    """Take two groups of tokens or three, and divisors in fixed proportions."""
+
+    def maker(ratios: tuple[int, ...], shares: tuple[float, ...]) -> Callable[[int], Setting]:
+        return lambda pace: Setting.of(HSAPolicy([pace * ratio for ratio in ratios], shares, dense=WARMUP))
+
+    groups = (((1, 2), (0.5, 0.5)), ((1, 4), (0.25, 0.75)), ((1, 2, 4), (0.25, 0.25, 0.5)))
+    makes = {" ".join(map(str, ratios)): maker(ratios, shares) for ratios, shares in groups}
+    return affordable(slot, "hsa", makes, range(1, max(3, slot.steps // 2)))
+
+
 def tap_tokens(slot: Slot, *, names: Names) -> Setting:
     """Take longer windows than TAP's, and tokens at all steps of them or at every other."""
 
@@ -207,6 +219,7 @@ PARTIAL: dict[str, Callable[[Slot], Setting]] = {
     "toca": toca,
     "duca": partial(toca, every=2),
     "ras": ras,
+    "hsa": hsa,
     "tap+tokens": partial(tap_tokens, names="probe"),
     "tap+tokens-error": partial(tap_tokens, names="error"),
     "tap+tokens-random": partial(tap_tokens, names="random"),
