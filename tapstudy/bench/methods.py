@@ -240,6 +240,8 @@ ROWS = (
     _partial("dbcache", lambda config: DBCachePolicy(first=1, last=1, warmup_steps=WARMUP), ()),
     _partial("temporal-delta", lambda config: TemporalDeltaPolicy(), ()),
     _fitted("bac", "cache", partial.bac, OWN),
+    _fitted("router", "cache", partial.router, OWN),
+    _fitted("router-random", "control", partial.router_random, OWN),
     _partial("toca", lambda config: ToCaPolicy(config=config)),
     _partial("duca", lambda config: ToCaPolicy(config=config, every=2)),
     _partial("ras", lambda config: RASPolicy(), ()),

@@ -10,6 +10,7 @@ import torch
 
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit.held_out import Slot
+from tapstudy.bench.fit.router import ROUNDS, Budget, Table, learn_gates
 from tapstudy.bench.fit.tuning import Tuner
 from tapstudy.bench.flops import transformer_flops
 from tapstudy.bench.plan import WARMUP
@@ -29,6 +30,9 @@ from tapstudy.policies.tokens.toca import ToCaPolicy
 T = TypeVar("T")
 NEAR = 0.05  # share of the target by which options may be off that are chosen among by quality
 TRIALS = 9
+Rows = list[tuple[str, int, list[int]]]  # a table of refresh steps, as plain values
+LEARNED_FROM = 6  # images
+_SITES: dict[str, Site] = {site: site for site in get_args(Site)}
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -155,8 +159,7 @@ def bac(slot: Slot) -> Setting:
         return {"alike": [*alike], "errors": [[block, value] for block, value in policy.errors().items()]}
 
     found = held.value("similarities", measure)
-    sites: dict[str, Site] = {site: site for site in get_args(Site)}
-    alike = {Part(sites[site], first, first + 1): values for site, first, values in found["alike"]}
+    alike = {Part(_SITES[site], first, first + 1): values for site, first, values in found["alike"]}
     errors = {int(block): float(value) for block, value in found["errors"]}
 
     def maker(upstream: int) -> Callable[[int], Setting]:
@@ -166,6 +169,40 @@ def bac(slot: Slot) -> Setting:
 
     makes = {f"{upstream}": maker(upstream) for upstream in sorted({0, blocks_of(slot) // 4})}
     return affordable(slot, "bac", makes, range(slot.passes, 0, -1))
+
+
+def router(slot: Slot) -> Setting:
+    """Learn on fitted images, beginning with even steps; the table is taken unless those are better on tuning images."""
+    held = slot.held_out
+
+    def learn() -> dict[str, Rows]:
+        budget = Budget(held.pipe, held.plan.tuned_on[:1], slot.passes)
+        even = budget.even(slot.passes)
+        learned = learn_gates(
+            held.pipe, held.plan.fitted_to[:LEARNED_FROM], budget, even, rounds=ROUNDS, progress=held.progress
+        )
+        return {"learned": _rows(budget.table(learned)), "even": _rows(budget.table(even))}
+
+    tables = held.value(f"router-tables-{slot.passes}", learn)
+    found = {name: Setting.of(ModuleTablePolicy(_table(rows))) for name, rows in tables.items()}
+    return found[held.choose(f"router-{slot.passes}", lambda: found)]
+
+
+def router_random(slot: Slot) -> Setting:
+    held = slot.held_out
+    rows = held.value(
+        f"router-random-{slot.passes}",
+        lambda: _rows(Budget(held.pipe, held.plan.tuned_on[:1], slot.passes).random()),
+    )
+    return Setting.of(ModuleTablePolicy(_table(rows)))
+
+
+def _rows(table: Table) -> Rows:
+    return [(part.site, part.first, list(steps)) for part, steps in table.items()]
+
+
+def _table(rows: Rows) -> Table:
+    return {Part(_SITES[site], first, first + 1): tuple(steps) for site, first, steps in rows}
 
 
 def toca(slot: Slot, *, every: int = 1) -> Setting:
