@@ -7,9 +7,12 @@ from tapstudy import apply_policy
 from tapstudy.bench.fit import router
 from tapstudy.bench.fit.router import Budget, learn_gates
 from tapstudy.bench.flops import transformer_flops
+from tapstudy.bench.frontier.comparison import frontier
+from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.policies.blocks.bac import ModuleTablePolicy
 from tests.conftest import make_tiny_pipe
+from tests.training.emoji import tiny_pipe
 
 IMAGES = ImageSet("tiny", ((0, 1), (1, 2)), steps=6, guidance=2.0)
 
@@ -63,6 +66,38 @@ def test_a_gated_run_is_that_of_the_policy(pipe, budget):
         expected = 2 * IMAGES.sample(pipe) - 1
     torch.testing.assert_close(gated, expected, rtol=0, atol=1e-5)
     assert (gated - full).abs().max() > 1e-3
+
+
+def test_gates_of_two_streams_and_of_layers_side_by_side():
+    """Two passes a step, each with layers of its own that were kept."""
+    pipe = tiny_pipe()
+    images = ImageSet("tiny", ((0, "apple"), (1, "pear")), steps=4, guidance=3.0)
+    budget = Budget(pipe, images[:1], 2.5)
+    assert {part.site for part in budget.parts} == {"attention", "feed_forward", "joint"}
+    table = budget.even(2)
+    with torch.no_grad(), router._gated(pipe, budget.parts) as gates:
+        full, gated = (router._sampled(pipe, gates, images, one) for one in (None, table))
+    torch.testing.assert_close(full, 2 * images.sample(pipe) - 1, rtol=0, atol=1e-5)
+    with apply_policy(pipe, ModuleTablePolicy(budget.table(table))):
+        torch.testing.assert_close(gated, 2 * images.sample(pipe) - 1, rtol=0, atol=1e-5)
+    assert (gated - full).abs().max() > 1e-4
+    assert learn_gates(pipe, images, budget, table, rounds=1, progress=False).shape == table.shape
+
+
+def test_rows_of_the_comparison(pipe, tmp_path):
+    """They meet the FLOPs of five full passes; a second call learns nothing anew."""
+    pipe.save_pretrained(tmp_path / "model")
+    plan = FrontierPlan(
+        model=str(tmp_path / "model"), seeds=(3,), held_out=(4,), labels=(1, 2, 3), passes=(5,), steps=12, tuning=1
+    )
+    names = ("hsa", "router", "router-random")
+    found = frontier(plan, tmp_path / "work", methods=names, repeats=1, progress=False)
+    share = found["flops"].mean("sample") / found["flops"].sel(cell="reference").mean()
+    for name in names:
+        assert float(share.sel(cell=f"{name} own N=5")) == pytest.approx(5 / 12, rel=0.1), name
+    assert (tmp_path / "work" / "chosen" / "router-tables-5.json").exists()
+    again = frontier(plan, tmp_path / "work", methods=names, repeats=1, progress=False)
+    assert again["setting"].values.tolist() == found["setting"].values.tolist()
 
 
 def test_gradients_are_slopes(pipe, budget):

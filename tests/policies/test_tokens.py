@@ -143,7 +143,7 @@ def test_hsa_by_hand():
 
 @pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
 def test_hsa_in_a_model(name):
-    """Half of the tokens run at every second step behind the dense ones, all at every fourth; then nothing has moved."""
+    """Half of the tokens run at every second step behind the dense ones, all at every fourth as in the model."""
     tiny = make(name)
     with apply_policy(tiny.model, HSAPolicy((2, 4), dense=2)) as handle:
         outputs = [tiny(**tiny.at(step, 8)) for step in range(8)]

@@ -172,7 +172,7 @@ def bac(slot: Slot) -> Setting:
 
 
 def router(slot: Slot) -> Setting:
-    """Learn on fitted images, beginning with even steps; the table is taken unless those are better on tuning images."""
+    """Learn on fitted images, from even steps on; the table is taken unless those are better on tuning images."""
     held = slot.held_out
 
     def learn() -> dict[str, Rows]:

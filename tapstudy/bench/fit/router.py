@@ -167,12 +167,12 @@ def learn_gates(
 ) -> Tensor:
     """Return gates that bring images closer to those of full sampling, by projected gradients.
 
-    Every round takes one image. What opening a gate is worth is the fall of the image's squared error e^2 that a step
-    from 0 to 1 promises: the slope of e^2 in the gate, and for its curvature the square of what the gate does to the
-    image, of which a backward pass from noise is an estimate without bias. Per FLOP, with momentum over the rounds, that
-    moves the gates, and the budget projects them back to 0 and 1. Of some lengths of that move, what brings the images
-    closest is taken, if it is closer than before. Cost of a round: about five full trajectories, and two for every ten
-    images, by the budget.
+    Every round takes one image. What an open gate is worth is the rise of the image's squared error that closing it
+    promises: by the slope in the gate, and for the curvature by the square of what the gate does to the image, of which
+    a backward pass from noise is an estimate without bias. Per FLOP, with momentum over the rounds, that moves the
+    gates, and the budget projects them back to 0 and 1. Of some lengths of that move, what brings all images closest is
+    taken, if it is closer than before. Cost of a round: about five full trajectories, and for each length one an image
+    by the budget.
 
     Args:
         images: to learn from.
