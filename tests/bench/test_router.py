@@ -94,7 +94,7 @@ def test_rows_of_the_comparison(pipe, tmp_path):
     found = frontier(plan, tmp_path / "work", methods=names, repeats=1, progress=False)
     share = found["flops"].mean("sample") / found["flops"].sel(cell="reference").mean()
     for name in names:
-        assert float(share.sel(cell=f"{name} own N=5")) == pytest.approx(5 / 12, rel=0.1), name
+        assert float(share.sel(cell=f"{name} N=4")) == pytest.approx(5 / 12, rel=0.15), name
     assert (tmp_path / "work" / "chosen" / "router-tables-5.json").exists()
     again = frontier(plan, tmp_path / "work", methods=names, repeats=1, progress=False)
     assert again["setting"].values.tolist() == found["setting"].values.tolist()
