@@ -31,7 +31,7 @@ T = TypeVar("T")
 NEAR = 0.05  # share of the target by which options may be off that are chosen among by quality
 TRIALS = 9
 Rows = list[tuple[str, int, list[int]]]  # a table of refresh steps, as plain values
-LEARNED_FROM = 6  # images
+LEARNED_FROM = 4  # images
 _SITES: dict[str, Site] = {site: site for site in get_args(Site)}
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
 

@@ -30,7 +30,7 @@ from tapstudy.policies.blocks.bac import ModuleTablePolicy
 from tapstudy.policies.decision import Part
 
 Table = dict[Part, tuple[int, ...]]
-ROUNDS = 12
+ROUNDS = 10
 MOMENTUM = 0.5
 LENGTHS = (1.0, 0.3, 0.1)  # of a move, in units of the root mean square over gates
 
