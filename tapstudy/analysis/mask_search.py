@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from tapstudy.analysis.teacher_forced import anchors_at
 from tapstudy.predictors.family import Family
 
 Array = NDArray[np.float64]
+Rule = Literal["sum", "minimax"]
 MAX_ANCHORS = 3
 
 
@@ -82,39 +84,60 @@ def _squares(gram: Array, which: NDArray[np.intp], rows: Array) -> Array:
     return np.maximum(((error @ part) * error).sum(axis=-1), 0)
 
 
-def cheapest_mask(errors: Array, passes: int) -> tuple[tuple[int, ...], float]:
-    """Return the mask of `passes` full steps with the least cost, and its cost.
+def best_path(windows: Array, passes: int, *, rule: Rule = "sum") -> tuple[tuple[int, ...], float]:
+    """Return the best mask of `passes` full steps, a path from anchor to anchor, and its cost.
 
     Args:
-        errors: of `skip_errors`; no gap is longer than its last dimension.
+        windows: cost of the steps from an anchor to the next one k + 1 steps later, or to the end, by the state of that
+            anchor, (a, g, h, k), at least 0; infinite where there is none. No window is longer than the last dimension.
+        rule: "sum" takes the path of the least sum; "minimax" the one whose worst window is best, of several the one
+            whose second worst is, and so on. Its cost is that of the worst window.
 
     Raises:
         ValueError: the full steps cannot reach over all steps.
     """
-    count, longest = errors.shape[0], errors.shape[-1]
-    # (a, g, h, k): cost of the steps between a and a next anchor k + 1 steps later
-    between = np.cumsum(errors, axis=-1)
-    cost = np.full(errors.shape[:3], np.inf)
+    count, longest = windows.shape[0], windows.shape[-1]
+    cost = np.full((*windows.shape[:3], 1 if rule == "sum" else passes), np.inf)  # the sum; or windows, worst first
     cost[0, 0, 0] = 0
     origins: list[NDArray[np.intp]] = []
     for _ in range(passes - 1):
-        reached = cost[..., None] + between  # (a, g, h, k)
-        third = reached.argmin(axis=2)  # (a, g, k): the best h
-        least = np.take_along_axis(reached, third[:, :, None], axis=2)[:, :, 0]
+        reached = _joined(cost[..., None, :], windows, rule)  # (a, g, h, k, value)
+        third = _first_least(reached, 2)  # (a, g, k): the best h
+        least = np.take_along_axis(reached, third[:, :, None, :, None], axis=2)[:, :, 0]
         cost = np.full_like(cost, np.inf)
         for k in range(longest):
             # state (a, g, h) -> (a + k + 1, k + 1, g)
             cost[k + 1 :, k + 1, :] = least[: count - k - 1, :, k]
         origins.append(third)
     ends = np.arange(max(0, count - longest), count)
-    final = cost[ends] + between[ends, :, :, count - ends - 1]
-    if not np.isfinite(final.min()):
+    final = _joined(cost[ends], windows[ends, :, :, count - ends - 1], rule)
+    chosen = int(_first_least(final.reshape(-1, final.shape[-1]), 0))
+    total = float(final.reshape(-1, final.shape[-1])[chosen, 0])
+    if not np.isfinite(total):
         raise ValueError(f"no mask of {passes} full steps at most {longest} apart reaches over {count} steps")
-    where, gap, before = np.unravel_index(final.argmin(), final.shape)
+    where, gap, before = np.unravel_index(chosen, final.shape[:3])
     state = int(ends[where]), int(gap), int(before)
     mask = [state[0]]
     for third in reversed(origins):
         earlier = state[0] - state[1]
         state = earlier, state[2], int(third[earlier, state[2], state[1] - 1])
         mask.append(earlier)
-    return tuple(reversed(mask)), float(final.min())
+    return tuple(reversed(mask)), total
+
+
+def _joined(cost: Array, windows: Array, rule: Rule) -> Array:
+    """Add a window to the cost of every path, (..., value)."""
+    if rule == "sum":
+        return cost + windows[..., None]
+    shape = (*np.broadcast_shapes(cost.shape[:-1], windows.shape), cost.shape[-1])
+    together = np.concatenate([np.broadcast_to(cost, shape), windows[..., None]], axis=-1)
+    return -np.sort(-together, axis=-1)[..., :-1]  # paths have as many windows as values, and the others are 0
+
+
+def _first_least(values: Array, axis: int) -> NDArray[np.intp]:
+    """Return where values (..., value) are least along an axis: by the first value, on a tie by the second, ..."""
+    least = np.ones(values.shape[:-1], dtype=bool)
+    for value in np.moveaxis(values, -1, 0):
+        found = np.where(least, value, np.inf)
+        least &= found == found.min(axis=axis, keepdims=True)
+    return np.asarray(least.argmax(axis=axis))

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from tapstudy.analysis.features import in_blocks, is_trajectory, residual_at
-from tapstudy.analysis.mask_search import cheapest_mask, mask_cost, skip_errors
+from tapstudy.analysis.mask_search import best_path, mask_cost, skip_errors
 from tapstudy.analysis.require import require
 from tapstudy.core.schedule import Schedule
 from tapstudy.predictors.taylor import TaylorFamily
@@ -95,7 +95,7 @@ def best_mask(recording: xr.Dataset, passes: int, *, order: int | Literal["best"
     size = sum(gram.isel(step=i, step2=i) for i in range(num_steps)) / num_steps
     share = (gram / size).mean([dim for dim in gram.dims if dim not in ("step", "step2")])
     inner = np.asarray(share.transpose("step", "step2"), dtype=np.float64)
-    best, _ = cheapest_mask(skip_errors(inner, family, importance, longest=num_steps), passes)
+    best, _ = best_path(skip_errors(inner, family, importance, longest=num_steps).cumsum(axis=-1), passes)
     named = {"best": best, **masks(num_steps, passes)}
     return _described(named, [mask_cost(inner, family, importance, mask) for mask in named.values()], num_steps)
 

@@ -36,6 +36,7 @@ from tapstudy.policies.shuffled import ShuffledPolicy
 from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.tokens.hsa import HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -214,7 +215,7 @@ ROWS = (
     Method("reference", "control"),
     # plain sampling with as many steps as the schedule has full ones
     Method("fewer", "control", None, SCHEDULE, {"orders": (0,)}, schedules=(OWN,), title="fewer steps"),
-    fixed(0, name="order0", schedules=(USUAL,), title="FORA (order 0)"),
+    fixed(0, name="order0", schedules=(USUAL, "lemica"), title="FORA (order 0)"),
     fixed(1, name="order1", schedules=(*SCHEDULES, SEARCHED), title="Taylor order 1"),
     fixed(2, name="order2", schedules=(USUAL,), title="Taylor order 2"),
     _fitted("best-fixed", "fixed", calibrated.best_fixed, *SCHEDULES),
@@ -245,9 +246,12 @@ ROWS = (
     _fitted("profiling", "cache", partial.profiling, OWN),
     _fitted("profiling-foreground", "control", functools.partial(partial.profiling, foreground=True), OWN),
     Method("model-switch", "cache", fit=partial.model_switch, schedules=(OWN,), lacks=partial.no_small_model),
+    _fitted("router", "cache", partial.router, OWN),
+    _fitted("router-random", "control", partial.router_random, OWN),
     _partial("toca", lambda config: ToCaPolicy(config=config)),
     _partial("duca", lambda config: ToCaPolicy(config=config, every=2)),
     _partial("ras", lambda config: RASPolicy(), ()),
+    _partial("hsa", lambda config: HSAPolicy(), ()),
     _tap("tap", *SCHEDULES, SEARCHED, title="TAP"),
     _tap("region", USUAL, granularity="region"),
     _tap("step", *SCHEDULES, SEARCHED, granularity="step"),

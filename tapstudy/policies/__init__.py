@@ -71,6 +71,7 @@ from tapstudy.policies.smoothed import SmoothedPolicy as SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy as TAPPolicy
 from tapstudy.policies.teacache import TeaCachePolicy as TeaCachePolicy
 from tapstudy.policies.teacache import rescaling_coefficients as rescaling_coefficients
+from tapstudy.policies.tokens.hsa import HSAPolicy as HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy as RASPolicy
 from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy as TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy as ToCaPolicy

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapstudy.analysis.mask_search import best_path
 from tapstudy.analysis.schedules import best_mask, end_dense_mask, even_mask, masks, start_dense_mask
 from tapstudy.core.schedule import Schedule
 from tapstudy.predictors.taylor import TaylorFamily
@@ -87,6 +88,40 @@ def test_dense_where_the_trajectory_is_fast(order, start):
     data["residual"].values[0] = 1 + np.cumsum(moves, axis=0)
     mask = best_mask(data, 8, order=order)["full_steps"].values
     assert ((mask >= start) & (mask < start + 9)).sum() >= 5
+
+
+def windows_of(windows, mask):
+    """Cost of every window of a mask, the worst first; infinite where one is too long."""
+    count, longest = len(windows), windows.shape[-1]
+    found = []
+    for i, start in enumerate(mask):
+        gap = start - mask[i - 1] if i else 0
+        before = mask[i - 1] - mask[i - 2] if i > 1 else 0
+        length = (*mask, count)[i + 1] - start
+        fits = max(gap, before, length) <= longest
+        found.append(windows[start, gap, before, length - 1] if fits else np.inf)
+    return sorted(found, reverse=True)
+
+
+@given(st.integers(2, 8), st.data())
+def test_the_path_is_the_best_of_all(num_steps, data):
+    """Of whole numbers, so that windows tie; no longer than some, and some that are not there."""
+    passes, longest = data.draw(st.integers(1, num_steps)), data.draw(st.integers(1, num_steps))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    windows = rng.integers(0, 5, (num_steps, longest + 1, longest + 1, longest)).astype(float)
+    windows[rng.random(windows.shape) < 0.1] = np.inf
+    masks = [(0, *rest) for rest in combinations(range(1, num_steps), passes - 1)]
+    all_costs = [windows_of(windows, mask) for mask in masks]
+    if min(map(sum, all_costs)) == np.inf:
+        for rule in ("sum", "minimax"):
+            with pytest.raises(ValueError, match=f"no mask of {passes} full steps at most {longest} apart"):
+                best_path(windows, passes, rule=rule)
+        return
+    mask, cost = best_path(windows, passes)
+    assert sum(windows_of(windows, mask)) == cost == min(map(sum, all_costs))
+    mask, cost = best_path(windows, passes, rule="minimax")
+    assert windows_of(windows, mask) == min(all_costs)
+    assert cost == min(all_costs)[0]
 
 
 def test_chunks_of_steps_and_samples():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tapstudy.bench import engine
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, HeldOut
-from tapstudy.bench.fit.masks import best_window_mask, window_errors
+from tapstudy.bench.fit.masks import best_window_mask, dpcache_mask, lemica_mask, window_errors
 from tapstudy.bench.fit.tuning import Tuner, improve_mask
 from tapstudy.bench.frontier import comparison as module
 from tapstudy.bench.frontier.comparison import EVERYWHERE, Row, compared, frontier, rows_of
@@ -64,7 +64,33 @@ def test_a_window_costs_the_square_of_its_summed_errors():
     """Constant slope error e at k = 1, 2: |e|^2 and then |e + 2e|^2, not |e|^2 + |2e|^2."""
     features = np.array([[0.0], [0.0], [1.0], [2.0]])
     errors = window_errors(features @ features.T, np.ones(4), longest=4, family=ORDER1)
-    assert errors[1, 1, 0].cumsum()[:3] == pytest.approx([0, 1, 9])
+    assert errors[1, 1, 0, :3] == pytest.approx([0, 1, 9])
+
+
+def test_lemica_bounds_the_worst_window():
+    """What is reused moves at steps 3, 5 and 6. From 3 on the errors are 0, 1, and from 5 on 1, 1, which is 4."""
+    features = np.array([[0.0], [0.0], [0.0], [6.0], [6.0], [7.0], [8.0], [8.0]])
+    gram, growth = features @ features.T, np.ones(8)
+    assert lemica_mask(gram, np.ones(8), 4, growth) == (0, 3, 5, 6)
+    assert lemica_mask(gram, np.ones(8), 3, growth) == (0, 3, 6)
+    assert lemica_mask(gram, np.ones(8), 3, np.where(np.arange(8) == 3, 10.0, 1.0)) == (0, 3, 5)
+
+
+def test_dpcache_sums_errors_of_features_behind_three_full_steps():
+    features = np.random.default_rng(1).standard_normal((10, 6)).cumsum(axis=0)
+    found = dpcache_mask(features @ features.T, 5)
+
+    def cost(mask):
+        total = 0.0
+        for step in set(range(10)) - set(mask):
+            last, before = [at for at in reversed(mask) if at < step][:2]
+            slope = (features[last] - features[before]) / (last - before)
+            total += ((features[last] + (step - last) * slope - features[step]) ** 2).sum()
+        return total
+
+    costs = {(0, 1, 2, *rest): cost((0, 1, 2, *rest)) for rest in itertools.combinations(range(3, 10), 2)}
+    assert costs[found] == pytest.approx(min(costs.values()), rel=1e-8)
+    assert dpcache_mask(features @ features.T, 2) == (0, 1)
 
 
 def test_masks_that_cannot_be_made():

@@ -47,7 +47,7 @@ def test_a_skip_step_of_a_real_model_waits_for_nothing(gpus, name):
 
 
 # what these read is whether a pass must be full after all, or tokens are wrong: no
-NO = ("first block", "dbcache", "ras", "tap tokens", "tap tokens error", "toca")
+NO = ("first block", "dbcache", "hsa", "ras", "tap tokens", "tap tokens error", "toca")
 # run in full here: by nature, until it knows better, because values that are not there say so, or with another model
 UNSEEN = ("full", "oracle", "similarity", "temporal delta", "model switch")
 

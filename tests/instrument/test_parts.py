@@ -15,6 +15,7 @@ from tapstudy.policies.blocks.modules import ModulesPolicy
 from tapstudy.policies.blocks.pab import PABPolicy
 from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.parts import PartsPolicy
+from tapstudy.policies.tokens.hsa import HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -145,6 +146,7 @@ def test_interval_one_is_the_model(name):
         ModulesPolicy(1, always), DeltaDiTPolicy(always, group=1, detail=0), GroupsPolicy(((0, 1),), always),
         PABPolicy(1, 1, window=(0, 1)), DBCachePolicy(0.0, first=1, last=1), TemporalDeltaPolicy(0.0),
         ToCaPolicy(0.5, always), TAPTokensPolicy(0.5, always), RASPolicy(0.5, dense=4),
+        HSAPolicy((1, 1), dense=2),
     ):  # fmt: skip
         with apply_policy(tiny.model, policy) as handle:
             outputs = [tiny(**tiny.at(step, 4)) for step in range(4)]

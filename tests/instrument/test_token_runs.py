@@ -12,6 +12,7 @@ from tapstudy.policies.blocks.modules import ModulesPolicy
 from tapstudy.policies.blocks.pab import PABPolicy
 from tapstudy.policies.decision import SKIP, Decision
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.tokens.hsa import HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -155,6 +156,7 @@ def test_refusals():
         TAPTokensPolicy(0.25, TAPConfig(interval=3, warmup_steps=2)),
         TAPTokensPolicy(0.25, TAPConfig(interval=3, warmup_steps=2), names="error", every=2),
         RASPolicy(0.5, dense=2, resets=()),
+        HSAPolicy((1, 2), dense=2),
         ToCaPolicy(0.25, TAPConfig(interval=3, warmup_steps=1)),
         ModulesPolicy(1, TAPConfig(interval=3, warmup_steps=1)),
         DBCachePolicy(0.9, first=1, last=1, warmup_steps=2),

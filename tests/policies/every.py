@@ -44,6 +44,7 @@ from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.policies.teacache import TeaCachePolicy
+from tapstudy.policies.tokens.hsa import HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -136,6 +137,7 @@ def every_partial_policy():
         "dbcache": DBCachePolicy(1.0, first=1, last=1, warmup_steps=3, order=1),
         "delta dit": DeltaDiTPolicy(CONFIG, group=2, detail=0),
         "groups": GroupsPolicy(((1, 2),), CONFIG),
+        "hsa": HSAPolicy((1, 3), (0.25, 0.75), dense=2),
         "modules": ModulesPolicy(2, CONFIG),
         "pab": PABPolicy(window=(0, 1)),
         "similarity": SimilarityPolicy(),

@@ -8,8 +8,9 @@ from torch import nn
 
 from tapstudy import TAPConfig, apply_policy
 from tapstudy.policies.base import RunInfo
-from tapstudy.policies.decision import SKIP, Layout, Part
+from tapstudy.policies.decision import SKIP, Decision, Layout, Part
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.tokens.hsa import HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -114,6 +115,45 @@ def test_ras_in_a_model(name):
     with apply_policy(everything.model, RASPolicy(1.0, dense=2, resets=())):
         last = [everything(**everything.at(step, 5)) for step in range(5)][-1]
     assert relative_error(last, tiny(**tiny.at(4, 5))) < 1e-5
+
+
+def test_hsa_by_hand():
+    """Velocities 1, 2, 4, 8 that move by 1/2, 2, 1/4, 2 change by 1/2, 1, 1/16, 1/4: in falling order 1, 0, 3, 2."""
+    policy = HSAPolicy((2, 3, 4), (0.25, 0.5, 0.25), dense=3)
+    policy.begin(RunInfo(16))
+    before, now = features(1, 2, 4, 8), features(1.5, 4, 4.25, 6)
+    for step, output in enumerate((features(9, 9, 9, 9), before, now)):
+        assert policy.wants_full(step)
+        policy.observe(step, None, output)
+    due = {2: [1], 3: [0, 3], 4: [1, 2], 6: [0, 1, 3], 8: [1, 2], 9: [0, 3], 10: [1]}  # by steps after the last dense
+    for step in range(3, 14):
+        assert policy.wants_full(step) == (step - 2 == 12)
+        decision = policy.decision(step)
+        assert (decision.tokens.tolist() if decision is not SKIP else None) == due.get(step - 2)
+        assert torch.equal(policy.predict(step, None).residual, now)
+    policy.ran(4, Decision(tokens=torch.tensor([1])), before)
+    assert torch.equal(policy.predict(5, None).residual, before)
+    with pytest.raises(ValueError, match="shares must add up to 1, one for each of the 2 divisors"):
+        HSAPolicy((1, 2), (0.5,))
+    with pytest.raises(ValueError, match="shares must add up to 1"):
+        HSAPolicy(())
+    with pytest.raises(ValueError, match="divisors must be at least 1, got 0"):
+        HSAPolicy((1, 0))
+
+
+@pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
+def test_hsa_in_a_model(name):
+    """Half of the tokens run at every second step behind the dense ones, all at every fourth as in the model."""
+    tiny = make(name)
+    with apply_policy(tiny.model, HSAPolicy((2, 4), dense=2)) as handle:
+        outputs = [tiny(**tiny.at(step, 8)) for step in range(8)]
+    assert handle.summary().mask == "FF.p.F.p"
+    exact = make(name)(**tiny.at(5, 8))
+    assert torch.equal(outputs[5], exact)
+    assert torch.equal(outputs[4], outputs[3])
+    for step in (3, 7):
+        same = (outputs[step] == outputs[step - 1]).float().mean()
+        assert abs(float(same) - 0.5) < 0.05
 
 
 def test_toca_by_hand():

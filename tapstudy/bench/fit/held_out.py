@@ -16,7 +16,7 @@ from torch import Tensor
 from tapstudy.analysis.schedules import best_mask, end_dense_mask, even_mask, start_dense_mask, step_gram
 from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.fit.amplification import measure_amplification
-from tapstudy.bench.fit.masks import best_window_mask
+from tapstudy.bench.fit.masks import best_window_mask, dpcache_mask, lemica_mask
 from tapstudy.bench.fit.tuning import Tuner, best_of, improve_mask
 from tapstudy.bench.image_error import psnr
 from tapstudy.bench.plan import StudyPlan
@@ -40,7 +40,7 @@ SIGMAS = (10.0, 20.0, 30.0, 40.0, 60.0)
 USUAL = "S(N,3)"
 SCHEDULES = (
     USUAL, "even", "start-dense", "end-dense", "dp-order1", "dp-best", "window-order1-latent", "window-fitted-hidden",
-    "growth-order1-latent", "growth-fitted-hidden",
+    "growth-order1-latent", "growth-fitted-hidden", "lemica", "dpcache",
 )  # fmt: skip
 
 
@@ -160,7 +160,8 @@ class HeldOut:
 
         "dp-order1" and "dp-best" are `best_mask` for order 1, and for the best member of TAP's family at every step;
         "window-..." are `best_window_mask`, for order 1 or fitted rows, by the hidden or the latent residual, and
-        "growth-..." the same with the growth of errors taken into account.
+        "growth-..." the same with the growth of errors taken into account. "lemica" and "dpcache" are named after their
+        sources.
 
         Raises:
             ValueError: no such schedule.
@@ -182,6 +183,10 @@ class HeldOut:
             order: Literal[1, "best"] = 1 if schedule == "dp-order1" else "best"
             found: list[int] = best_mask(self.recording, passes, order=order)["full_steps"].values.tolist()
             return found
+        if schedule == "lemica":
+            return lemica_mask(self.gram("latent"), self.lengths, passes, self.amplification)
+        if schedule == "dpcache":
+            return dpcache_mask(self.gram("hidden"), passes)
         kind, rows, site = schedule.split("-")
         return best_window_mask(
             self.gram(SITES[site == "latent"]),

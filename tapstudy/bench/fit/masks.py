@@ -14,8 +14,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tapstudy.analysis.mask_search import cheapest_mask
+from tapstudy.analysis.mask_search import Rule, best_path, skip_errors
 from tapstudy.predictors.family import Family
+from tapstudy.predictors.taylor import TaylorFamily
 
 Array = NDArray[np.float64]
 
@@ -28,6 +29,7 @@ def best_window_mask(
     amplification: Array | None = None,
     family: Family | None = None,
     ridge: float = 1e-6,
+    rule: Rule = "sum",
 ) -> tuple[int, ...]:
     """Return the mask of least cost.
 
@@ -39,6 +41,7 @@ def best_window_mask(
         family: its first member predicts, from at most three anchors; None: every skip step has least-squares weights
             of its own over the last three anchors, as `fit_rows` makes them.
         ridge: as in `fit_rows`.
+        rule: of `best_path`.
 
     Raises:
         ValueError: no such mask.
@@ -50,17 +53,49 @@ def best_window_mask(
     errors = window_errors(gram, lengths, family=family, ridge=ridge, longest=longest)
     if amplification is not None:
         errors *= amplification[:, None, None, None] ** 2  # a window's is that of the full step it begins with
-    return cheapest_mask(errors, passes)[0]
+    return best_path(errors, passes, rule=rule)[0]
+
+
+def lemica_mask(gram: Array, lengths: Array, passes: int, amplification: Array) -> tuple[int, ...]:
+    """Return the mask whose worst window moves the image least, of those the one whose second worst does, and so on.
+
+    Source: LeMiCa (arXiv 2511.00090): edges of a graph of steps carry the error of the final image when that window
+    alone is reused. Approximate: it samples anew for every edge; here an edge is the error that the window adds to the
+    state, from recordings, times its growth until the end.
+
+    Args:
+        gram, lengths, amplification: as in `best_window_mask`, of what the solver sees.
+        passes: number of full steps.
+    """
+    reuse = TaylorFamily(orders=(0,), shifts=(0,))
+    return best_window_mask(gram, lengths, passes, amplification=amplification, family=reuse, rule="minimax")
+
+
+def dpcache_mask(gram: Array, passes: int, *, warmup: int = 3) -> tuple[int, ...]:
+    """Return the mask of the least sum of errors of skipped features, which depend on the last two full steps.
+
+    Source: DPCache (arXiv 2602.22654): the cost of skipping from one full step to the next, given the one before, and
+    the first three steps in full. Approximate: its norm is not known; here errors are squares, of Taylor order 1.
+
+    Args:
+        gram: inner products of the features at all pairs of steps, (step, step).
+        passes: number of full steps.
+        warmup: the first so many of them follow one another.
+    """
+    order1 = TaylorFamily(orders=(1,), shifts=(0,))
+    windows = skip_errors(gram, order1, np.ones(len(gram)), longest=len(gram)).cumsum(axis=-1)
+    windows[: min(warmup, passes) - 1, ..., 1:] = np.inf
+    return best_path(windows, passes)[0]
 
 
 def window_errors(
     gram: Array, lengths: Array, *, longest: int, family: Family | None = None, ridge: float = 1e-6
 ) -> Array:
-    """Tell what every further step adds to the cost of a window, so that a running sum is the cost of the window.
+    """Tell the cost of every window: the square of the error that it adds to the state.
 
     Returns:
-        (a, g, h, k): for the step a + k, with anchors at a, a - g and a - g - h (0: there is none). Infinite where
-        there is no such state or step. Shape (T, longest + 1, longest + 1, longest). See `mask_search.skip_errors`.
+        (a, g, h, k): of the steps up to a + k, with anchors at a, a - g and a - g - h (0: there is none). Infinite
+        where there is no such state or step. Shape (T, longest + 1, longest + 1, longest). See `best_path`.
     """
     count = len(gram)
     errors = np.full((count, longest + 1, longest + 1, longest), np.inf)
@@ -93,7 +128,7 @@ def window_errors(
                 moved = (rows * steps[:, None]).cumsum(axis=0)  # (K, J)
                 along = (right * steps).cumsum(axis=1).T  # (K, J)
                 cost = ((moved @ normal) * moved).sum(axis=1) - 2 * (moved * along).sum(axis=1) + truth  # (K,)
-                errors[newest, gap, before, 1 : 1 + len(targets)] = np.diff(np.maximum(cost, 0), prepend=0)
+                errors[newest, gap, before, 1 : 1 + len(targets)] = np.maximum(cost, 0)
     return errors
 
 

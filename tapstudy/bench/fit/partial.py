@@ -11,6 +11,7 @@ import torch
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit.attention import foreground_attention, groups_of
 from tapstudy.bench.fit.held_out import Slot
+from tapstudy.bench.fit.router import ROUNDS, Budget, Table, learn_gates
 from tapstudy.bench.fit.tuning import Tuner
 from tapstudy.bench.flops import transformer_flops
 from tapstudy.bench.image_set import pipe_of
@@ -26,6 +27,7 @@ from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.decision import Part, Site
 from tapstudy.policies.model_switch import ModelSwitchPolicy
+from tapstudy.policies.tokens.hsa import HSAPolicy
 from tapstudy.policies.tokens.ras import RASPolicy
 from tapstudy.policies.tokens.tap_tokens import Names, TAPTokensPolicy
 from tapstudy.policies.tokens.toca import ToCaPolicy
@@ -33,6 +35,9 @@ from tapstudy.policies.tokens.toca import ToCaPolicy
 T = TypeVar("T")
 NEAR = 0.05  # share of the target by which options may be off that are chosen among by quality
 TRIALS = 9
+Rows = list[tuple[str, int, list[int]]]  # a table of refresh steps, as plain values
+LEARNED_FROM = 4  # images
+_SITES: dict[str, Site] = {site: site for site in get_args(Site)}
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -159,8 +164,7 @@ def bac(slot: Slot) -> Setting:
         return {"alike": [*alike], "errors": [[block, value] for block, value in policy.errors().items()]}
 
     found = held.value("similarities", measure)
-    sites: dict[str, Site] = {site: site for site in get_args(Site)}
-    alike = {Part(sites[site], first, first + 1): values for site, first, values in found["alike"]}
+    alike = {Part(_SITES[site], first, first + 1): values for site, first, values in found["alike"]}
     errors = {int(block): float(value) for block, value in found["errors"]}
 
     def maker(upstream: int) -> Callable[[int], Setting]:
@@ -170,6 +174,40 @@ def bac(slot: Slot) -> Setting:
 
     makes = {f"{upstream}": maker(upstream) for upstream in sorted({0, blocks_of(slot) // 4})}
     return affordable(slot, "bac", makes, range(slot.passes, 0, -1))
+
+
+def router(slot: Slot) -> Setting:
+    """Learn on fitted images, from even steps on; the table is taken unless those are better on tuning images."""
+    held = slot.held_out
+
+    def learn() -> dict[str, Rows]:
+        budget = Budget(held.pipe, held.plan.tuned_on[:1], slot.passes)
+        even = budget.even(slot.passes)
+        learned = learn_gates(
+            held.pipe, held.plan.fitted_to[:LEARNED_FROM], budget, even, rounds=ROUNDS, progress=held.progress
+        )
+        return {"learned": _rows(budget.table(learned)), "even": _rows(budget.table(even))}
+
+    tables = held.value(f"router-tables-{slot.passes}", learn)
+    found = {name: Setting.of(ModuleTablePolicy(_table(rows))) for name, rows in tables.items()}
+    return found[held.choose(f"router-{slot.passes}", lambda: found)]
+
+
+def router_random(slot: Slot) -> Setting:
+    held = slot.held_out
+    rows = held.value(
+        f"router-random-{slot.passes}",
+        lambda: _rows(Budget(held.pipe, held.plan.tuned_on[:1], slot.passes).random()),
+    )
+    return Setting.of(ModuleTablePolicy(_table(rows)))
+
+
+def _rows(table: Table) -> Rows:
+    return [(part.site, part.first, list(steps)) for part, steps in table.items()]
+
+
+def _table(rows: Rows) -> Table:
+    return {Part(_SITES[site], first, first + 1): tuple(steps) for site, first, steps in rows}
 
 
 def toca(slot: Slot, *, every: int = 1) -> Setting:
@@ -189,6 +227,17 @@ def ras(slot: Slot) -> Setting:
         for resets in ((), (0.5,), (0.4, 0.75))
     }
     return affordable(slot, "ras", makes, (0.75, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02))
+
+
+def hsa(slot: Slot) -> Setting:
+    """Take two groups of tokens or three, and divisors in fixed proportions."""
+
+    def maker(ratios: tuple[int, ...], shares: tuple[float, ...]) -> Callable[[int], Setting]:
+        return lambda pace: Setting.of(HSAPolicy([pace * ratio for ratio in ratios], shares, dense=WARMUP))
+
+    groups = (((1, 2), (0.5, 0.5)), ((1, 4), (0.25, 0.75)), ((1, 2, 4), (0.25, 0.25, 0.5)))
+    makes = {" ".join(map(str, ratios)): maker(ratios, shares) for ratios, shares in groups}
+    return affordable(slot, "hsa", makes, range(1, max(3, slot.steps // 2)))
 
 
 def tap_tokens(slot: Slot, *, names: Names) -> Setting:
@@ -257,6 +306,7 @@ PARTIAL: dict[str, Callable[[Slot], Setting]] = {
     "toca": toca,
     "duca": partial(toca, every=2),
     "ras": ras,
+    "hsa": hsa,
     "tap+tokens": partial(tap_tokens, names="probe"),
     "tap+tokens-error": partial(tap_tokens, names="error"),
     "tap+tokens-random": partial(tap_tokens, names="random"),
