@@ -16,7 +16,7 @@ from tapstudy.policies.adaptive import AdaptiveTAPPolicy
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tests.instrument.replay import Replay
-from tests.instrument.tiny_models import CLASSES, VARIANTS, make
+from tests.instrument.tiny_models import KINDS, VARIANTS, make
 
 T = 6
 IDLING = [name for name in VARIANTS if ADAPTERS[type(make(name).model).__name__].idle]
@@ -71,7 +71,7 @@ def test_every_class_with_text_has_some():
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
-        *((name, "hidden") for name in CLASSES if name in IDLING),
+        *((name, "hidden") for name in KINDS if name in IDLING),
         ("CogVideoX1.5", "hidden"), ("SD3.5", "latent"), ("Flux", "latent"), ("Wan2.2", "no probe"),
         ("ZImage", "no probe"),
     ],

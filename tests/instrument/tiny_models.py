@@ -269,6 +269,25 @@ MORE: dict[str, Callable[[], Tiny]] = {
     if hasattr(diffusers, kind)
 }
 CLASSES = FIRST | MORE
+# one class of every kind of layout, for what the same code does on all of them; what a row says is tried on every class
+KINDS = [
+    name
+    for name in (
+        "CogVideoX",  # frames before channels
+        "DiT",  # labels, no text
+        "Flux",  # two stacks of blocks, packed tokens
+        "Flux2",  # the second stack returns text and image in one tensor
+        "FramePack",  # the image comes last
+        "HiDream",  # attention inside an inner block
+        "Kandinsky5",  # channels last
+        "Krea2",  # text comes first in every block
+        "Lumina2",  # behind captions of different lengths
+        "SD3",  # text beside the image
+        "Wan",  # text in cross-attention
+        "ZImage",  # lists of samples
+    )
+    if name in CLASSES
+]
 VARIANTS: dict[str, Callable[[], Tiny]] = {
     **CLASSES,
     "CogVideoX1.5": cogvideox15,
