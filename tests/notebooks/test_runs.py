@@ -10,8 +10,8 @@ from tests.notebooks.store import FOLDER, execute, kernel, same, text
 
 # what a figure comes from; the explorer shows a page instead
 FIGURES = re.compile(r"^(show\(|plot_|figure$|plt\.)", re.MULTILINE)
-# those with code of their own; of the others one stands for all that only show figures of the study
-AGAIN = ("01_proxy_versus_true_error", "02_predictor_maps", "08_your_own", "11_video")
+# one that shows figures of the study, and one that registers classes
+AGAIN = ("02_predictor_maps", "08_your_own")
 
 
 @pytest.fixture(scope="module")
