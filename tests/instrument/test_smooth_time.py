@@ -72,7 +72,14 @@ class Features:
         return dict(self.seen)
 
 
-@pytest.mark.parametrize("name", SMOOTHED)
+# where the clock stands beside guidance, sizes or offsets, in the blocks, per token, or runs to 1 or upwards
+CLOCKS = ("CogVideoX1.5", "DiT", "Flux", "HunyuanDiT", "HunyuanVideo", "Lumina2", "PixArt-1024", "Sana-Sprint",
+          "Wan2.2", "ZImage")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in CLOCKS else [pytest.mark.slow]) for name in SMOOTHED]
+)
 def test_the_model_reads_gaussian_averages_of_its_features(name):
     """Times are small: the features of the models themselves are rounded to single precision."""
     tiny = make(name)

@@ -16,7 +16,7 @@ from tapstudy.policies.base import Policy, RunInfo
 from tapstudy.policies.tap import TAPPolicy
 from tests.instrument.replay import relative_error
 from tests.instrument.tiny_models import make
-from tests.policies.every import CONFIG, STEPS, every_partial_policy, every_policy
+from tests.policies.every import ALONE, CONFIG, STEPS, every_partial_policy, every_policy
 
 WIDTH = 16  # of the tiny SD3
 NAMES = list(every_policy(WIDTH))
@@ -115,7 +115,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in every_partial_policy()])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*every_partial_policy(), *ALONE}])
 def test_called_directly(name):
     """In any mode, and under autocast."""
     expected = drive(every_policy(WIDTH)[name], ["no_grad"])
