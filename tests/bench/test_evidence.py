@@ -34,9 +34,15 @@ def plan(model):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for what is recorded and measured once."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def held(plan, tmp_path):
-    return HeldOut(pipe_of(plan.model), plan, Results(tmp_path), progress=False)
+def held(plan, kept):
+    return HeldOut(pipe_of(plan.model), plan, Results(kept), progress=False)
 
 
 @each_row(
