@@ -240,7 +240,7 @@ def one_of_every_formula():
         seen.add(FORMULAS[name])
 
 
-@pytest.mark.parametrize("name", one_of_every_formula())
+@pytest.mark.parametrize("name", [*one_of_every_formula()])
 def test_probe_is_the_modulated_input(name):
     """At a skip step, and in the second block at a full step, too."""
     for depth, calls in ((0, 2), (1, 1)):
