@@ -140,6 +140,7 @@ def test_the_table_holds_the_best_member_of_every_step(plan, held):
 def test_failed_runs_are_named(plan, tmp_path, monkeypatch):
     runs = {"reference": Run("reference"), "too deep": Run("tap", changes={"probe_depth": 9})}
     monkeypatch.setattr(evidence, "claim_runs", lambda _: runs)
+    monkeypatch.setattr(evidence, "selector_runs", lambda *_: {})
     with pytest.raises(ValueError, match=r"runs failed, .*too deep: .*probe_depth"):
         evidence.collect(plan, tmp_path, progress=False)
 
