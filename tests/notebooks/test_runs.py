@@ -27,7 +27,17 @@ def images(cell):
     return sum("image/png" in output.get("data", {}) for output in cell["outputs"])
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+# it samples two models many times over, for half a minute and more
+SLOW = ("09_clock",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in sorted(FOLDER.glob("*.ipynb"))
+    ],
+)
 def test_notebook_runs(path: Path, running):
     notebook = nbformat.read(path, as_version=4)
     stored = {cell["id"]: text(cell) for cell in notebook.cells if cell["cell_type"] == "code"}
