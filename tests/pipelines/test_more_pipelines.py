@@ -80,8 +80,8 @@ def test_every_pipeline_has_a_row() -> None:
 
 # of every way to call a transformer, and to lay out its tokens; the others are more rows of the table
 SOME = {
-    "aura_flow", "chroma", "cogview4", "hidream_image", "glm_image", "krea2", "joyimage_edit", "mochi", "hunyuan_video15",
-    "kandinsky5", "helios", "wan_animate", "framepack",
+    "aura_flow", "chroma", "cogview4", "hidream_image", "glm_image", "krea2", "joyimage_edit", "mochi",
+    "hunyuan_video15", "kandinsky5", "helios", "wan_animate", "framepack",
 }  # fmt: skip
 
 
