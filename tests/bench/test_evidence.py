@@ -34,9 +34,15 @@ def plan(model):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for what is recorded and measured once."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def held(plan, tmp_path):
-    return HeldOut(pipe_of(plan.model), plan, Results(tmp_path), progress=False)
+def held(plan, kept):
+    return HeldOut(pipe_of(plan.model), plan, Results(kept), progress=False)
 
 
 @each_row(
@@ -134,6 +140,7 @@ def test_the_table_holds_the_best_member_of_every_step(plan, held):
 def test_failed_runs_are_named(plan, tmp_path, monkeypatch):
     runs = {"reference": Run("reference"), "too deep": Run("tap", changes={"probe_depth": 9})}
     monkeypatch.setattr(evidence, "claim_runs", lambda _: runs)
+    monkeypatch.setattr(evidence, "selector_runs", lambda *_: {})
     with pytest.raises(ValueError, match=r"runs failed, .*too deep: .*probe_depth"):
         evidence.collect(plan, tmp_path, progress=False)
 

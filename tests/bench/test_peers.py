@@ -23,8 +23,7 @@ from tests.instrument.tiny_models import make
 
 STEPS = 12
 RATIOS = (1.0, 1.2, 1.1, 1.05, 0.97, 0.96, 1.02, 0.9, 0.93, 0.97, 1.1, 0.95)
-THRESHOLDS = {"CogVideoX": 0.2, "HunyuanVideo": 0.25, "Flux": 0.35, "QwenImage": 0.35, "DiT": 0.2, "LTX": 0.2,
-              "PixArt": 0.1, "Wan": 0.1}  # fmt: skip
+THRESHOLDS = {"CogVideoX": 0.2, "DiT": 0.2, "Flux": 0.35}
 MAG = {"num_steps": STEPS, "threshold": 0.2}
 
 
@@ -47,7 +46,7 @@ def compare(tiny, peer_cache, policy):
     return mask, handle.summary().contexts[0].mask
 
 
-@pytest.mark.parametrize("name", ["CogVideoX", "DiT", "Flux", "LTX", "Wan"])
+@pytest.mark.parametrize("name", ["CogVideoX", "DiT", "Flux"])
 def test_first_block_cache(name):
     tiny, threshold = make(name), THRESHOLDS[name]
     theirs, ours = compare(tiny, peers.first_block_cache(tiny.model, threshold), FirstBlockPolicy(threshold))
@@ -55,7 +54,7 @@ def test_first_block_cache(name):
     assert 1 < theirs.count("F") < STEPS
 
 
-@pytest.mark.parametrize("name", ["CogVideoX", "DiT", "Flux", "Flux2", "PixArt", "SD3"])
+@pytest.mark.parametrize("name", ["DiT", "Flux", "Flux2", "SD3"])
 def test_mag_cache(name):
     tiny = make(name)
     theirs, ours = compare(
@@ -64,9 +63,7 @@ def test_mag_cache(name):
     assert ours == theirs == "FF.F...F...F"
 
 
-@pytest.mark.parametrize(
-    ("name", "order"), [("Flux", 1), ("Flux", 2), ("HunyuanVideo", 2), ("QwenImage", 1), ("Sana", 1), ("Wan", 2)]
-)
+@pytest.mark.parametrize(("name", "order"), [("Flux", 1), ("HunyuanVideo", 2), ("Wan", 2)])
 def test_taylorseer_lite(name, order):
     tiny = make(name)
     theirs, ours = compare(
@@ -75,7 +72,7 @@ def test_taylorseer_lite(name, order):
     assert ours == theirs == "FFF.F....F.."
 
 
-@pytest.mark.parametrize("name", ["Flux", "Flux2", "HunyuanVideo", "QwenImage", "SD3"])
+@pytest.mark.parametrize("name", ["Flux", "HunyuanVideo", "SD3"])
 def test_taylorseer_proper_shares_the_schedule_only(name):
     tiny = make(name)
     with peers.taylorseer_cache(tiny.model) as peer:

@@ -56,9 +56,9 @@ def test_what_is_measured_is_kept_after_every_loop():
     xr.testing.assert_equal(kept[3].isel(repeat=0), found.isel(repeat=0))
 
 
-@pytest.mark.parametrize("saves", [1, 2, 4, 5, 6, 8, 11])
+@pytest.mark.parametrize("saves", [2, 6, 8])
 def test_a_call_that_was_cut_short_is_gone_on_with(tmp_path, monkeypatch, saves):
-    """Of two models: what was measured stays as it was, the rest is measured, and nothing twice."""
+    """Of two models, in the first, between them and in the second: what was measured stays, the rest is measured."""
     for name in "ab":
         make_tiny_pipe().save_pretrained(tmp_path / name)
     loops = []

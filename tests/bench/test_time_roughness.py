@@ -40,7 +40,7 @@ def settings(name):
 
 
 # clocks of every kind: in the blocks, times to 1000 and to 1, rising and falling, beside guidance
-NAMES = ("dit", "pixart_alpha", "flux", "hunyuan_video", "wan", "lumina2")
+NAMES = ("dit", "flux", "wan", "lumina2")
 # passes let by, pictures beside the image, branches that end early, two calls a step, and two transformers
 OTHERS = (
     "stable_diffusion_3_skip_layer_guidance", "flux_kontext", "z_image_truncated", "stable_diffusion_3_heun", "wan22",

@@ -13,6 +13,7 @@ import tapstudy
 from tapstudy.analysis.study import load_table, save_table
 from tapstudy.cli import app
 from tapstudy.figures import FIGURES, draw_all, show
+from tapstudy.plots import style
 from tapstudy.sources import MissingData, Sources
 from tests.analysis.test_run_tables import ranking
 from tests.conftest import make_tiny_pipe
@@ -24,6 +25,12 @@ CHANCE = ("heterogeneity", "correlation", "choice_maps", "speed")
 TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "low_pass", "depth_ablation",
           "speed_quality", "speed_quality_timed", "rivals", "error_buildup", "quantised", "speed",
           "published", "claims"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Few pixels are written sooner."""
+    monkeypatch.setitem(style.RC, "savefig.dpi", 50)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,8 @@ def data(tmp_path_factory, model_folder):
     fixed = quality().sel(cell=["order0 N=8", "order1 N=8", "tap N=8"])
     save_table(fixed.assign_coords(method=("cell", ["fixed0", "fixed1-0", "tap"])), study, "fixed")
     options = ["--seeds", "3", "--held-out", "4", "--labels", "1,2", "--passes", "6,5", "--steps", "12",
-               "--tuning", "1", "--repeats", "1", "--methods", "fewer,order1,tap,peer-taylorseer"]  # fmt: skip
+               "--tuning", "1", "--repeats", "1", "--methods", "fewer,order1,tap,peer-taylorseer",
+               "--schedules", "even,start-dense"]  # fmt: skip
     where = ["--model", str(model_folder), "--work", str(folder / "w"), "--out", str(study / "frontier.nc")]
     found = run(app, ["bench", "frontier", *where, *options])
     assert found.exit_code == 0, found.output

@@ -10,7 +10,8 @@ run = CliRunner().invoke
 
 def test_table_and_file(model, tmp_path):
     options = ["--seeds", "3", "--held-out", "4", "--labels", "1,2", "--passes", "6,5", "--steps", "12",
-               "--tuning", "1", "--repeats", "1", "--methods", "fewer,tap,peer-taylorseer"]  # fmt: skip
+               "--tuning", "1", "--repeats", "1", "--methods", "fewer,tap,peer-taylorseer",
+               "--schedules", "even"]  # fmt: skip
     out = tmp_path / "out" / "frontier.nc"
     arguments = ["bench", "frontier", "--model", model, "--work", str(tmp_path / "w"), "--out", str(out), *options]
     arguments += ["--page", str(tmp_path / "frontier.md")]

@@ -118,7 +118,8 @@ def test_rounds_weights_on_prompts(model, tmp_path):
 
 def test_compares_methods_on_prompts(model, tmp_path):
     methods = "fewer,region,teacache,peer-first-block"
-    few = ("--seeds", 3, "--held-out", 4, "--steps", 12, "--passes", 5, "--tuning", 1, "--repeats", 1)
+    few = ("--seeds", 3, "--held-out", 4, "--steps", 12, "--passes", 5, "--tuning", 1, "--repeats", 1,
+           "--schedules", "even")  # fmt: skip
     where = ("--work", tmp_path / "work", "--out", tmp_path / "out.nc", "--page", tmp_path / "page.md")
     done = run("bench", "frontier", "--model", model, "--labels", PROMPTS, "--methods", methods, *few, *where)
     assert done.exit_code == 0, done.output

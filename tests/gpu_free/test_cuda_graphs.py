@@ -10,8 +10,13 @@ from tests.instrument.tiny_models import make
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
-@pytest.mark.parametrize("how", ["wrapper", "in place", "blocks"])
-@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs", None])
+@pytest.mark.parametrize(
+    ("how", "mode"),
+    [
+        *((how, "reduce-overhead") for how in ("wrapper", "in place", "blocks")),
+        ("wrapper", "max-autotune-no-cudagraphs"), ("in place", None), ("blocks", None),
+    ],
+)  # fmt: skip
 def test_cuda_graphs_are_refused(gpus, how, mode):
     """Before anything runs; nothing is compiled here."""
     tiny = make("Flux")

@@ -31,9 +31,16 @@ def split(trace, model: nn.Module) -> None:
     accelerate.hooks.add_hook_to_module(model, whole)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("name", ["Flux", "Wan"])
-@pytest.mark.parametrize("settings", [{}, {"residual": "latent"}, {"probe_depth": 2}], ids=["hidden", "latent", "deep"])
+HIDDEN, LATENT, DEEP = {}, {"residual": "latent"}, {"probe_depth": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "when", "settings"),
+    [
+        ("Flux", "before", HIDDEN), ("Flux", "after", LATENT), ("Flux", "before", DEEP),
+        ("Wan", "after", HIDDEN), ("Wan", "before", LATENT), ("Wan", "after", DEEP),
+    ],
+)  # fmt: skip
 def test_a_split_model_runs_under_a_handle_put_on(gpus, name, when, settings):
     tiny = make(name)
     with gpus() as trace:

@@ -14,9 +14,8 @@ from torch import nn
 
 import tapstudy
 from tapstudy.instrument.adapters import ADAPTERS, Adapter, find_adapter
-from tests.instrument import tiny_images, tiny_videos
 from tests.instrument.replay import Replay, relative_error, steps
-from tests.instrument.tiny_models import CLASSES, FIRST, VARIANTS, make
+from tests.instrument.tiny_models import CLASSES, FIRST, KINDS, make
 
 
 def test_a_tiny_model_for_every_row():
@@ -24,13 +23,11 @@ def test_a_tiny_model_for_every_row():
     assert len(FIRST) == 13
 
 
-VIDEO, IMAGE = (3, 2, 3), (1, 4, 6)
 GRIDS = {
-    **dict.fromkeys(tiny_videos.CLASSES, VIDEO), **dict.fromkeys(tiny_images.CLASSES, IMAGE), "HiDream": (1, 4, 4),
-    "CogVideoX": (3, 2, 3), "DiT": (1, 4, 4), "Flux": (1, 4, 6), "Flux2": (1, 4, 6), "HunyuanVideo": (3, 2, 3),
-    "LTX": (3, 2, 3), "Lumina2": (1, 4, 6), "PixArt": (1, 4, 6), "QwenImage": (1, 4, 6), "SD3": (1, 4, 6),
-    "Sana": (1, 4, 6), "Wan": (3, 2, 3), "ZImage": (1, 4, 6),
-}  # fmt: skip
+    **dict.fromkeys(KINDS, (1, 4, 6)),
+    **dict.fromkeys(("CogVideoX", "FramePack", "Kandinsky5", "Wan"), (3, 2, 3)),
+    **dict.fromkeys(("DiT", "HiDream"), (1, 4, 4)),
+}
 
 
 def _heavy(model: nn.Module, adapter: Adapter) -> dict[nn.Module, str]:
@@ -53,7 +50,7 @@ def _ran(tiny, modules):
     return done
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", KINDS)
 def test_an_exact_residual_gives_the_full_output_at_every_depth(name):
     """Full steps are bit equal, the probe is the one of the depth and has the image's tokens, at both sites."""
     tiny = make(name)
@@ -69,7 +66,7 @@ def test_an_exact_residual_gives_the_full_output_at_every_depth(name):
             assert relative_error(events[1].probe, events[0].probe) == 0
             for event in events:
                 assert prod(event.grid) == tiny.tokens == event.probe.shape[1]
-                assert event.grid == GRIDS.get(name, event.grid)
+                assert event.grid == GRIDS[name]
             assert events[0].residual.shape[:2] == (2, tiny.tokens)
         probes.append(events[0].probe)
     assert all(not torch.equal(probes[0], probe) for probe in probes[1:])
@@ -77,7 +74,7 @@ def test_an_exact_residual_gives_the_full_output_at_every_depth(name):
         tapstudy.apply_policy(tiny.model, Replay(probe_depth=depths))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", KINDS)
 def test_blocks_are_skipped_the_residual_matters_and_removal_leaves_no_trace(name):
     """No attention and no feed-forward runs at a skip step; twice the residual is another output."""
 

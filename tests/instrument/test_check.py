@@ -10,7 +10,7 @@ import torch
 import tapstudy
 from tapstudy.instrument import hooks, instrument
 from tapstudy.instrument.adapters import ADAPTERS
-from tests.instrument.tiny_models import CLASSES, VARIANTS, make
+from tests.instrument.tiny_models import KINDS, VARIANTS, make
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -121,7 +121,7 @@ EACH = list(HOOK_MUTATIONS)
 @pytest.mark.parametrize(
     ("name", "mutate"),
     [
-        *((name, EACH[number % len(EACH)]) for number, name in enumerate(CLASSES) if name != "Flux2"),
+        *((name, EACH[number % len(EACH)]) for number, name in enumerate(KINDS) if name != "Flux2"),
         *(("Flux2", one) for one in EACH),
     ],
 )

@@ -10,7 +10,7 @@ from tapstudy import TAPConfig, apply_policy
 from tapstudy.instrument.adapters import find_adapter
 from tapstudy.policies.tap import TAPPolicy
 from tests.instrument.replay import Replay
-from tests.instrument.tiny_models import CLASSES, make
+from tests.instrument.tiny_models import KINDS, make
 from tests.recording.runs import ALL, CONFIG, SIX
 
 MIXED = ["SD3", "ZImage"]  # convolved patches; a list of samples
@@ -18,7 +18,7 @@ SITES = ["hidden", "tail", "latent", "output"]
 
 
 # the others have parts that stay in single precision
-IN_DOUBLE = [name for name in CLASSES if name not in ("Cosmos", "Kandinsky5", "Krea2", "MotifVideo")]
+IN_DOUBLE = [name for name in KINDS if name not in ("Kandinsky5", "Krea2")]
 
 
 def leaf(latent):
@@ -53,7 +53,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "checkpointing"), [*((name, False) for name in CLASSES), ("DiT", True), ("Flux", True), ("Wan2.2", True)]
+    ("name", "checkpointing"), [*((name, False) for name in KINDS), ("DiT", True), ("Flux", True), ("Wan2.2", True)]
 )
 def test_a_full_step_has_the_gradients_of_the_model(name, checkpointing):
     tiny = make(name)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import tapstudy
 from tests.instrument.replay import Replay, relative_error
-from tests.instrument.tiny_models import CLASSES, make
+from tests.instrument.tiny_models import KINDS, make
 
 CPU = torch.device("cpu")
 PATHS = ("", "transformer_blocks.0", "transformer_blocks.0.attn", "transformer_blocks.2", "norm_out", "proj_out")
@@ -161,7 +161,7 @@ def test_any_order_is_as_without_the_policy(changes):
         assert described(module) == described(twin), path
 
 
-# Over all classes
+# Over all kinds of layouts
 
 
 def offloads(model, log):
@@ -194,12 +194,11 @@ def test_offloading_of_any_kind_comes_and_goes(before, after):
         comes_and_goes("SD3", before, after, how)
 
 
-# the pooler of Hunyuan-DiT reads the weights of its parts, which accelerate has sent away, without calling them
 @pytest.mark.parametrize(
     ("name", "number"),
-    [(name, number) for number, name in enumerate(CLASSES) if name not in ("SD3", "HunyuanDiT")],
+    [(name, number) for number, name in enumerate(KINDS) if name != "SD3"],
 )
-def test_offloading_of_every_class_comes_and_goes(name, number):
+def test_offloading_of_every_kind_of_layout_comes_and_goes(name, number):
     comes_and_goes(name, *ORDERS[number % 4], WAYS[number % 3])
 
 

@@ -1,4 +1,4 @@
-"""Rounded weights: by hand on a small matrix, and gone without a trace on every class."""
+"""Rounded weights: by hand on a small matrix, and gone without a trace."""
 
 import accelerate
 import pytest
@@ -8,7 +8,7 @@ from torch import nn
 import tapstudy
 from tapstudy.instrument.quantise import rounded_weight
 from tests.conftest import make_tiny_pipe
-from tests.instrument.tiny_models import VARIANTS, make
+from tests.instrument.tiny_models import KINDS, make
 
 
 def weights(model):
@@ -27,7 +27,7 @@ def test_by_hand():
     assert rounded_weight(torch.tensor([[5.0, -2.4, 2.6]]), 2).tolist() == [[5.0, 0.0, 5.0]]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", KINDS)
 def test_rounds_blocks_alone_and_leaves_no_trace(name):
     model = make(name).model
     before = weights(model)

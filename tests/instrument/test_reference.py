@@ -14,7 +14,6 @@ T, INTERVAL, FULL = 12, 4, (0, 1, 2, 6, 10)  # w = 3: 0, 1, 2, then 2 + N, 2 + 2
 
 # class: (first block, its attention, tail)
 PLACES = {
-    "DiT": ("transformer_blocks.0", "transformer_blocks.0.attn1", "norm_out"),
     "Flux": ("transformer_blocks.0", "transformer_blocks.0.attn", "norm_out"),
     "SD3": ("transformer_blocks.0", "transformer_blocks.0.attn", "norm_out"),
     "Wan": ("blocks.0", "blocks.0.attn1", "norm_out"),

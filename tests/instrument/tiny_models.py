@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.instrument import tiny_images, tiny_videos
-from tests.instrument.tiny import BATCH, TEXT, Tiny, position_ids, random
+from tests.instrument.tiny import BATCH, TEXT, Tiny, captioned, mask, position_ids, random
 
 
 def dit() -> Tiny:
@@ -33,10 +33,8 @@ def pixart(sizes: bool = False) -> Tiny:
     )  # fmt: skip
     size = torch.tensor([[64.0, 96.0]] * BATCH) if sizes else None
     inputs = {
-        "hidden_states": random(BATCH, 4, 8, 12),
-        "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
-        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        **captioned(random(BATCH, 4, 8, 12)),
+        "encoder_attention_mask": mask(),
         "added_cond_kwargs": {"resolution": size, "aspect_ratio": None if size is None else size[:, :1] / size[:, 1:]},
     }
     return Tiny(model, inputs, 24)
@@ -53,9 +51,7 @@ def sd3(dual: tuple[int, ...] = ()) -> Tiny:
         pos_embed_max_size=16, dual_attention_layers=dual, qk_norm="rms_norm" if dual else None,
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 4, 8, 12),
-        "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        **captioned(random(BATCH, 4, 8, 12)),
         "pooled_projections": random(BATCH, 10),
     }
     return Tiny(model, inputs, 24)
@@ -71,9 +67,7 @@ def flux(references: int = 0, guided: bool = True) -> Tiny:
         joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 4, 8), guidance_embeds=guided,
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 24 * (1 + references), 8),
-        "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        **captioned(random(BATCH, 24 * (1 + references), 8), time=0.5),
         "pooled_projections": random(BATCH, 10),
         "img_ids": torch.cat([position_ids(4, 6, image=image) for image in range(1 + references)]),
         "txt_ids": torch.zeros(TEXT, 3),
@@ -92,9 +86,7 @@ def flux2() -> Tiny:
         joint_attention_dim=12, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 24, 8),
-        "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        **captioned(random(BATCH, 24, 8), time=0.5),
         "img_ids": position_ids(4, 6, columns=4),
         "txt_ids": torch.zeros(TEXT, 4),
         "guidance": torch.tensor([3.5, 3.5]),
@@ -108,9 +100,7 @@ def qwen(references: int = 0) -> Tiny:
         joint_attention_dim=12, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 24 * (1 + references), 16),
-        "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        **captioned(random(BATCH, 24 * (1 + references), 16), time=0.5),
         "encoder_hidden_states_mask": torch.ones(BATCH, TEXT, dtype=torch.int64),
         "img_shapes": [[(1, 4, 6)] * (1 + references)] * BATCH,
     }
@@ -124,10 +114,8 @@ def hunyuan() -> Tiny:
         text_embed_dim=12, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4),
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 4, 3, 4, 6),
-        "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
-        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        **captioned(random(BATCH, 4, 3, 4, 6)),
+        "encoder_attention_mask": mask(),
         "pooled_projections": random(BATCH, 8),
         "guidance": torch.tensor([6000.0, 6000.0]),
     }
@@ -159,9 +147,7 @@ def cogvideox() -> Tiny:
         temporal_compression_ratio=4, max_text_seq_length=TEXT,
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 3, 4, 4, 6),
-        "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        **captioned(random(BATCH, 3, 4, 4, 6)),
     }
     return Tiny(model, inputs, 18)
 
@@ -174,9 +160,7 @@ def cogvideox15() -> Tiny:
         use_rotary_positional_embeddings=True,
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 4, 4, 4, 6),
-        "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
+        **captioned(random(BATCH, 4, 4, 4, 6)),
         "ofs": torch.tensor([2.0]),
     }
     return Tiny(model, inputs, 12)
@@ -188,10 +172,8 @@ def ltx() -> Tiny:
         num_layers=3, caption_channels=12,
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 18, 8),
-        "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
-        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        **captioned(random(BATCH, 18, 8)),
+        "encoder_attention_mask": mask(),
         "num_frames": 3,
         "height": 2,
         "width": 3,
@@ -206,10 +188,8 @@ def sana(guided: bool = False) -> Tiny:
         sample_size=8, guidance_embeds=guided,
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 4, 4, 6),
-        "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
-        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        **captioned(random(BATCH, 4, 4, 6)),
+        "encoder_attention_mask": mask(),
         "guidance": torch.tensor([0.45, 0.45]) if guided else None,
     }
     return Tiny(model, inputs, 24)
@@ -226,10 +206,8 @@ def lumina2() -> Tiny:
         cap_feat_dim=12,
     )  # fmt: skip
     inputs = {
-        "hidden_states": random(BATCH, 4, 8, 12),
-        "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": random(BATCH, TEXT, 12),
-        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        **captioned(random(BATCH, 4, 8, 12), time=0.5),
+        "encoder_attention_mask": mask(),
     }
     return Tiny(model, inputs, 24, start=0.02, end=1.0)
 
@@ -269,6 +247,25 @@ MORE: dict[str, Callable[[], Tiny]] = {
     if hasattr(diffusers, kind)
 }
 CLASSES = FIRST | MORE
+# one class of every kind of layout, for what the same code does on all of them; what a row says is tried on every class
+KINDS = [
+    name
+    for name in (
+        "CogVideoX",  # frames before channels
+        "DiT",  # labels, no text
+        "Flux",  # two stacks of blocks, packed tokens
+        "Flux2",  # the second stack returns text and image in one tensor
+        "FramePack",  # the image comes last
+        "HiDream",  # attention inside an inner block
+        "Kandinsky5",  # channels last
+        "Krea2",  # text comes first in every block
+        "Lumina2",  # behind captions of different lengths
+        "SD3",  # text beside the image
+        "Wan",  # text in cross-attention
+        "ZImage",  # lists of samples
+    )
+    if name in CLASSES
+]
 VARIANTS: dict[str, Callable[[], Tiny]] = {
     **CLASSES,
     "CogVideoX1.5": cogvideox15,

@@ -10,8 +10,8 @@ from tests.notebooks.store import FOLDER, execute, kernel, same, text
 
 # what a figure comes from; the explorer shows a page instead
 FIGURES = re.compile(r"^(show\(|plot_|figure$|plt\.)", re.MULTILINE)
-# those with code of their own; of the others one stands for all that only show figures of the study
-AGAIN = ("01_proxy_versus_true_error", "02_predictor_maps", "08_your_own", "11_video")
+# one that shows figures of the study, and one that registers classes
+AGAIN = ("02_predictor_maps", "08_your_own")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,17 @@ def images(cell):
     return sum("image/png" in output.get("data", {}) for output in cell["outputs"])
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+# it samples two models many times over, for half a minute and more
+SLOW = ("09_clock",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in sorted(FOLDER.glob("*.ipynb"))
+    ],
+)
 def test_notebook_runs(path: Path, running):
     notebook = nbformat.read(path, as_version=4)
     stored = {cell["id"]: text(cell) for cell in notebook.cells if cell["cell_type"] == "code"}

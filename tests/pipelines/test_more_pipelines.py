@@ -78,7 +78,16 @@ def test_every_pipeline_has_a_row() -> None:
     assert list(EXPECTED) == list(MORE)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+# of every way to call a transformer, and to lay out its tokens; the others are more rows of the table
+SOME = {
+    "aura_flow", "chroma", "cogview4", "hidream_image", "glm_image", "krea2", "joyimage_edit", "mochi",
+    "hunyuan_video15", "kandinsky5", "helios", "wan_animate", "framepack",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in SOME else [pytest.mark.slow]) for name in EXPECTED]
+)
 def test_tap_removal_and_recording(name: str, tmp_path: Path) -> None:
     contexts, (frames, rows, columns) = EXPECTED[name]
     pipe, call = MORE[name]()
@@ -97,11 +106,6 @@ def test_tap_removal_and_recording(name: str, tmp_path: Path) -> None:
     chosen = {sum(entry.choices.values()) for entry in found}
     assert len(chosen) == 1  # guidance in one batch has two samples in its context
     assert chosen <= {tokens * MASK.count(".") * samples for samples in (1, 2)}
-
-    with tapstudy.apply_tap(pipe, tapstudy.TAPConfig(interval=1, warmup_steps=2)) as handle:
-        assert torch.equal(sample(pipe, call), reference)
-        assert {entry.mask for entry in handle.summary().contexts} == {"F" * len(MASK)}
-    assert torch.equal(sample(pipe, call), reference)
 
     fields = ("proxy_loss", "true_error", "choice")
     calls = [call | {"seed": 5}]

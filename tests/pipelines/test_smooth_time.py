@@ -10,15 +10,14 @@ from tests.pipelines.tiny import Built, sample
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
-NAMES = ["dit", "stable_diffusion_3", "flux2_klein", "hunyuan_video", "wan22", "sana", "lumina2"]
+NAMES = ["dit", "flux2_klein", "hunyuan_video", "wan22"]
 
 
 @pytest.mark.parametrize("built", NAMES, indirect=True)
-def test_smoothed_and_back(request: pytest.FixtureRequest, built: Built) -> None:
+def test_smoothed_and_back(built: Built) -> None:
     pipe, call = built
     plain = sample(pipe, call)
     with tapstudy.smooth_time(pipe, 40):
         smooth = sample(pipe, call)
-    # the clock of Lumina2 runs from 0 to 1: there is nothing fast in it
-    assert request.node.callspec.params["built"] == "lumina2" or not torch.equal(smooth, plain)
+    assert not torch.equal(smooth, plain)
     assert torch.equal(sample(pipe, call), plain)

@@ -16,7 +16,7 @@ from tapstudy.policies.base import Policy, RunInfo
 from tapstudy.policies.tap import TAPPolicy
 from tests.instrument.replay import relative_error
 from tests.instrument.tiny_models import make
-from tests.policies.every import CONFIG, STEPS, every_partial_policy, every_policy
+from tests.policies.every import ALONE, CONFIG, STEPS, every_partial_policy, every_policy
 
 WIDTH = 16  # of the tiny SD3
 NAMES = list(every_policy(WIDTH))
@@ -57,9 +57,9 @@ def run(policy, modes):
         return torch.stack(outputs), handle.summary().contexts[0].mask
 
 
-# options of arithmetic that a model has no part in
-ALONE = {"tap l2", "tap l1", "tap region", "tap step", "tap global", "tap narrow", "tap union", "dicache difference",
-         "nonlinear tc-pade", "nonlinear fft"}  # fmt: skip
+# those that run some of the model, and of the others one for every way to ask the instrument for something
+IN_A_MODEL = [*every_partial_policy(), "full", "tap", "tap latent", "tap deep", "dicache", "diffusers taylor",
+              "first block", "oracle", "teacache"]  # fmt: skip
 PLANS = [
     ["grad"],
     ["inference"] * 3 + ["no_grad"],
@@ -68,7 +68,7 @@ PLANS = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ALONE])
+@pytest.mark.parametrize("name", IN_A_MODEL)
 def test_any_mode_at_any_step(name):
     """Up to rounding: where gradients are recorded no module is spared, and patches come of another product."""
     expected, mask = run(every_policy(WIDTH)[name], ["no_grad"])
@@ -115,7 +115,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in every_partial_policy()])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*every_partial_policy(), *ALONE}])
 def test_called_directly(name):
     """In any mode, and under autocast."""
     expected = drive(every_policy(WIDTH)[name], ["no_grad"])

@@ -7,7 +7,7 @@ from tapstudy import apply_policy
 from tapstudy.instrument.adapters import find_adapter
 from tapstudy.policies.base import Policy, Prediction
 from tests.instrument.replay import Replay, relative_error, steps
-from tests.instrument.tiny_models import CLASSES, make
+from tests.instrument.tiny_models import CLASSES, KINDS, make
 
 SITES = ["hidden", "tail", "latent", "output"]
 
@@ -116,7 +116,12 @@ def test_deciding_without_a_probe_is_refused(tiny_pipe):
 
 @pytest.mark.parametrize(
     ("name", "site"),
-    [*((name, "tail") for name in CLASSES), ("Flux", "output"), ("ZImage", "output"), ("Wan", "output")],
+    [
+        *((name, "tail") for name in (*KINDS, "AuraFlow", "ConsisID")),
+        ("Flux", "output"),
+        ("ZImage", "output"),
+        ("Wan", "output"),
+    ],
 )
 def test_the_true_value_at_a_site_gives_the_full_output(name, site):
     tiny = make(name)
@@ -164,7 +169,8 @@ STARTS = {
 @pytest.mark.parametrize(
     ("name", "depth"),
     [
-        *((name, 1 + number % 2) for number, name in enumerate(CLASSES)),
+        *((name, 1 + number % 2) for number, name in enumerate(KINDS)),
+        *((name, 2) for name in ("AuraFlow", "BriaFibo", "Chroma", "Helios") if name in CLASSES),
         ("AuraFlow", 3),
         ("Flux", 3),
         ("Flux2", 2),
