@@ -57,6 +57,8 @@ class Anchors:
 
     @property
     def probes(self) -> list[Tensor]:
+        if type(self._transfer) is Transfer:  # kept where they are read
+            return self._probes.copy()
         probes = self._transfer.prefetch(self._probes)
         if self._pending is None:
             self._pending = self._transfer.prefetch(self._residuals)
@@ -64,6 +66,8 @@ class Anchors:
 
     @property
     def residuals(self) -> list[Tensor]:
+        if type(self._transfer) is Transfer:
+            return self._residuals.copy()
         pending, self._pending = self._pending, None
         return self._transfer.wait(self._transfer.prefetch(self._residuals) if pending is None else pending)
 

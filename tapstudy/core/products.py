@@ -9,8 +9,8 @@ products of differences are taken in float64; what follows may be float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,15 +95,16 @@ def absolute_losses(anchors: Sequence[Tensor], actual: Tensor, weights: Tensor) 
     """Compute l1 losses, (predictor, T)."""
     sums = weights.sum(dim=1, keepdim=True)  # (P, 1)
     error = torch.cat([weights[:, 1:], sums - 1, sums], dim=1)  # of d_1, .., F and g, (P, J + 1)
-    found = []
-    for vectors in _chunks([*anchors[1:], actual, anchors[0]]):
+
+    def measure(vectors: Tensor) -> Tensor:  # of A_1, .., F, A_0
         for vector in vectors[:-2]:
             vector.sub_(vectors[-1])
         vectors[-1].sub_(vectors[-2])
         norm = vectors[-2].abs().sum(dim=-1)  # (chunk,)
         sizes = [torch.tensordot(row, vectors, dims=1).abs_().sum(dim=-1) for row in error]  # (chunk,) each
-        found.append(torch.stack(sizes) / torch.where(norm > 0, norm, 1))
-    return torch.cat(found, dim=1)
+        return torch.stack(sizes) / torch.where(norm > 0, norm, 1)
+
+    return _by_token([*anchors[1:], actual, anchors[0]], measure)
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -130,23 +131,22 @@ def _dots(vector: Tensor, others: Vectors) -> Tensor:
     return torch.bmm(vector[:, None], torch.as_tensor(others).permute(1, 2, 0)).squeeze(1).T  # faster than n sums
 
 
-def _by_token(features: Sequence[Tensor], multiply: Callable[[Vectors], Tensor]) -> Tensor:
-    """Apply `multiply` to n tensors (..., channel) in float64, which it may change in place: (..., T) of all tokens."""
+def _by_token(features: Sequence[Tensor], multiply: Callable[[Any], Tensor]) -> Tensor:
+    """Apply `multiply` to n tensors (..., channel) in float64, which it may change in place: (..., T) of all tokens.
+
+    Tokens come in chunks, of n rows in one buffer, (n, chunk, channel).
+    """
     if torch.compiler.is_compiling():  # makes one loop of it, without vectors in memory
         # by way of float32, since processors are slow to go from half precision to float64 at once
         single = torch.promote_types(features[0].dtype, torch.float32)
         return multiply([feature.flatten(0, -2).to(single).to(torch.float64, copy=True) for feature in features])
-    return torch.cat([multiply(vectors) for vectors in _chunks(features)], dim=-1)
-
-
-def _chunks(features: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield n features, (..., channel) each, of some tokens after others: (n, chunk, D) in float64, in one buffer."""
     rows = [feature.flatten(0, -2) for feature in features]
     tokens, width = rows[0].shape
     size = max(1, CHUNK_BYTES // (len(rows) * width * torch.float64.itemsize))
-    buffer = rows[0].new_empty(len(rows), min(size, tokens), width, dtype=torch.float64)
+    buffer, found = rows[0].new_empty(len(rows), min(size, tokens), width, dtype=torch.float64), []
     for start in range(0, tokens, size):
-        vectors = buffer[:, : tokens - start]
+        vectors = buffer[:, : tokens - start]  # (n, chunk, D)
         for vector, row in zip(vectors, rows, strict=True):
             vector.copy_(row[start : start + size])
-        yield vectors
+        found.append(multiply(vectors))
+    return torch.cat(found, dim=-1)
