@@ -88,7 +88,9 @@ def rank(
     known: Tensor | None = None,
     fused: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Score predictors, and where one kernel does both, choose: the ranking score orders them as their losses do, which `losses_of` makes of it.
+    """Score predictors, and choose where one kernel does both.
+
+    The ranking score orders them as their losses do, which `losses_of` makes of it.
 
     Args:
         anchors: J tensors (batch, token, channel), newest first.

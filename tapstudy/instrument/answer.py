@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from tapstudy.instrument.call import Call
 from tapstudy.policies.base import Policy, Prediction
 
+MISSING = AssertionError, AttributeError, IndexError, TypeError  # what comes of reading None
+
 
 def observe(call: Call) -> None:
     """Show the policy a full step."""
     policy, residual = call.run.policy, call.residual
     assert residual is not None
-    with _naming_what_is_missing(policy, "observe"):
+    try:
         policy.observe(call.step, call.probe, residual)
+    except MISSING as error:
+        _explain(error, policy, "observe")
+        raise
     call.run.observed = True
 
 
@@ -36,34 +38,36 @@ def predicted(call: Call, model: nn.Module, *, shape: torch.Size, device: torch.
         ValueError: a residual of another shape or on another device, or choices or losses that do not fit the labels.
     """
     policy, probe = call.run.policy, call.probe
-    with _naming_what_is_missing(policy, "predict"):
+    try:
         prediction = policy.predict(call.step, probe, call.residual)
+    except MISSING as error:
+        _explain(error, policy, "predict")
+        raise
     _check(prediction, policy, step=call.step, shape=shape, device=device)
     call.prediction, residual = prediction, prediction.residual
-    with _naming_what_is_missing(policy, "skipped"):
+    try:
         policy.skipped(call.step, probe, prediction)
+    except MISSING as error:
+        _explain(error, policy, "skipped")
+        raise
     if torch.is_grad_enabled():  # a copy, since histories are overwritten before anybody calls backward
         return residual.detach().clone().requires_grad_(any(weight.requires_grad for weight in model.parameters()))
     # what was made in inference mode cannot be written to outside of it
     return residual.clone() if residual.is_inference() and not torch.is_inference_mode_enabled() else residual
 
 
-@contextmanager
-def _naming_what_is_missing(policy: Policy, method: str) -> Iterator[None]:
+def _explain(error: Exception, policy: Policy, method: str) -> None:
     """Raise a TypeError that says how a policy asks for more, in place of an error that comes of reading None."""
-    try:
-        yield
-    except (AssertionError, AttributeError, IndexError, TypeError) as error:
-        asked = {"needs_probe": policy.needs_probe, "needs_truth": policy.needs_truth or method != "predict"}
-        missing = [name for name, given in asked.items() if not given]
-        # without a probe a history has none either: an assertion or an empty list speaks of that
-        if not missing or (policy.needs_probe and "NoneType" not in str(error)):
-            raise
-        names = " or ".join(missing)
-        raise TypeError(
-            f"{type(policy).__name__}.{method} failed without what it had not asked for ({type(error).__name__}: "
-            f"{str(error) or 'no message'}): if it reads the {names.replace('needs_', '')}, set {names} = True on it"
-        ) from error
+    asked = {"needs_probe": policy.needs_probe, "needs_truth": policy.needs_truth or method != "predict"}
+    missing = [name for name, given in asked.items() if not given]
+    # without a probe a history has none either: an assertion or an empty list speaks of that
+    if not missing or (policy.needs_probe and "NoneType" not in str(error)):
+        return
+    names = " or ".join(missing)
+    raise TypeError(
+        f"{type(policy).__name__}.{method} failed without what it had not asked for ({type(error).__name__}: "
+        f"{str(error) or 'no message'}): if it reads the {names.replace('needs_', '')}, set {names} = True on it"
+    ) from error
 
 
 def _check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.driver import Span
-from tapstudy.instrument.inputs import Inputs
 from tapstudy.instrument.latent import to_tokens
 from tapstudy.instrument.layouts import Grid, Start
 from tapstudy.instrument.module_outputs import ModuleOutput, Sequences, WatchedModule
 from tapstudy.instrument.tokens import ImageTokens
+from tapstudy.instrument.trajectories import Threads
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, Prediction, ProbeKind
 from tapstudy.policies.decision import SKIP, Decision, Part, check_decision
@@ -38,6 +37,8 @@ class Call:
         shadow: what is predicted has its truth computed beside it.
         latent: what is predicted lives in latent space.
         relative: it is a difference, to the model input or to the hidden state entering the first block.
+        stops: the pass stops at the probe, as far as is known.
+        home: device that the policy works on: of what is added to, should the model be split over several.
         probe_kind: None if the policy reads no probe.
         hidden_tokens: where the image tokens are in the input of the first block.
         tail_tokens: where they are in that of the tail.
@@ -45,15 +46,13 @@ class Call:
         model_input: the latent.
         return_dict: whether the caller wants an output object rather than a tuple.
         start: hidden state entering the first block, (batch, sequence, channel).
-        attention_input: modulated input of the probed block, (batch, sequence, channel).
-        stream: hidden state entering the probed block, (batch, sequence, channel), if the probe is of that kind.
-        latent_tokens: the model input in patches, (batch, token, latent channel), likewise.
-        probe: the image tokens of the first, of the start and the second, or the third.
+        probed: what the probe is read from: by its kind, modulated input of the probed block or hidden state entering
+            it, (batch, sequence, channel), or the model input in patches, (batch, token, latent channel).
         residual: the true one, of the image tokens, where it was computed.
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
         latent_residual: the residual in latent space beside one in hidden space, likewise.
-        text_tokens: how many tokens of text the model is given, None if unknown.
+        conditioning: what the model is given beside its latent, such as the text.
         module_outputs: what modules gave in this pass, by the name in the recording, call for call, likewise.
         described: description of the arguments, where some modules may idle.
         outputs: what idle modules gave in this pass, by path, call for call.
@@ -71,6 +70,8 @@ class Call:
     timestep: Tensor | float | None
     state: State
     shadow: bool
+    stops: bool
+    home: torch.device
     probe_kind: ProbeKind | None
     latent: bool
     relative: bool
@@ -81,15 +82,13 @@ class Call:
     model_input: Tensor
     return_dict: bool
     start: Tensor | None = None
-    attention_input: Tensor | None = None
-    stream: Tensor | None = None
-    latent_tokens: Tensor | None = None
+    probed: Tensor | None = None
     residual: Tensor | None = None
     prediction: Prediction | None = None
     list_starts: Mapping[int, Start] = field(default_factory=dict)
     deeper_inputs: dict[int, Tensor] = field(default_factory=dict)
     latent_residual: Tensor | None = None
-    text_tokens: int | None = None
+    conditioning: Any = None
     module_outputs: dict[str, list[Any]] = field(default_factory=dict)
     described: dict[str, Any] | None = None
     outputs: dict[str, list[Any]] = field(default_factory=dict)
@@ -101,60 +100,43 @@ class Call:
     cut: bool = False
     stream_length: int = 0
 
-    @property
-    def stops(self) -> bool:
-        """Tell whether the pass stops at the probe, as far as is known."""
-        return self.state == "skip" or (self.state == "undecided" and not self.shadow)
-
     def decide(self, *, full: bool, probe: Tensor | None = None) -> None:
         """Settle what an undecided pass is."""
         self.state = "full" if full else "shadow" if self.shadow else "skip"
         if not full and (decision := self.run.policy.decision(self.step, probe)) is not SKIP:
             self.decision, self.state = checked(decision, self), "partial"
+        self.stops = self.state == "skip"
         if self.state == "full":
             self.run.policy.make_room()
-
-    def maker(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what makes this pass: the model's own forward, or another model."""
-        if self.decision.model is None:
-            return original
-        model: Callable[..., Any] = self.run.policy.models[self.decision.model]  # type: ignore[attr-defined]
-        return model
 
     @property
     def probe(self) -> Tensor | None:
         """(batch, token, channel), or (2, batch, token, channel) of the kind `stream`."""
-        sequence = self.probed
-        if sequence is None:
+        if self.probed is None:
             return None
         if self.probe_kind == "latent":
-            return sequence.to(self.home)
-        tokens = self.probe_tokens.take(sequence).to(self.home)
+            return self.probed.to(self.home)
+        tokens = self.probe_tokens.take(self.probed).to(self.home)
         if self.probe_kind == "modulated":
             return tokens
         assert self.start is not None
         return torch.stack([self.hidden_tokens.take(self.start).to(self.home), tokens])
 
     @property
-    def home(self) -> torch.device:
-        """Return the device that the policy works on: of what is added to, should the model be split over several."""
-        return self.model_input.device if self.latent or self.start is None else self.start.device
+    def text_tokens(self) -> int | None:
+        """How many tokens of text, (batch, token, channel), the model is given; None for anything else."""
+        text = self.conditioning
+        return text.shape[1] if isinstance(text, Tensor) and text.ndim == 3 else None
 
     def let_go(self) -> None:
         """Drop the features that a pass still holds once the policy has seen them and nobody else will."""
-        self.start = self.attention_input = self.stream = self.latent_tokens = self.residual = None
-
-    @property
-    def probed(self) -> Tensor | None:
-        """What the probe is read from, (batch, sequence, channel)."""
-        found = {"modulated": self.attention_input, "stream": self.stream, "latent": self.latent_tokens}
-        return None if self.probe_kind is None else found[self.probe_kind]
+        self.start = self.probed = self.residual = None
 
     def give_up(self, reason: str) -> None:
         """Let this pass run in full although the policy wants to skip."""
         if self.state != "full":
             self.run.fail_opens[reason] += 1
-        self.state = "full"
+        self.state, self.stops = "full", False
 
     def incomplete(self, *sequences: Tensor | None, tail: Tensor | None = None) -> str | None:
         """Tell why a full pass that showed these hidden states, and the tail, cannot enter the history, or None."""
@@ -172,39 +154,26 @@ class Call:
         return None if all(fits) else f"no room for a token grid of {self.grid}"
 
 
-def note_inputs(run: ContextRun, call: Call | None, signature: inspect.Signature, arguments: Mapping[str, Any]) -> None:
-    """Note what a pass is given where its history begins, or at the first of those that no history is about (None)."""
-    if call is None:
-        if not run.inputs:
-            run.inputs.append(Inputs.of(run.step, signature, arguments))
-    elif run.begun is not None:
-        starts = call.hidden_tokens.start, call.probe_tokens.start, call.tail_tokens.start
-        run.inputs.append(Inputs.of(run.step, signature, arguments, info=run.begun, grid=run.grid, starts=starts))
-        run.begun = None
-
-
 class Host(Protocol):
     """Offer what the hooks need of the instrument that they belong to.
 
     Attributes:
         model, adapter, policy: as given.
         call: the pass in progress, None outside of one and in a pass that no history is about.
-        context_name: what the pipeline names its calls.
+        threads: what every thread names its calls.
     """
 
     model: nn.Module
     adapter: Adapter
     policy: Policy
     call: Call | None
-    context_name: str | None
+    threads: Threads
 
     @property
     def target_timesteps(self) -> Any:
         """Timesteps of the scheduler that belongs to what the policy was put on, None if it has none."""
 
-    def forward(
-        self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the transformer's forward under the policy."""
 
     def passed_by(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -26,16 +26,12 @@ class Value:
     """The timestep of a call as one number, read (and waited for) when it is first asked for."""
 
     timestep: Tensor | float | None
-    _read: float | None = None
-
-    @property
-    def is_read(self) -> bool:
-        return self._read is not None
+    read: float | None = None
 
     def __call__(self) -> float | None:
-        if self._read is None and self.timestep is not None:
-            self._read = timestep_value(self.timestep)
-        return self._read
+        if self.read is None and self.timestep is not None:
+            self.read = timestep_value(self.timestep)
+        return self.read
 
 
 def timestep_value(timestep: Tensor | float) -> float:
@@ -45,33 +41,26 @@ def timestep_value(timestep: Tensor | float) -> float:
     return float(timestep)
 
 
-@dataclass(frozen=True)
 class Driver:
-    """What drives a call.
+    """What drives a call, as it is when the call is made.
 
     Attributes:
         scheduler: None if nobody knows it.
         owner: the pipeline, or other object, that the scheduler belongs to, if any.
         certain: the call comes from the owner's own `__call__`. Otherwise the scheduler counts as long as the timestep
             that the model gets is the one the scheduler is at.
+        timesteps: of the whole run, in the order of sampling; None before `set_timesteps`.
+        step_index: the step that the scheduler is at, None before the first, and where it does not count.
     """
 
-    scheduler: Any = None
-    owner: Any = None
-    certain: bool = False
-
-    @property
-    def timesteps(self) -> Tensor | None:
-        """Of the whole run, in the order of sampling; None before `set_timesteps`."""
-        timesteps = getattr(self.scheduler, "timesteps", None)
+    def __init__(self, scheduler: Any = None, owner: Any = None) -> None:
+        self.scheduler, self.owner, self.certain = scheduler, owner, False
+        self.step_index: int | None = getattr(scheduler, "step_index", None)
+        timesteps = getattr(scheduler, "timesteps", None)
         # schedulers are born with their training times
-        is_set = getattr(self.scheduler, "num_inference_steps", None) is not None or self.step_index is not None
-        return timesteps if isinstance(timesteps, Tensor) and timesteps.ndim == 1 and is_set else None
-
-    @property
-    def step_index(self) -> int | None:
-        """The step that the scheduler is at, None before the first, and where it does not count."""
-        return getattr(self.scheduler, "step_index", None)
+        is_set = getattr(scheduler, "num_inference_steps", None) is not None or self.step_index is not None
+        fits = isinstance(timesteps, Tensor) and timesteps.ndim == 1 and is_set
+        self.timesteps: Tensor | None = timesteps if fits else None
 
     @property
     def told(self) -> int | None:
@@ -101,12 +90,11 @@ class Driver:
             return begin
         return next((index for index in found if index >= after), found[0] if found else None)
 
-    def scalings(self, index: int, value: Value) -> frozenset[int]:
-        """Find the scalings in which a call with timestep `value` is of step `index`: all while that is not read."""
-        timesteps, given = self.timesteps, value() if value.is_read else None
-        if timesteps is None or given is None:
+    def scalings(self, index: int, given: float) -> frozenset[int]:
+        """Find the scalings in which a call with that timestep is of step `index`."""
+        if self.timesteps is None:
             return SCALINGS
-        distances = self._distances(float(timesteps[index]), given)
+        distances = self._distances(float(self.timesteps[index]), given)
         return frozenset(scaling for scaling in SCALINGS if distances[scaling] <= _ROUNDED)
 
     def _located(self, timesteps: Tensor, value: Value, scalings: frozenset[int]) -> list[int]:
@@ -213,48 +201,44 @@ def find_driver(target: Any, value: Value) -> Driver:
     Without one it is the scheduler of `target`, which the policy was put on, as it is now.
     """
     own = Driver(getattr(target, "scheduler", None), target)
-    for frame in _loops():
-        found = _held(frame)
-        if found and any(driver.scheduler is own.scheduler for driver in found):
-            found = [driver for driver in found if driver.scheduler is not own.scheduler] + [own]
-        if len(found) > 1:
-            found = [driver for driver in found if driver.index(value) is not None]
-            return found[0] if len(found) == 1 else own if own in found else Driver()
-        if found:
-            return replace(found[0], certain=_called(frame, found[0].owner))
-    return own
-
-
-def _loops() -> Iterator[FrameType]:
-    """Return the functions that the call comes through, nearest first, without the machinery in between."""
     frame, seen = inspect.currentframe(), 0
     while frame is not None and seen < _DEPTH:
         if not (frame.f_globals.get("__name__") or "").startswith(_BETWEEN):
             seen += 1
-            yield frame
+            found = _held(frame, own)
+            if len(found) > 1:
+                found = [driver for driver in found if driver.index(value) is not None]
+                return found[0] if len(found) == 1 else own if own in found else Driver()
+            if found:
+                found[0].certain = _called(frame, found[0].owner)
+                return found[0]
         frame = frame.f_back
+    return own
 
 
-def _held(frame: FrameType) -> list[Driver]:
-    """Return the schedulers that a function holds; only that of the object itself if it is a method of one."""
-    code = frame.f_code
+def _held(frame: FrameType, own: Driver) -> list[Driver]:
+    """Return the schedulers that a function holds, `own` last; of a method only that of its object, if it has one."""
+    local, code = frame.f_locals, frame.f_code
     if code.co_argcount and code.co_varnames[0] == "self":
-        itself = frame.f_locals.get("self")
+        itself = local.get("self")
         scheduler = getattr(itself, "scheduler", None)
         if _is_scheduler(scheduler):
-            return [Driver(scheduler, itself)]
+            return [own if scheduler is own.scheduler else Driver(scheduler, itself)]
     found: dict[int, Driver] = {}
-    for value in list(frame.f_locals.values()):
-        # asked of its class: just any object may do anything when asked for an attribute
-        is_pipeline = any(hasattr(type(value), name) for name in ("register_modules", "register_components"))
+    for value in list(local.values()):
+        kind = type(value)  # which is asked: just any object may do anything when asked for an attribute
+        is_pipeline = hasattr(kind, "register_modules") or hasattr(kind, "register_components")
         scheduler = getattr(value, "scheduler", None) if is_pipeline else value
         if _is_scheduler(scheduler) and (is_pipeline or id(scheduler) not in found):
             found[id(scheduler)] = Driver(scheduler, value if is_pipeline else None)
+    if found.pop(id(own.scheduler), None) is not None:
+        found[id(own.scheduler)] = own
     return list(found.values())
 
 
 def _is_scheduler(value: Any) -> bool:
-    return all(callable(getattr(type(value), name, None)) for name in ("step", "set_timesteps"))
+    kind = type(value)
+    return callable(getattr(kind, "step", None)) and callable(getattr(kind, "set_timesteps", None))
 
 
 def _called(frame: FrameType, owner: Any) -> bool:

@@ -58,21 +58,26 @@ class StepWatch:
             waits = at is not None and driver.step_index == at
             if late or (by_value and (waits or not self._restarted(value()))):
                 index = None
+        now = value() if index is None else value.read
+        moved = (index is not None and self.index is not None and index != self.index) or (
+            now is not None and self._last is not None and now != self._last
+        )
         # what was taken for steps were contexts, of a run that must begin anew
-        misread = self.repeated and self._moved(index, value)
-        began = self._begins(driver, index, value) or misread
+        misread = self.repeated and moved
+        began = self._begins(driver, index, now) or misread
         if began:
             self.forget()
             self.misread = misread
-        if began or self._moved(index, value):
+        if began or moved:
             self.tick += 1
             self.counted |= not began and index is not None
         if index is not None:
             self.index = index
             # one that fits none is of a pipeline whose word counts, whatever it makes of its timesteps
-            self._scalings = (self._scalings & driver.scalings(index, value)) or self._scalings
-        if index is None or value.is_read:
-            self._note(value())
+            if now is not None:
+                self._scalings = (self._scalings & driver.scalings(index, now)) or self._scalings
+        if now is not None:
+            self._note(now)
         self._blank = False
         return began
 
@@ -104,7 +109,7 @@ class StepWatch:
             return False
         return scheduler is None or (getattr(scheduler, "step_index", None) or 0) >= len(timesteps)
 
-    def _begins(self, driver: Driver, index: int | None, value: Value) -> bool:
+    def _begins(self, driver: Driver, index: int | None, now: float | None) -> bool:
         timesteps = driver.timesteps if index is not None or driver.certain else None
         if timesteps is not None and timesteps is not self._timesteps:
             self._timesteps = timesteps  # held, so that its address cannot be reused by the next run's tensor
@@ -116,13 +121,7 @@ class StepWatch:
             return True  # the scheduler that has driven the run does not drive this call
         if index is not None and self.index is not None and index != self.index:
             return index < self.index
-        return (index is None or value.is_read) and self._restarted(value())
-
-    def _moved(self, index: int | None, value: Value) -> bool:
-        if index is not None and self.index is not None and index != self.index:
-            return True
-        now = value() if index is None or value.is_read else None
-        return now is not None and self._last is not None and now != self._last
+        return self._restarted(now)
 
     def _restarted(self, now: float | None) -> bool:
         if now is None or self._first is None or self._last is None:
@@ -130,9 +129,7 @@ class StepWatch:
         move = now - self._last
         return (move != 0 and now == self._first) or move * self._direction < 0
 
-    def _note(self, now: float | None) -> None:
-        if now is None:
-            return
+    def _note(self, now: float) -> None:
         if self._first is None or self._last is None:
             self._first = now
         elif now != self._last:
