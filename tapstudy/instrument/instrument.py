@@ -12,13 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tapstudy.core.apart import apart
 from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
-from tapstudy.instrument.answer import observe, predicted
-from tapstudy.instrument.call import Call, StepEvent
+from tapstudy.instrument.call import Call, StepEvent, observe, predicted
 from tapstudy.instrument.caution import Cautions
-from tapstudy.instrument.control import taking_part
 from tapstudy.instrument.driver import Value, run_info
 from tapstudy.instrument.idle import hand_out, keep_blanks
 from tapstudy.instrument.inputs import Inputs
@@ -27,8 +24,8 @@ from tapstudy.instrument.presence import Presence, refuse_other_caches
 from tapstudy.instrument.token_runs import spread, spread_latent
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectories import Threads, Trajectories
-from tapstudy.instrument.trajectory import ContextRun, Trajectory
-from tapstudy.policies.base import Policy, RunInfo, check_policy
+from tapstudy.instrument.trajectory import ContextRun, Trajectory, taking_part
+from tapstudy.policies.base import Policy, RunInfo, apart, check_policy
 
 
 class Instrument:

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tapstudy.instrument.clock import StepClock
-from tapstudy.instrument.control import Taking
-from tapstudy.instrument.driver import Span
+from tapstudy.instrument.driver import Span, StepWatch
 from tapstudy.instrument.inputs import Inputs
 from tapstudy.instrument.latent import Form, read_latent
 from tapstudy.instrument.layouts import Grid
-from tapstudy.instrument.watch import StepWatch
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.full import FullPolicy
+
+Taking = frozenset[str]
+_HOLDERS = (Mapping, list, tuple)
+
+
+class StepClock:
+    """Seconds per kind of step, without making the host wait.
+
+    On CUDA events are recorded, and only read when asked; elsewhere the wall clock is read at once.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+        self._events: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def measure(self, device: torch.device) -> Iterator[dict[str, str]]:
+        """Time the body; it must put the kind of step under "kind" (a body that raises is not recorded)."""
+        note: dict[str, str] = {}
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record(torch.cuda.current_stream(device))  # not that of the device that is current
+            yield note
+            end.record(torch.cuda.current_stream(device))
+            self._events.append((note["kind"], start, end))
+        else:
+            started = time.perf_counter()
+            yield note
+            self._seconds[note["kind"]].append(time.perf_counter() - started)
+
+    def seconds(self) -> dict[str, list[float]]:
+        """Return seconds of every step so far, by kind."""
+        for kind, start, end in self._events:
+            end.synchronize()
+            self._seconds[kind].append(start.elapsed_time(end) / 1000)
+        self._events.clear()
+        return {kind: list(values) for kind, values in self._seconds.items()}
 
 
 @dataclass
@@ -105,8 +141,10 @@ class ContextRun:
     def finish(self, kind: str, prediction: Prediction | None) -> None:
         """Book a completed step."""
         self.kinds.append(kind)
-        attended = sum(tensor.nbytes for pair in self.attended.values() for tensor in pair)
-        self.cache_bytes = max(self.cache_bytes, self.policy.cache_bytes + attended)
+        held = self.policy.cache_bytes
+        if self.attended:
+            held += sum(tensor.nbytes for pair in self.attended.values() for tensor in pair)
+        self.cache_bytes = max(self.cache_bytes, held)
         if prediction is None or prediction.choice is None:
             return
         choice = prediction.choice.reshape(-1)
@@ -295,3 +333,27 @@ def same_value(held: Any, given: Any) -> bool:
         alike_outside = held.shape == given.shape and held.dtype == given.dtype and not given.is_meta
         return alike_outside and torch.equal(held, given)
     return isinstance(held, int | float) and isinstance(given, int | float) and held == given
+
+
+def taking_part(arguments: Mapping[str, Any]) -> Taking:
+    """Return the names of the arguments that bring tensors into a call, without ControlNets' residuals that are zero.
+
+    Where a ControlNet ends midway, or begins late, its residuals are left out from a step on, or multiplied by 0. What
+    the blocks add then jumps, and a history from before the jump tells nothing of the steps behind it. To see a zero
+    waits for the device, once in a call with such residuals.
+    """
+    taking = []
+    for name, value in arguments.items():
+        zero = "control" not in name
+        if isinstance(value, Tensor) if zero and not isinstance(value, _HOLDERS) else _takes_part(value, zero=zero):
+            taking.append(name)
+    return frozenset(taking)
+
+
+def _takes_part(value: Any, *, zero: bool) -> bool:
+    """Tell whether there is a tensor in a tensor, list or mapping of such; with `zero` one of zeros counts as well."""
+    if isinstance(value, Tensor):
+        return zero or value.is_meta or bool(value.any())
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    return isinstance(value, list | tuple) and any(_takes_part(part, zero=zero) for part in value)
