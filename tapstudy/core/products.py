@@ -34,7 +34,7 @@ def anchor_products(anchors: Sequence[Tensor]) -> Tensor:
 
 
 def step_products(anchors: Sequence[Tensor], actual: Tensor, known: Tensor) -> Tensor:
-    """Multiply all pairs of [F, d_1, .., d_(J-1), g], in the order of `pairs_of`.
+    """Multiply all pairs of [F, d_1, .., d_(J-1), g], in the order (0, 0), (0, 1), .., (1, 1), ..
 
     Args:
         known: `anchor_products`. Between full steps, new are |F|^2 and the products of g; the others follow, and lose
@@ -82,7 +82,7 @@ def scores_from_products(
     count = weights.shape[-1]
     scaled = products / norm  # in units of |F| = 1
     along = scaled[..., 1 : count + 1, :]  # of d_1, .., g, (..., J, T)
-    first, second = pairs_of(count, products.device)
+    first, second = torch.triu_indices(count, count, device=products.device)
     across = scaled[..., count + 1 :, :] - along.index_select(-2, first) * along.index_select(-2, second)
     square = (quadratic_form(error) @ across).clamp_(min=0).to(dtype)  # s^2
     ahead = torch.cat([along[..., :-1, :], 1 + along[..., -1:, :]], dim=-2)  # of d_1, .., A_0, which may be small
@@ -112,15 +112,10 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def pairs_of(count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Pair `count` vectors as (0, 0), (0, 1), .., (1, 1), ..: first and second of each pair, (K,)."""
-    first, second = torch.triu_indices(count, count, device=device)
-    return first, second
-
-
 def quadratic_form(coefficients: Tensor) -> Tensor:
     """Weigh the products of M vectors so that their sum is |sum_m c_m v_m|^2: (..., M) -> (..., K)."""
-    first, second = pairs_of(coefficients.shape[-1], coefficients.device)
+    count = coefficients.shape[-1]
+    first, second = torch.triu_indices(count, count, device=coefficients.device)
     return torch.where(first == second, 1, 2) * coefficients[..., first] * coefficients[..., second]
 
 

@@ -16,7 +16,7 @@ from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, StepEvent, observe, predicted
 from tapstudy.instrument.caution import Cautions
-from tapstudy.instrument.driver import Value, run_info
+from tapstudy.instrument.driver import Driver, Value, run_info
 from tapstudy.instrument.idle import hand_out, keep_blanks
 from tapstudy.instrument.inputs import Inputs
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
@@ -24,7 +24,7 @@ from tapstudy.instrument.presence import Presence, refuse_other_caches
 from tapstudy.instrument.token_runs import spread, spread_latent
 from tapstudy.instrument.tokens import ImageTokens, add_into
 from tapstudy.instrument.trajectories import Threads, Trajectories
-from tapstudy.instrument.trajectory import ContextRun, Trajectory, taking_part
+from tapstudy.instrument.trajectory import ContextRun, taking_part
 from tapstudy.policies.base import Policy, RunInfo, apart, check_policy
 
 
@@ -126,18 +126,15 @@ class Instrument:
         with self.threads.turn:
             self._cautions.about_skips(self._trajectories.end().runs)
 
-    def _trajectory(self, arguments: Mapping[str, Any]) -> Trajectory:
-        """Return the trajectory of this call; starts a new one when it is time."""
-        driver, began = self._trajectories.take(Value(arguments.get(self.adapter.timestep)))
+    def _start(self, driver: Driver) -> None:
+        """Start a new trajectory."""
         trajectory = self._trajectories.latest
-        if began:
-            self._cautions.about_skips(trajectory.runs)
-            refuse_other_caches(self.model)  # one may have been enabled since
-            self._trajectories.start(driver)
-            self._cautions.about_sampling(self.policy, driver.scheduler, run_info(trajectory.span))
+        self._cautions.about_skips(trajectory.runs)
+        refuse_other_caches(self.model)  # one may have been enabled since
+        self._trajectories.start(driver)
+        self._cautions.about_sampling(self.policy, driver.scheduler, run_info(trajectory.span))
         if trajectory.watch.misread:
             self._cautions.about_repeats()
-        return trajectory
 
     def _begin(self, run: ContextRun, arguments: Mapping[str, Any]) -> RunInfo:
         """Give `run` an empty history; returns what its policy is told."""
@@ -200,7 +197,11 @@ class Instrument:
             self._stand_aside()
             return None
         arguments = self._signature.bind(self.model, *args, **kwargs).arguments
-        trajectory, timestep = self._trajectory(arguments), arguments.get(self.adapter.timestep)
+        timestep = arguments.get(self.adapter.timestep)
+        driver, began = self._trajectories.take(Value(timestep))
+        if began:
+            self._start(driver)
+        trajectory = self._trajectories.latest
         if self.adapter.bypass is not None and (reason := self.adapter.bypass(arguments)) is not None:
             run = trajectory.aside(reason)  # such passes have a context of their own
             if not self.policy.wants_full(run.step):
