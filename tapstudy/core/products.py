@@ -71,7 +71,7 @@ def scores_from_products(
         dtype: of the result.
 
     Returns:
-        (..., predictor, T), see `scoring.score`.
+        (..., predictor, T), see `scoring.rank`.
     """
     sums = weights.sum(dim=-1, keepdim=True)  # (..., P, 1)
     error = torch.cat([weights[..., 1:], sums], dim=-1)  # of d_1, .., g, (..., P, J)

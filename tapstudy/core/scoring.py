@@ -58,7 +58,7 @@ def tap_step(
         probe: the actual one.
         history: of the same anchors.
         weights: (predictor, J).
-        known, distance: as for `score`.
+        known, distance: as for `rank`.
         granularity, grid, region_size: as for `select`.
         fused: compute in two kernels, see `fused`. None: on CUDA, where triton is.
 
@@ -69,7 +69,8 @@ def tap_step(
     choice = choose(
         scores, nearest=nearest, distance=distance, granularity=granularity, grid=grid, region_size=region_size
     )
-    return assemble(history.residuals, weights, choice, fused=fused), choice, scores
+    residual = assemble(history.residuals, weights, choice, fused=fused)
+    return residual, choice, scores
 
 
 def score(
@@ -139,12 +140,12 @@ def predictor_losses(
     """Measure the distance between every prediction and the actual features, per token, over channels.
 
     Args:
-        anchors, actual, weights: as for `score`.
+        anchors, actual, weights: as for `rank`.
         distance: `cosine`: 1 - cos; `l2`: |prediction - actual| / |actual|; `l1`: the same in the 1-norm. A token
             whose actual features are zero gets the absolute norm, and cosine distance 1.
 
     Returns:
-        (batch, token, predictor), as `score`, to about 1e-6 relative.
+        (batch, token, predictor), as by `rank`, to about 1e-6 relative.
     """
     return losses_of(score(anchors, actual, weights, distance=distance), distance=distance)
 
