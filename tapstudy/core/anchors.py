@@ -31,6 +31,7 @@ class Anchors:
         steps: step indices, newest first.
         probes: tensors (batch, token, channel), or empty when none are given.
         residuals: tensors of the residual's shape in `dtype`.
+        nbytes: bytes kept, in host memory if that is where anchors are kept.
     """
 
     def __init__(
@@ -51,12 +52,15 @@ class Anchors:
         self._residuals: list[Tensor] = []
         self._transfer = Transfer()
         self._pending: Pending | None = None
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self.steps)
 
     @property
     def probes(self) -> list[Tensor]:
+        if type(self._transfer) is Transfer:  # kept where they are read
+            return self._probes.copy()
         probes = self._transfer.prefetch(self._probes)
         if self._pending is None:
             self._pending = self._transfer.prefetch(self._residuals)
@@ -64,13 +68,10 @@ class Anchors:
 
     @property
     def residuals(self) -> list[Tensor]:
+        if type(self._transfer) is Transfer:
+            return self._residuals.copy()
         pending, self._pending = self._pending, None
         return self._transfer.wait(self._transfer.prefetch(self._residuals) if pending is None else pending)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes kept, in host memory if that is where anchors are kept."""
-        return sum(tensor.nbytes for tensor in (*self._probes, *self._residuals))
 
     def make_room(self) -> None:
         """Drop the full step that the next `push` would overwrite, for its memory to serve the pass in between.
@@ -81,6 +82,7 @@ class Anchors:
             self._pending = None
             for kept in (self.steps, self._probes, self._residuals):
                 del kept[self.capacity - 1 :]
+            self._weigh()
 
     def push(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
         """Add a full step later than all others.
@@ -97,6 +99,10 @@ class Anchors:
         self._rotate(self._residuals, residual, self.dtype)
         if probe is not None:
             self._rotate(self._probes, probe, self.probe_dtype or probe.dtype)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        self.nbytes = sum(tensor.nbytes for tensor in (*self._probes, *self._residuals))
 
     def _rotate(self, buffers: list[Tensor], tensor: Tensor, dtype: torch.dtype) -> None:
         if len(buffers) < self.capacity:

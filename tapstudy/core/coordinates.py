@@ -39,7 +39,7 @@ def coordinate_scores(
         coefficients: see `coefficients_of`.
 
     Returns:
-        (predictor, T), see `scoring.score`.
+        (predictor, T), see `scoring.rank`.
     """
     measure = {"cosine": _cosine, "l2": _l2, "l1": _l1}[distance]
     rows = [features.flatten(0, -2) for features in (actual, *anchors)]

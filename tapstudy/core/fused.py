@@ -32,7 +32,7 @@ def rank(
     """Score predictors and choose, in one launch.
 
     Args:
-        anchors, actual, weights, distance: as for `scoring.score`.
+        anchors, actual, weights, distance: as for `scoring.rank`.
         fused: as for `scoring.tap_step`.
 
     Returns:

@@ -9,8 +9,8 @@ products of differences are taken in float64; what follows may be float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def anchor_products(anchors: Sequence[Tensor]) -> Tensor:
 
 
 def step_products(anchors: Sequence[Tensor], actual: Tensor, known: Tensor) -> Tensor:
-    """Multiply all pairs of [F, d_1, .., d_(J-1), g], in the order of `pairs_of`.
+    """Multiply all pairs of [F, d_1, .., d_(J-1), g], in the order (0, 0), (0, 1), .., (1, 1), ..
 
     Args:
         known: `anchor_products`. Between full steps, new are |F|^2 and the products of g; the others follow, and lose
@@ -71,7 +71,7 @@ def scores_from_products(
         dtype: of the result.
 
     Returns:
-        (..., predictor, T), see `scoring.score`.
+        (..., predictor, T), see `scoring.rank`.
     """
     sums = weights.sum(dim=-1, keepdim=True)  # (..., P, 1)
     error = torch.cat([weights[..., 1:], sums], dim=-1)  # of d_1, .., g, (..., P, J)
@@ -82,7 +82,7 @@ def scores_from_products(
     count = weights.shape[-1]
     scaled = products / norm  # in units of |F| = 1
     along = scaled[..., 1 : count + 1, :]  # of d_1, .., g, (..., J, T)
-    first, second = pairs_of(count, products.device)
+    first, second = torch.triu_indices(count, count, device=products.device)
     across = scaled[..., count + 1 :, :] - along.index_select(-2, first) * along.index_select(-2, second)
     square = (quadratic_form(error) @ across).clamp_(min=0).to(dtype)  # s^2
     ahead = torch.cat([along[..., :-1, :], 1 + along[..., -1:, :]], dim=-2)  # of d_1, .., A_0, which may be small
@@ -95,15 +95,16 @@ def absolute_losses(anchors: Sequence[Tensor], actual: Tensor, weights: Tensor) 
     """Compute l1 losses, (predictor, T)."""
     sums = weights.sum(dim=1, keepdim=True)  # (P, 1)
     error = torch.cat([weights[:, 1:], sums - 1, sums], dim=1)  # of d_1, .., F and g, (P, J + 1)
-    found = []
-    for vectors in _chunks([*anchors[1:], actual, anchors[0]]):
+
+    def measure(vectors: Tensor) -> Tensor:  # of A_1, .., F, A_0
         for vector in vectors[:-2]:
             vector.sub_(vectors[-1])
         vectors[-1].sub_(vectors[-2])
         norm = vectors[-2].abs().sum(dim=-1)  # (chunk,)
         sizes = [torch.tensordot(row, vectors, dims=1).abs_().sum(dim=-1) for row in error]  # (chunk,) each
-        found.append(torch.stack(sizes) / torch.where(norm > 0, norm, 1))
-    return torch.cat(found, dim=1)
+        return torch.stack(sizes) / torch.where(norm > 0, norm, 1)
+
+    return _by_token([*anchors[1:], actual, anchors[0]], measure)
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -111,15 +112,10 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def pairs_of(count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Pair `count` vectors as (0, 0), (0, 1), .., (1, 1), ..: first and second of each pair, (K,)."""
-    first, second = torch.triu_indices(count, count, device=device)
-    return first, second
-
-
 def quadratic_form(coefficients: Tensor) -> Tensor:
     """Weigh the products of M vectors so that their sum is |sum_m c_m v_m|^2: (..., M) -> (..., K)."""
-    first, second = pairs_of(coefficients.shape[-1], coefficients.device)
+    count = coefficients.shape[-1]
+    first, second = torch.triu_indices(count, count, device=coefficients.device)
     return torch.where(first == second, 1, 2) * coefficients[..., first] * coefficients[..., second]
 
 
@@ -130,23 +126,22 @@ def _dots(vector: Tensor, others: Vectors) -> Tensor:
     return torch.bmm(vector[:, None], torch.as_tensor(others).permute(1, 2, 0)).squeeze(1).T  # faster than n sums
 
 
-def _by_token(features: Sequence[Tensor], multiply: Callable[[Vectors], Tensor]) -> Tensor:
-    """Apply `multiply` to n tensors (..., channel) in float64, which it may change in place: (..., T) of all tokens."""
+def _by_token(features: Sequence[Tensor], multiply: Callable[[Any], Tensor]) -> Tensor:
+    """Apply `multiply` to n tensors (..., channel) in float64, which it may change in place: (..., T) of all tokens.
+
+    Tokens come in chunks, of n rows in one buffer, (n, chunk, channel).
+    """
     if torch.compiler.is_compiling():  # makes one loop of it, without vectors in memory
         # by way of float32, since processors are slow to go from half precision to float64 at once
         single = torch.promote_types(features[0].dtype, torch.float32)
         return multiply([feature.flatten(0, -2).to(single).to(torch.float64, copy=True) for feature in features])
-    return torch.cat([multiply(vectors) for vectors in _chunks(features)], dim=-1)
-
-
-def _chunks(features: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield n features, (..., channel) each, of some tokens after others: (n, chunk, D) in float64, in one buffer."""
     rows = [feature.flatten(0, -2) for feature in features]
     tokens, width = rows[0].shape
     size = max(1, CHUNK_BYTES // (len(rows) * width * torch.float64.itemsize))
-    buffer = rows[0].new_empty(len(rows), min(size, tokens), width, dtype=torch.float64)
+    buffer, found = rows[0].new_empty(len(rows), min(size, tokens), width, dtype=torch.float64), []
     for start in range(0, tokens, size):
-        vectors = buffer[:, : tokens - start]
+        vectors = buffer[:, : tokens - start]  # (n, chunk, D)
         for vector, row in zip(vectors, rows, strict=True):
             vector.copy_(row[start : start + size])
-        yield vectors
+        found.append(multiply(vectors))
+    return torch.cat(found, dim=-1)

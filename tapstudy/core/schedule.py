@@ -47,15 +47,11 @@ class Schedule:
         Args:
             num_steps: of the run; None if nobody knows, then there is no cooldown.
         """
-        if self.cools_down(step, num_steps):
+        if num_steps is not None and step >= num_steps - self.cooldown_steps:
             return True
         if self.full_steps is not None:
             return step in self.full_steps
         return step < self.warmup_steps or (step - (self.warmup_steps - 1)) % self.interval == 0
-
-    def cools_down(self, step: int, num_steps: int | None) -> bool:
-        """Tell whether `step` is one of the last that run in full."""
-        return num_steps is not None and step >= num_steps - self.cooldown_steps
 
     def steps(self, num_steps: int) -> tuple[int, ...]:
         """List the full steps of a run."""

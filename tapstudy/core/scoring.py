@@ -15,7 +15,7 @@ float64 (`products`), accelerators by coordinates in float32 (`coordinates`), in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -58,21 +58,29 @@ def tap_step(
         probe: the actual one.
         history: of the same anchors.
         weights: (predictor, J).
-        known, distance: as for `score`.
+        known, distance: as for `rank`.
         granularity, grid, region_size: as for `select`.
         fused: compute in two kernels, see `fused`. None: on CUDA, where triton is.
 
     Returns:
         Residual (batch, token, channel), choice (batch, token), ranking scores (batch, token, predictor).
     """
-    ranked = kernels.rank(probes, probe, weights, distance=distance, fused=fused)
-    scores, choice = ranked or (score(probes, probe, weights, distance=distance, known=known, fused=False), None)
-    if choice is None or granularity != "token":
-        choice = choose(scores, distance=distance, granularity=granularity, grid=grid, region_size=region_size)
-    return assemble(history.residuals, weights, choice, fused=fused), choice, scores
+    scores, nearest = rank(probes, probe, weights, distance=distance, known=known, fused=fused)
+    choice = choose(
+        scores, nearest=nearest, distance=distance, granularity=granularity, grid=grid, region_size=region_size
+    )
+    residual = assemble(history.residuals, weights, choice, fused=fused)
+    return residual, choice, scores
 
 
 def score(
+    anchors: Sequence[Tensor], actual: Tensor, weights: Tensor, *, distance: Distance = "cosine", **how: Any
+) -> Tensor:
+    """Score predictors: the scores of `rank`, whose arguments these are."""
+    return rank(anchors, actual, weights, distance=distance, **how)[0]
+
+
+def rank(
     anchors: Sequence[Tensor],
     actual: Tensor,
     weights: Tensor,
@@ -80,8 +88,10 @@ def score(
     distance: Distance = "cosine",
     known: Tensor | None = None,
     fused: bool | None = None,
-) -> Tensor:
-    """Rank predictors: the ranking score orders them as their losses do, which `losses_of` makes of it.
+) -> tuple[Tensor, Tensor | None]:
+    """Score predictors, and choose where one kernel does both.
+
+    The ranking score orders them as their losses do, which `losses_of` makes of it.
 
     Args:
         anchors: J tensors (batch, token, channel), newest first.
@@ -92,13 +102,15 @@ def score(
         fused: as for `tap_step`.
 
     Returns:
-        (batch, token, predictor), float32 (float64 for features in float64). Cosine: minus the squared cotangent of the
-        angle between prediction and features, with the sign of the cotangent: -inf for a perfect prediction, 0 for a
-        right angle or no direction. l2: the squared loss. l1: the loss.
+        Scores, (batch, token, predictor), float32 (float64 for features in float64), and the choice of each token for
+        itself, (batch, token), or None. Cosine: minus the squared cotangent of the angle between prediction and
+        features, with the sign of the cotangent: -inf for a perfect prediction, 0 for a right angle or no direction.
+        l2: the squared loss. l1: the loss.
     """
-    ranked = kernels.rank(anchors, actual, weights, distance=distance, fused=fused)
-    if ranked is not None:
-        return ranked[0]
+    if fused or not actual.is_cpu:
+        ranked = kernels.rank(anchors, actual, weights, distance=distance, fused=fused)
+        if ranked is not None:
+            return ranked
     dtype = torch.promote_types(actual.dtype, torch.float32)
     if actual.device.type != "cpu":
         coefficients = resident(weights, actual.device, coefficients_of(distance))
@@ -108,7 +120,7 @@ def score(
     else:
         products = step_products(anchors, actual, anchor_products(anchors) if known is None else known)  # (K, T)
         scores = scores_from_products(products, weights.double(), distance=distance, dtype=dtype)
-    return scores.to(dtype).T.unflatten(0, actual.shape[:-1])
+    return scores.to(dtype).T.unflatten(0, actual.shape[:-1]), None
 
 
 def losses_of(scores: Tensor, *, distance: Distance = "cosine") -> Tensor:
@@ -128,12 +140,12 @@ def predictor_losses(
     """Measure the distance between every prediction and the actual features, per token, over channels.
 
     Args:
-        anchors, actual, weights: as for `score`.
+        anchors, actual, weights: as for `rank`.
         distance: `cosine`: 1 - cos; `l2`: |prediction - actual| / |actual|; `l1`: the same in the 1-norm. A token
             whose actual features are zero gets the absolute norm, and cosine distance 1.
 
     Returns:
-        (batch, token, predictor), as `score`, to about 1e-6 relative.
+        (batch, token, predictor), as by `rank`, to about 1e-6 relative.
     """
     return losses_of(score(anchors, actual, weights, distance=distance), distance=distance)
 
@@ -141,15 +153,17 @@ def predictor_losses(
 def choose(
     scores: Tensor,
     *,
+    nearest: Tensor | None = None,
     distance: Distance = "cosine",
     granularity: Granularity = "token",
     grid: Grid | None = None,
     region_size: int = 4,
 ) -> Tensor:
-    """Choose by ranking scores, (batch, token, predictor), as `select` does by losses."""
-    if granularity != "token":  # tokens that choose together have a mean loss
-        scores = losses_of(scores, distance=distance)
-    return select(scores, granularity=granularity, grid=grid, region_size=region_size)
+    """Choose by ranking scores, (batch, token, predictor), as `select` does by losses, unless `rank` did."""
+    if granularity == "token":
+        return least(scores.nan_to_num(nan=torch.inf).mT)[1] if nearest is None else nearest
+    # tokens that choose together have a mean loss
+    return select(losses_of(scores, distance=distance), granularity=granularity, grid=grid, region_size=region_size)
 
 
 def select(
@@ -174,7 +188,7 @@ def select(
         return losses.mean(dim=1).argmin(dim=-1, keepdim=True).expand(losses.shape[:2])
     if granularity == "region":
         losses = _region_means(losses, grid, region_size)
-    return least(losses.movedim(-1, -2))[1]  # several times faster than argmin where tokens are next to each other
+    return least(losses.mT)[1]  # several times faster than argmin where tokens are next to each other
 
 
 def assemble(anchors: Sequence[Tensor], weights: Tensor, choice: Tensor, *, fused: bool | None = None) -> Tensor:
@@ -189,9 +203,10 @@ def assemble(anchors: Sequence[Tensor], weights: Tensor, choice: Tensor, *, fuse
     Returns:
         (batch, token, channel), float32 or better.
     """
-    assembled = kernels.assemble(anchors, weights, choice, fused=fused)
-    if assembled is not None:
-        return assembled
+    if fused or not choice.is_cpu:
+        assembled = kernels.assemble(anchors, weights, choice, fused=fused)
+        if assembled is not None:
+            return assembled
     dtype = torch.promote_types(anchors[0].dtype, torch.float32)
     rows = resident(weights, choice.device, Tensor.double if dtype == torch.float64 else Tensor.float)[
         choice

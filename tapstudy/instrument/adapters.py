@@ -68,7 +68,7 @@ class Adapter:
     channel_dim: int = 1
     references: Callable[[Any, Arguments], int] = lambda model, arguments: 0
     branches: tuple[str, ...] = ("uncond", "cond")
-    bypass: Callable[[Arguments], str | None] = lambda arguments: None
+    bypass: Callable[[Arguments], str | None] | None = None
     idle: tuple[str, ...] = ()
     refiners: tuple[str, ...] = ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,16 +13,17 @@ from torch import Tensor, nn
 
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.driver import Span
-from tapstudy.instrument.inputs import Inputs
 from tapstudy.instrument.latent import to_tokens
 from tapstudy.instrument.layouts import Grid, Start
 from tapstudy.instrument.module_outputs import ModuleOutput, Sequences, WatchedModule
 from tapstudy.instrument.tokens import ImageTokens
+from tapstudy.instrument.trajectories import Threads
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, Prediction, ProbeKind
 from tapstudy.policies.decision import SKIP, Decision, Part, check_decision
 from tapstudy.policies.parts import PartsPolicy
 
+MISSING = AssertionError, AttributeError, IndexError, TypeError  # what comes of reading None
 State = Literal["full", "skip", "partial", "shadow", "undecided"]
 
 
@@ -38,6 +38,8 @@ class Call:
         shadow: what is predicted has its truth computed beside it.
         latent: what is predicted lives in latent space.
         relative: it is a difference, to the model input or to the hidden state entering the first block.
+        stops: the pass stops at the probe, as far as is known.
+        home: device that the policy works on: of what is added to, should the model be split over several.
         probe_kind: None if the policy reads no probe.
         hidden_tokens: where the image tokens are in the input of the first block.
         tail_tokens: where they are in that of the tail.
@@ -45,15 +47,13 @@ class Call:
         model_input: the latent.
         return_dict: whether the caller wants an output object rather than a tuple.
         start: hidden state entering the first block, (batch, sequence, channel).
-        attention_input: modulated input of the probed block, (batch, sequence, channel).
-        stream: hidden state entering the probed block, (batch, sequence, channel), if the probe is of that kind.
-        latent_tokens: the model input in patches, (batch, token, latent channel), likewise.
-        probe: the image tokens of the first, of the start and the second, or the third.
+        probed: what the probe is read from: by its kind, modulated input of the probed block or hidden state entering
+            it, (batch, sequence, channel), or the model input in patches, (batch, token, latent channel).
         residual: the true one, of the image tokens, where it was computed.
         list_starts: where the image tokens start in the block lists of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
         latent_residual: the residual in latent space beside one in hidden space, likewise.
-        text_tokens: how many tokens of text the model is given, None if unknown.
+        conditioning: what the model is given beside its latent, such as the text.
         module_outputs: what modules gave in this pass, by the name in the recording, call for call, likewise.
         described: description of the arguments, where some modules may idle.
         outputs: what idle modules gave in this pass, by path, call for call.
@@ -71,6 +71,8 @@ class Call:
     timestep: Tensor | float | None
     state: State
     shadow: bool
+    stops: bool
+    home: torch.device
     probe_kind: ProbeKind | None
     latent: bool
     relative: bool
@@ -81,15 +83,13 @@ class Call:
     model_input: Tensor
     return_dict: bool
     start: Tensor | None = None
-    attention_input: Tensor | None = None
-    stream: Tensor | None = None
-    latent_tokens: Tensor | None = None
+    probed: Tensor | None = None
     residual: Tensor | None = None
     prediction: Prediction | None = None
     list_starts: Mapping[int, Start] = field(default_factory=dict)
     deeper_inputs: dict[int, Tensor] = field(default_factory=dict)
     latent_residual: Tensor | None = None
-    text_tokens: int | None = None
+    conditioning: Any = None
     module_outputs: dict[str, list[Any]] = field(default_factory=dict)
     described: dict[str, Any] | None = None
     outputs: dict[str, list[Any]] = field(default_factory=dict)
@@ -101,60 +101,43 @@ class Call:
     cut: bool = False
     stream_length: int = 0
 
-    @property
-    def stops(self) -> bool:
-        """Tell whether the pass stops at the probe, as far as is known."""
-        return self.state == "skip" or (self.state == "undecided" and not self.shadow)
-
     def decide(self, *, full: bool, probe: Tensor | None = None) -> None:
         """Settle what an undecided pass is."""
         self.state = "full" if full else "shadow" if self.shadow else "skip"
         if not full and (decision := self.run.policy.decision(self.step, probe)) is not SKIP:
             self.decision, self.state = checked(decision, self), "partial"
+        self.stops = self.state == "skip"
         if self.state == "full":
             self.run.policy.make_room()
-
-    def maker(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what makes this pass: the model's own forward, or another model."""
-        if self.decision.model is None:
-            return original
-        model: Callable[..., Any] = self.run.policy.models[self.decision.model]  # type: ignore[attr-defined]
-        return model
 
     @property
     def probe(self) -> Tensor | None:
         """(batch, token, channel), or (2, batch, token, channel) of the kind `stream`."""
-        sequence = self.probed
-        if sequence is None:
+        if self.probed is None:
             return None
         if self.probe_kind == "latent":
-            return sequence.to(self.home)
-        tokens = self.probe_tokens.take(sequence).to(self.home)
+            return self.probed.to(self.home)
+        tokens = self.probe_tokens.take(self.probed).to(self.home)
         if self.probe_kind == "modulated":
             return tokens
         assert self.start is not None
         return torch.stack([self.hidden_tokens.take(self.start).to(self.home), tokens])
 
     @property
-    def home(self) -> torch.device:
-        """Return the device that the policy works on: of what is added to, should the model be split over several."""
-        return self.model_input.device if self.latent or self.start is None else self.start.device
+    def text_tokens(self) -> int | None:
+        """How many tokens of text, (batch, token, channel), the model is given; None for anything else."""
+        text = self.conditioning
+        return text.shape[1] if isinstance(text, Tensor) and text.ndim == 3 else None
 
     def let_go(self) -> None:
         """Drop the features that a pass still holds once the policy has seen them and nobody else will."""
-        self.start = self.attention_input = self.stream = self.latent_tokens = self.residual = None
-
-    @property
-    def probed(self) -> Tensor | None:
-        """What the probe is read from, (batch, sequence, channel)."""
-        found = {"modulated": self.attention_input, "stream": self.stream, "latent": self.latent_tokens}
-        return None if self.probe_kind is None else found[self.probe_kind]
+        self.start = self.probed = self.residual = None
 
     def give_up(self, reason: str) -> None:
         """Let this pass run in full although the policy wants to skip."""
         if self.state != "full":
             self.run.fail_opens[reason] += 1
-        self.state = "full"
+        self.state, self.stops = "full", False
 
     def incomplete(self, *sequences: Tensor | None, tail: Tensor | None = None) -> str | None:
         """Tell why a full pass that showed these hidden states, and the tail, cannot enter the history, or None."""
@@ -172,39 +155,26 @@ class Call:
         return None if all(fits) else f"no room for a token grid of {self.grid}"
 
 
-def note_inputs(run: ContextRun, call: Call | None, signature: inspect.Signature, arguments: Mapping[str, Any]) -> None:
-    """Note what a pass is given where its history begins, or at the first of those that no history is about (None)."""
-    if call is None:
-        if not run.inputs:
-            run.inputs.append(Inputs.of(run.step, signature, arguments))
-    elif run.begun is not None:
-        starts = call.hidden_tokens.start, call.probe_tokens.start, call.tail_tokens.start
-        run.inputs.append(Inputs.of(run.step, signature, arguments, info=run.begun, grid=run.grid, starts=starts))
-        run.begun = None
-
-
 class Host(Protocol):
     """Offer what the hooks need of the instrument that they belong to.
 
     Attributes:
         model, adapter, policy: as given.
         call: the pass in progress, None outside of one and in a pass that no history is about.
-        context_name: what the pipeline names its calls.
+        threads: what every thread names its calls.
     """
 
     model: nn.Module
     adapter: Adapter
     policy: Policy
     call: Call | None
-    context_name: str | None
+    threads: Threads
 
     @property
     def target_timesteps(self) -> Any:
         """Timesteps of the scheduler that belongs to what the policy was put on, None if it has none."""
 
-    def forward(
-        self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the transformer's forward under the policy."""
 
     def passed_by(self) -> None:
@@ -313,3 +283,92 @@ def _module_outputs(call: Call, watched: Mapping[str, WatchedModule]) -> dict[st
         name: sequences.read(one, call.module_outputs.get(name, []), len(call.start)) for name, one in watched.items()
     }
     return {name: output for name, output in found.items() if output is not None}
+
+
+# Where what a policy says enters the model: refused if it would go wrong in silence
+
+
+def observe(call: Call) -> None:
+    """Show the policy a full step."""
+    policy, residual = call.run.policy, call.residual
+    assert residual is not None
+    try:
+        policy.observe(call.step, call.probe, residual)
+    except MISSING as error:
+        _explain(error, policy, "observe")
+        raise
+    call.run.observed = True
+
+
+def predicted(call: Call, model: nn.Module, *, shape: torch.Size, device: torch.device | None) -> Tensor:
+    """Return the residual that the policy predicts at a skip step of `model`, fit to take the place of a true one.
+
+    Where gradients are recorded it is a leaf of their graph, and as trainable as what the model would have computed:
+    one may call `backward` on whatever follows, and gradients end here.
+
+    Args:
+        shape: of the residuals that were observed, (batch, token, channel).
+        device: of what it is added to, None if of nothing.
+
+    Raises:
+        TypeError: no prediction, or no floating residual of 16 bits or more.
+        ValueError: a residual of another shape or on another device, or choices or losses that do not fit the labels.
+    """
+    policy, probe = call.run.policy, call.probe
+    try:
+        prediction = policy.predict(call.step, probe, call.residual)
+    except MISSING as error:
+        _explain(error, policy, "predict")
+        raise
+    _check(prediction, policy, step=call.step, shape=shape, device=device)
+    call.prediction, residual = prediction, prediction.residual
+    try:
+        policy.skipped(call.step, probe, prediction)
+    except MISSING as error:
+        _explain(error, policy, "skipped")
+        raise
+    if torch.is_grad_enabled():  # a copy, since histories are overwritten before anybody calls backward
+        return residual.detach().clone().requires_grad_(any(weight.requires_grad for weight in model.parameters()))
+    # what was made in inference mode cannot be written to outside of it
+    return residual.clone() if residual.is_inference() and not torch.is_inference_mode_enabled() else residual
+
+
+def _explain(error: Exception, policy: Policy, method: str) -> None:
+    """Raise a TypeError that says how a policy asks for more, in place of an error that comes of reading None."""
+    asked = {"needs_probe": policy.needs_probe, "needs_truth": policy.needs_truth or method != "predict"}
+    missing = [name for name, given in asked.items() if not given]
+    # without a probe a history has none either: an assertion or an empty list speaks of that
+    if not missing or (policy.needs_probe and "NoneType" not in str(error)):
+        return
+    names = " or ".join(missing)
+    raise TypeError(
+        f"{type(policy).__name__}.{method} failed without what it had not asked for ({type(error).__name__}: "
+        f"{str(error) or 'no message'}): if it reads the {names.replace('needs_', '')}, set {names} = True on it"
+    ) from error
+
+
+def _check(
+    prediction: Prediction, policy: Policy, *, step: int, shape: torch.Size, device: torch.device | None
+) -> None:
+    where = f"{type(policy).__name__}.predict at step {step}"
+    if not isinstance(prediction, Prediction):
+        raise TypeError(f"{where} must return a Prediction, got {type(prediction).__name__}: wrap it, Prediction(...)")
+    residual = prediction.residual
+    if not residual.is_floating_point() or residual.dtype.itemsize < 2:
+        raise TypeError(f"{where} gave a residual of {residual.dtype}: it must be a float of 16 bits or more")
+    if residual.shape != shape:
+        raise ValueError(
+            f"{where} gave a residual of shape {tuple(residual.shape)}, but (batch, token, channel) are "
+            f"{tuple(shape)} here: return one of the shape that observe was given"
+        )
+    if device is not None and residual.device != device:
+        raise ValueError(
+            f"{where} gave a residual on {residual.device}, but the model computes on {device}: bring it there"
+        )
+    count, scored = len(policy.labels), prediction.inverse
+    if prediction.choice is not None and count == 0:
+        raise ValueError(f"{where} gave choices, but the policy has no labels that they could be indices of")
+    if scored is None and isinstance(prediction.losses, Tensor):
+        scored = prediction.losses[0, 0]
+    if scored is not None and len(scored) != count:
+        raise ValueError(f"{where} gave losses of {len(scored)} predictors, but the policy has {count} labels")

@@ -1,10 +1,11 @@
-"""Which scheduler drives a call of the transformer, and which of its steps the call belongs to."""
+"""Which scheduler drives a call of the transformer, which of its steps the call belongs to, and where runs begin."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -26,16 +27,12 @@ class Value:
     """The timestep of a call as one number, read (and waited for) when it is first asked for."""
 
     timestep: Tensor | float | None
-    _read: float | None = None
-
-    @property
-    def is_read(self) -> bool:
-        return self._read is not None
+    read: float | None = None
 
     def __call__(self) -> float | None:
-        if self._read is None and self.timestep is not None:
-            self._read = timestep_value(self.timestep)
-        return self._read
+        if self.read is None and self.timestep is not None:
+            self.read = timestep_value(self.timestep)
+        return self.read
 
 
 def timestep_value(timestep: Tensor | float) -> float:
@@ -45,33 +42,26 @@ def timestep_value(timestep: Tensor | float) -> float:
     return float(timestep)
 
 
-@dataclass(frozen=True)
 class Driver:
-    """What drives a call.
+    """What drives a call, as it is when the call is made.
 
     Attributes:
         scheduler: None if nobody knows it.
         owner: the pipeline, or other object, that the scheduler belongs to, if any.
         certain: the call comes from the owner's own `__call__`. Otherwise the scheduler counts as long as the timestep
             that the model gets is the one the scheduler is at.
+        timesteps: of the whole run, in the order of sampling; None before `set_timesteps`.
+        step_index: the step that the scheduler is at, None before the first, and where it does not count.
     """
 
-    scheduler: Any = None
-    owner: Any = None
-    certain: bool = False
-
-    @property
-    def timesteps(self) -> Tensor | None:
-        """Of the whole run, in the order of sampling; None before `set_timesteps`."""
-        timesteps = getattr(self.scheduler, "timesteps", None)
+    def __init__(self, scheduler: Any = None, owner: Any = None) -> None:
+        self.scheduler, self.owner, self.certain = scheduler, owner, False
+        self.step_index: int | None = getattr(scheduler, "step_index", None)
+        timesteps = getattr(scheduler, "timesteps", None)
         # schedulers are born with their training times
-        is_set = getattr(self.scheduler, "num_inference_steps", None) is not None or self.step_index is not None
-        return timesteps if isinstance(timesteps, Tensor) and timesteps.ndim == 1 and is_set else None
-
-    @property
-    def step_index(self) -> int | None:
-        """The step that the scheduler is at, None before the first, and where it does not count."""
-        return getattr(self.scheduler, "step_index", None)
+        is_set = getattr(scheduler, "num_inference_steps", None) is not None or self.step_index is not None
+        fits = isinstance(timesteps, Tensor) and timesteps.ndim == 1 and is_set
+        self.timesteps: Tensor | None = timesteps if fits else None
 
     @property
     def told(self) -> int | None:
@@ -101,12 +91,11 @@ class Driver:
             return begin
         return next((index for index in found if index >= after), found[0] if found else None)
 
-    def scalings(self, index: int, value: Value) -> frozenset[int]:
-        """Find the scalings in which a call with timestep `value` is of step `index`: all while that is not read."""
-        timesteps, given = self.timesteps, value() if value.is_read else None
-        if timesteps is None or given is None:
+    def scalings(self, index: int, given: float) -> frozenset[int]:
+        """Find the scalings in which a call with that timestep is of step `index`."""
+        if self.timesteps is None:
             return SCALINGS
-        distances = self._distances(float(timesteps[index]), given)
+        distances = self._distances(float(self.timesteps[index]), given)
         return frozenset(scaling for scaling in SCALINGS if distances[scaling] <= _ROUNDED)
 
     def _located(self, timesteps: Tensor, value: Value, scalings: frozenset[int]) -> list[int]:
@@ -213,48 +202,44 @@ def find_driver(target: Any, value: Value) -> Driver:
     Without one it is the scheduler of `target`, which the policy was put on, as it is now.
     """
     own = Driver(getattr(target, "scheduler", None), target)
-    for frame in _loops():
-        found = _held(frame)
-        if found and any(driver.scheduler is own.scheduler for driver in found):
-            found = [driver for driver in found if driver.scheduler is not own.scheduler] + [own]
-        if len(found) > 1:
-            found = [driver for driver in found if driver.index(value) is not None]
-            return found[0] if len(found) == 1 else own if own in found else Driver()
-        if found:
-            return replace(found[0], certain=_called(frame, found[0].owner))
-    return own
-
-
-def _loops() -> Iterator[FrameType]:
-    """Return the functions that the call comes through, nearest first, without the machinery in between."""
     frame, seen = inspect.currentframe(), 0
     while frame is not None and seen < _DEPTH:
         if not (frame.f_globals.get("__name__") or "").startswith(_BETWEEN):
             seen += 1
-            yield frame
+            found = _held(frame, own)
+            if len(found) > 1:
+                found = [driver for driver in found if driver.index(value) is not None]
+                return found[0] if len(found) == 1 else own if own in found else Driver()
+            if found:
+                found[0].certain = _called(frame, found[0].owner)
+                return found[0]
         frame = frame.f_back
+    return own
 
 
-def _held(frame: FrameType) -> list[Driver]:
-    """Return the schedulers that a function holds; only that of the object itself if it is a method of one."""
-    code = frame.f_code
+def _held(frame: FrameType, own: Driver) -> list[Driver]:
+    """Return the schedulers that a function holds, `own` last; of a method only that of its object, if it has one."""
+    local, code = frame.f_locals, frame.f_code
     if code.co_argcount and code.co_varnames[0] == "self":
-        itself = frame.f_locals.get("self")
+        itself = local.get("self")
         scheduler = getattr(itself, "scheduler", None)
         if _is_scheduler(scheduler):
-            return [Driver(scheduler, itself)]
+            return [own if scheduler is own.scheduler else Driver(scheduler, itself)]
     found: dict[int, Driver] = {}
-    for value in list(frame.f_locals.values()):
-        # asked of its class: just any object may do anything when asked for an attribute
-        is_pipeline = any(hasattr(type(value), name) for name in ("register_modules", "register_components"))
+    for value in list(local.values()):
+        kind = type(value)  # which is asked: just any object may do anything when asked for an attribute
+        is_pipeline = hasattr(kind, "register_modules") or hasattr(kind, "register_components")
         scheduler = getattr(value, "scheduler", None) if is_pipeline else value
         if _is_scheduler(scheduler) and (is_pipeline or id(scheduler) not in found):
             found[id(scheduler)] = Driver(scheduler, value if is_pipeline else None)
+    if found.pop(id(own.scheduler), None) is not None:
+        found[id(own.scheduler)] = own
     return list(found.values())
 
 
 def _is_scheduler(value: Any) -> bool:
-    return all(callable(getattr(type(value), name, None)) for name in ("step", "set_timesteps"))
+    kind = type(value)
+    return callable(getattr(kind, "step", None)) and callable(getattr(kind, "set_timesteps", None))
 
 
 def _called(frame: FrameType, owner: Any) -> bool:
@@ -265,3 +250,139 @@ def _called(frame: FrameType, owner: Any) -> bool:
             return True
         up = up.f_back
     return False
+
+
+# Where runs and their steps begin
+
+
+class StepWatch:
+    """Tells whether a call of the transformer begins a run, or a step of it.
+
+    With a scheduler that drives the calls: `set_timesteps` makes a new `timesteps` tensor, so another object there
+    means another run, even after an exception; within it the scheduler's own count of steps tells. Without one: the
+    timestep. It moves with every step, and against its direction, or back to the first value, with a new run.
+
+    Attributes:
+        tick: number of the step, over all runs.
+        index: the scheduler's number of that step, None if unknown.
+        counted: whether the scheduler has counted a step in this run.
+        repeated: whether calls at one and the same timestep were taken for steps, for want of any sign.
+        misread: whether this run began with the call that showed that they were none.
+    """
+
+    def __init__(self) -> None:
+        self.tick = 0
+        self._scheduler: Callable[[], Any] = lambda: None
+        self._timesteps: Tensor | None = None
+        self._left: Tensor | None = None
+        self._offered: tuple[Tensor | None, int | None] = (None, None)
+        self.forget()
+
+    def forget(self) -> None:
+        self.counted = self.repeated = self.misread = False
+        self.index: int | None = None
+        self._blank = True
+        self._first: float | None = None
+        self._last: float | None = None
+        self._direction = 0.0
+        self._scalings = SCALINGS  # of the timesteps in this run
+
+    def look(self, driver: Driver, value: Value) -> bool:
+        """Take in a call; whether a run begins with it."""
+        if driver.timesteps is self._timesteps:
+            index = driver.index(value, after=self.index or 0, scalings=self._scalings)
+        else:
+            index = driver.index(value)
+        (offered, at), self._offered = self._offered, (driver.timesteps, driver.step_index)
+        if not driver.certain and index is not None:
+            # a scheduler that had no part in the run does not come in halfway, nor does one join us halfway, or wait
+            # where it is when the next run begins
+            by_value = not self._blank and self.index is None and driver.timesteps is offered
+            late = bool(driver.step_index) and driver.timesteps is not self._timesteps
+            waits = at is not None and driver.step_index == at
+            if late or (by_value and (waits or not self._restarted(value()))):
+                index = None
+        now = value() if index is None else value.read
+        moved = (index is not None and self.index is not None and index != self.index) or (
+            now is not None and self._last is not None and now != self._last
+        )
+        # what was taken for steps were contexts, of a run that must begin anew
+        misread = self.repeated and moved
+        began = self._begins(driver, index, now) or misread
+        if began:
+            self.forget()
+            self.misread = misread
+        if began or moved:
+            self.tick += 1
+            self.counted |= not began and index is not None
+        if index is not None:
+            self.index = index
+            # one that fits none is of a pipeline whose word counts, whatever it makes of its timesteps
+            if now is not None:
+                self._scalings = (self._scalings & driver.scalings(index, now)) or self._scalings
+        if now is not None:
+            self._note(now)
+        self._blank = False
+        return began
+
+    @property
+    def still(self) -> bool:
+        """Whether nothing has shown yet how steps are told: no scheduler is known, and the timestep has not moved."""
+        return self.index is None and self._direction == 0 and not self.misread
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether the scheduler has begun a run that this watch has not seen."""
+        scheduler = self._scheduler()
+        timesteps = getattr(scheduler, "timesteps", None)
+        return scheduler is not None and timesteps is not self._timesteps and timesteps is not self._left
+
+    def leave(self) -> bool:
+        """The pipeline is through. Whether the watch saw its last step: timesteps made after it are for no run."""
+        timesteps = self._timesteps
+        seen = timesteps is not None and self.index == len(timesteps) - 1
+        if seen:  # held, as the others
+            self._left = getattr(self._scheduler(), "timesteps", None)
+        return seen
+
+    @property
+    def finished(self) -> bool:
+        """Whether the scheduler has no more steps to make, or is gone."""
+        scheduler, timesteps = self._scheduler(), self._timesteps
+        if timesteps is None:  # a loop that no scheduler is known of
+            return False
+        return scheduler is None or (getattr(scheduler, "step_index", None) or 0) >= len(timesteps)
+
+    def _begins(self, driver: Driver, index: int | None, now: float | None) -> bool:
+        timesteps = driver.timesteps if index is not None or driver.certain else None
+        if timesteps is not None and timesteps is not self._timesteps:
+            self._timesteps = timesteps  # held, so that its address cannot be reused by the next run's tensor
+            self._scheduler = _weakly(driver.scheduler)
+            return True
+        if self._blank:
+            return True
+        if index is None and self.index is not None and not driver.certain:
+            return True  # the scheduler that has driven the run does not drive this call
+        if index is not None and self.index is not None and index != self.index:
+            return index < self.index
+        return self._restarted(now)
+
+    def _restarted(self, now: float | None) -> bool:
+        if now is None or self._first is None or self._last is None:
+            return False
+        move = now - self._last
+        return (move != 0 and now == self._first) or move * self._direction < 0
+
+    def _note(self, now: float) -> None:
+        if self._first is None or self._last is None:
+            self._first = now
+        elif now != self._last:
+            self._direction = now - self._last
+        self._last = now
+
+
+def _weakly(value: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(value)
+    except TypeError:  # such as a namespace
+        return lambda: value

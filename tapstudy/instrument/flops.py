@@ -122,7 +122,7 @@ class Passes:
         beside: list[int] = []
         instrument = Instrument(model, adapters[0], self._as_it_decided(beside), shadow=self.shadow)
         instrument.attach()
-        instrument.named_context = "as it was"
+        instrument.threads.names.given = "as it was"
         counted: dict[tuple[object, ...], int] = {}
         part = fulls = since = 0
         for step, kind in enumerate(self.kinds):
@@ -200,5 +200,5 @@ def _as_it_was(adapter: Adapter, inputs: Inputs) -> Adapter:
         image_start=(lambda _: first, *[lambda _: probed] * (lists - 1)),
         tail_start=None if adapter.tail_start is None else lambda _: tail,
         references=lambda _, arguments: read_latent(arguments[adapter.latent]).shape[1] - prod(inputs.grid),
-        bypass=lambda _: None,
+        bypass=None,
     )

@@ -192,11 +192,11 @@ class Handle(AbstractContextManager["Handle"]):
     @contextmanager
     def context(self, name: str) -> Iterator[None]:
         """Name the guidance branch of the calls in the block, for custom loops that make several calls per step."""
-        outer = {instrument: instrument.named_context for instrument in self._instruments.values()}
-        for instrument in outer:
-            instrument.named_context = name
+        outer = [(names, names.given) for names in (one.threads.names for one in self._instruments.values())]
+        for names, _ in outer:
+            names.given = name
         try:
             yield
         finally:
-            for instrument, before in outer.items():
-                instrument.named_context = before
+            for names, before in outer:
+                names.given = before

@@ -35,17 +35,6 @@ class StopForward(Exception):
     """Unwinds the forward pass once the probe is known. Carries no tensor, so no traceback can hold one."""
 
 
-class RootHook:
-    """On the transformer."""
-
-    def __init__(self, instrument: Host) -> None:
-        self.instrument = instrument
-
-    @in_python(recursive=False)  # the transformer's own forward, called from here, is compiled
-    def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.instrument.forward(inner, self.instrument.context_name, args, kwargs)
-
-
 class ContextHook:
     """On the transformer's `cache_context`, where pipelines name their calls."""
 
@@ -54,12 +43,13 @@ class ContextHook:
 
     @contextmanager
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-        self.instrument.context_name = args[0] if args else kwargs["name"]
+        names = self.instrument.threads.names
+        names.told = args[0] if args else kwargs["name"]
         try:
             with inner(*args, **kwargs):
                 yield
         finally:
-            self.instrument.context_name = None
+            names.told = None
 
 
 class EndHook:
@@ -101,8 +91,10 @@ class BlockHook:
                     args = (call.start, *args[1:])
                 else:
                     kwargs = {**kwargs, "hidden_states": call.start}
+            if not call.latent:
+                call.home = call.start.device
         if self.place == 0 and call.probe_kind == "stream":
-            call.stream = args[0] if args else kwargs["hidden_states"]
+            call.probed = args[0] if args else kwargs["hidden_states"]
             if call.state == "undecided":
                 self.instrument.decide(call)
             if call.stops and call.latent:
@@ -153,7 +145,7 @@ class ProbeHook:
     def run(self, inner: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.instrument.call
         if call is not None and call.probe_kind == "modulated" and not call.cut:
-            call.attention_input = args[0] if args else kwargs["hidden_states"]
+            call.probed = args[0] if args else kwargs["hidden_states"]
             if call.state == "undecided":
                 self.instrument.decide(call)
             if call.stops:

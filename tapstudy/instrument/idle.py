@@ -80,8 +80,6 @@ def hand_out(call: Call, adapter: Adapter, arguments: Mapping[str, Any]) -> None
     The shapes inside the pass must be known to be the same. A pass that may still turn into a full one needs what idle
     modules give, and a gradient needs all.
     """
-    if not adapter.idle:
-        return
     call.described = describe(arguments, (adapter.latent, adapter.timestep))
     if call.state == "skip" and not torch.is_grad_enabled() and same_description(call.run.described, call.described):
         call.blanks = {path: list(outputs) for path, outputs in call.run.blanks.items()}

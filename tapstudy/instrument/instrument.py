@@ -12,22 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tapstudy.core.apart import apart
 from tapstudy.instrument import hooks
 from tapstudy.instrument.adapters import Adapter
-from tapstudy.instrument.answer import observe, predicted
-from tapstudy.instrument.call import Call, StepEvent, note_inputs
+from tapstudy.instrument.call import Call, StepEvent, observe, predicted
 from tapstudy.instrument.caution import Cautions
-from tapstudy.instrument.control import taking_part
-from tapstudy.instrument.driver import Value, run_info
+from tapstudy.instrument.driver import Driver, Value, run_info
 from tapstudy.instrument.idle import hand_out, keep_blanks
+from tapstudy.instrument.inputs import Inputs
 from tapstudy.instrument.latent import Form, from_tokens, latent_residual, latent_sum, misfit, read_latent, to_tokens
 from tapstudy.instrument.presence import Presence, refuse_other_caches
 from tapstudy.instrument.token_runs import spread, spread_latent
-from tapstudy.instrument.tokens import ImageTokens, add_into, text_length
-from tapstudy.instrument.trajectories import Trajectories, Turn
-from tapstudy.instrument.trajectory import ContextRun
-from tapstudy.policies.base import Policy, check_policy
+from tapstudy.instrument.tokens import ImageTokens, add_into
+from tapstudy.instrument.trajectories import Threads, Trajectories
+from tapstudy.instrument.trajectory import ContextRun, taking_part
+from tapstudy.policies.base import Policy, RunInfo, apart, check_policy
 
 
 class Instrument:
@@ -57,7 +55,7 @@ class Instrument:
         self.shadow = shadow or policy.needs_truth
         self.listeners: list[Callable[[StepEvent], None]] = []
         self.call: Call | None = None
-        self._turn = Turn()
+        self.threads = Threads()
         self._trajectories = Trajectories(model, target, policy)
         self._signature = inspect.signature(type(model).forward)
         self.presence = Presence(self)
@@ -81,7 +79,7 @@ class Instrument:
 
     def in_a_pass(self) -> bool:
         """Tell whether this thread is in the middle of a pass; wait for that of another one."""
-        with self._turn:
+        with self.threads.turn:
             return self.call is not None
 
     def detach(self) -> None:
@@ -93,14 +91,6 @@ class Instrument:
         """Take note that the first block is about to run outside a call that came to the policy."""
         if not self.presence.complete:
             self._stand_aside()
-
-    @hooks.in_python
-    def _takes_part(self) -> bool:
-        """Tell whether the call in progress is the policy's."""
-        if self.presence.keep():
-            return True
-        self._stand_aside()
-        return False
 
     def _stand_aside(self) -> None:
         """Let the call in progress run as it would without the policy, and say so."""
@@ -114,27 +104,9 @@ class Instrument:
         """The contexts of the last trajectory that was gone on with, by name."""
         return self._trajectories.latest.runs
 
-    @property
-    def named_context(self) -> str | None:
-        """Name that the caller gives the calls of this thread."""
-        return self._trajectories.given.value
-
-    @named_context.setter
-    def named_context(self, name: str | None) -> None:
-        self._trajectories.given.value = name
-
-    @property
-    def context_name(self) -> str | None:
-        """Name that the pipeline gives the calls of this thread."""
-        return self._trajectories.told.value
-
-    @context_name.setter
-    def context_name(self, name: str | None) -> None:
-        self._trajectories.told.value = name
-
     def reset(self) -> None:
         """Forget all trajectories, histories and all."""
-        with self._turn:
+        with self.threads.turn:
             self._cautions.about_skips(self.runs)
             self.presence.forgive()
             self._trajectories.clear()
@@ -151,137 +123,144 @@ class Instrument:
 
     def end_trajectory(self) -> None:
         """Free the histories, since the pipeline call is over; keep the counts for the summary."""
-        with self._turn:
+        with self.threads.turn:
             self._cautions.about_skips(self._trajectories.end().runs)
 
-    def _find_run(self, name: str | None, arguments: dict[str, Any], *, bypass: bool = False) -> ContextRun:
-        """Return the context of this call; starts a new trajectory when it is time."""
-        timestep = arguments.get(self.adapter.timestep)
-        driver, began = self._trajectories.take(Value(timestep))
+    def _start(self, driver: Driver) -> None:
+        """Start a new trajectory."""
         trajectory = self._trajectories.latest
-        if began:
-            self._cautions.about_skips(trajectory.runs)
-            refuse_other_caches(self.model)  # one may have been enabled since
-            self._trajectories.start(driver)
-            self._cautions.about_sampling(self.policy, driver.scheduler, run_info(trajectory.span))
+        self._cautions.about_skips(trajectory.runs)
+        refuse_other_caches(self.model)  # one may have been enabled since
+        self._trajectories.start(driver)
+        self._cautions.about_sampling(self.policy, driver.scheduler, run_info(trajectory.span))
         if trajectory.watch.misread:
             self._cautions.about_repeats()
-        if bypass:
-            return trajectory.aside(str(name))
-        key = None if name else arguments.get(self.adapter.key)
-        return trajectory.context(name, key, arguments[self.adapter.latent], timestep)
 
-    def _begin(self, run: ContextRun, arguments: dict[str, Any]) -> None:
-        """Give `run` an empty history."""
+    def _begin(self, run: ContextRun, arguments: Mapping[str, Any]) -> RunInfo:
+        """Give `run` an empty history; returns what its policy is told."""
         run.grid = self.adapter.grid(self.model, arguments)
         if (notice := self.adapter.notice(run.grid)) is not None:
             self._cautions.warn(f"{type(self.model).__name__}: {notice}")
         run.policy = self.policy.fresh()
-        run.begun = replace(self._trajectories.latest.told(run), layout=self.presence.layout)
-        run.policy.begin(run.begun)
+        info = replace(self._trajectories.latest.told(run), layout=self.presence.layout)
+        run.policy.begin(info)
         run.observed, run.taught_nothing, run.restart = False, None, None
         run.misfit = misfit(self.model, self.adapter, arguments)
+        return info
 
     # One pass. Under torch.compile the bookkeeping before and after it stays in Python; what is compiled lies between,
     # in the transformer's own forward.
 
     @hooks.in_python(recursive=False)
-    def forward(
-        self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the transformer's forward under the policy."""
-        with self._turn:
-            if self._takes_part():
-                return self._forward(original, name, args, kwargs)
-            return original(*args, **kwargs)
-
-    @hooks.in_python(recursive=False)
-    def _forward(
-        self, original: Callable[..., Any], name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        run, call, device = self._prepare(name, args, kwargs)
-        self.call, original = call, original if call is None else call.maker(original)
-        try:
-            with run.clock.measure(device) as note:
-                output = None
-                if call is None or not call.stops or not call.latent or call.probe_kind in ("modulated", "stream"):
-                    with contextlib.suppress(hooks.StopForward):
-                        output = original(*args, **kwargs)
-                    if call is not None and call.blanks and not call.stops:  # it cannot skip after all
-                        call.blanks, call.outputs, call.module_outputs = {}, {}, {}
-                        output = original(*args, **kwargs)
-                if call is not None and call.latent:
-                    output = self._finish_latent(call, output)
-                elif call is not None and self._wants_latent and call.state == "full":
-                    call.latent_residual = self._latent_tokens(call, Form.read(output)[0])
-                note["kind"] = "full" if call is None else call.state
-            self.call = None  # the pass is over: a listener may take the policy off
-            self._conclude(run, call)
-        except BaseException:
-            self._trajectories.latest.clear()  # a half-done step has no place in a history
-            raise
-        finally:
-            self.call = None
-        return output
+        with self.threads.turn:
+            prepared = self._prepare(args, kwargs)
+            if prepared is None:
+                return inner(*args, **kwargs)
+            run, self.call, device = prepared
+            call = self.call
+            if call is not None and call.decision.model is not None:  # another model makes this pass
+                inner = run.policy.models[call.decision.model]
+            try:
+                with run.clock.measure(device) as note:
+                    output = None
+                    if call is None or not call.stops or not call.latent or call.probe_kind in ("modulated", "stream"):
+                        with contextlib.suppress(hooks.StopForward):
+                            output = inner(*args, **kwargs)
+                        if call is not None and call.blanks and not call.stops:  # it cannot skip after all
+                            call.blanks, call.outputs, call.module_outputs = {}, {}, {}
+                            output = inner(*args, **kwargs)
+                    if call is not None and call.latent:
+                        output = self._finish_latent(call, output)
+                    elif call is not None and self._wants_latent and call.state == "full":
+                        call.latent_residual = self._latent_tokens(call, Form.read(output)[0])
+                    note["kind"] = "full" if call is None else call.state
+                self.call = None  # the pass is over: a listener may take the policy off
+                self._conclude(run, call)
+            except BaseException:
+                self._trajectories.latest.clear()  # a half-done step has no place in a history
+                raise
+            finally:
+                self.call = None
+            return output
 
     @hooks.in_python
     def _prepare(
-        self, name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[ContextRun, Call | None, torch.device]:
-        """Tell which context this is, and what happens at this step: None for a pass that the history is not about."""
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[ContextRun, Call | None, torch.device] | None:
+        """Tell which context this is, and what happens at this step.
+
+        No call: a pass that the history is not about. None: one that is not the policy's.
+        """
+        if not self.presence.keep():
+            self._stand_aside()
+            return None
         arguments = self._signature.bind(self.model, *args, **kwargs).arguments
-        reason = self.adapter.bypass(arguments)
-        if reason is not None:  # such passes have a context of their own
-            run = self._find_run(reason, arguments, bypass=True)
+        timestep = arguments.get(self.adapter.timestep)
+        driver, began = self._trajectories.take(Value(timestep))
+        if began:
+            self._start(driver)
+        trajectory = self._trajectories.latest
+        if self.adapter.bypass is not None and (reason := self.adapter.bypass(arguments)) is not None:
+            run = trajectory.aside(reason)  # such passes have a context of their own
             if not self.policy.wants_full(run.step):
                 run.fail_opens[reason] += 1
-            note_inputs(run, None, self._signature, arguments)
+            if not run.inputs:
+                run.inputs.append(Inputs.of(run.step, self._signature, arguments))
             return run, None, next(self.model.parameters()).device
-        run = self._find_run(self.named_context or name, arguments)
-        latent = read_latent(arguments[self.adapter.latent])
+        name = self.threads.names.given or self.threads.names.told
+        given = arguments[self.adapter.latent]
+        run = trajectory.context(name, None if name else arguments.get(self.adapter.key), given, timestep)
+        latent = given if isinstance(given, Tensor) else read_latent(given)
         return run, self._open(run, arguments, latent), latent.device
 
-    def _open(self, run: ContextRun, arguments: dict[str, Any], latent: Tensor) -> Call:
+    def _open(self, run: ContextRun, arguments: Mapping[str, Any], latent: Tensor) -> Call:
         """Decide what this pass does, before any of the model runs."""
-        taking = taking_part(arguments)
+        adapter, taking, info = self.adapter, taking_part(arguments), None
         changed = run.change(latent.shape, taking)
         if run.shape is None or changed is not None:
-            self._begin(run, arguments)
+            info = self._begin(run, arguments)
             run.shape, run.taking = latent.shape, taking
-        policy = run.policy
-        full = policy.wants_full(run.step)
+        policy, step = run.policy, len(run.kinds)
+        full = policy.wants_full(step)
         if not (full or run.observed):
             run.fail_opens[changed or run.taught_nothing or "no history yet"] += 1
             full = True
         count = prod(run.grid)
         kind = policy.probe_kind if policy.needs_probe else None
-        probe_start = self.adapter.stream_start if kind == "stream" else self.adapter.start
+        first, probe_start = adapter.start(0, arguments), adapter.stream_start if kind == "stream" else adapter.start
         call = Call(
             run,
-            run.step,
+            step,
             run.timestep,
             state="undecided",
             shadow=self.shadow,
+            stops=not self.shadow,
+            home=latent.device,
             probe_kind=kind,
             latent=policy.residual_site in ("latent", "output"),
             relative=policy.residual_site in ("latent", "hidden"),
             grid=run.grid,
-            hidden_tokens=ImageTokens(count, self.adapter.start(0, arguments)),
-            tail_tokens=ImageTokens(count, self.adapter.start_in_tail(arguments)),
+            hidden_tokens=ImageTokens(count, first),
+            tail_tokens=ImageTokens(count, first if adapter.tail_start is None else adapter.tail_start(arguments)),
             probe_tokens=ImageTokens(count, probe_start(self.presence.probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),
-            list_starts={index: self.adapter.start(index, arguments) for index in self.presence.lists},
-            text_tokens=text_length(arguments.get(self.adapter.key)),
+            list_starts={index: adapter.start(index, arguments) for index in self.presence.lists},
+            conditioning=arguments.get(adapter.key),
         )
         if full or not policy.decides_by_probe:
             call.decide(full=full)
         if kind == "latent":
-            call.latent_tokens = to_tokens(latent, run.grid, self.adapter.channel_dim)
+            call.probed = to_tokens(latent, run.grid, adapter.channel_dim)
             if call.state == "undecided":
                 self.decide(call)
-        hand_out(call, self.adapter, arguments)
-        note_inputs(run, call, self._signature, arguments)
+        if adapter.idle:
+            hand_out(call, adapter, arguments)
+        if info is not None:
+            starts = call.hidden_tokens.start, call.probe_tokens.start, call.tail_tokens.start
+            run.inputs.append(Inputs.of(step, self._signature, arguments, info=info, grid=run.grid, starts=starts))
         return call
 
     @hooks.in_python
@@ -303,7 +282,9 @@ class Instrument:
             keep_blanks(call)
         if self.listeners:
             self._tell(call)
-        self._trajectories.release(run)
+        latest = self._trajectories.latest
+        if latest.hands_over_at is not None and latest.watch.index == latest.hands_over_at:
+            run.free(self.policy.fresh())  # another transformer makes the steps that are left
 
     def _tell(self, call: Call) -> None:
         """Tell the listeners of a pass that is over."""
@@ -332,13 +313,13 @@ class Instrument:
         if call.state == "full":
             call.run.tail_device = None if tail.device == call.home else tail.device
             return self._observe(call, tail)
-        predicted = self._predict(call)  # (B, N, D)
+        residual = predicted(call, self.model, shape=start.shape, device=start.device)  # (B, N, D)
         if call.relative:
             # new memory is dear, and events show the prediction to listeners
             mine = call.prediction is not None and call.prediction.disposable and not self.listeners
-            predicted = add_into(predicted, start) if mine else start + predicted
+            residual = add_into(residual, start) if mine else start + residual
         same = self.adapter.tail_start is None  # what the first block was given is what came through the others
-        replaced = call.tail_tokens.put(call.start if same else sequence, predicted)
+        replaced = call.tail_tokens.put(call.start if same else sequence, residual)
         return replaced.to(tail.device, tail.dtype).view(tail.shape)
 
     @hooks.in_python
@@ -377,7 +358,7 @@ class Instrument:
         """Note a full pass that showed too little to learn from, which the history has made room for."""
         call.run.observed, call.run.taught_nothing = False, reason
         call.give_up(reason)
-        call.attention_input = call.stream = call.latent_tokens = None
+        call.probed = None
         self._cautions.warn(
             f"a step of {type(self.model).__name__} ran in full and taught the policy nothing: {reason}"
         )
@@ -396,5 +377,6 @@ class Instrument:
     @hooks.in_python
     def decide(self, call: Call) -> None:
         """Let the policy, which can see the probe now, turn this pass into a full one, which goes on from here."""
-        assert call.probe is not None
-        call.decide(full=call.run.policy.wants_full_given(call.step, call.probe), probe=call.probe)
+        probe = call.probe
+        assert probe is not None
+        call.decide(full=call.run.policy.wants_full_given(call.step, probe), probe=probe)

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tapstudy.core.apart import apart
 from tapstudy.instrument.adapters import Adapter
 from tapstudy.instrument.call import Call, Host
 from tapstudy.instrument.hooks import in_python
 from tapstudy.instrument.places import Hook, Method
 from tapstudy.instrument.token_runs import token_hooks
-from tapstudy.policies.base import Policy
+from tapstudy.policies.base import Policy, apart
 from tapstudy.policies.decision import Layout, Part, Site, Value
 from tapstudy.policies.parts import PartsPolicy, each
 

@@ -108,6 +108,8 @@ class Place:
     @property
     def intact(self) -> bool:
         """Whether a call of the method comes to the stand-in, through nothing but hooks of accelerate or diffusers."""
+        if self.around and self.name != COMPILED and getattr(self.module, COMPILED, None) is not None:
+            return False  # the module was compiled since
         top = vars(self.module).get(self.name)
         if self._held is None or top is self._held or not self.lowest:
             return top is not None and top is self._held
@@ -118,11 +120,11 @@ class Place:
 
     def take(self) -> None:
         """Put the stand-in where it belongs, if it is not there."""
-        name = COMPILED if self.around and getattr(self.module, COMPILED, None) is not None else self.name
-        if self._held is not None and name == self.name and self.intact:
+        if self.intact:
             return
         self.leave()
-        self.name = name
+        if self.around and getattr(self.module, COMPILED, None) is not None:
+            self.name = COMPILED
         own = own_method(self.module, self.name)
         self._found = vars(self.module).get(self.name)
         if not self.lowest:

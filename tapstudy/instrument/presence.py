@@ -30,6 +30,7 @@ class Presence:
         probed_list: block list of the probed block.
         deeper: block lists of other blocks whose probes a recording asked for, by depth.
         watched: modules whose outputs one asked for, by name.
+        lists: numbers of the block lists in whose sequences image tokens are looked for, for these.
         layout: what the transformer can be cut into.
     """
 
@@ -38,8 +39,9 @@ class Presence:
         self.probed_list, self.layout = 0, layout_of(self.model, self.adapter)
         self.deeper: dict[int, int] = {}
         self.watched: dict[str, WatchedModule] = {}
+        self.lists: set[int] = set()
         self._looks: list[Any] = []
-        self._root = Place(self.model, hooks.RootHook(instrument), lowest=True)
+        self._root = Place(self.model, instrument, lowest=True)
         self._others: list[Place] = []
         self._missed: tuple[str, Any] | None = None
 
@@ -96,6 +98,7 @@ class Presence:
         for depth in sorted({*depths} - own - {*self.deeper}):
             block, self.deeper[depth] = blocks[depth]
             self._put(block.get_submodule(self.adapter.attention), hooks.DepthHook(self.instrument, depth))
+            self.lists.add(self.deeper[depth])
 
     def watch_modules(self, paths: Mapping[str, str]) -> None:
         """Take along the outputs of modules, by name; raises ValueError on paths of none that runs."""
@@ -103,17 +106,12 @@ class Presence:
         for name, watched in found.items():
             # a look at what comes out needs no stand-in: hooks of torch stay whoever replaces the forward
             self._looks.append(watched.module.register_forward_hook(partial(self._look, name)))
+            self.lists |= {0, watched.block_list}
         self.watched |= found
 
     def _look(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         if (call := self.instrument.call) is not None:
             call.module_outputs.setdefault(name, []).append(output)
-
-    @property
-    def lists(self) -> set[int]:
-        """Numbers of the block lists in whose sequences image tokens are looked for."""
-        watched = {one.block_list for one in self.watched.values()}
-        return {*self.deeper.values(), *watched, *([0] if watched else [])}
 
     @property
     def _probes_attention(self) -> bool:
@@ -158,10 +156,11 @@ class Presence:
 
     def keep(self) -> bool:
         """Put hooks back that others have moved or dropped. Returns whether the call in progress is the policy's."""
-        if not self.complete:
+        if not self._root.intact:
             return False
         for place in self._others:
-            place.take()
+            if not place.intact:
+                place.take()
         return True
 
     def miss(self) -> str:

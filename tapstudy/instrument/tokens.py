@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +35,8 @@ class ImageTokens:
 
     def take(self, sequence: Tensor) -> Tensor:
         """Return the image tokens of a sequence (batch, token, channel); a view where they start at the same place."""
+        if isinstance(self.start, int):
+            return sequence[:, self.start : self.start + self.count]
         starts = self._starts(sequence)
         if len(set(starts)) == 1:
             return sequence[:, starts[0] : starts[0] + self.count]
@@ -43,7 +44,7 @@ class ImageTokens:
 
     def put(self, sequence: Tensor, image: Tensor) -> Tensor:
         """`sequence` with `image` in place of its image tokens, in the dtype of `sequence`."""
-        starts = self._starts(sequence)
+        starts = [self.start] if isinstance(self.start, int) else self._starts(sequence)
         if set(starts) == {0} and self.count == sequence.shape[1]:
             return image.to(sequence.dtype)
         result = sequence.clone()
@@ -67,8 +68,3 @@ def add_into(sum_: Tensor, other: Tensor) -> Tensor:
     if not fits or sum_.requires_grad or (other.requires_grad and torch.is_grad_enabled()):
         return sum_ + other
     return sum_.add_(other)
-
-
-def text_length(conditioning: Any) -> int | None:
-    """Count the tokens of text, (batch, token, channel); None for conditioning of another kind."""
-    return conditioning.shape[1] if isinstance(conditioning, Tensor) and conditioning.ndim == 3 else None

@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from tapstudy.instrument.driver import Driver, Value, find_driver, span_of
-from tapstudy.instrument.trajectory import ContextRun, Trajectory
+from tapstudy.instrument.trajectory import Trajectory
 from tapstudy.policies.base import Policy
 
 
-class Turn:
-    """A lock for one thread at a time; the copy of an object that holds it has one of its own."""
+class Names(threading.local):
+    """Names that the caller (`given`) and the pipeline (`told`) give the calls of a thread."""
+
+    given: str | None = None
+    told: str | None = None
+
+
+class Threads:
+    """A turn for one thread at a time, and what each calls its calls. A copy has others."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
+        self.turn, self.names = threading.RLock(), Names()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
-
-
-class PerThread:
-    """A name that every thread sets for itself."""
-
-    def __init__(self) -> None:
-        self._values: WeakKeyDictionary[threading.Thread, str | None] = WeakKeyDictionary()
-
-    @property
-    def value(self) -> str | None:
-        return self._values.get(threading.current_thread())
-
-    @value.setter
-    def value(self, value: str | None) -> None:
-        self._values[threading.current_thread()] = value
 
 
 class Trajectories:
@@ -56,14 +39,12 @@ class Trajectories:
 
     Attributes:
         latest: the one that was gone on with last.
-        given, told: names that the caller and the pipeline give the calls of a thread.
     """
 
     def __init__(self, model: nn.Module, target: Any, policy: Policy) -> None:
         self.model, self.target, self.policy = model, target, policy
         self.latest = Trajectory()
         self._seen: Any = None
-        self.given, self.told = PerThread(), PerThread()
         self._held: WeakKeyDictionary[Any, Trajectory] = WeakKeyDictionary()
 
     @property
@@ -79,14 +60,17 @@ class Trajectories:
     def take(self, value: Value) -> tuple[Driver, bool]:
         """Make the one that a call belongs to the latest: what drives the call, and whether a run begins with it."""
         driver = find_driver(self.target, value)
-        self.latest = self._of(driver)
+        self.latest = latest = self._of(driver)
         self._seen = self.target_timesteps
-        return driver, self.latest.begins(driver, value)
+        if latest.ended or not latest.runs:
+            latest.watch.forget()
+        return driver, latest.watch.look(driver, value)
 
     def start(self, driver: Driver) -> None:
         """Empty the latest one for a new run, and free the histories of others that are through."""
         self.latest.clear_contexts()
-        self.latest.span = span_of(driver, self.model, self.latest.watch.index)
+        self.latest.span = span = span_of(driver, self.model, self.latest.watch.index)
+        self.latest.hands_over_at = span.end - 1 if span is not None and span.end < span.total else None
         for other in self._held.values():
             if other is not self.latest and other.watch.finished:
                 self._end(other)
@@ -110,14 +94,11 @@ class Trajectories:
     def _of(self, driver: Driver) -> Trajectory:
         owner = driver.scheduler if driver.certain else threading.current_thread()
         try:
-            return self._held.setdefault(owner, Trajectory())
+            found = self._held.get(owner)
         except TypeError:  # a scheduler that cannot be held weakly
-            return self._held.setdefault(threading.current_thread(), Trajectory())
-
-    def release(self, run: ContextRun) -> None:
-        """Free the history of a context of the latest one if another transformer makes the steps that are left."""
-        if self.latest.hands_over:
-            run.free(self.policy.fresh())
+            owner = threading.current_thread()
+            found = self._held.get(owner)
+        return found if found is not None else self._held.setdefault(owner, Trajectory())
 
     def _end(self, trajectory: Trajectory) -> None:
         for run in trajectory.runs.values():

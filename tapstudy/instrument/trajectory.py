@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tapstudy.instrument.clock import StepClock
-from tapstudy.instrument.control import Taking
-from tapstudy.instrument.driver import Driver, Span, Value
+from tapstudy.instrument.driver import Span, StepWatch
 from tapstudy.instrument.inputs import Inputs
 from tapstudy.instrument.latent import Form, read_latent
 from tapstudy.instrument.layouts import Grid
-from tapstudy.instrument.watch import StepWatch
 from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.full import FullPolicy
+
+Taking = frozenset[str]
+_HOLDERS = (Mapping, list, tuple)
+
+
+class StepClock:
+    """Seconds per kind of step, without making the host wait.
+
+    On CUDA events are recorded, and only read when asked; elsewhere the wall clock is read at once.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+        self._events: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def measure(self, device: torch.device) -> Iterator[dict[str, str]]:
+        """Time the body; it must put the kind of step under "kind" (a body that raises is not recorded)."""
+        note: dict[str, str] = {}
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record(torch.cuda.current_stream(device))  # not that of the device that is current
+            yield note
+            end.record(torch.cuda.current_stream(device))
+            self._events.append((note["kind"], start, end))
+        else:
+            started = time.perf_counter()
+            yield note
+            self._seconds[note["kind"]].append(time.perf_counter() - started)
+
+    def seconds(self) -> dict[str, list[float]]:
+        """Return seconds of every step so far, by kind."""
+        for kind, start, end in self._events:
+            end.synchronize()
+            self._seconds[kind].append(start.elapsed_time(end) / 1000)
+        self._events.clear()
+        return {kind: list(values) for kind, values in self._seconds.items()}
 
 
 @dataclass
@@ -52,7 +88,6 @@ class ContextRun:
         tail_device: of the input of the tail, if another one than that of the first block.
         described: description of the arguments of its last full step, None before.
         blanks: what modules that idle at a skip step hand out then, by path, call for call.
-        begun: what its policy was told when the history began, until that is noted in `inputs`.
         inputs: what its passes were given, without the values, anew whenever the history began.
         attended: keys and values of all tokens, by module and call, if the policy names tokens.
     """
@@ -83,7 +118,6 @@ class ContextRun:
     tail_device: torch.device | None = None
     described: dict[str, Any] | None = None
     blanks: dict[str, list[Any]] = field(default_factory=dict)
-    begun: RunInfo | None = None
     inputs: list[Inputs] = field(default_factory=list)
     attended: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -107,8 +141,10 @@ class ContextRun:
     def finish(self, kind: str, prediction: Prediction | None) -> None:
         """Book a completed step."""
         self.kinds.append(kind)
-        attended = sum(tensor.nbytes for pair in self.attended.values() for tensor in pair)
-        self.cache_bytes = max(self.cache_bytes, self.policy.cache_bytes + attended)
+        held = self.policy.cache_bytes
+        if self.attended:
+            held += sum(tensor.nbytes for pair in self.attended.values() for tensor in pair)
+        self.cache_bytes = max(self.cache_bytes, held)
         if prediction is None or prediction.choice is None:
             return
         choice = prediction.choice.reshape(-1)
@@ -134,6 +170,7 @@ class Trajectory:
         self.runs: dict[str, ContextRun] = {}
         self.watch = StepWatch()
         self.span: Span | None = None
+        self.hands_over_at: int | None = None  # last step that this transformer sees of a run that another goes on with
         self.ended = False
         self._counts: dict[int, int] = {}
         self._closed = 0
@@ -146,18 +183,7 @@ class Trajectory:
     def clear_contexts(self) -> None:
         self.runs.clear()
         self._counts.clear()
-        self.span, self.ended = None, False
-
-    @property
-    def hands_over(self) -> bool:
-        """Whether the transformer is in the last step that it sees of a run that another one goes on with."""
-        return self.span is not None and self.watch.index == self.span.end - 1 and self.span.end < self.span.total
-
-    def begins(self, driver: Driver, value: Value) -> bool:
-        """Take in a call; whether a run begins with it."""
-        if self.ended or not self.runs:
-            self.watch.forget()
-        return self.watch.look(driver, value)
+        self.span, self.hands_over_at, self.ended = None, None, False
 
     def told(self, run: ContextRun) -> RunInfo:
         """Say what a policy is told whose context begins now; one that joins midway has the steps that are left."""
@@ -169,7 +195,8 @@ class Trajectory:
 
     def context(self, name: str | None, key: Any, latent: Any, timestep: Tensor | float | None) -> ContextRun:
         """Return the context that a call belongs to, made if there is none."""
-        self._close_step()
+        if self._closed != self.watch.tick:
+            self._close_step()
         siblings = self._siblings(name, key)
         waiting = [run for run in siblings if run.tick < self.watch.tick]
         if siblings and not waiting and self._goes_on(siblings[-1], latent, timestep):
@@ -177,15 +204,18 @@ class Trajectory:
             self._close_step()
             waiting = siblings
         if waiting:
-            run = _choose(waiting, siblings, latent)
-            if self.watch.index is None and len(siblings) == 1 and distance(latent, run.latent) > _UNRELATED:
+            run = waiting[0]
+            run.sure = False
+            if len(siblings) > 1:
+                run = _choose(waiting, siblings, latent)
+            elif self.watch.index is None and distance(latent, run.latent) > _UNRELATED:
                 run.restart = JUMPED
         else:
             group = siblings[0].group if siblings else len({run.group for run in self.runs.values()})
             run = ContextRun(self._new_name(name), name, group=group)
             self.runs[run.name] = run
         run.key, run.timestep, run.tick = key, timestep, self.watch.tick
-        run.latent, run.version = _held(latent), _version(latent)
+        run.latent, run.version = _held(latent)
         return run
 
     def aside(self, name: str) -> ContextRun:
@@ -194,7 +224,7 @@ class Trajectory:
 
     def _goes_on(self, run: ContextRun, latent: Any, timestep: Tensor | float | None) -> bool:
         """Tell whether a second call of `run` in this step, by what is known, is of the next one."""
-        if self.watch.still and alike(run.latent, latent, _never) and run.version == _version(latent):
+        if self.watch.still and alike(run.latent, latent, _never) and run.version == _held(latent)[1]:
             # the very same call. Nobody samples like that, but this is how one tries things out
             self.watch.repeated = True
             return True
@@ -211,7 +241,7 @@ class Trajectory:
         runs = [run for run in self.runs.values() if run.named == name]
         if name is not None:
             return runs
-        same = [run for run in runs if alike(run.key, key, _never)]
+        same = [run for run in runs if run.key is key or alike(run.key, key, _never)]
         if any(run.tick < self.watch.tick for run in same):
             return same
         equal = [run for run in runs if run not in same and alike(run.key, key, same_value)]
@@ -228,8 +258,6 @@ class Trajectory:
     def _close_step(self) -> None:
         """When a step is over: did each group make as many calls as in the step before?"""
         over, self._closed = self._closed, self.watch.tick
-        if over == self._closed:
-            return
         groups: dict[int, list[ContextRun]] = {}
         for run in self.runs.values():
             groups.setdefault(run.group, []).append(run)
@@ -252,9 +280,6 @@ def _choose(waiting: Sequence[ContextRun], siblings: Sequence[ContextRun], laten
     latent belongs to that.
     """
     first = waiting[0]
-    first.sure = False
-    if len(siblings) == 1:
-        return first
     far = {run.name: distance(latent, run.latent) for run in siblings}
     nearest = min(waiting, key=lambda run: far[run.name])
     chosen = nearest if far[nearest.name] < far[first.name] / 2 else first
@@ -278,16 +303,14 @@ def distance(latent: Any, other: Any) -> float:
     return float(torch.linalg.vector_norm(now - then) / longest.clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def _held(latent: Any) -> Any:
-    """Return the latent itself, or, so that no graph of gradients is held, what it shares its values with."""
-    if isinstance(latent, list):
-        return [_held(sample) for sample in latent]
-    return latent if latent is None or latent.grad_fn is None else latent.detach()
+def _held(latent: Any) -> tuple[Any, int | None]:
+    """Return what is held of a latent, and what counts its changes in place.
 
-
-def _version(latent: Any) -> int | None:
-    tensor = latent if isinstance(latent, Tensor) else None
-    return None if tensor is None or tensor.is_inference() else tensor._version
+    That is the latent itself, or, so that no graph of gradients is held, what it shares its values with.
+    """
+    if not isinstance(latent, Tensor):
+        return ([_held(sample)[0] for sample in latent] if isinstance(latent, list) else latent), None
+    return latent if latent.grad_fn is None else latent.detach(), None if latent.is_inference() else latent._version
 
 
 def _never(held: Any, given: Any) -> bool:
@@ -310,3 +333,27 @@ def same_value(held: Any, given: Any) -> bool:
         alike_outside = held.shape == given.shape and held.dtype == given.dtype and not given.is_meta
         return alike_outside and torch.equal(held, given)
     return isinstance(held, int | float) and isinstance(given, int | float) and held == given
+
+
+def taking_part(arguments: Mapping[str, Any]) -> Taking:
+    """Return the names of the arguments that bring tensors into a call, without ControlNets' residuals that are zero.
+
+    Where a ControlNet ends midway, or begins late, its residuals are left out from a step on, or multiplied by 0. What
+    the blocks add then jumps, and a history from before the jump tells nothing of the steps behind it. To see a zero
+    waits for the device, once in a call with such residuals.
+    """
+    taking = []
+    for name, value in arguments.items():
+        zero = "control" not in name
+        if isinstance(value, Tensor) if zero and not isinstance(value, _HOLDERS) else _takes_part(value, zero=zero):
+            taking.append(name)
+    return frozenset(taking)
+
+
+def _takes_part(value: Any, *, zero: bool) -> bool:
+    """Tell whether there is a tensor in a tensor, list or mapping of such; with `zero` one of zeros counts as well."""
+    if isinstance(value, Tensor):
+        return zero or value.is_meta or bool(value.any())
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    return isinstance(value, list | tuple) and any(_takes_part(part, zero=zero) for part in value)

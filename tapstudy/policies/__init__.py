@@ -4,6 +4,7 @@ import types
 
 from tapstudy.policies.adaptive import AdaptiveTAPPolicy as AdaptiveTAPPolicy
 from tapstudy.policies.anchored import AnchoredPolicy as AnchoredPolicy
+from tapstudy.policies.base import CachePolicy as CachePolicy
 from tapstudy.policies.base import Losses as Losses
 from tapstudy.policies.base import Policy as Policy
 from tapstudy.policies.base import Prediction as Prediction
@@ -21,7 +22,6 @@ from tapstudy.policies.blocks.groups import GroupsPolicy as GroupsPolicy
 from tapstudy.policies.blocks.modules import ModulesPolicy as ModulesPolicy
 from tapstudy.policies.blocks.pab import PABPolicy as PABPolicy
 from tapstudy.policies.blocks.temporal_delta import TemporalDeltaPolicy as TemporalDeltaPolicy
-from tapstudy.policies.caching import CachePolicy as CachePolicy
 from tapstudy.policies.caching import ChangePolicy as ChangePolicy
 from tapstudy.policies.calibrated import CalibratedPolicy as CalibratedPolicy
 from tapstudy.policies.calibrated import best_rows as best_rows

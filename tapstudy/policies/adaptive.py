@@ -45,10 +45,10 @@ class AdaptiveTAPPolicy(TAPPolicy):
         self.total: Tensor | float = 0.0  # stays on the device
 
     def wants_full(self, step: int) -> bool:
-        config, steps = self.config, self.anchors.steps
+        config, steps, count = self.config, self.anchors.steps, self.run.num_steps
         if not steps or step < config.warmup_steps or step - steps[0] >= config.interval:
             return True
-        return config.schedule.cools_down(step, self.run.num_steps)
+        return count is not None and step >= count - config.schedule.cooldown_steps
 
     def wants_full_given(self, step: int, probe: Tensor) -> bool:
         return not bool(self.total + best_loss(self.losses(self.candidates(step), probe)) <= self.threshold)

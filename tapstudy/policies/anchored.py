@@ -10,10 +10,9 @@ from torch import Tensor
 from tapstudy.core.products import anchor_products
 from tapstudy.core.resident import resident
 from tapstudy.core.scoring import assemble, predictor_losses, select
-from tapstudy.policies.base import Losses, Prediction, RunInfo
-from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.base import CachePolicy, Losses, Prediction, RunInfo
 from tapstudy.policies.config import TAPConfig
-from tapstudy.predictors.family import Candidates, Family, candidates, check_family
+from tapstudy.predictors.family import Candidates, Family, check_family, spaced_candidates
 
 
 class AnchoredPolicy(CachePolicy):
@@ -53,7 +52,8 @@ class AnchoredPolicy(CachePolicy):
 
     def candidates(self, step: int) -> Candidates:
         """Find the family's predictors at a skip step, identical ones merged."""
-        return candidates(self.family, self.anchors.steps, step)
+        newest, *older = self.anchors.steps
+        return spaced_candidates(self.family, (0, *[anchor - newest for anchor in older]), step - newest)
 
     def known_products(self, probes: Sequence[Tensor]) -> Tensor | None:
         """Compute `anchor_products` of the anchors' probes once after every full step; None where none are read."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from tapstudy.core.apart import apart
+from tapstudy.core.anchors import Anchors
 from tapstudy.core.transfer import onto
 from tapstudy.policies.decision import SKIP, Decision, Layout
 from tapstudy.predictors.family import Label
@@ -21,6 +22,25 @@ ProbeKind = Literal["modulated", "stream", "latent"]
 Losses = Tensor | Callable[[], Tensor]
 # methods that run beside the model
 APART = ("wants_full_given", "decision", "observe", "observe_part", "predict", "predict_part", "skipped", "ran")
+
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu", "hpu")
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Compute without autocast and without gradients, on tensors that any later step may use. Also a decorator.
+
+    Whatever mode the model is called in, what is computed here is the same, and a constant to the model: autocast would
+    run products in half precision, a gradient would keep the model's activations alive, and what is made in inference
+    mode could not be written to, or be part of a graph, outside of it.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))  # which turns gradients on
+        stack.enter_context(torch.no_grad())
+        for device in filter(torch.is_autocast_enabled, _AUTOCAST):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @dataclass(frozen=True)
@@ -76,16 +96,16 @@ class Prediction:
         if self.choice is not None:
             if not isinstance(self.choice, Tensor) or self.choice.dtype not in (torch.int64, torch.int32, torch.int16):
                 raise TypeError(f"Prediction: choice must be a tensor of integers, got {_kind(self.choice)}")
-            self._check_tokens("choice", self.choice, 2)
-        if isinstance(self.losses, Tensor):
-            self._check_tokens("losses", self.losses, 3)
+            if self.choice.shape != self.residual.shape[:2]:
+                raise self._misshapen("choice", self.choice, 2)
+        if isinstance(self.losses, Tensor) and self.losses.shape[:-1] != self.residual.shape[:2]:
+            raise self._misshapen("losses", self.losses, 3)
 
-    def _check_tokens(self, name: str, values: Tensor, ndim: int) -> None:
-        if values.ndim != ndim or values.shape[:2] != self.residual.shape[:2]:
-            raise ValueError(
-                f"Prediction: {name} must begin with the residual's (batch, token) = {tuple(self.residual.shape[:2])} "
-                f"and have {ndim} dimensions, got shape {tuple(values.shape)}"
-            )
+    def _misshapen(self, name: str, values: Tensor, ndim: int) -> ValueError:
+        return ValueError(
+            f"Prediction: {name} must begin with the residual's (batch, token) = {tuple(self.residual.shape[:2])} "
+            f"and have {ndim} dimensions, got shape {tuple(values.shape)}"
+        )
 
     @property
     def proxy_loss(self) -> Tensor | None:
@@ -93,7 +113,8 @@ class Prediction:
         losses = self.losses
         if callable(losses):
             losses = losses()
-            self._check_tokens("losses", losses, 3)
+            if losses.shape[:-1] != self.residual.shape[:2]:
+                raise self._misshapen("losses", losses, 3)
         if losses is None or self.inverse is None:
             return losses
         # in memory a predictor's tokens are next to each other: copied as whole rows
@@ -207,6 +228,41 @@ class Policy(ABC):
         Once for a decision by the probe, and once to check tokens that a decision names.
         """
         return int(self.decides_by_probe) + int(self.runs_tokens)
+
+
+class CachePolicy(Policy):
+    """Keep the last full steps as anchors.
+
+    Args:
+        anchors: an empty history.
+    """
+
+    def __init__(self, anchors: Anchors) -> None:
+        self.anchors, self.run = anchors, RunInfo()
+
+    def begin(self, run: RunInfo) -> None:
+        self.run = run
+        self.anchors.clear()
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a window: a trajectory starts, or a full step is over."""
+
+    def kept(self, probe: Tensor | None) -> Tensor | None:
+        """Choose what of the probe is kept beside the residual, (batch, token, channel); nothing by default."""
+        del probe
+        return None
+
+    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
+        self.anchors.push(step, self.kept(probe), residual)
+        self.restart()
+
+    def make_room(self) -> None:
+        self.anchors.make_room()
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.anchors.nbytes
 
 
 def check_policy(policy: Policy) -> None:

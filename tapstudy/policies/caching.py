@@ -1,4 +1,4 @@
-"""Share what policies with a cache do: keep the last full steps, and watch how much the probe changes."""
+"""Watch how much the probe changes, as policies do that skip while it hardly does."""
 
 from __future__ import annotations
 
@@ -7,42 +7,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.policies.base import Policy, Prediction, RunInfo
-
-
-class CachePolicy(Policy):
-    """Keep the last full steps as anchors.
-
-    Args:
-        anchors: an empty history.
-    """
-
-    def __init__(self, anchors: Anchors) -> None:
-        self.anchors, self.run = anchors, RunInfo()
-
-    def begin(self, run: RunInfo) -> None:
-        self.run = run
-        self.anchors.clear()
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a window: a trajectory starts, or a full step is over."""
-
-    def kept(self, probe: Tensor | None) -> Tensor | None:
-        """Choose what of the probe is kept beside the residual, (batch, token, channel); nothing by default."""
-        del probe
-        return None
-
-    def observe(self, step: int, probe: Tensor | None, residual: Tensor) -> None:
-        self.anchors.push(step, self.kept(probe), residual)
-        self.restart()
-
-    def make_room(self) -> None:
-        self.anchors.make_room()
-
-    @property
-    def cache_bytes(self) -> int:
-        return self.anchors.nbytes
+from tapstudy.policies.base import CachePolicy, Prediction, RunInfo
 
 
 class ChangePolicy(CachePolicy):

@@ -9,8 +9,7 @@ from tapstudy.core.anchors import Anchors
 from tapstudy.core.change import relative_change
 from tapstudy.core.scoring import assemble
 from tapstudy.core.weights import extrapolation_row
-from tapstudy.policies.base import Prediction, ProbeKind, ResidualSite
-from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.base import CachePolicy, Prediction, ProbeKind, ResidualSite
 
 
 class CGTaylorPolicy(CachePolicy):

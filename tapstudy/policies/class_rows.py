@@ -15,8 +15,7 @@ from tapstudy.core.clusters import k_means, nearest_centre
 from tapstudy.core.scoring import assemble
 from tapstudy.core.transfer import onto
 from tapstudy.core.weights import Row
-from tapstudy.policies.base import Prediction
-from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.base import CachePolicy, Prediction
 from tapstudy.policies.calibrated import skipped_steps
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.shuffled import shuffled_tokens

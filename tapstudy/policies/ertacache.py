@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.policies.base import Prediction, ProbeKind, ResidualSite
-from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.base import CachePolicy, Prediction, ProbeKind, ResidualSite
 
 Rectification = Literal["sigmoid", "linear"]
 

@@ -7,8 +7,7 @@ from torch import Tensor
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.change import relative_change
 from tapstudy.core.checks import check_least
-from tapstudy.policies.base import Prediction, ProbeKind
-from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.base import CachePolicy, Prediction, ProbeKind
 
 
 class FirstBlockPolicy(CachePolicy):

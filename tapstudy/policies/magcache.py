@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.policies.base import Prediction, RunInfo
-from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.base import CachePolicy, Prediction, RunInfo
 
 
 class MagCachePolicy(CachePolicy):

@@ -8,8 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
-from tapstudy.policies.base import Prediction, ResidualSite
-from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.base import CachePolicy, Prediction, ResidualSite
 
 Mode = Literal["interleaved", "extrapolate", "reuse"]
 

@@ -130,11 +130,12 @@ class Candidates:
 
 def candidates(family: Family, anchors: Sequence[int], step: int) -> Candidates:
     """Find the predictors at `step`, identical ones merged. They depend on distances alone, so they are kept."""
-    return _candidates(family, tuple(anchor - anchors[0] for anchor in anchors), step - anchors[0])
+    return spaced_candidates(family, tuple([anchor - anchors[0] for anchor in anchors]), step - anchors[0])
 
 
 @lru_cache(maxsize=1024)
-def _candidates(family: Family, anchors: tuple[int, ...], step: int) -> Candidates:
+def spaced_candidates(family: Family, anchors: tuple[int, ...], step: int) -> Candidates:
+    """Find them for steps that are counted from the newest anchor."""
     rows = rows_of(family, anchors, step)
     first, inverse = distinct_rows(rows)
     return Candidates(

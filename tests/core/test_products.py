@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapstudy.core import products
-from tapstudy.core.products import anchor_products, pairs_of, quadratic_form, step_products
+from tapstudy.core.products import anchor_products, quadratic_form, step_products
 from tapstudy.core.scoring import choose, losses_of, score, tap_step
 from tapstudy.core.weights import extrapolation_row
 from tests.core.test_scoring import extended, taylor_rows
@@ -32,7 +32,7 @@ def all_products(anchors, actual):
     vectors = np.stack([actual, *(other - newest for other in others), newest - actual])
     gram = np.einsum("itd,jtd->ijt", vectors, vectors)
     lengths = np.linalg.norm(vectors, axis=-1)
-    first, second = pairs_of(len(vectors))
+    first, second = torch.triu_indices(len(vectors), len(vectors))
     return gram[first, second], lengths[first] * lengths[second]
 
 
@@ -113,7 +113,7 @@ def test_the_form_is_a_square(seed, count):
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(count, 7, generator=generator, dtype=torch.float64)
     coefficients = torch.randn(4, count, generator=generator, dtype=torch.float64)
-    first, second = pairs_of(count)
+    first, second = torch.triu_indices(count, count)
     products = (vectors[first] * vectors[second]).sum(dim=-1)
     expected = (coefficients @ vectors).square().sum(dim=-1)
     torch.testing.assert_close(quadratic_form(coefficients) @ products, expected, rtol=1e-10, atol=1e-12)

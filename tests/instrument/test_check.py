@@ -47,7 +47,7 @@ def test_report_reads_well():
 
 def probe_that_does_not_stop(monkeypatch):
     def run(self, inner, args, kwargs):
-        self.instrument.call.attention_input = args[0] if args else kwargs["hidden_states"]
+        self.instrument.call.probed = args[0] if args else kwargs["hidden_states"]
         return inner(*args, **kwargs)
 
     monkeypatch.setattr(hooks.ProbeHook, "run", run)
@@ -56,7 +56,7 @@ def probe_that_does_not_stop(monkeypatch):
 def probe_that_stops_too_late(monkeypatch):
     def run(self, inner, args, kwargs):
         call = self.instrument.call
-        call.attention_input = args[0] if args else kwargs["hidden_states"]
+        call.probed = args[0] if args else kwargs["hidden_states"]
         output = inner(*args, **kwargs)
         if call.stops:
             raise hooks.StopForward
@@ -81,18 +81,18 @@ def blocks_that_run_anyway(monkeypatch):
 
 
 def residual_a_thousandth_off(monkeypatch):
-    predict = instrument.Instrument._predict
-    monkeypatch.setattr(instrument.Instrument, "_predict", lambda self, call: 1.001 * predict(self, call))
+    predicted = instrument.predicted
+    monkeypatch.setattr(instrument, "predicted", lambda *given, **like: 1.001 * predicted(*given, **like))
 
 
 def residual_of_the_neighbouring_token(monkeypatch):
-    predict = instrument.Instrument._predict
-    monkeypatch.setattr(instrument.Instrument, "_predict", lambda self, call: predict(self, call).roll(1, dims=1))
+    predicted = instrument.predicted
+    monkeypatch.setattr(instrument, "predicted", lambda *given, **like: predicted(*given, **like).roll(1, dims=1))
 
 
 def residual_of_the_other_sample(monkeypatch):
-    predict = instrument.Instrument._predict
-    monkeypatch.setattr(instrument.Instrument, "_predict", lambda self, call: predict(self, call).flip(0))
+    predicted = instrument.predicted
+    monkeypatch.setattr(instrument, "predicted", lambda *given, **like: predicted(*given, **like).flip(0))
 
 
 def full_step_that_changes_the_tail(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tapstudy import TAPConfig, apply_policy
-from tapstudy.instrument.control import taking_part
+from tapstudy.instrument.trajectory import taking_part
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tests.instrument.replay import relative_error

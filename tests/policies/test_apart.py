@@ -11,8 +11,7 @@ import torch
 
 import tapstudy.policies
 from tapstudy import apply_policy
-from tapstudy.core.apart import apart
-from tapstudy.policies.base import Policy, RunInfo
+from tapstudy.policies.base import Policy, RunInfo, apart
 from tapstudy.policies.tap import TAPPolicy
 from tests.instrument.replay import relative_error
 from tests.instrument.tiny_models import make

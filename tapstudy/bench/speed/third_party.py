@@ -23,10 +23,9 @@ from torch import nn
 
 from tapstudy.extras import need
 from tapstudy.instrument.adapters import Adapter
-from tapstudy.instrument.driver import Value, find_driver
+from tapstudy.instrument.driver import StepWatch, Value, find_driver
 from tapstudy.instrument.handle import find_transformers
 from tapstudy.instrument.presence import refuse_unless_free
-from tapstudy.instrument.watch import StepWatch
 
 # the name of the context in calls that are given none
 OWN = "tapstudy"
