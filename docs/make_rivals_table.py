@@ -27,8 +27,9 @@ NAMES = {
     "delta-dit": "Delta-DiT", "dicache": "DiCache", "drift": "TAP that minimises drift", "duca": "DuCa",
     "easycache": "EasyCache", "ertacache": "ERTACache", "first-block": "First-Block Cache",
     "fitted": "predictors fitted to recordings", "magcache": "MagCache",
-    "oracle": "oracle: the best predictor of every token, by the true residual", "order2": "Taylor order 2 (TaylorSeer)",
-    "pab": "PAB", "ras": "RAS", "seacache": "SeaCache", "shuffled": "TAP by the probes of other tokens",
+    "oracle": "oracle: the best predictor of every token, by the true residual",
+    "order2": "Taylor order 2 (TaylorSeer)", "pab": "PAB", "ras": "RAS", "seacache": "SeaCache",
+    "shuffled": "TAP by the probes of other tokens",
     "step": "TAP, one choice for all tokens of a step", "step-table": "a table of one predictor per step, no probe",
     "teacache": "TeaCache", "temporal-delta": "temporal delta, blocks", "toca": "ToCa", "zeus": "ZEUS",
 }  # fmt: skip

@@ -160,8 +160,8 @@ class Handle(AbstractContextManager["Handle"]):
         for instrument in self._instruments.values():
             if instrument.in_a_pass():
                 raise RuntimeError(
-                    f"a pass of this {type(instrument.model).__name__} is under way, and half of it cannot be otherwise: "
-                    f"call {method}() when it is over, between steps or in a listener"
+                    f"a pass of this {type(instrument.model).__name__} is under way, and half of it cannot be "
+                    f"otherwise than the rest: call {method}() when it is over, between steps or in a listener"
                 )
 
     def listen(self, listener: Callable[[StepEvent], None]) -> None:

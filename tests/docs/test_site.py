@@ -148,14 +148,20 @@ def test_the_findings_have_the_rivals_of_the_comparison() -> None:
     assert RIVALS["page"](findings) == findings, "run python docs/make_rivals_table.py"
     comparison = PAGES["docs/comparison.md"].split("\n## ")[-1]
     table = findings.split("make_rivals_table.py -->\n")[1].split("\n\n")[0].splitlines()[2:]
-    assert len(table) == len(re.findall(r"^\|(?: [^|]+ \|){2} [\d.]+ \|", comparison, re.M)) - 1  # without the reference
+    assert (
+        len(table) == len(re.findall(r"^\|(?: [^|]+ \|){2} [\d.]+ \|", comparison, re.M)) - 1
+    )  # without the reference
     quality = [float(NUMBERS.findall(line.split("|")[4])[0]) for line in table]
     assert quality == sorted(quality, reverse=True)
 
     found = load_table(ROOT / "data" / "study", "frontier")
     told = " ".join(findings.split("make_rivals_table.py -->")[1].split("## Speed")[0].split())
     for cell, difference, says in (
-        ("tap window-fitted-hidden N=8", "gain_over_best_fixed", "TAP ends {1} dB [{0}, {2}] below it on the fitted schedule"),
+        (
+            "tap window-fitted-hidden N=8",
+            "gain_over_best_fixed",
+            "TAP ends {1} dB [{0}, {2}] below it on the fitted schedule",
+        ),
         ("tap even N=8", "gain_over_best_fixed", "and {1} [{0}, {2}] below on the even one"),
         ("shuffled N=8", "gain_over_tap", "is worth {1} dB [{0}, {2}] against the probes of other tokens"),
         ("oracle N=8", "gain_over_tap", "Knowing the truth would be worth {1} dB there"),
