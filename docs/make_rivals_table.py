@@ -19,7 +19,7 @@ from tapstudy.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "findings.md"
-PLACE = re.compile(r"(?<=<!-- made by docs/make_rivals_table.py -->\n).*?(?=\n\n)", re.S)
+PLACE = re.compile(r"(?<=<!-- made by docs/make_rivals_table.py -->\n\n).*?(?=\n\n)", re.S)
 
 # what methods are called where their titles are short
 NAMES = {
@@ -78,7 +78,7 @@ def page(text: str) -> str:
     made = table(load_table(ROOT / "data" / "study", "frontier"))
     written, count = PLACE.subn(lambda _: made, text)
     if count != 1:
-        raise SystemExit(f"{PAGE} must have the comment of the table once, right above it")
+        raise SystemExit(f"{PAGE} must have the comment of the table once, above it, with a line between")
     return written
 
 

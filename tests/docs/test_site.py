@@ -147,7 +147,7 @@ def test_the_findings_have_the_rivals_of_the_comparison() -> None:
     findings = PAGES["docs/findings.md"]
     assert RIVALS["page"](findings) == findings, "run python docs/make_rivals_table.py"
     comparison = PAGES["docs/comparison.md"].split("\n## ")[-1]
-    table = findings.split("make_rivals_table.py -->\n")[1].split("\n\n")[0].splitlines()[2:]
+    table = findings.split("make_rivals_table.py -->\n\n")[1].split("\n\n")[0].splitlines()[2:]
     assert (
         len(table) == len(re.findall(r"^\|(?: [^|]+ \|){2} [\d.]+ \|", comparison, re.M)) - 1
     )  # without the reference
