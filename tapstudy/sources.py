@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 # table -> the command that makes it, of a model whose tables are in `{study}`
 _CLAIMS = "tapstudy claims{model} --study {study}"
+FIXED = (  # of `tapstudy ablate`: every single predictor of TAP's family
+    "--axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,"
+    "fixed2-0,fixed2-1,fixed2-2,fixed2-3,fixed2-4,tap,oracle"
+)
 COMMANDS = {
     "quality": _CLAIMS,
     "ranking": _CLAIMS,
     "tokens": _CLAIMS,
     "untrained": _CLAIMS,
     "propagation": _CLAIMS,
-    "fixed": "tapstudy ablate{model} --axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,fixed2-0,"
-    "fixed2-1,fixed2-2,fixed2-3,fixed2-4,tap,oracle --out runs/fixed && cp runs/fixed/sweep.nc {study}/fixed.nc",
+    "fixed": f"tapstudy ablate{{model}} {FIXED} --out runs/fixed && cp runs/fixed/sweep.nc {{study}}/fixed.nc",
     "frontier": "tapstudy bench frontier{model} --out {study}/frontier.nc",
     "errors": "tapstudy bench errors{model} --out {study}/errors.nc",
     "quantised": "tapstudy bench quantised{model} --out {study}/quantised.nc",

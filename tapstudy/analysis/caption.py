@@ -23,7 +23,7 @@ def caption(data: xr.Dataset, model: str = "") -> str:
     made, images = _settings(data), data.sizes.get("sample", 0)
     parts = [made.get("model") or model, _images(data) if images else ""]
     if steps := made.get("steps"):
-        parts.append(f"{steps} steps")
+        parts.append(f"{steps:g} steps")
     if (guidance := made.get("guidance")) is not None:
         parts.append(f"guidance {guidance:g}" if isinstance(guidance, float) else f"guidance {guidance}")
     return " · ".join(part for part in parts if part)

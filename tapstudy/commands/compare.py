@@ -45,6 +45,7 @@ def compare(
         from tapstudy.bench.image_set import ImageSet
         from tapstudy.bench.paper.metrics import find_metrics, load_metrics
         from tapstudy.explorer.comparison import write_comparison
+        from tapstudy.instrument.belongs import check_class
         from tapstudy.models.machine import find_device
         from tapstudy.netcdf import write_netcdf
         from tapstudy.policies.fitted_schedule import FittedSchedule
@@ -62,6 +63,10 @@ def compare(
         chosen = seeds_of_noise(numbers(seeds, int, "--seeds"), "--seeds")
         shown = numbers(intervals, int, "--intervals")
         rows_of(named, shown, REFERENCE, steps)
+        kind = subject.pipeline_class()
+        for one in named.values():
+            if isinstance(one, FittedSchedule) and kind is not None:
+                check_class(kind, one)
         model, pipe, conditions = subject.load(examples=10)
         if peers:
             named |= _peers(pipe, shown[0])

@@ -50,6 +50,12 @@ class Asked:
     dtype: Annotated[str, typer.Option(help="of the weights; usually float32 on the CPU, bfloat16 on a GPU")] = ""
     offload: Annotated[str, typer.Option(help="none, model or sequential: weights wait on the CPU")] = "none"
 
+    def pipeline_class(self) -> type[Any] | None:
+        """Return the class of the model's pipeline, whose weights are not read; None if it is not known here."""
+        from tapstudy.models.sources import Source, pipeline_class
+
+        return pipeline_class(Source.parse(self.model).name)
+
     def load(
         self,
         named: Sequence[str] = (),
@@ -74,7 +80,7 @@ class Asked:
         from tapstudy.bench.conditions import read_prompts
         from tapstudy.bench.image_set import pipe_of
         from tapstudy.instrument.handle import find_transformers
-        from tapstudy.models.sources import Source, pipeline_class
+        from tapstudy.models.sources import Source
 
         ways = {"LABELS|PROMPTS": named, "--labels": self.labels, "--prompt": self.prompt, "--prompts": self.prompts}
         used = [name for name, value in ways.items() if value]
@@ -85,7 +91,7 @@ class Asked:
             asked = (read or read_prompts)(self.prompts)
         model = str(Source.parse(self.model).with_options(device=self.device, dtype=self.dtype, offload=self.offload))
         option = used[0] if used else "--prompt"
-        if (kind := pipeline_class(Source.parse(model).name)) is not None:  # before the weights are read
+        if (kind := self.pipeline_class()) is not None:  # before the weights are read
             check_arguments(kind, asked, option, negative=self.negative)
         pipe = pipe_of(model)
         find_transformers(pipe)

@@ -34,6 +34,15 @@ def weights_digits(target: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def check_class(kind: type, schedule: FittedSchedule) -> None:
+    """Raise ValueError for a schedule that was fitted to a pipeline of another class than `kind`."""
+    if kind.__name__ != schedule.pipeline:
+        raise ValueError(
+            f"the schedule was fitted to a {schedule.pipeline}, and this is a {kind.__name__}: fit one to this "
+            "pipeline with tapstudy.fit_schedule"
+        )
+
+
 def check_schedule(target: Any, schedule: FittedSchedule) -> None:
     """Refuse a schedule that was fitted to a pipeline of another class, and warn of one that was to other weights.
 
@@ -42,19 +51,14 @@ def check_schedule(target: Any, schedule: FittedSchedule) -> None:
     Raises:
         ValueError: another class.
     """
-    kind = type(target).__name__
     if isinstance(target, nn.Module):
         return
-    if kind != schedule.pipeline:
-        raise ValueError(
-            f"the schedule was fitted to a {schedule.pipeline}, and this is a {kind}: fit one to this pipeline with "
-            "tapstudy.fit_schedule"
-        )
+    check_class(type(target), schedule)
     now = weights_digits(target) if schedule.weights else ""
     if now and now != schedule.weights:
         warnings.warn(
-            f"the schedule was fitted to other weights than this {kind} has: what is best for one need not be for the "
-            "other; fit another with tapstudy.fit_schedule",
+            f"the schedule was fitted to other weights than this {type(target).__name__} has: what is best for one "
+            "need not be for the other; fit another with tapstudy.fit_schedule",
             UserWarning,
             stacklevel=4,
         )

@@ -199,8 +199,11 @@ def find_driver(target: Any, value: Value) -> Driver:
 
     Pipelines may share the transformer, each with a scheduler of its own. So the nearest function on the way to the
     transformer tells, that is a method of something with a scheduler, or holds schedulers or pipelines in variables.
-    Without one it is the scheduler of `target`, which the policy was put on, as it is now.
+    Without one it is the scheduler of `target`, which the policy was put on, as it is now. Calls of a trial, which has
+    no target, are made by no loop, whatever holds a scheduler around it.
     """
+    if target is None:
+        return Driver()
     own = Driver(getattr(target, "scheduler", None), target)
     frame, seen = inspect.currentframe(), 0
     while frame is not None and seen < _DEPTH:

@@ -136,7 +136,11 @@ class Handle(AbstractContextManager["Handle"]):
         )
 
     def reset(self) -> None:
-        """Forget the current run: the next call of a transformer is step 0."""
+        """Forget the current run: the next call of a transformer is step 0.
+
+        Raises RuntimeError from inside a pass, as `remove`.
+        """
+        self._between_passes("reset")
         for instrument in self._instruments.values():
             instrument.reset()
 
@@ -145,19 +149,27 @@ class Handle(AbstractContextManager["Handle"]):
 
         Raises RuntimeError from inside a pass of the transformer, which then cannot go on.
         """
-        for instrument in self._instruments.values():
-            if instrument.in_a_pass():
-                raise RuntimeError(
-                    f"a pass of this {type(instrument.model).__name__} is under way, and half of it cannot be without "
-                    "the policy: call remove() when it is over, between steps or in a listener"
-                )
+        self._between_passes("remove")
         if self._last is None:
             self._last = self.summary()
         for instrument in self._instruments.values():
             instrument.detach()
 
+    def _between_passes(self, method: str) -> None:
+        """Refuse what changes a pass while one is under way in this thread; wait for those of others."""
+        for instrument in self._instruments.values():
+            if instrument.in_a_pass():
+                raise RuntimeError(
+                    f"a pass of this {type(instrument.model).__name__} is under way, and half of it cannot be "
+                    f"otherwise than the rest: call {method}() when it is over, between steps or in a listener"
+                )
+
     def listen(self, listener: Callable[[StepEvent], None]) -> None:
-        """Call `listener` after every pass of every transformer, with what happened in it."""
+        """Call `listener` after every pass of every transformer, with what happened in it.
+
+        Raises RuntimeError from inside a pass, as `remove`.
+        """
+        self._between_passes("listen")
         for instrument in self._instruments.values():
             instrument.listeners.append(listener)
 
@@ -179,7 +191,9 @@ class Handle(AbstractContextManager["Handle"]):
 
         Raises:
             ValueError: no such transformer, several and none named, a depth beyond the last block, or no such module.
+            RuntimeError: inside a pass, as `remove`.
         """
+        self._between_passes("record")
         names = list(self._instruments)
         if transformer is None and len(names) > 1:
             raise ValueError(f"the pipeline has several transformers, say which one to record: {names}")

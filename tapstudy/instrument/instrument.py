@@ -37,7 +37,8 @@ class Instrument:
     Args:
         model: a transformer with an adapter.
         policy: copied for every context; must not have seen anything.
-        target: what the policy was put on: a pipeline, whose scheduler drives calls that no other is found for.
+        target: what the policy was put on: a pipeline, whose scheduler drives calls that no other is found for, or the
+            transformer; None for a trial, whose calls nothing drives.
         shadow: run a full pass beside every prediction, as policies that need the truth do.
     """
 

@@ -33,10 +33,10 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str | None
     window = np.cumsum(distance == 1) - 1
     colours = palette(scores)  # (predictor, 3)
     rows, columns = int(scores["row"].max()) + 1, int(scores["col"].max()) + 1
+    height = 0.94 * (window[-1] + 1) + 1.67  # inches; with the title, labels and the legend
     figure, axes = subplots(
-        window[-1] + 1, distance.max() + 1, squeeze=False,
-        figsize=(1.0 * (distance.max() + 1) + 0.4, 1.05 * (window[-1] + 1) + 1.0),
-        gridspec_kw={"wspace": 0.06, "hspace": 0.06},
+        window[-1] + 1, distance.max() + 1, squeeze=False, figsize=(1.0 * (distance.max() + 1) + 0.4, height),
+        gridspec_kw={"wspace": 0.06, "hspace": 0.06, "top": 1 - 0.72 / height, "bottom": 0.95 / height},
     )  # fmt: skip
     for axis in axes.flat:
         axis.axis("off")
@@ -50,17 +50,12 @@ def plot_choice_maps(scores: xr.Dataset, *, sample: int = 0, context: str | None
     for w, axis in enumerate(axes[:, 0]):
         anchor = int(choice["step"].values[window == w][0]) - 1
         image, expected = _image_at(one, anchor, frame / max(1, frames - 1))
-        title = (
-            "final image"
-            if not expected
-            else f"clean image\nexpected at step {anchor}"
-            if w == 0
-            else f"at step {anchor}"
-        )
-        axis.set_title(title, fontsize=7, pad=2)
+        title = f"image expected\nat step {anchor}" if w == 0 else f"at step {anchor}"
+        axis.set_title(title if expected else "final image", fontsize=7, pad=2)
         draw_image(axis, image)
-    draw_legend(figure, scores, (0.36, 0.03, 0.32, 0.055))
-    figure.suptitle("Predictor chosen by each token, k steps after the last full step", y=0.955, fontsize=10)
+    draw_legend(figure, scores, (0.36, 0.25 / height, 0.32, 0.42 / height))
+    title = "Predictor chosen by each token, k steps after the last full step"
+    figure.suptitle(title, y=1 - 0.1 / height, va="top", fontsize=10)
     return figure
 
 

@@ -51,12 +51,15 @@ def _panel(axis: Axes, rows: xr.Dataset, unit: str) -> None:
         bars = [[length] for length in bar_lengths(row["margin"])]
         axis.errorbar(mean, y, xerr=bars, color=colour, marker=marker, markersize=4.5, capsize=2, elinewidth=1)
         if verdict == "undecided" and (low > 0 or high < 0):
-            axis.annotate(f"Holm: p = {float(row['p_value']):.2f}", (high, y), xytext=(5, 0), color="0.4", fontsize=6.5,
-                          textcoords="offset points", va="center")  # fmt: skip
+            edge, side = (high, 1) if low > 0 else (low, -1)  # away from 0
+            axis.annotate(f"Holm: p = {float(row['p_value']):.2g}", (edge, y), xytext=(5 * side, 0), color="0.4",
+                          fontsize=6.5, textcoords="offset points", va="center", ha="left" if side > 0 else "right",
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
     axis.set_yticks(np.arange(rows.sizes["claim"]), [_label(rows.isel(claim=i)) for i in range(rows.sizes["claim"])],
                     fontsize=6)  # fmt: skip
     axis.set_ylim(rows.sizes["claim"] - 0.4, -0.6)
     axis.axvline(0, color="0.5", linewidth=0.8)
+    axis.margins(x=0.16)  # room for the texts
     axis.grid(axis="x", linewidth=0.3)
     axis.set_xlabel(
         f"beyond the threshold, claimed side to the right ({unit or 'correlations, shares, relative changes'})"

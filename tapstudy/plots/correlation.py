@@ -40,6 +40,6 @@ def plot_correlation(table: xr.Dataset) -> Figure:
     right.set_xlabel("distance k to the last anchor (steps)")
     for axis in (left, right):
         axis.axhline(0, color="0.6", linewidth=0.8)
-        axis.set_ylim(-0.2, 1)
+        axis.set_ylim(-0.2, 1.04)  # markers at 1 are whole
     figure.suptitle(f"rank correlation within a token (95 % interval over {table.attrs['images']} images)", fontsize=9)
     return figure

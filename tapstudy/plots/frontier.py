@@ -68,7 +68,10 @@ def _panel(axis: Axes, table: xr.Dataset, cost: str, quality: str) -> None:
                 label.set(fontsize=7, color=look.colour, zorder=4)
                 label.set_path_effects([withStroke(linewidth=2, foreground="white")])
     text, unit = COSTS[cost]
-    axis.xaxis.set_major_locator(MaxNLocator(4))
+    shown = table[cost].values[table["method"].values != "reference"]
+    axis.xaxis.set_major_locator(
+        MaxNLocator(4 if shown.max() > 1.1 * shown.min() else 2)
+    )  # late digits make long numbers
     axis.xaxis.set_major_formatter(EngFormatter(unit=unit))
     axis.set_xlabel(text)
     axis.set_ylabel(QUALITIES[quality])

@@ -253,11 +253,17 @@ def test_in_a_process_of_its_own(tmp_path):
 
 def test_compare_and_fit_refuse_before_they_load_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("tapstudy.bench.image_set.pipe_of", lambda _: pytest.fail("loaded"))
-    schedule = tapstudy.FittedSchedule(pipeline="x", num_steps=9, full_steps=(0, 1)).save(tmp_path / "s.json")
+    schedule, other = (
+        tapstudy.FittedSchedule(pipeline="FluxPipeline", num_steps=steps, full_steps=(0, 1)).save(
+            tmp_path / f"{steps}.json"
+        )
+        for steps in (9, 50)
+    )
     place = ("--out", str(tmp_path / "a.html"))
     for arguments, message in [
         (("compare", *place, "--methods", "tap,tab"), "no method 'tab'"),
         (("compare", *place, "--schedule", str(schedule)), "was fitted to 9 steps, and these runs have 50"),
+        (("compare", *place, "--schedule", str(other)), "was fitted to a FluxPipeline, and this is a LabelPipeline"),
         (("fit-schedule", "--full-passes", "60"), "--full-passes must be below the 50 --steps"),
         (("fit-schedule", "--sigmas", "3,-1"), "--sigmas must be a finite number of at least 0"),
     ]:

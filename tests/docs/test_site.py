@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from decimal import ROUND_HALF_UP, Decimal
@@ -14,6 +15,7 @@ import yaml
 import tapstudy
 import tapstudy.policies
 import tapstudy.predictors
+from tapstudy.analysis.study import load_table
 from tests.docs.pages import PAGES, ROOT
 
 README = PAGES["README.md"]
@@ -135,6 +137,37 @@ def test_the_readme_names_the_winner_of_the_comparison() -> None:
     below, most, least = (number.removeprefix("-") for number in rounded(NUMBERS.findall(tap[-1])))
     told = f"on fitted steps: {mean} dB [{low}, {high}], {below} [{least}, {most}] above TAP"
     assert told in " ".join(README.split())
+
+
+RIVALS = runpy.run_path(str(ROOT / "docs" / "make_rivals_table.py"))
+
+
+def test_the_findings_have_the_rivals_of_the_comparison() -> None:
+    """All of them, the best first, and sentences below the table with its differences."""
+    findings = PAGES["docs/findings.md"]
+    assert RIVALS["page"](findings) == findings, "run python docs/make_rivals_table.py"
+    comparison = PAGES["docs/comparison.md"].split("\n## ")[-1]
+    table = findings.split("make_rivals_table.py -->\n\n")[1].split("\n\n")[0].splitlines()[2:]
+    assert (
+        len(table) == len(re.findall(r"^\|(?: [^|]+ \|){2} [\d.]+ \|", comparison, re.M)) - 1
+    )  # without the reference
+    quality = [float(NUMBERS.findall(line.split("|")[4])[0]) for line in table]
+    assert quality == sorted(quality, reverse=True)
+
+    found = load_table(ROOT / "data" / "study", "frontier")
+    told = " ".join(findings.split("make_rivals_table.py -->")[1].split("## Speed")[0].split())
+    for cell, difference, says in (
+        (
+            "tap window-fitted-hidden N=8",
+            "gain_over_best_fixed",
+            "TAP ends {1} dB [{0}, {2}] below it on the fitted schedule",
+        ),
+        ("tap even N=8", "gain_over_best_fixed", "and {1} [{0}, {2}] below on the even one"),
+        ("shuffled N=8", "gain_over_tap", "is worth {1} dB [{0}, {2}] against the probes of other tokens"),
+        ("oracle N=8", "gain_over_tap", "Knowing the truth would be worth {1} dB there"),
+    ):
+        bounds = sorted(abs(found[difference].sel(cell=cell).values))  # of one sign
+        assert says.format(*(f"{bound:.1f}" for bound in bounds)) in told
 
 
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

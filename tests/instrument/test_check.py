@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 
@@ -23,6 +24,17 @@ def test_accepts(name):
     assert all(site.computed[0] >= 6 and site.computed[1] == 0 for site in report.sites)
     assert torch.equal(tiny(), plain)
     assert not hasattr(tiny.model, "_diffusers_hook")
+
+
+def test_schedulers_of_the_caller_do_not_drive_its_calls():
+    """As in a notebook, which holds those of its pipelines: both calls are made at one timestep."""
+    tiny = make("Flux")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(2)
+    inputs = {**tiny.inputs, "timestep": scheduler.timesteps[2].repeat(2) / 1000}
+    report = tapstudy.check(tiny.model, inputs)
+    assert report.ok, report
 
 
 def test_report_reads_well():

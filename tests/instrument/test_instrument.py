@@ -441,6 +441,38 @@ def test_a_policy_is_not_taken_off_inside_a_pass(residual, path, step):
     assert not any("forward" in vars(module) for module in tiny.model.modules())
 
 
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [("reset", lambda handle: handle.reset()), ("listen", lambda handle: handle.listen(print)),
+     ("record", lambda handle: handle.record(print, depths=(1,)))],
+)  # fmt: skip
+def test_nothing_is_changed_inside_a_pass(method, call):
+    """Neither at a full step nor at a skip step, whose first block begins, too; between passes all may be called."""
+    tiny = make("SD3")
+    with apply_tap(tiny.model, TAPConfig(interval=3, warmup_steps=1)) as handle:
+        look = tiny.model.transformer_blocks[0].register_forward_pre_hook(lambda *_: call(handle))
+        told = rf"^a pass of this SD3T.* is under way, .*: call {method}\(\) when"
+        with pytest.raises(RuntimeError, match=told):
+            tiny(**tiny.at(0, 6))
+        look.remove()
+        tiny(**tiny.at(0, 6))
+        look = tiny.model.transformer_blocks[0].register_forward_pre_hook(lambda *_: call(handle))
+        with pytest.raises(RuntimeError, match=told):
+            tiny(**tiny.at(1, 6))
+        look.remove()
+        call(handle)
+
+
+def test_a_listener_may_begin_anew():
+    tiny = make("SD3")
+    with apply_tap(tiny.model, TAPConfig(interval=3, warmup_steps=1)) as handle:
+        handle.listen(lambda event: handle.reset() if event.step == 1 else None)
+        for step in range(2):
+            tiny(**tiny.at(step, 6))
+        tiny(**tiny.at(2, 6))
+        assert handle.summary().mask == "F"
+
+
 def test_a_listener_may_take_the_policy_off():
     tiny = make("SD3")
     plain = tiny()

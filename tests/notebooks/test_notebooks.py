@@ -49,7 +49,8 @@ def test_all_outputs_are_small():
 @every_notebook
 def test_story_opens_with_a_question_and_ends_with_the_answer(name, cells):
     assert cells[0]["source"][0].endswith("?\n")
-    assert "## The answer" in "".join(cells[-1]["source"])
+    words = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    assert "## The answer" in words[-1]  # a cell that reads it from the tables may follow
 
 
 @every_notebook
