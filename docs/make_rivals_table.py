@@ -26,14 +26,23 @@ NAMES = {
     "bac": "BAC", "best-fixed": "best fixed predictor", "cg-taylor": "CG-Taylor", "dbcache": "DBCache",
     "delta-dit": "Delta-DiT", "dicache": "DiCache", "drift": "TAP that minimises drift", "duca": "DuCa",
     "easycache": "EasyCache", "ertacache": "ERTACache", "first-block": "First-Block Cache",
-    "fitted": "predictors fitted to recordings", "magcache": "MagCache",
+    "fitted": "predictors fitted to recordings", "hsa": "HSA", "magcache": "MagCache",
+    "model-switch": "switch to a small model",
     "oracle": "oracle: the best predictor of every token, by the true residual",
-    "order2": "Taylor order 2 (TaylorSeer)", "pab": "PAB", "ras": "RAS", "seacache": "SeaCache",
+    "order2": "Taylor order 2 (TaylorSeer)", "pab": "PAB", "profiling": "ProfilingDiT",
+    "profiling-foreground": "ProfilingDiT, foreground left out", "ras": "RAS",
+    "router": "router, learned", "router-random": "router, random table", "seacache": "SeaCache",
     "shuffled": "TAP by the probes of other tokens",
     "step": "TAP, one choice for all tokens of a step", "step-table": "a table of one predictor per step, no probe",
     "teacache": "TeaCache", "temporal-delta": "temporal delta, blocks", "toca": "ToCa", "zeus": "ZEUS",
 }  # fmt: skip
-SCHEDULES = {"even": "evenly spaced", "start-dense": "dense at the start", "window-fitted-hidden": "fitted schedule"}
+SCHEDULES = {
+    "even": "evenly spaced",
+    "start-dense": "dense at the start",
+    "window-fitted-hidden": "fitted schedule",
+    "lemica": "LeMiCa's schedule",
+    "dpcache": "DPCache's schedule",
+}
 
 
 def table(found: xr.Dataset) -> str:

@@ -45,7 +45,8 @@ def claims(
 ) -> None:
     """Test what is claimed of TAP on a model: 30 claims with thresholds, intervals and verdicts, as a page.
 
-    As it stands, on 60 images, the embedded model of digits takes about 80 minutes on one quiet core, and 2 GB in --work.
+    On 60 images, as it stands, the embedded model of digits takes about 80 minutes on one quiet core, and 2 GB in
+    --work.
     """
     with user_errors():
         from tapstudy.analysis.claims.all_claims import all_claims

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from tapstudy.core.anchors import Anchors
 from tapstudy.core.checks import check_between, check_integer
-from tapstudy.policies.base import Prediction, ResidualSite, RunInfo
-from tapstudy.policies.caching import CachePolicy
+from tapstudy.policies.base import CachePolicy, Prediction, ResidualSite, RunInfo
 from tapstudy.policies.decision import SKIP, Decision
 
 
