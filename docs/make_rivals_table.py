@@ -37,12 +37,9 @@ NAMES = {
     "teacache": "TeaCache", "temporal-delta": "temporal delta, blocks", "toca": "ToCa", "zeus": "ZEUS",
 }  # fmt: skip
 SCHEDULES = {
-    "even": "evenly spaced",
-    "start-dense": "dense at the start",
-    "window-fitted-hidden": "fitted schedule",
-    "lemica": "LeMiCa's schedule",
-    "dpcache": "DPCache's schedule",
-}
+    "even": "evenly spaced", "start-dense": "dense at the start", "window-fitted-hidden": "fitted schedule",
+    "lemica": "LeMiCa's schedule", "dpcache": "DPCache's schedule",
+}  # fmt: skip
 
 
 def table(found: xr.Dataset) -> str:
