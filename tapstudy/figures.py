@@ -256,9 +256,9 @@ def ablation_errors(sources: Sources) -> Drawn:
     """True error with other orders and horizons at several N, rescored from recorded features."""
     settings = grid(orders=((0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)), shifts=((0,), (0, 1, 2, 3, 4)),
                     interval=(2, 3, 4, 5, 6, 8, 10))  # fmt: skip
-    one = " · features are large: one image has them here, so there are no intervals"
-    told = _teacher_forced(sources.features) + one * (sources.features.sizes["sample"] == 1)
-    return plot_ablation_errors(ablate(sources.features, settings).load()), told
+    features, why = sources.features, " · features are large: one image has them here, so there are no intervals"
+    told = _teacher_forced(features) + why * (features.sizes["sample"] == 1)
+    return plot_ablation_errors(ablate(features, settings).load()), told
 
 
 def controls(sources: Sources) -> Drawn:
@@ -346,9 +346,8 @@ def speed(sources: Sources) -> Drawn:
     table = sources.table("speed")
     attrs = table.attrs
     told = f"{attrs['steps']} steps, S({attrs['interval']}, {attrs['warmup_steps']})"
-    told += (
-        f" · {attrs['device']}, threads: {attrs['threads']} · torch {attrs['torch']}, diffusers {attrs['diffusers']}"
-    )
+    told += f" · {attrs['device']}, threads: {attrs['threads']}"
+    told += f" · torch {attrs['torch']}, diffusers {attrs['diffusers']}"
     return plot_speed(quartiles(table)), told
 
 

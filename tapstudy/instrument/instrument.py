@@ -37,8 +37,7 @@ class Instrument:
     Args:
         model: a transformer with an adapter.
         policy: copied for every context; must not have seen anything.
-        target: what the policy was put on: a pipeline, whose scheduler drives calls that no other is found for, or the
-            transformer; None for a trial, whose calls nothing drives.
+        target: what the policy was put on: its scheduler drives calls that no other is found for; None: nothing does.
         shadow: run a full pass beside every prediction, as policies that need the truth do.
     """
 

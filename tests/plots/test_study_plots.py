@@ -292,7 +292,7 @@ def test_claims():
     colours = [container.lines[0].get_color() for axis in figure.axes for container in axis.containers]
     assert len(set(colours)) == 3
     assert [float(container.lines[0].get_xdata()[0]) for container in decibels.containers] == [2, 2, 0.5]
-    assert [text.get_text() for text in decibels.texts] == ["Holm: p = 0.20"]
+    assert [text.get_text() for text in decibels.texts] == ["Holm: p = 0.2"]
     assert "(dB)" in decibels.get_xlabel()
 
 
