@@ -106,7 +106,7 @@ class Trace:
     def watch(self, handle: Any) -> None:
         """Make every pass of the transformers of a handle a phase."""
         for instrument in handle._instruments.values():
-            forward, conclude = instrument.forward, instrument._conclude
+            forward, conclude = instrument.run, instrument._conclude
 
             def run(*args: Any, forward: Any = forward) -> Any:
                 self.phase()
@@ -118,7 +118,7 @@ class Trace:
                 self._kind = "aside" if call is None else call.state
                 conclude(run, call)
 
-            instrument.forward, instrument._conclude = run, concluded
+            instrument.run, instrument._conclude = run, concluded
 
     def on(self, value: Any, device: str = "cuda:0") -> Any:
         """Bring tensors in lists and mappings, or the weights of a module, to a fake device."""
