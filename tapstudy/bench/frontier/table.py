@@ -66,7 +66,7 @@ def _bounds(values: Any, sign: str = "") -> str:
 
 
 PAGE = """\
-# All methods on one model
+# Methods compared on {model}
 
 * Made by: `{command}`
 * Model: {model}, {steps} steps, guidance {guidance:g}; {images} test images (seeds {seeds} x labels {labels})
