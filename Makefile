@@ -13,7 +13,7 @@ lint: .venv/test.done
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 notebooks: .venv/test.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks.store
