@@ -1,6 +1,7 @@
-"""Writes the table of rivals in docs/findings.md: `python docs/make_rivals_table.py`, from anywhere, in a source tree.
+"""Writes the tables of rivals in docs/findings.md, and that of the winners in README.md.
 
-Every row of data/study/frontier.nc at its fewest full passes, the best first.
+`python docs/make_rivals_table.py`, from anywhere, in a source tree; each stands below its comment. They are made from
+what `tapstudy bench frontier` found.
 """
 
 from __future__ import annotations
@@ -14,80 +15,125 @@ import xarray as xr
 
 from tapstudy.analysis.run_tables import REFERENCE, at_fewest_passes
 from tapstudy.analysis.study import load_table
-from tapstudy.bench.methods import find_method
+from tapstudy.bench.fit.held_out import USUAL
+from tapstudy.bench.frontier.table import bounds_text
+from tapstudy.bench.methods import OWN, find_method
 from tapstudy.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "findings.md"
-PLACE = re.compile(r"(?<=<!-- made by docs/make_rivals_table.py -->\n\n).*?(?=\n\n)", re.S)
-
-# what methods are called where their titles are short
-NAMES = {
-    "bac": "BAC", "best-fixed": "best fixed predictor", "cg-taylor": "CG-Taylor", "dbcache": "DBCache",
-    "delta-dit": "Delta-DiT", "dicache": "DiCache", "drift": "TAP that minimises drift", "duca": "DuCa",
-    "easycache": "EasyCache", "ertacache": "ERTACache", "first-block": "First-Block Cache",
-    "fitted": "predictors fitted to recordings", "hsa": "HSA", "magcache": "MagCache",
-    "model-switch": "switch to a small model",
-    "oracle": "oracle: the best predictor of every token, by the true residual",
-    "order2": "Taylor order 2 (TaylorSeer)", "pab": "PAB", "profiling": "ProfilingDiT",
-    "profiling-foreground": "ProfilingDiT, foreground left out", "ras": "RAS",
-    "router": "router, learned", "router-random": "router, random table", "seacache": "SeaCache",
-    "shuffled": "TAP by the probes of other tokens",
-    "step": "TAP, one choice for all tokens of a step", "step-table": "a table of one predictor per step, no probe",
-    "teacache": "TeaCache", "temporal-delta": "temporal delta, blocks", "toca": "ToCa", "zeus": "ZEUS",
-}  # fmt: skip
+PAGES = {"findings": ROOT / "docs" / "findings.md", "readme": ROOT / "README.md"}
+FOLDERS = {"mnist-dit": ROOT / "data" / "study", "emoji-flux": ROOT / "data" / "study" / "emoji-flux"}
 SCHEDULES = {
-    "even": "evenly spaced", "start-dense": "dense at the start", "window-fitted-hidden": "fitted schedule",
-    "lemica": "LeMiCa's schedule", "dpcache": "DPCache's schedule",
+    "even": "evenly spaced", "start-dense": "dense at the start", "window-fitted-hidden": "fitted steps",
+    "lemica": "LeMiCa's steps", "dpcache": "DPCache's steps",
 }  # fmt: skip
 
 
-def table(found: xr.Dataset) -> str:
-    """Return the table in Markdown.
+def rivals(found: xr.Dataset) -> str:
+    """Return the rows at the fewest full passes in Markdown, the best first.
+
+    A method stands there on its own schedule, on S(N, 3) and on the one that was chosen for it on held-out images.
 
     Args:
         found: from `bench.frontier.comparison`.
     """
     best = at_fewest_passes(found)
-    passes, interval = int(best["passes"].values[0]), int(best["interval"].values[0])
-    steps, model = json.loads(found.attrs["plan"])["steps"], json.loads(found.attrs["plan"])["model"]
-    usual = f"S({interval}, 3)"
-    flops = found["flops"].mean("sample")
-    rows = []
-    for place, name in enumerate(best["cell"].values.tolist()):
+    passes, usual = int(best["passes"].values[0]), _usual(best)
+    rows: list[list[str]] = []
+    for name, published in zip(best["cell"].values.tolist(), best["as_published"].values, strict=True):
         row = found.sel(cell=name)
-        method, schedule = str(row["method"].item()), str(row["schedule"].item())
-        published = bool(best["as_published"].values[place])
-        called = NAMES.get(method) or find_method(method).title or method
-        called = f"{passes} plain steps" if method == "fewer" else called + " as published" * published
-        on = "" if schedule == "own" else ", " + SCHEDULES.get(schedule, usual if schedule == "S(N,3)" else schedule)
-        quality, gain = _bounds(row["psnr_interval"].values), _bounds(row["gain_over_tap"].values, "+")
+        if not (str(row["schedule"].item()) in (OWN, USUAL) or bool(row["chosen"])):
+            continue
+        quality = bounds_text(row["psnr_interval"].values, digits=1)
         rows.append([
-            f"**{called}{on}**" if place == 0 else called + on,
+            called(row) if rows else f"**{called(row)}**",
             f"{float(row['full_passes'].mean()):.3g}",
-            f"{float(flops.sel(cell=REFERENCE) / flops.sel(cell=name)):.2f}",
-            f"**{quality}**" if place == 0 else quality,
-            "" if published else gain,
+            f"{_flops_ratio(found, name):.2f}",
+            quality if rows else f"**{quality}**",
+            "" if published else bounds_text(row["gain_over_tap"].values, "+", digits=1),
         ])  # fmt: skip
-    told = f"`{model}`, {passes} full passes of {steps}, {found.sizes['sample']} images"
-    columns = (told, "full passes", "FLOPs ratio", "PSNR [95 %], dB", f"minus TAP on {usual}")
+    columns = (_told(found, passes), "full passes", "FLOPs ratio", "PSNR [95 %], dB", f"minus TAP on {usual}")
     return Table(columns, rows).markdown()
 
 
-def _bounds(values: np.ndarray, sign: str = "") -> str:
-    mean, low, high = (format(float(value), f"{sign}.1f") for value in values)
-    return f"{mean} [{low}, {high}]"
+def winners(tables: dict[str, xr.Dataset]) -> str:
+    """Return in Markdown, for every model and number of full passes, the best row and TAP's and plain sampling's."""
+    rows = []
+    for found in tables.values():
+        for passes in sorted({*found["passes"].values[1:].tolist()}, reverse=True):
+            there = found.isel(cell=np.flatnonzero(found["passes"].values == passes))
+            mean = there["psnr_interval"].sel(bound="mean").values
+            methods, schedules = there["method"].values, there["schedule"].values
+            ratio = np.array([_flops_ratio(found, name) for name in there["cell"].values])
+            plain = ratio[methods == "fewer"]  # some partial methods cannot become as cheap
+
+            def row(which: np.ndarray, there: xr.Dataset = there, mean: np.ndarray = mean) -> xr.Dataset:
+                return there.isel(cell=int(np.nanargmax(np.where(which, mean, np.nan))))
+
+            best, at_best = row(ratio > 0.9 * plain), row(methods == "tap")
+            rows.append([
+                _told(found, passes),
+                f"**{called(best)}** {_quality(best)}",
+                f"{SCHEDULES.get(str(at_best['schedule'].item()), _usual(at_best))}: {_quality(at_best)}",
+                _quality(row((methods == "tap") & (schedules == USUAL))),
+                _quality(row(methods == "fewer")),
+            ])  # fmt: skip
+    columns = ("full passes, of 50", "the best", "TAP on its best steps", "TAP as published", "as many plain steps")
+    return Table(columns, rows).markdown()
 
 
-def page(text: str) -> str:
-    """Put the table into the text of the page, where its comment stands."""
-    made = table(load_table(ROOT / "data" / "study", "frontier"))
-    written, count = PLACE.subn(lambda _: made, text)
-    if count != 1:
-        raise SystemExit(f"{PAGE} must have the comment of the table once, above it, with a line between")
-    return written
+def called(row: xr.Dataset) -> str:
+    """Return what a row is called: "TAP as published, S(8, 3)", "8 plain steps"."""
+    method, schedule = str(row["method"].item()), str(row["schedule"].item())
+    if method == "fewer":
+        return f"{int(row['passes'])} plain steps"
+    name = find_method(method).title or method
+    name += " as published" * (method == "tap" and schedule == USUAL)
+    return name if schedule == OWN else f"{name}, {SCHEDULES.get(schedule, _usual(row))}"
+
+
+def _usual(rows: xr.Dataset) -> str:
+    return f"S({int(rows['interval'].values.flat[0])}, 3)"
+
+
+def _quality(row: xr.Dataset) -> str:
+    return bounds_text(row["psnr_interval"].values, digits=1)
+
+
+def _flops_ratio(found: xr.Dataset, name: str) -> float:
+    flops = found["flops"].mean("sample")
+    return float(flops.sel(cell=REFERENCE) / flops.sel(cell=name))
+
+
+def _plan(found: xr.Dataset) -> dict[str, int | str]:
+    plan: dict[str, int | str] = json.loads(found.attrs["plan"])
+    return plan
+
+
+def _told(found: xr.Dataset, passes: int) -> str:
+    return f"`{_plan(found)['model']}`, {passes} full passes of {_plan(found)['steps']}, {found.sizes['sample']} images"
+
+
+def pages(texts: dict[str, str]) -> dict[str, str]:
+    """Put the tables into the texts of the pages."""
+    tables = {model: load_table(folder, "frontier") for model, folder in FOLDERS.items()}
+    made = {
+        "findings": {model: rivals(found) for model, found in tables.items()},
+        "readme": {"winners": winners(tables)},
+    }
+    return {page: _with_tables(page, text, made[page]) for page, text in texts.items()}
+
+
+def _with_tables(page: str, text: str, made: dict[str, str]) -> str:
+    for what, table in made.items():
+        comment = re.escape(f"<!-- made by docs/make_rivals_table.py: {what} -->")
+        text, count = re.subn(rf"(?<={comment}\n\n).*?(?=\n\n)", lambda _, table=table: table, text, flags=re.S)  # type: ignore[misc]
+        if count != 1:
+            raise SystemExit(f"{PAGES[page]} must have the comment of the table of {what} once, with a line between")
+    return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
-    print(f"wrote {PAGE}")
+    for page, text in pages({page: path.read_text() for page, path in PAGES.items()}).items():
+        PAGES[page].write_text(text)
+        print(f"wrote {PAGES[page]}")

@@ -188,8 +188,8 @@ def _tap(name: str, *schedules: str, alone: bool = False, granularity: str | Non
     )
 
 
-def _beyond(name: str, policy: Callable[[TAPConfig], Policy], *schedules: str) -> Method:
-    return Method(name, "beyond", lambda config, _: policy(config), _all_but(), schedules=schedules)
+def _beyond(name: str, policy: Callable[[TAPConfig], Policy], *schedules: str, title: str = "") -> Method:
+    return Method(name, "beyond", lambda config, _: policy(config), _all_but(), schedules=schedules, title=title)
 
 
 def _with(name: str, family: Family) -> Method:
@@ -198,17 +198,23 @@ def _with(name: str, family: Family) -> Method:
 
 
 def _partial(
-    name: str, policy: Callable[[TAPConfig], Policy], reads: tuple[str, ...] = SCHEDULE, kind: Kind = "cache"
+    name: str,
+    policy: Callable[[TAPConfig], Policy],
+    reads: tuple[str, ...] = SCHEDULE,
+    kind: Kind = "cache",
+    *,
+    title: str = "",
 ) -> Method:
     """Return a method that runs some of the model between full steps, on a schedule that it is given or its own."""
     fit = partial.PARTIAL.get(name)
+    schedules = (OWN if fit else USUAL,)
     return Method(
-        name, kind, lambda config, _: policy(config), reads, fit=fit, schedules=(OWN if fit else USUAL,), partial=True
+        name, kind, lambda config, _: policy(config), reads, fit=fit, schedules=schedules, partial=True, title=title
     )
 
 
-def _fitted(name: str, kind: Kind, fit: Callable[[Slot], Setting], *schedules: str) -> Method:
-    return Method(name, kind, fit=fit, schedules=schedules)
+def _fitted(name: str, kind: Kind, fit: Callable[[Slot], Setting], *schedules: str, title: str = "") -> Method:
+    return Method(name, kind, fit=fit, schedules=schedules, title=title)
 
 
 ROWS = (
@@ -218,7 +224,7 @@ ROWS = (
     fixed(0, name="order0", schedules=(USUAL, "lemica"), title="FORA (order 0)"),
     fixed(1, name="order1", schedules=(*SCHEDULES, SEARCHED), title="Taylor order 1"),
     fixed(2, name="order2", schedules=(USUAL,), title="Taylor order 2"),
-    _fitted("best-fixed", "fixed", calibrated.best_fixed, *SCHEDULES),
+    _fitted("best-fixed", "fixed", calibrated.best_fixed, *SCHEDULES, title="best fixed predictor"),
     _on_output("order1-tail", "tail"),
     _on_output("order1-output", "output"),
     Method("newton2", "fixed", lambda config, _: FixedPolicy(2, config=config),
@@ -233,35 +239,37 @@ ROWS = (
     _nonlinear("token-least-squares", TokenLeastSquares()),
     _nonlinear("freqca", FrequencySplit()),
     _nonlinear("pade", Pade()),
-    *(_fitted(name, "cache", fit, OWN) for name, fit in calibrated.CACHES.items()),
+    *(_fitted(name, "cache", fit, OWN, title=title) for name, (title, fit) in calibrated.CACHES.items()),
     _fitted("channel-groups", "cache", calibrated.channel_groups, USUAL),
     _partial("fora-modules", lambda config: ModulesPolicy(0, config)),
     _partial("taylor-modules", lambda config: ModulesPolicy(1, config)),
     _partial("taylor2-modules", lambda config: ModulesPolicy(2, config)),
-    _partial("delta-dit", DeltaDiTPolicy),
-    _partial("pab", lambda config: PABPolicy(), ()),
-    _partial("dbcache", lambda config: DBCachePolicy(first=1, last=1, warmup_steps=WARMUP), ()),
-    _partial("temporal-delta", lambda config: TemporalDeltaPolicy(), ()),
-    _fitted("bac", "cache", partial.bac, OWN),
-    _fitted("profiling", "cache", partial.profiling, OWN),
-    _fitted("profiling-foreground", "control", functools.partial(partial.profiling, foreground=True), OWN),
-    Method("model-switch", "cache", fit=partial.model_switch, schedules=(OWN,), lacks=partial.no_small_model),
-    _fitted("router", "cache", partial.router, OWN),
-    _fitted("router-random", "control", partial.router_random, OWN),
-    _partial("toca", lambda config: ToCaPolicy(config=config)),
-    _partial("duca", lambda config: ToCaPolicy(config=config, every=2)),
-    _partial("ras", lambda config: RASPolicy(), ()),
-    _partial("hsa", lambda config: HSAPolicy(), ()),
+    _partial("delta-dit", DeltaDiTPolicy, title="Delta-DiT"),
+    _partial("pab", lambda config: PABPolicy(), (), title="PAB"),
+    _partial("dbcache", lambda config: DBCachePolicy(first=1, last=1, warmup_steps=WARMUP), (), title="DBCache"),
+    _partial("temporal-delta", lambda config: TemporalDeltaPolicy(), (), title="temporal delta, blocks"),
+    _fitted("bac", "cache", partial.bac, OWN, title="BAC"),
+    _fitted("profiling", "cache", partial.profiling, OWN, title="ProfilingDiT"),
+    _fitted("profiling-foreground", "control", functools.partial(partial.profiling, foreground=True), OWN,
+            title="ProfilingDiT, foreground left out"),
+    Method("model-switch", "cache", fit=partial.model_switch, schedules=(OWN,), lacks=partial.no_small_model,
+           title="switch to a small model"),
+    _fitted("router", "cache", partial.router, OWN, title="router, learned"),
+    _fitted("router-random", "control", partial.router_random, OWN, title="router, random table"),
+    _partial("toca", lambda config: ToCaPolicy(config=config), title="ToCa"),
+    _partial("duca", lambda config: ToCaPolicy(config=config, every=2), title="DuCa"),
+    _partial("ras", lambda config: RASPolicy(), (), title="RAS"),
+    _partial("hsa", lambda config: HSAPolicy(), (), title="HSA"),
     _tap("tap", *SCHEDULES, SEARCHED, title="TAP"),
     _tap("region", USUAL, granularity="region"),
-    _tap("step", *SCHEDULES, SEARCHED, granularity="step"),
+    _tap("step", *SCHEDULES, SEARCHED, granularity="step", title="TAP, one choice per step"),
     _tap("global", USUAL, granularity="global", alone=True),
     _fitted("margin", "beyond", calibrated.margin, *FURTHER),
     _beyond("smoothed", SmoothedPolicy, *FURTHER),
     _beyond("blended", BlendedPolicy, *FURTHER),
     _beyond("ridge", RidgePolicy, *FURTHER),
     _fitted("adaptive-tap", "beyond", calibrated.adaptive_tap, OWN),
-    _beyond("drift", DriftPolicy, *FURTHER),
+    _beyond("drift", DriftPolicy, *FURTHER, title="TAP that minimises drift"),
     _beyond("two-depths", SeveralDepthsPolicy, *FURTHER),
     _beyond("first-window", lambda config: FirstWindowPolicy(1, config=config)),
     _with("least-squares", LeastSquares()),
@@ -273,20 +281,21 @@ ROWS = (
              "beyond"),
     _partial("tap+tokens-random", lambda config: TAPTokensPolicy(config=config, names="random"),
              _all_but(*GRANULARITY), "control"),
-    _fitted("step-table", "beyond", calibrated.step_table, USUAL),
+    _fitted("step-table", "beyond", calibrated.step_table, USUAL, title="one predictor per step, no probe"),
     _fitted("step-table-output", "beyond", calibrated.step_table_output),
-    _fitted("fitted", "beyond", calibrated.fitted, *SCHEDULES),
+    _fitted("fitted", "beyond", calibrated.fitted, *SCHEDULES, title="predictors fitted to recordings"),
     _fitted("class-rows", "beyond", calibrated.class_rows, "start-dense"),
     _fitted("class-rows-shuffled", "beyond", calibrated.class_rows_shuffled, "start-dense"),
     _fitted("wiener", "beyond", calibrated.wiener, "start-dense"),
     _fitted("wiener-shuffled", "beyond", calibrated.wiener_shuffled, "start-dense"),
-    Method("oracle", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE), schedules=(USUAL,)),
+    Method("oracle", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE), schedules=(USUAL,),
+           title="oracle: the truth chooses for every token"),
     Method("oracle-latent", "control", lambda config, _: OraclePolicy(config), _all_but(*PROBE, "residual"),
            {"residual": "latent"}),
     Method("random", "control", lambda config, seed: RandomPolicy(config, seed=seed), _all_but(*GRANULARITY, *PROBE),
            draws=True, schedules=(USUAL,)),
     Method("shuffled", "control", lambda config, seed: ShuffledPolicy(config, seed=seed), _all_but(), draws=True,
-           schedules=(USUAL,)),
+           schedules=(USUAL,), title="TAP by the probes of other tokens"),
     *(_fitted(name, "peer", fit, OWN) for name, fit in calibrated.THIRD_PARTY.items()),
 )  # fmt: skip
 METHODS = {method.name: method for method in ROWS}

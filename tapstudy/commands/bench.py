@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +22,9 @@ from tapstudy.commands.checks import (
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.paper import paper
 from tapstudy.tables import Table
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 NETCDF, MARKDOWN = (".nc",), (".md",)
 
@@ -237,9 +241,7 @@ def frontier(
 
         from tapstudy.bench.frontier.comparison import frontier as run
         from tapstudy.bench.frontier.plan import FrontierPlan
-        from tapstudy.bench.frontier.table import COLUMNS, frontier_page, tables
         from tapstudy.models.machine import Machine
-        from tapstudy.netcdf import write_netcdf
 
         out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")
         page = page and out_file(page, "--page", MARKDOWN)
@@ -258,19 +260,52 @@ def frontier(
         named = [name for name in methods.split(",") if name]
         further = [name for name in schedules.split(",") if name]
         found = run(plan, work, methods=named, schedules=further, thorough=thorough, repeats=repeats)
-        write_netcdf(found, out)
-        if page is not None:
-            command = shlex.join(["tapstudy", *sys.argv[1:]])
-            page.parent.mkdir(parents=True, exist_ok=True)
-            page.write_text(frontier_page(found, command=command, machine=str(Machine("cpu"))))
-        for count, rows in tables(found).items():
-            title = f"{model}, {count} full passes of {steps} steps, {found.sizes['sample']} images"
-            Table(COLUMNS, rows, title, left=2).show(width=200)
-        typer.echo(
-            "PSNR and SSIM on images in [0, 1]; intervals by bootstrap over images, differences paired. FLOPs: "
-            f"multiply-add = 2. Time: one image, median of {repeats}, this machine. * schedule chosen on held-out "
-            f"images. Distance: {found['distance'].attrs['long_name']}. All values: {out}"
-        )
+        found = found.assign_attrs(commands=shlex.join(["tapstudy", *sys.argv[1:]]), machine=str(Machine("cpu")))
+        _tell_frontier(found, out, page)
+
+
+@app.command("join")
+def join(
+    tables: Annotated[list[Path], typer.Argument(help="netCDF files that `bench frontier` wrote")],
+    out: Annotated[Path, typer.Option(help="netCDF file to write")] = Path("frontier.nc"),
+    page: Annotated[Path | None, typer.Option(help="also write the tables as a page of Markdown")] = None,
+) -> None:
+    """Put tables of `bench frontier` together that were made by several runs on the same images.
+
+    A row that several have is taken from the first, and must agree; wall times are scaled by those of plain sampling.
+    """
+    with user_errors():
+        import shlex
+        import sys
+
+        from tapstudy.analysis.study import load_table
+        from tapstudy.bench.frontier.join import joined
+
+        out = out_file(out, "--out", NETCDF)
+        page = page and out_file(page, "--page", MARKDOWN)
+        found = joined({str(path): load_table(path.parent, path.stem) for path in tables})
+        commands = [*found.attrs["commands"].splitlines(), shlex.join(["tapstudy", *sys.argv[1:]])]
+        _tell_frontier(found.assign_attrs(commands="\n".join(commands)), out, page)
+
+
+def _tell_frontier(found: xr.Dataset, out: Path, page: Path | None) -> None:
+    """Write the comparison and show it."""
+    from tapstudy.bench.frontier.table import COLUMNS, frontier_page, tables
+    from tapstudy.netcdf import write_netcdf
+
+    write_netcdf(found, out)
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(frontier_page(found))
+    plan = json.loads(found.attrs["plan"])
+    for count, rows in tables(found).items():
+        title = f"{plan['model']}, {count} full passes of {plan['steps']} steps, {found.sizes['sample']} images"
+        Table(COLUMNS, rows, title, left=2).show(width=200)
+    typer.echo(
+        "PSNR and SSIM on images in [0, 1]; intervals by bootstrap over images, differences paired. FLOPs: "
+        f"multiply-add = 2. Time: one image, median of {found.sizes['repeat']}. * schedule chosen on held-out images. "
+        f"Distance: {found['distance'].attrs['long_name']}. All values: {out}"
+    )
 
 
 @app.command("quantised")

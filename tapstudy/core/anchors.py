@@ -59,7 +59,7 @@ class Anchors:
 
     @property
     def probes(self) -> list[Tensor]:
-        if type(self._transfer) is Transfer:  # kept where they are read
+        if not self._transfer.moves:
             return self._probes.copy()
         probes = self._transfer.prefetch(self._probes)
         if self._pending is None:
@@ -68,7 +68,7 @@ class Anchors:
 
     @property
     def residuals(self) -> list[Tensor]:
-        if type(self._transfer) is Transfer:
+        if not self._transfer.moves:
             return self._residuals.copy()
         pending, self._pending = self._pending, None
         return self._transfer.wait(self._transfer.prefetch(self._residuals) if pending is None else pending)
@@ -78,7 +78,7 @@ class Anchors:
 
         Kept elsewhere than the features it stays: the pass could not use that memory.
         """
-        if len(self) == self.capacity and type(self._transfer) is Transfer:
+        if len(self) == self.capacity and not self._transfer.moves:
             self._pending = None
             for kept in (self.steps, self._probes, self._residuals):
                 del kept[self.capacity - 1 :]

@@ -32,7 +32,13 @@ class Pending:
 
 
 class Transfer:
-    """Move anchors between the device of the features and that of the history; here both are one and nothing moves."""
+    """Move anchors between the device of the features and that of the history; here both are one and nothing moves.
+
+    Attributes:
+        moves: whether the two are different devices.
+    """
+
+    moves = False
 
     def empty(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Allocate a buffer on the device of the history."""
@@ -53,6 +59,8 @@ class Transfer:
 
 class BlockingTransfer(Transfer):
     """Copy between any two devices; the host waits for every copy."""
+
+    moves = True
 
     def __init__(self, features: torch.device, history: torch.device) -> None:
         self.features, self.history = features, history
@@ -101,6 +109,8 @@ class StreamTransfer(Transfer):
     The host never waits. What is computed waits, at a full step until its own anchor is away (the features are the
     model's, which may overwrite them at once), and at a skip step until the anchors that it reads are there.
     """
+
+    moves = True
 
     def __init__(self, features: torch.device, stream: CopyStream) -> None:
         self.features, self.stream = features, stream

@@ -17,6 +17,7 @@ from tapstudy.bench.fit.tuning import Tuner, improve_mask
 from tapstudy.bench.frontier import comparison as module
 from tapstudy.bench.frontier.comparison import EVERYWHERE, Row, compared, frontier, rows_of
 from tapstudy.bench.frontier.distance import distribution_distance, kernel_distance
+from tapstudy.bench.frontier.join import joined
 from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.frontier.table import COLUMNS, tables
 from tapstudy.bench.methods import CORE, OWN, compared_methods
@@ -336,6 +337,40 @@ def test_choices_are_made_on_held_out_images(found, plan, work):
         assert mask[0] == 0
     with pytest.raises(ValueError, match="no schedule 'odd'"):
         held.mask("odd", 5)
+
+
+def test_runs_of_some_methods_join_into_one(found):
+    """Rows are all there, compared across runs, in the order of one run; times are in units of plain sampling."""
+    methods = found["method"].values
+    first = found.isel(cell=np.isin(methods, ["reference", "tap", "oracle", "fewer"])).assign_attrs(commands="a")
+    second = found.isel(cell=np.isin(methods, ["reference", "tap", "best-fixed", "peer-taylorseer", "order1"]))
+    second = second.assign(seconds=3 * second["seconds"], seconds_each=3 * second["seconds_each"])
+    both = joined({"first": compared(first), "second": compared(second).assign_attrs(commands="b")})
+    expected = compared(found.isel(cell=np.isin(methods, [*first["method"].values, *second["method"].values])))
+    assert both.attrs.pop("commands") == "a\nb"
+    assert both.attrs.pop("machine") == ""
+    assert both.attrs == expected.attrs
+    xr.testing.assert_allclose(both, expected, rtol=1e-12)
+    gain = both["gain_over_best_fixed"].sel(cell="tap even N=4")
+    assert np.isnan(compared(first)["gain_over_best_fixed"].sel(cell="tap even N=4")).all()
+    assert np.isfinite(gain).all()
+
+
+@each_row(
+    ("change", "message"),
+    [
+        (lambda t: t.assign_attrs(weights="other"), "second has another weights than first"),
+        (lambda t: t.assign_attrs(plan=t.attrs["plan"].replace('"tuning": 1', '"tuning": 2')), "another plan"),
+        (lambda t: t.assign(psnr=t["psnr"] + 0.2), "dB in first and .* the runs do not compare"),
+        (lambda t: t.assign_coords(setting=t["setting"] + "!"), "in first and .*! in second: leave one"),
+        (lambda t: t.isel(repeat=[0, 0]), "second has 2 wall times of each row, first 1"),
+    ],
+)
+def test_runs_that_do_not_compare_are_not_joined(found, change, message):
+    with pytest.raises(ValueError, match=message):
+        joined({"first": found, "second": change(found)})
+    with pytest.raises(ValueError, match="no tables"):
+        joined({})
 
 
 def test_a_second_call_samples_nothing(found, plan, work, monkeypatch):

@@ -28,6 +28,16 @@ def test_table_and_file(model, tmp_path):
     with xr.open_dataset(out) as found:
         assert found["cell"].values[:3].tolist() == ["reference", "fewer N=3", "tap N=3"]
         assert {"psnr", "ssim", "flops", "seconds", "cache_bytes", "mask", "gain_over_tap"} <= set(found.data_vars)
+    again = ["bench", "join", str(out), str(out), "--out", str(tmp_path / "both.nc"), "--page", str(tmp_path / "b.md")]
+    result = run(app, again)
+    assert result.exit_code == 0, result.output
+    assert "5 full passes of 12 steps, 2 images" in result.output
+    assert (tmp_path / "b.md").read_text().split("* Model")[1] == page.split("* Model")[1]
+    with xr.open_dataset(out) as one, xr.open_dataset(tmp_path / "both.nc") as both:
+        xr.testing.assert_equal(one, both)
+    result = run(app, ["bench", "join", str(tmp_path / "none.nc")])
+    assert result.exit_code == 2
+    assert "no table" in result.output
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import tapstudy
 import tapstudy.policies
 import tapstudy.predictors
 from tapstudy.analysis.study import load_table
+from tapstudy.bench.methods import METHODS
 from tests.docs.pages import PAGES, ROOT
 
 README = PAGES["README.md"]
@@ -149,18 +150,22 @@ def _winner(page: str) -> list[str]:
 RIVALS = runpy.run_path(str(ROOT / "docs" / "make_rivals_table.py"))
 
 
-def test_the_findings_have_the_rivals_of_the_comparison() -> None:
-    """All of them, the best first, and sentences below the table with its differences."""
-    findings = PAGES["docs/findings.md"]
-    assert RIVALS["page"](findings) == findings, "run python docs/make_rivals_table.py"
-    comparison = PAGES["docs/comparison.md"].split("\n## ")[-1]
-    table = findings.split("make_rivals_table.py -->\n\n")[1].split("\n\n")[0].splitlines()[2:]
-    assert len(table) == len(re.findall(r"^\|(?: [^|]+ \|){2} [\d.]+ \|", comparison, re.M))
-    quality = [float(NUMBERS.findall(line.split("|")[4])[0]) for line in table]
-    assert quality == sorted(quality, reverse=True)
+def test_pages_have_the_rivals_of_the_comparison() -> None:
+    """Every method, the best first, and sentences below the table with its differences."""
+    pages = {"findings": PAGES["docs/findings.md"], "readme": README}
+    assert RIVALS["pages"](pages) == pages, "run python docs/make_rivals_table.py"
+    for model, page in (("mnist-dit", "comparison"), ("emoji-flux", "comparison-emoji-flux")):
+        table = pages["findings"].split(f"make_rivals_table.py: {model} -->\n\n")[1].split("\n\n")[0].splitlines()[2:]
+        last = PAGES[f"docs/{page}.md"].split("\n## ")[-1]
+        methods = {row[0] for row in re.findall(r"^\| (\S+) \| (\S+)(?: \*)? \| [\d.]+ \|", last, re.M)}
+        assert len(methods) <= len(table)
+        titles = [METHODS[method].title or method for method in methods if method != "fewer"]
+        assert [title for title in titles if not any(title in line for line in table)] == []
+        quality = [float(NUMBERS.findall(line.split("|")[4])[0]) for line in table]
+        assert quality == sorted(quality, reverse=True)
 
     found = load_table(ROOT / "data" / "study", "frontier")
-    told = " ".join(findings.split("make_rivals_table.py -->")[1].split("## Speed")[0].split())
+    told = " ".join(pages["findings"].split("make_rivals_table.py: mnist-dit -->")[1].split("## Speed")[0].split())
     for cell, difference, says in (
         (
             "tap window-fitted-hidden N=8",

@@ -247,17 +247,18 @@ def _diffusers_interval(steps: int, passes: int) -> int:
     return min(range(1, steps), key=lambda interval: abs(count(interval) - passes))
 
 
-CACHES: dict[str, Callable[[Slot], Setting]] = {
-    "diffusers-taylor": diffusers_taylor,
-    "teacache": teacache,
-    "first-block": first_block,
-    "magcache": magcache,
-    "dicache": dicache,
-    "easycache": easycache,
-    "seacache": seacache,
-    "cg-taylor": cg_taylor,
-    "zeus": zeus,
-    "ertacache": ertacache,
+# name -> title, fit
+CACHES: dict[str, tuple[str, Callable[[Slot], Setting]]] = {
+    "diffusers-taylor": ("Taylor order 1 as in diffusers", diffusers_taylor),
+    "teacache": ("TeaCache", teacache),
+    "first-block": ("First-Block Cache", first_block),
+    "magcache": ("MagCache", magcache),
+    "dicache": ("DiCache", dicache),
+    "easycache": ("EasyCache", easycache),
+    "seacache": ("SeaCache", seacache),
+    "cg-taylor": ("CG-Taylor", cg_taylor),
+    "zeus": ("ZEUS", zeus),
+    "ertacache": ("ERTACache", ertacache),
 }
 
 

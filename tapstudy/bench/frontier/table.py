@@ -45,12 +45,12 @@ def _row(cell: xr.Dataset, flops: float, seconds: float) -> list[str]:
         f"{flops / float(own['flops']):.2f}",
         f"{seconds / float(own['seconds']):.2f}",
         _number(float(own["cache_bytes"]) / 2**20, 2),
-        _bounds(cell["psnr_interval"].values),
+        bounds_text(cell["psnr_interval"].values),
         f"{float(own['ssim']):.3f}",
         percent(float(own["correct"])),
         _number(float(cell["distance"]), 4),
-        _bounds(cell["gain_over_tap"].values, sign="+"),
-        _bounds(cell["gain_over_best_fixed"].values, sign="+"),
+        bounds_text(cell["gain_over_tap"].values, sign="+"),
+        bounds_text(cell["gain_over_best_fixed"].values, sign="+"),
     ]
 
 
@@ -58,17 +58,18 @@ def _number(value: float, digits: int) -> str:
     return "-" if np.isnan(value) else f"{value:.{digits}f}"
 
 
-def _bounds(values: Any, sign: str = "") -> str:
+def bounds_text(values: Any, sign: str = "", digits: int = 2) -> str:
+    """Write mean, low and high as "1.00 [0.50, 1.50]", "-" where there are none."""
     if np.isnan(values).any():
         return "-"
-    mean, low, high = (format(float(value), f"{sign}.2f") for value in values)
+    mean, low, high = (format(float(value), f"{sign}.{digits}f") for value in values)
     return f"{mean} [{low}, {high}]"
 
 
 PAGE = """\
 # Methods compared on {model}
 
-* Made by: `{command}`
+* Made by: {commands}
 * Model: {model}, {steps} steps, guidance {guidance:g}; {images} test images (seeds {seeds} x labels {labels})
 * Chosen and fitted on held-out seeds alone: {held_out}; thresholds, masks, weights and fixed predictors
 * Machine: {machine}
@@ -77,24 +78,23 @@ PSNR and SSIM are of images in [0, 1], to those of the same noise without accele
 intervals over images, differences are paired by image: "minus TAP" to TAP on S(N, 3) with as many full passes, "minus
 best fixed" to the single predictor chosen on held-out images, on the same schedule (for methods with a schedule of
 their own, on S(N, 3)). A star marks the schedule that is best for its method on held-out images. FLOPs count a
-multiply-add as 2; the time ratio is of one image, the methods taking turns. What a method is, and how faithful:
-[methods.md](methods.md).
+multiply-add as 2; the time ratio is of one image, the methods of one command taking turns. What a method is, and how
+faithful: [methods.md](methods.md).
 Distance: {distance}.
 
 """
 
 
-def frontier_page(found: xr.Dataset, *, command: str, machine: str) -> str:
+def frontier_page(found: xr.Dataset) -> str:
     """Return Markdown of what `bench.frontier.comparison` found.
 
     Args:
-        command: that made it.
-        machine: what the wall times were measured on.
+        found: with the attributes `commands`, that made it, and `machine`, that times were measured on, one per line.
     """
     plan = json.loads(found.attrs["plan"])
     text = PAGE.format(
-        command=command,
-        machine=machine,
+        commands=", ".join(f"`{command}`" for command in found.attrs["commands"].splitlines()),
+        machine=", ".join(found.attrs["machine"].splitlines()),
         model=plan["model"],
         steps=plan["steps"],
         guidance=plan["guidance"],
