@@ -15,7 +15,7 @@ import xarray as xr
 
 from tapstudy.analysis.run_tables import REFERENCE, at_fewest_passes
 from tapstudy.analysis.study import load_table
-from tapstudy.bench.fit.held_out import USUAL
+from tapstudy.bench.fit.held_out import SCHEDULE_TITLES, USUAL
 from tapstudy.bench.frontier.table import bounds_text
 from tapstudy.bench.methods import OWN, find_method
 from tapstudy.tables import Table
@@ -23,10 +23,6 @@ from tapstudy.tables import Table
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"findings": ROOT / "docs" / "findings.md", "readme": ROOT / "README.md"}
 FOLDERS = {"mnist-dit": ROOT / "data" / "study", "emoji-flux": ROOT / "data" / "study" / "emoji-flux"}
-SCHEDULES = {
-    "even": "evenly spaced", "start-dense": "dense at the start", "window-fitted-hidden": "fitted steps",
-    "lemica": "LeMiCa's steps", "dpcache": "DPCache's steps",
-}  # fmt: skip
 
 
 def rivals(found: xr.Dataset) -> str:
@@ -74,7 +70,7 @@ def winners(tables: dict[str, xr.Dataset]) -> str:
             rows.append([
                 _told(found, passes),
                 f"**{called(best)}** {_quality(best)}",
-                f"{SCHEDULES.get(str(at_best['schedule'].item()), _usual(at_best))}: {_quality(at_best)}",
+                f"{SCHEDULE_TITLES.get(str(at_best['schedule'].item()), _usual(at_best))}: {_quality(at_best)}",
                 _quality(row((methods == "tap") & (schedules == USUAL))),
                 _quality(row(methods == "fewer")),
             ])  # fmt: skip
@@ -89,7 +85,7 @@ def called(row: xr.Dataset) -> str:
         return f"{int(row['passes'])} plain steps"
     name = find_method(method).title or method
     name += " as published" * (method == "tap" and schedule == USUAL)
-    return name if schedule == OWN else f"{name}, {SCHEDULES.get(schedule, _usual(row))}"
+    return name if schedule == OWN else f"{name}, {SCHEDULE_TITLES.get(schedule, _usual(row))}"
 
 
 def _usual(rows: xr.Dataset) -> str:

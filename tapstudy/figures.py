@@ -32,6 +32,7 @@ from tapstudy.analysis.stats import with_interval
 from tapstudy.analysis.summaries import summarise
 from tapstudy.analysis.token_classes import by_class, shares_by_class
 from tapstudy.analysis.variance_shares import variance_shares
+from tapstudy.bench.fit.held_out import SCHEDULE_TITLES
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.speed.table import quartiles
 from tapstudy.plots.ablation_errors import plot_ablation_errors
@@ -313,8 +314,10 @@ def rivals(sources: Sources) -> Drawn:
     """All methods, rivals and schedules at the fewest full passes."""
     found = sources.table("frontier")
     best = at_fewest_passes(found, best=25)
-    titles = [find_method(name).title or name for name in best["method"].values.astype(str)]
-    figure = plot_rivals(best.assign_coords(method=("cell", titles)), steps=int(found["passes"].values[0]))
+    titles = [find_method(name).title or name for name in best["method"].values.tolist()]
+    on = [SCHEDULE_TITLES.get(name, name) for name in best["schedule"].values.tolist()]
+    best = best.assign_coords(method=("cell", titles), schedule=("cell", on))
+    figure = plot_rivals(best, steps=int(found["passes"].values[0]))
     return figure, _told(found, sources)
 
 

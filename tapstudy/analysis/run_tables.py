@@ -92,12 +92,13 @@ def at_fewest_passes(found: xr.Dataset, *, best: int | None = None) -> xr.Datase
             all rows.
 
     Returns:
-        `psnr_interval` (cell, bound), `time_ratio` (cell), wall time of the reference over that of the row, and the
-        coordinates, with `as_published` (cell) for TAP on S(N, 3). Attribute `images`.
+        `psnr_interval` (cell, bound), `time_ratio` and `flops_ratio` (cell), wall time and FLOPs of the reference over
+        those of the row, and the coordinates, with `as_published` (cell) for TAP on S(N, 3). Attribute `images`.
     """
-    require(found, "at_fewest_passes", psnr_interval=("cell", "bound"), seconds=TABLE, passes=("cell",))
-    seconds = found["seconds"].mean("sample")
-    table = found[["psnr_interval"]].assign(time_ratio=seconds.sel(cell=REFERENCE, drop=True) / seconds)
+    require(found, "at_fewest_passes", psnr_interval=("cell", "bound"), seconds=TABLE, flops=TABLE, passes=("cell",))
+    costs = found[["seconds", "flops"]].mean("sample")
+    ratios = (costs.sel(cell=REFERENCE, drop=True) / costs).rename(seconds="time_ratio", flops="flops_ratio")
+    table = found[["psnr_interval"]].assign(ratios.data_vars)
     mean = found["psnr_interval"].sel(bound="mean").values
     rows = np.flatnonzero((found["passes"].values == found["passes"].values.min()) & np.isfinite(mean))
     rows = rows[np.argsort(-mean[rows], kind="stable")]

@@ -22,12 +22,12 @@ KINDS = {
 
 @style()
 def plot_rivals(table: xr.Dataset, *, steps: int) -> Figure:
-    """Draw one row per method and schedule, grouped by kind, the best first: PSNR with 95 % interval, and speed-up.
+    """Draw one row per method and schedule, grouped by kind, the best first: PSNR with 95 % interval, and cost.
 
     Args:
         table: from `bench.frontier.comparison`, rows of one number of passes with values, the best first, and the
-            reference: `psnr_interval` (cell, bound) in dB, `time_ratio` (cell), coordinates `method`, `schedule`,
-            `kind`, `passes`, `as_published`; attribute `images`.
+            reference: `psnr_interval` (cell, bound) in dB, `time_ratio` and `flops_ratio` (cell), coordinates `method`,
+            `schedule`, `kind`, `passes`, `as_published`; attribute `images`.
         steps: of the reference.
     """
     kinds = [kind for kind in KINDS if kind in table["kind"].values]
@@ -51,6 +51,8 @@ def plot_rivals(table: xr.Dataset, *, steps: int) -> Figure:
             color=colour, marker=marker, markersize=4, linestyle="none", elinewidth=0.8,
         )  # fmt: skip
         sns.scatterplot(x=part["time_ratio"].values, y=place[rows], color=colour, marker=marker, s=22, ax=speed)
+        speed.plot(part["flops_ratio"].values, place[rows], linestyle="none", marker=marker, markersize=5.5,
+                   markerfacecolor="none", markeredgecolor=colour, markeredgewidth=0.8, zorder=3)  # fmt: skip
         quality.annotate(label, (0, place[start] - 1), xycoords=("axes fraction", "data"), xytext=(-4, 0), ha="right",
                          textcoords="offset points", va="center", color=colour, fontsize=7, weight="bold")  # fmt: skip
     passes = int(table["passes"].values[0])
@@ -63,9 +65,9 @@ def plot_rivals(table: xr.Dataset, *, steps: int) -> Figure:
     quality.set_yticks(place, names, fontsize=6.5)
     quality.set_ylim(place[-1] + 0.7, -0.4)
     quality.set_xlabel("PSNR to the reference (dB)")
-    speed.set_xlabel(f"times faster, this machine\n(dotted: {steps} steps / {passes} passes)")
+    speed.set_xlabel(f"times less time (filled), FLOPs (hollow)\ndotted: {steps} steps / {passes} passes")
     for axis in (quality, speed):
         axis.grid(axis="y", linewidth=0.3)
-    title = f"Every method on its best schedule of {passes} full passes of {steps}; 95 % interval over images"
+    title = f"Every method at the cost of {passes} full passes of {steps}, if it can; 95 % interval over images"
     figure.suptitle(title, fontsize=9)
     return figure

@@ -78,6 +78,7 @@ def test_at_fewest_passes():
             {
                 "psnr_interval": (("cell", "bound"), mean[:, None] + np.array([0, -1, 1])),
                 "seconds": (("cell", "sample"), np.array([[10.0, 10], [4, 4], [2, 2], [1, 3], [np.nan, np.nan]])),
+                "flops": (("cell", "sample"), np.array([[12.0, 12], [6, 6], [4, 4], [3, 3], [np.nan, np.nan]])),
             },
             coords={
                 "cell": names, "bound": ["mean", "low", "high"], "passes": ("cell", [50, 14, 8, 8, 8]),
@@ -87,6 +88,7 @@ def test_at_fewest_passes():
     )  # fmt: skip
     assert found["cell"].values.tolist() == ["fewer N=8", "tap N=8"]
     assert found["time_ratio"].values.tolist() == [5, 5]
+    assert found["flops_ratio"].values.tolist() == [4, 3]
     assert found["as_published"].values.tolist() == [False, True]
     assert found.attrs["images"] == 2
 
@@ -99,6 +101,7 @@ def test_at_fewest_passes_of_every_method_the_best():
         {
             "psnr_interval": (("cell", "bound"), mean[:, None] + np.array([0, -1, 1])),
             "seconds": (("cell", "sample"), np.ones((6, 2))),
+            "flops": (("cell", "sample"), np.ones((6, 2))),
         },
         coords={
             "cell": ["reference", *"12345"], "passes": ("cell", [50, 8, 8, 8, 8, 8]), "method": ("cell", methods),

@@ -217,7 +217,8 @@ def test_frontier(costs):
 def test_rivals():
     """Grouped by kind with a title each, best first; a line at TAP as published."""
     table = xr.Dataset(
-        {"psnr_interval": interval([30, 25, 20, 15], "cell"), "time_ratio": ("cell", [4.0, 5, 6, 7])},
+        {"psnr_interval": interval([30, 25, 20, 15], "cell"), "time_ratio": ("cell", [4.0, 5, 6, 7]),
+         "flops_ratio": ("cell", [5.0, 6, 7, 8])},
         coords={
             "method": ("cell", ["drift", "TAP", "zeus", "TAP"]),
             "schedule": ("cell", ["even", "best", "own", "S(N,3)"]),
@@ -239,7 +240,9 @@ def test_rivals():
     ]  # fmt: skip
     assert [line.get_xdata()[0] for line in quality.lines if line.get_linestyle() == ":"] == [15]
     assert [points.get_offsets()[:, 0].tolist() for points in speed.collections] == [[6], [5, 7], [4]]
-    assert [line.get_xdata()[0] for line in speed.lines] == [6]  # 48 steps / 8 passes
+    *hollow, passes = (list(line.get_xdata()) for line in speed.lines)
+    assert hollow == [[7], [6, 8], [5]]
+    assert passes == [6, 6]  # 48 steps / 8 passes
     axes_are_labelled(figure)
 
 

@@ -42,6 +42,10 @@ SCHEDULES = (
     USUAL, "even", "start-dense", "end-dense", "dp-order1", "dp-best", "window-order1-latent", "window-fitted-hidden",
     "growth-order1-latent", "growth-fitted-hidden", "lemica", "dpcache",
 )  # fmt: skip
+SCHEDULE_TITLES = {  # of those that the comparison is usually run on
+    "even": "evenly spaced", "start-dense": "dense at the start", "window-fitted-hidden": "fitted steps",
+    "lemica": "LeMiCa's steps", "dpcache": "DPCache's steps",
+}  # fmt: skip
 
 
 class HeldOut:
