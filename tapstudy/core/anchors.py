@@ -73,6 +73,11 @@ class Anchors:
         pending, self._pending = self._pending, None
         return self._transfer.wait(self._transfer.prefetch(self._residuals) if pending is None else pending)
 
+    @property
+    def shape(self) -> torch.Size:
+        """Return the shape of a residual, (batch, token, channel); nothing is brought back for it."""
+        return self._residuals[0].shape
+
     def make_room(self) -> None:
         """Drop the full step that the next `push` would overwrite, for its memory to serve the pass in between.
 

@@ -76,6 +76,8 @@ class CompiledStep:
                 with self._lock:
                     found: tuple[Tensor, Tensor, Tensor] = self._compiled(probes, probe, read, weights, **options)
                     return found
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # depends on the machine: no compiler, no Triton, an unknown device
                 self._compiled = None
                 first = str(error).strip().split("\n")[0]

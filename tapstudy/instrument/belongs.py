@@ -19,10 +19,13 @@ def weights_digits(target: Any) -> str:
     """Tell the weights of a pipeline's transformers apart from others by sixteen digits, the same in any precision.
 
     Reads shapes, and some values of every weight in bfloat16: enough to notice another training, or a LoRA that was
-    merged, not a flipped bit. "" where weights are away from their modules, as offloading keeps them.
+    merged, not a flipped bit. "" where weights are away from their modules, as offloading keeps them, and of a bare
+    transformer.
     """
+    if isinstance(target, nn.Module):
+        return ""
     found = hashlib.sha256()
-    for name, (model, _) in sorted(find_transformers(target).items() if not isinstance(target, nn.Module) else ()):
+    for name, (model, _) in sorted(find_transformers(target).items()):
         weights = [(key, one) for key, one in model.named_parameters() if one.is_floating_point()]
         found.update(f"{name} {[(key, *one.shape) for key, one in weights]}".encode())
         for _, weight in weights:

@@ -50,7 +50,7 @@ class Call:
         probed: what the probe is read from: by its kind, modulated input of the probed block or hidden state entering
             it, (batch, sequence, channel), or the model input in patches, (batch, token, latent channel).
         residual: the true one, of the image tokens, where it was computed.
-        list_starts: where the image tokens start in the block lists of those other blocks.
+        list_starts: where the image tokens start, by the number of the block list of those other blocks.
         deeper_inputs: modulated inputs of other blocks, by depth, where a recording asked for them.
         latent_residual: the residual in latent space beside one in hidden space, likewise.
         conditioning: what the model is given beside its latent, such as the text.

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from tapstudy.instrument.call import MISSING
 from tapstudy.instrument.trajectory import ContextRun
 from tapstudy.policies.base import Policy, RunInfo
 
@@ -14,7 +15,8 @@ _NOISY_NAMES = ("Ancestral", "DDPM", "LCM", "TCD", "SCM", "SDE", "SdeVe", "CMSto
 
 def draws_noise(scheduler: Any) -> bool:
     """Tell whether the scheduler adds fresh noise at every step, which no predictor can foresee."""
-    config = getattr(scheduler, "config", {})
+    config = getattr(scheduler, "config", None)
+    config = config if isinstance(config, Mapping) else {}
     return (
         any(name in type(scheduler).__name__ for name in _NOISY_NAMES)
         or bool(config.get("stochastic_sampling"))
@@ -31,7 +33,7 @@ def too_short(policy: Policy, run: RunInfo) -> bool:
         return False
     try:
         return not all(longer.wants_full(step) for step in range(run.num_steps + 1000))
-    except AttributeError:  # a policy that has to begin before it can answer
+    except MISSING:  # a policy that has to begin before it can answer
         return False
 
 

@@ -118,8 +118,9 @@ class Driver:
 
     def _distances(self, timestep: float, given: float) -> tuple[float, float, float]:
         """Compare a value with a timestep as it is, as a share of the longest, and as that share from the other end."""
-        config = getattr(self.scheduler, "config", None) or {}
-        share = timestep / float(config.get("num_train_timesteps") or 1000)
+        config = getattr(self.scheduler, "config", None)
+        longest = config.get("num_train_timesteps") if isinstance(config, Mapping) else None
+        share = timestep / float(longest or 1000)
         return _apart(given, timestep), _apart(given, share), abs(given - (1 - share))
 
 

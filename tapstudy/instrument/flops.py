@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple, Self
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +61,13 @@ class Passes:
     """Hold what the passes of one context were, without the values of any tensor.
 
     Attributes:
-        model, adapter, policy, shadow: of the instrument; the policy has seen nothing.
+        model: of the instrument, if somebody still holds it.
+        adapter, policy, shadow: likewise; the policy has seen nothing.
         kinds: "full", "skip", "partial" or "shadow", of every pass.
         inputs: of the model, one entry for every time that the history began.
     """
 
-    model: nn.Module
+    model: ReferenceType[nn.Module]
     adapter: Adapter
     policy: Policy
     shadow: bool
@@ -77,7 +78,7 @@ class Passes:
     def of(cls, instrument: Instrument, run: ContextRun) -> Self:
         """Take what a context has run so far."""
         return cls(
-            instrument.model, instrument.adapter, instrument.policy, instrument.shadow, tuple(run.kinds),
+            ref(instrument.model), instrument.adapter, instrument.policy, instrument.shadow, tuple(run.kinds),
             tuple(run.inputs),
         )  # fmt: skip
 
@@ -87,21 +88,24 @@ class Passes:
         What the policy computes itself, which is little and not the same on every device, is left out.
 
         Raises:
+            ReferenceError: the model is gone.
             Exception: whatever the model raises that reads values inside its forward pass, or that holds weights of a
                 kind that the meta device does not know.
         """
-        layers = [(name, *weight.shape) for name, weight in self.model.named_parameters()]
+        model = self.model()
+        if model is None:
+            raise ReferenceError("the model is gone; read flops_ratio while it is there")
+        layers = [(name, *weight.shape) for name, weight in model.named_parameters()]
         key = f"{self.shadow} {self.kinds} {self.inputs} {layers}"
-        known = _known.setdefault(self.model, WeakKeyDictionary()).setdefault(self.policy, {})
+        known = _known.setdefault(model, WeakKeyDictionary()).setdefault(self.policy, {})
         if key not in known:
             # apart from what the calling thread has in force: a pipeline further up, autocast, gradients
             with ThreadPoolExecutor(1) as apart, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # said when it ran
-                known[key] = apart.submit(self._count).result()
+                known[key] = apart.submit(self._count, model_on_meta(model)).result()
         return known[key]
 
-    def _count(self) -> RunFlops:
-        model = model_on_meta(self.model)
+    def _count(self, model: nn.Module) -> RunFlops:
         ends = [*(inputs.step for inputs in self.inputs[1:]), len(self.kinds)]
         full = [count_flops(partial(inputs.run, model)) for inputs in self.inputs]
         in_full = sum(one * (end - inputs.step) for one, inputs, end in zip(full, self.inputs, ends, strict=True))

@@ -75,7 +75,7 @@ class Instrument:
         """
         self.presence.watch(depths)
         self.presence.watch_modules(modules)
-        self._wants_latent = latent
+        self._wants_latent |= latent
 
     def in_a_pass(self) -> bool:
         """Tell whether this thread is in the middle of a pass; wait for that of another one."""
@@ -204,10 +204,12 @@ class Instrument:
         trajectory = self._trajectories.latest
         if self.adapter.bypass is not None and (reason := self.adapter.bypass(arguments)) is not None:
             run = trajectory.aside(reason)  # such passes have a context of their own
-            if not self.policy.wants_full(run.step):
-                run.fail_opens[reason] += 1
             if not run.inputs:
                 run.inputs.append(Inputs.of(run.step, self._signature, arguments))
+                run.policy = self.policy.fresh()
+                run.policy.begin(replace(run_info(trajectory.span), layout=self.presence.layout))
+            if not run.policy.wants_full(run.step):
+                run.fail_opens[reason] += 1
             return run, None, next(self.model.parameters()).device
         name = self.threads.names.given or self.threads.names.told
         given = arguments[self.adapter.latent]
@@ -243,7 +245,7 @@ class Instrument:
             relative=policy.residual_site in ("latent", "hidden"),
             grid=run.grid,
             hidden_tokens=ImageTokens(count, first),
-            tail_tokens=ImageTokens(count, first if adapter.tail_start is None else adapter.tail_start(arguments)),
+            tail_tokens=ImageTokens(count, adapter.start_in_tail(arguments)),
             probe_tokens=ImageTokens(count, probe_start(self.presence.probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),

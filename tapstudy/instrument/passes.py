@@ -107,7 +107,7 @@ def full_passes(pipe: Any) -> Iterator[FullPasses]:
         models = find_transformers(pipe)
         passes = FullPasses(models, handle)
         hooks = [
-            model.register_forward_hook(partial(_tell, passes, name), with_kwargs=True)
+            model.register_forward_hook(partial(passes._finished, name), with_kwargs=True)
             for name, (model, _) in models.items()
         ]
         try:
@@ -115,10 +115,6 @@ def full_passes(pipe: Any) -> Iterator[FullPasses]:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _tell(passes: FullPasses, name: str, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-    passes._finished(name, model, args, kwargs, output)
 
 
 def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

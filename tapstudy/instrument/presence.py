@@ -101,8 +101,13 @@ class Presence:
             self.lists.add(self.deeper[depth])
 
     def watch_modules(self, paths: Mapping[str, str]) -> None:
-        """Take along the outputs of modules, by name; raises ValueError on paths of none that runs."""
-        found = {name: WatchedModule.find(self.model, self.adapter, path) for name, path in paths.items()}
+        """Take along the outputs of modules, by name; ValueError on paths of none that runs, and on a name in use."""
+        if taken := [name for name, path in paths.items() if name in self.watched and self.watched[name].path != path]:
+            raise ValueError(
+                f"the name {taken[0]!r} stands for {self.watched[taken[0]].path!r} already: choose another"
+            )
+        new = {name: path for name, path in paths.items() if name not in self.watched}
+        found = {name: WatchedModule.find(self.model, self.adapter, path) for name, path in new.items()}
         for name, watched in found.items():
             # a look at what comes out needs no stand-in: hooks of torch stay whoever replaces the forward
             self._looks.append(watched.module.register_forward_hook(partial(self._look, name)))
@@ -152,7 +157,7 @@ class Presence:
         if not self.complete:
             return self._reason()
         reason, timesteps = self._missed or (None, None)
-        return reason if timesteps is self._timesteps() else None
+        return reason if timesteps is self.instrument.target_timesteps else None
 
     def keep(self) -> bool:
         """Put hooks back that others have moved or dropped. Returns whether the call in progress is the policy's."""
@@ -166,7 +171,7 @@ class Presence:
     def miss(self) -> str:
         """Book that the call in progress runs without the policy, and be there at the next one. Returns the reason."""
         reason = self._reason()
-        self._missed = reason, self._timesteps()
+        self._missed = reason, self.instrument.target_timesteps
         if replaced(self.model) is None:
             self._root.take()
         return reason
@@ -183,9 +188,6 @@ class Presence:
             f"its forward was replaced by {other}, as other caches do: take one of the two off, they would predict "
             "from each other's predictions"
         )
-
-    def _timesteps(self) -> Any:
-        return self.instrument.target_timesteps
 
 
 def refuse_unless_free(model: nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import InitVar, asdict, dataclass, field
 from functools import cached_property
@@ -62,9 +61,7 @@ class ContextSummary:
         counts = run.choices.tolist() if run.choices is not None else []
         choices = {str(label): count for label, count in zip(run.policy.labels, counts, strict=False) if count}
         mask = "".join(LETTERS[kind] for kind in run.kinds)
-        return cls(
-            transformer, run.name, mask, choices, run.clock.seconds(), run.cache_bytes, dict(Counter(run.fail_opens))
-        )
+        return cls(transformer, run.name, mask, choices, run.clock.seconds(), run.cache_bytes, dict(run.fail_opens))
 
     def __str__(self) -> str:
         lines = [
@@ -105,9 +102,11 @@ class Summary:
 
     @property
     def mask(self) -> str:
-        """Return one letter per step of the run: of the first context, over all transformers that share the steps."""
-        first = {context.transformer: context.mask for context in reversed(self.contexts)}
-        return "".join(first[name] for name in dict.fromkeys(context.transformer for context in self.contexts))
+        """Return one letter per step of the run: of the context with most steps, over transformers that share them."""
+        longest: dict[str, str] = {}
+        for context in self.contexts:
+            longest[context.transformer] = max(longest.get(context.transformer, ""), context.mask, key=len)
+        return "".join(longest.values())
 
     @property
     def share_skipped(self) -> float:
@@ -147,6 +146,8 @@ class Summary:
         except Exception as error:  # a model may do anything where it finds no values
             told = str(error).strip().partition("\n")[0]
             return float("nan"), f"FLOPs cannot be counted without values ({type(error).__name__}: {told})"
+        finally:
+            object.__setattr__(self, "_passes", ())  # counted once
         spent = sum(one.spent for one in counted)
         return (sum(one.in_full for one in counted) / spent if spent else float("nan")), None
 

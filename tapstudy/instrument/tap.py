@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,5 +43,6 @@ def tap(target: Any, *, schedule: FittedSchedule | str | Path | None = None, **s
     found = FittedSchedule.of(schedule)
     check_schedule(target, found)
     policy = TAPPolicy(found.config(**settings)) if settings else found.policy()
-    with smooth_time(target, found.smooth_time), apply_policy(target, policy) as handle:
+    clock = smooth_time(target, found.smooth_time) if found.smooth_time else nullcontext()
+    with clock, apply_policy(target, policy) as handle:
         yield handle

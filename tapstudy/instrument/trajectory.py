@@ -20,7 +20,6 @@ from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.full import FullPolicy
 
 Taking = frozenset[str]
-_HOLDERS = (Mapping, list, tuple)
 
 
 class StepClock:
@@ -147,7 +146,7 @@ class ContextRun:
         self.cache_bytes = max(self.cache_bytes, held)
         if prediction is None or prediction.choice is None:
             return
-        choice = prediction.choice.reshape(-1)
+        choice = prediction.choice.reshape(-1).long()
         if self.choices is None:
             self.choices = torch.zeros(len(self.policy.labels), dtype=torch.int64, device=choice.device)
         self.choices.scatter_add_(0, choice, torch.ones_like(choice))
@@ -342,12 +341,7 @@ def taking_part(arguments: Mapping[str, Any]) -> Taking:
     the blocks add then jumps, and a history from before the jump tells nothing of the steps behind it. To see a zero
     waits for the device, once in a call with such residuals.
     """
-    taking = []
-    for name, value in arguments.items():
-        zero = "control" not in name
-        if isinstance(value, Tensor) if zero and not isinstance(value, _HOLDERS) else _takes_part(value, zero=zero):
-            taking.append(name)
-    return frozenset(taking)
+    return frozenset(name for name, value in arguments.items() if _takes_part(value, zero="control" not in name))
 
 
 def _takes_part(value: Any, *, zero: bool) -> bool:

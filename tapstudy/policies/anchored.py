@@ -77,8 +77,9 @@ class AnchoredPolicy(CachePolicy):
 
     def take(self, step: int, member: int) -> Prediction:
         """Predict every token by the same member of the family."""
-        found, residual = self.candidates(step), self.anchors.residuals[0]
-        return self.apply(found, torch.full(residual.shape[:2], int(found.inverse[member]), device=residual.device))
+        found, residuals = self.candidates(step), self.anchors.residuals
+        choice = torch.full(residuals[0].shape[:2], int(found.inverse[member]), device=residuals[0].device)
+        return self.labelled(found, assemble(residuals, found.weights, choice), choice)
 
     def select(self, losses: Tensor) -> Tensor:
         """Choose by losses, (batch, token, any), together with other tokens if the configuration says so."""

@@ -209,7 +209,10 @@ class Policy(ABC):
         """Predict the residual at a skip step from the probe, and from the true residual if `needs_truth`."""
 
     def skipped(self, step: int, probe: Tensor | None, prediction: Prediction) -> None:
-        """Take in a skip step: its probe if `needs_probe`, and what `predict` said. Copy what you keep of the probe."""
+        """Take in what `predict` said, and the probe if `needs_probe`: copy what you keep of it.
+
+        Called at skip steps, and, before `ran`, at those at which some tokens ran and the others were predicted.
+        """
         del step, probe, prediction
 
     def ran(self, step: int, decision: Decision, residual: Tensor | None) -> None:

@@ -31,8 +31,8 @@ class TAPConfig:
         orders: orders m of the Taylor predictors.
         shifts: s in the horizons k - s (paper: 0..lambda in steps of delta).
         distance: how proxy losses compare predicted and actual probe: "cosine", "l2" or "l1".
-        residual: "hidden" (input of the tail norm minus input of the first block) or "latent" (model output minus
-            model input).
+        residual: "hidden" (input of the tail norm minus input of the first block), "tail" (that input itself), "latent"
+            (model output minus model input) or "output" (that output itself).
         probe_depth: block whose modulated input is the probe; that many blocks run at a skip step.
         differences: "recursive" (the rule of TaylorSeer and TAP) or "divided" (true divided differences).
         basis: "taylor" (powers of the horizon) or "newton" (interpolation through the anchors).
@@ -115,8 +115,9 @@ class TAPConfig:
         """Raise ValueError if the schedule does not fit a run of so many steps, None if nobody knows how many."""
         if self.num_steps is not None and num_steps not in (None, self.num_steps):
             raise ValueError(
-                f"the schedule was made for {self.num_steps} steps, and this run has {num_steps}: sample with "
-                f"{self.num_steps}, or fit another one with tapstudy.fit_schedule"
+                f"the schedule was made for {self.num_steps} steps, and this run has {num_steps}, or a guidance branch "
+                f"that joined it late has: sample with {self.num_steps}, with guidance from the first step on, or fit "
+                "another one with tapstudy.fit_schedule"
             )
         if self.cooldown_steps and num_steps is None:
             raise ValueError(

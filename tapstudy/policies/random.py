@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tapstudy.core.scoring import assemble
 from tapstudy.core.transfer import onto
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.base import Prediction
@@ -19,8 +20,8 @@ class RandomPolicy(AnchoredPolicy):
         self.seed = seed
 
     def predict(self, step: int, probe: Tensor | None, truth: Tensor | None = None) -> Prediction:
-        found = self.candidates(step)
-        residual = self.anchors.residuals[0]
+        found, residuals = self.candidates(step), self.anchors.residuals
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        choice = torch.randint(len(found.first), residual.shape[:2], generator=generator)
-        return self.apply(found, onto(choice, residual.device))
+        drawn = torch.randint(len(found.first), residuals[0].shape[:2], generator=generator)
+        choice = onto(drawn, residuals[0].device)
+        return self.labelled(found, assemble(residuals, found.weights, choice), choice)

@@ -16,6 +16,7 @@ from tapstudy.bench.engine import text_of
 from tapstudy.bench.fit.schedule import gram_of, trajectory_of
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.instrument.belongs import weights_digits
+from tapstudy.instrument.time_features import time_embedders
 from tapstudy.models.sources import name_of
 from tapstudy.policies import CalibratedPolicy, FixedPolicy, TAPPolicy
 from tests.pipelines import tiny
@@ -25,6 +26,23 @@ QUIET = {"progress": False}
 
 def psnr(one, other):
     return -10 * np.log10(((one - other) ** 2).mean(axis=(-3, -2, -1)))
+
+
+def test_a_schedule_without_a_clock_needs_no_clock(tiny_pipe):
+    """A model whose time layer cannot be smoothed takes it, and so does one that is smoothed already."""
+
+    class Quantised(torch.nn.Linear):
+        pass
+
+    schedule = tapstudy.FittedSchedule(pipeline="LabelPipeline", num_steps=4, full_steps=(0, 2))
+    with tapstudy.smooth_time(tiny_pipe, 20), tapstudy.tap(tiny_pipe, schedule=schedule) as handle:
+        tiny_pipe([3], 4)
+    assert handle.summary().mask == "F.F."
+    for embedder in time_embedders(tiny_pipe.transformer):
+        embedder.linear.__class__ = Quantised
+    with tapstudy.tap(tiny_pipe, schedule=schedule) as handle:
+        tiny_pipe([3], 4)
+    assert handle.summary().mask == "F.F."
 
 
 def test_compares_names_policies_and_schedules(tiny_pipe, tmp_path):

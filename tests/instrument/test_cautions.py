@@ -173,3 +173,43 @@ def test_says_nothing_when_all_is_well():
             pipe.scheduler.set_timesteps(8)
             run(tiny, pipe, 8)
             assert [summary.mask for summary in handle.summary().contexts] == ["FFF..F.."]
+
+
+class Begun(Replay):
+    """Must begin before it can answer."""
+
+    last = None
+
+    def begin(self, run):
+        super().begin(run)
+        self.last = run.num_steps
+
+    def wants_full(self, step):
+        return step < self.last - 1
+
+
+def test_a_policy_that_has_to_begin_before_it_can_answer_is_not_called_too_short():
+    assert not too_short(Begun(), RunInfo(5))
+
+
+def test_a_scheduler_may_hold_its_settings_in_anything():
+    tiny, settings = make("SD3"), SimpleNamespace(num_train_timesteps=1000)
+
+    class Own:
+        config, step_index, num_inference_steps, timesteps = settings, None, None, None
+
+        def set_timesteps(self, steps):
+            self.timesteps, self.num_inference_steps, self.step_index = torch.linspace(999, 1, steps), steps, 0
+
+        def step(self, output, timestep, latent):
+            self.step_index += 1
+            return latent
+
+    own = Own()
+    assert not draws_noise(own)
+    own.set_timesteps(5)
+    with tapstudy.tap(tiny.model, interval=3, warmup_steps=1) as handle:
+        for timestep in own.timesteps:
+            tiny(**{**tiny.inputs, tiny.timestep: timestep.expand(2)})
+            own.step(None, timestep, None)
+    assert handle.summary().mask == "F..F."

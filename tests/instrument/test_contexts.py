@@ -144,6 +144,24 @@ def test_skip_layer_guidance_runs_in_full_in_a_context_of_its_own():
         assert by_name == {"default": {}, "skip_layers": {"skip_layers": 1}}
 
 
+def test_passes_aside_ask_a_policy_that_has_begun():
+    class Begun(Replay):
+        def begin(self, run):
+            super().begin(run)
+            self.every = 3
+
+        def wants_full(self, step):
+            return step % self.every == 0
+
+    tiny = make("SD3")
+    with tapstudy.apply_policy(tiny.model, Begun()) as handle:
+        for step in range(4):
+            tiny(**tiny.at(step, 4), skip_layers=[0])
+            tiny(**tiny.at(step, 4))
+    assert masks(handle) == {"skip_layers": "FFFF", "default": "F..F"}
+    assert handle.summary().contexts[0].fail_opens == {"skip_layers": 2}
+
+
 def test_flux2_call_that_fills_the_reference_cache_stays_out_of_the_history():
     flux2 = pytest.importorskip("diffusers.models.transformers.transformer_flux2")
     if not hasattr(flux2, "Flux2KVAttnProcessor"):

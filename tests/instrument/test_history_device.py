@@ -9,9 +9,13 @@ import tapstudy
 from tapstudy import TAPConfig
 from tapstudy.core import anchors as anchors_module
 from tapstudy.core.anchors import Anchors
-from tapstudy.core.transfer import StreamTransfer, Transfer
+from tapstudy.core.transfer import BlockingTransfer, StreamTransfer, Transfer
 from tapstudy.policies.fixed import FixedPolicy
+from tapstudy.policies.random import RandomPolicy
+from tapstudy.policies.single import SinglePolicy
 from tapstudy.policies.tap import TAPPolicy
+from tapstudy.policies.tokens.tap_tokens import TAPTokensPolicy
+from tapstudy.predictors.adams_bashforth import AdamsBashforth
 from tests.core.late_streams import LateStreams
 
 
@@ -42,3 +46,24 @@ def test_the_sample_is_bit_equal(monkeypatch, tiny_pipe, sample, make, residual)
     if make is TAPPolicy:  # a probe and a residual away at every full step, a history of 3 back at every skip step
         (context,) = handle.summary().contexts
         assert late.log.count("copy") == 2 * context.num_full + 2 * 3 * context.num_skipped
+
+
+@pytest.mark.parametrize(
+    ("make", "probes"),
+    [(TAPPolicy, 1), (RandomPolicy, 0), (lambda config: SinglePolicy(AdamsBashforth(), config), 0),
+     (lambda config: TAPTokensPolicy(0.25, config, names="random"), 1)],
+)  # fmt: skip
+def test_a_skip_step_brings_the_history_back_once(monkeypatch, tiny_pipe, sample, make, probes):
+    brought = []
+
+    class Counted(BlockingTransfer):
+        def prefetch(self, buffers):
+            brought.append(len(buffers))
+            return super().prefetch(buffers)
+
+    monkeypatch.setattr(anchors_module, "transfer_between", Counted)
+    policy = make(TAPConfig(interval=4))
+    with tapstudy.apply_policy(tiny_pipe, policy) as handle:
+        sample(steps=6)
+    (context,) = handle.summary().contexts
+    assert len(brought) == (1 + probes) * (len(context.mask) - context.num_full) > 0

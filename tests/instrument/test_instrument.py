@@ -463,6 +463,21 @@ def test_nothing_is_changed_inside_a_pass(method, call):
         call(handle)
 
 
+def test_two_recordings_at_once_see_what_each_asked_for():
+    """The second takes nothing from the first, and a module that both name is looked at once."""
+    tiny, first, second = make("SD3"), [], []
+    layer = "transformer_blocks.0.attn"
+    with apply_tap(tiny.model, TAPConfig(interval=3, warmup_steps=1)) as handle:
+        handle.record(first.append, latent=True, modules={"layer": layer})
+        handle.record(second.append, depths=(1,), modules={"layer": layer})
+        with pytest.raises(ValueError, match=r"'layer' stands for 'transformer_blocks.0.attn' already: choose another"):
+            handle.record(second.append, modules={"layer": "transformer_blocks.1.attn"})
+        tiny(**tiny.at(0, 4))
+    assert first[0].latent is not None
+    assert first[0].modules["layer"].values.shape[:2] == (len(first[0].latent), tiny.tokens)
+    assert 1 in second[0].probes
+
+
 def test_a_listener_may_begin_anew():
     tiny = make("SD3")
     with apply_tap(tiny.model, TAPConfig(interval=3, warmup_steps=1)) as handle:

@@ -2,14 +2,20 @@
 
 import copy
 import dataclasses
+import gc
 import json
 import math
 import pickle
+import weakref
+from dataclasses import replace
 
 import pytest
+import torch
 
 import tapstudy
 from tapstudy.instrument.summary import ContextSummary, Summary
+from tapstudy.policies.tap import TAPPolicy
+from tests.instrument.tiny_models import make
 
 
 def test_numbers():
@@ -28,6 +34,22 @@ def test_numbers():
     assert "a &lt; b" in page
     assert "&lt;note&gt;" in page
     assert "50 % of the passes skipped; the transformer was 1.00 times as fast" in str(summary)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_choices_may_be_of_any_integers(dtype):
+    class Narrow(TAPPolicy):
+        def predict(self, step, probe, truth=None):
+            found = super().predict(step, probe, truth)
+            return replace(found, choice=found.choice.to(dtype))
+
+    config, tiny, found = tapstudy.TAPConfig(interval=3, warmup_steps=1), make("DiT"), []
+    for policy in (TAPPolicy(config), Narrow(config)):
+        with tapstudy.apply_policy(tiny.model, policy) as handle:
+            for step in range(4):
+                tiny(**tiny.at(step, 4))
+        found.append(handle.summary().contexts[0].choices)
+    assert found[0] == found[1]
 
 
 def test_before_anything_has_run(tiny_pipe):
@@ -84,3 +106,34 @@ def test_without_a_full_pass_the_speed_is_not_known():
 def test_the_page_says_nothing_of_flops_that_nobody_counted():
     context = ContextSummary("transformer", "default", "F.", {}, {"full": [1.0], "skip": [0.1]}, 0, {})
     assert "FLOPs" not in Summary([context])._repr_html_()
+
+
+def test_the_mask_is_of_the_context_with_most_steps():
+    """Not of passes aside, such as one that fills a cache of reference pictures, though they come first."""
+    contexts = [
+        ContextSummary(name, context, mask, {}, {}, 0, {})
+        for name, context, mask in (("high", "extract", "F"), ("high", "cond", "F.F"), ("high", "uncond", "FFF"),
+                                    ("low", "cond", "F."))
+    ]  # fmt: skip
+    assert Summary(contexts).mask == "F.FF."
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_summary_keeps_no_model_alive(read):
+    def told():
+        tiny = make("DiT")
+        with tapstudy.tap(tiny.model, interval=3, warmup_steps=1) as handle:
+            for step in range(4):
+                tiny.model(**tiny.at(step, 4))
+        summary = handle.summary()
+        assert not read or summary.flops_ratio > 1
+        return summary, weakref.ref(tiny.model)
+
+    summary, model = told()
+    gc.collect()
+    assert model() is None
+    if read:
+        assert summary.flops_ratio > 1
+    else:
+        assert math.isnan(summary.flops_ratio)
+        assert "the model is gone" in summary.flops_note

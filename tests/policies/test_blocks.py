@@ -161,6 +161,8 @@ def test_dbcache():
     assert float(Dummy(taylor, 5, probe).run()[1][4, middle][0]) == pytest.approx(1200 + 2 * 1080)
     with pytest.raises(ValueError, match="leave no block between"):
         DBCachePolicy(first=4, last=2).begin(RunInfo(layout=LAYOUT))
+    with pytest.raises(ValueError, match="max_skips must be at least 0, got -1"):
+        DBCachePolicy(max_skips=-1)
 
 
 def test_temporal_delta():

@@ -36,6 +36,8 @@ def test_tap_runs_the_tokens_of_the_largest_proxy_loss():
     assert not policy.wants_full_given(2, features(11, 15, 12))
     assert policy.decision(2, features(11, 15, 12)).tokens.tolist() == [1, 2]
     assert TAPTokensPolicy(0, CONFIG).share == 0
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        TAPTokensPolicy(0.5, CONFIG, every=0)
     policy.share = 0
     assert policy.decision(2, features(11, 15, 12)) is SKIP
     policy.share, policy.every = 0.34, 2
@@ -156,6 +158,14 @@ def test_hsa_in_a_model(name):
     for step in (3, 7):
         same = (outputs[step] == outputs[step - 1]).float().mean()
         assert abs(float(same) - 0.5) < 0.05
+
+
+def test_toca_is_refused_where_a_layer_holds_more_than_the_image():
+    tiny = make("CogVideoX")
+    with apply_policy(tiny.model, ToCaPolicy(0.3, TAPConfig(interval=3, warmup_steps=1))):
+        tiny()
+        with pytest.raises(RuntimeError, match="takes 23 tokens and the image has 18, so single ones cannot run there"):
+            tiny()
 
 
 def test_toca_by_hand():

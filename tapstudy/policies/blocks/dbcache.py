@@ -55,6 +55,9 @@ class DBCachePolicy(PartsPolicy):
         check_least("DBCachePolicy: threshold", threshold, 0)
         check_integer("DBCachePolicy: first", first, 1)
         check_integer("DBCachePolicy: last", last, 0)
+        check_integer("DBCachePolicy: warmup_steps", warmup_steps, 0)
+        if max_skips is not None:
+            check_integer("DBCachePolicy: max_skips", max_skips, 0)
         super().__init__(TaylorFamily((order,), (0,)) if family is None else family)
         self.threshold, self.first, self.last, self.probe_depth = threshold, first, last, first
         self.warmup_steps, self.max_skips = warmup_steps, max_skips

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tapstudy.core.checks import check_between
+from tapstudy.core.checks import check_between, check_integer
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.decision import SKIP, Decision
@@ -24,7 +24,8 @@ class TAPTokensPolicy(TAPPolicy):
     over the samples of
 
     * `probe`: the least proxy loss over the family, so what TAP itself would choose by;
-    * `error`: the relative error, at the last full step, of what TAP would have predicted there for the residual;
+    * `error`: the relative error, at the last full step, of what TAP would have predicted there for the residual
+      (before there is one, `random`);
     * `random`: nothing; a control of equal cost.
 
     The others take TAP's prediction. Anchors are of full steps only. Cost of a skip step: that of TAP, scored twice for
@@ -38,7 +39,7 @@ class TAPTokensPolicy(TAPPolicy):
         seed: of `random`.
 
     Raises:
-        ValueError: a share outside [0, 1], or something else that names tokens.
+        TypeError, ValueError: a share outside [0, 1], `every` no positive integer, or something else that names tokens.
     """
 
     runs_tokens = True
@@ -55,6 +56,7 @@ class TAPTokensPolicy(TAPPolicy):
     ) -> None:
         super().__init__(config, family=family)
         check_between("TAPTokensPolicy: share", share, 0, 1)
+        check_integer("TAPTokensPolicy: every", every, 1)
         if names not in get_args(Names):
             raise ValueError(f"TAPTokensPolicy: names must be one of {get_args(Names)}, got {names!r}")
         self.share, self.names, self.every, self.seed = share, names, every, seed
@@ -88,7 +90,7 @@ class TAPTokensPolicy(TAPPolicy):
         super().observe(step, probe, residual)
 
     def _tokens(self) -> int:
-        return self.anchors.residuals[0].shape[1]
+        return self.anchors.shape[1]
 
     def _count(self) -> int:
         return round(self.share * self._tokens())

@@ -99,6 +99,11 @@ class ToCaPolicy(PartsPolicy):
         if part.site != "feed_forward":
             return None
         held: Value = self.kept(part)[0][1]  # (B, N, D)
+        if held.shape[1] != len(self._updated[part]):
+            raise RuntimeError(
+                f"ToCaPolicy: {part} takes {held.shape[1]} tokens and the image has {len(self._updated[part])}, so "
+                "single ones cannot run there"
+            )
         count = round(self.share * held.shape[1])
         if count == 0:
             return None
