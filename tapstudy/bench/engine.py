@@ -6,12 +6,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache, partial
 from statistics import median
 from time import perf_counter
 from typing import Any, TypeVar
-from weakref import WeakSet
+from uuid import uuid4
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from tapstudy.bench.cluster import on_cluster
 from tapstudy.bench.flops import StepFlops, transformer_flops
 from tapstudy.bench.image_set import BATCH, ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.results import Results, short_hash
+from tapstudy.core.anchors import Anchors
 from tapstudy.core.schedule import mask_text
 from tapstudy.instrument.handle import apply_policy
 from tapstudy.instrument.smooth_time import smooth_time
@@ -31,9 +33,10 @@ from tapstudy.policies.fitted_schedule import FittedSchedule
 from tapstudy.policies.full import FullPolicy
 
 Told = tuple[str, float]  # the mask of the last call, and the bytes its history took (NaN: not told)
-PLAIN = (bool, int, float, str, bytes, tuple, list, dict, np.generic, torch.dtype, torch.device)  # told as they are
+PLAIN = (bool, int, float, str, bytes, np.generic, torch.dtype, torch.device)  # told as they are
 DIMS = ("frame", "band", "y", "x")  # of an image; those of a video have all of them
 _warm: WeakSet[Any] = WeakSet()  # pipelines that have run
+_own_texts: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 one_at_a_time = threading.RLock()  # a process has one copy of a model, and a policy sits on the model
 Attach = Callable[[Any], AbstractContextManager[Callable[[], Told]]]
 
@@ -48,12 +51,14 @@ class Setting:
         text: what it is, in full: equal texts give equal images.
         steps: of the sampler, if not those of the images.
         alone: it decides for a batch as a whole, so every image is sampled by itself.
+        kind: class and residual of the policy: of one kind and method, steps cost the same on every schedule and clock.
     """
 
     attach: Attach = field(compare=False)
     text: str
     steps: int | None = None
     alone: bool = False
+    kind: str = ""
 
     @classmethod
     def of(cls, policy: Policy, *, alone: bool | None = None) -> Setting:
@@ -69,7 +74,8 @@ class Setting:
 
                 yield told
 
-        return cls(attach, text_of(policy), alone=policy.decides_by_probe if alone is None else alone)
+        alone = policy.decides_by_probe if alone is None else alone
+        return cls(attach, text_of(policy), alone=alone, kind=f"{type(policy).__name__} {policy.residual_site}")
 
     @classmethod
     def fitted(cls, schedule: FittedSchedule) -> Setting:
@@ -124,10 +130,15 @@ class Setting:
 
 
 def text_of(policy: Policy) -> str:
-    """Return class and settings of a policy that has seen nothing, in six digits."""
-    plain = {name: _plain(value) for name, value in vars(policy).items()}
-    settings = ", ".join(f"{name}={value}" for name, value in plain.items() if value is not None)
-    return rounded(f"{type(policy).__name__}({settings})")
+    """Return class and settings of a policy that has seen nothing, in six digits; None counts as not set.
+
+    What cannot be told by a text, such as a function, or a module with its weights, gets one that nothing else has:
+    its images are made anew in every process.
+    """
+    settings = {
+        name: value for name, value in vars(policy).items() if not (value is None or isinstance(value, Anchors))
+    }
+    return rounded(f"{type(policy).__name__}({_named(settings)})")
 
 
 def rounded(text: str) -> str:
@@ -135,14 +146,40 @@ def rounded(text: str) -> str:
     return re.sub(r"\d+\.\d+(e[+-]?\d+)?", lambda found: f"{float(found[0]):.6g}", text)
 
 
-def _plain(value: Any) -> str | None:
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_told(value)}" for name, value in values.items())
+
+
+def _told(value: Any) -> str:
+    """Tell a value apart from all that are not equal to it."""
+    kind = type(value)
+    if value is None or isinstance(value, PLAIN):
+        return repr(value)
     if isinstance(value, torch.Tensor | np.ndarray):
         return repr(value.tolist())
     if isinstance(value, frozenset | set):
-        return repr(sorted(value))
-    if isinstance(value, PLAIN) or is_dataclass(value):
-        return repr(value)
-    return None
+        return f"{{{', '.join(sorted(map(_told, value)))}}}"
+    if kind is dict:
+        return f"{{{', '.join(f'{_told(key)}: {_told(one)}' for key, one in value.items())}}}"
+    if kind is list:
+        return f"[{', '.join(map(_told, value))}]"
+    if kind is tuple:
+        return f"({', '.join(map(_told, value))}{',' * (len(value) == 1)})"
+    if is_dataclass(value) and not isinstance(value, type):
+        return (
+            f"{kind.__qualname__}({_named({one.name: getattr(value, one.name) for one in fields(value) if one.repr})})"
+        )
+    if " at 0x" in (text := repr(value)) or isinstance(value, torch.nn.Module):
+        return f"{kind.__qualname__} {_own_text(value)}"
+    return text
+
+
+def _own_text(value: Any) -> str:
+    """Return a text that this object has as long as it lives, and no other one ever."""
+    try:
+        return _own_texts.setdefault(value, uuid4().hex)
+    except TypeError:  # cannot be a key
+        return uuid4().hex
 
 
 def run(pipe: Any, images: ImageSet, setting: Setting) -> xr.Dataset:

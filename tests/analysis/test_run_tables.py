@@ -105,12 +105,14 @@ def test_at_fewest_passes_of_every_method_the_best():
         },
         coords={
             "cell": ["reference", *"12345"], "passes": ("cell", [50, 8, 8, 8, 8, 8]), "method": ("cell", methods),
-            "schedule": ("cell", schedules), "bound": ["mean", "low", "high"],
+            "schedule": ("cell", schedules), "bound": ["mean", "low", "high"], "chosen": ("cell", [False] * 6),
         },
     )  # fmt: skip
     assert at_fewest_passes(table, best=2)["cell"].values.tolist() == ["1", "2", "5"]
     assert at_fewest_passes(table, best=9)["cell"].values.tolist() == ["1", "2", "4", "5"]
     assert at_fewest_passes(table)["cell"].values.tolist() == list("12345")
+    table["chosen"][3] = True  # a's own schedule, on other images
+    assert at_fewest_passes(table, best=2)["cell"].values.tolist() == ["2", "3", "5"]
 
 
 def test_gains_are_paired_and_on_common_images():

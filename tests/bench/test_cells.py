@@ -87,12 +87,11 @@ def test_policies():
 def test_schedule_of_the_paper():
     """14, 10 and 8 full passes of 50."""
     for interval, passes in ((4, 14), (6, 10), (8, 8)):
-        for method in ("fewer", "tap", "fixed0"):
-            assert len(Cell(method=method, config=TAPConfig(interval=interval)).full_steps) == passes
-    assert Cell(method="fewer", config=TAPConfig(orders=(0,), full_steps=(0, 7), cooldown_steps=2)).full_steps == (
-        0, 7, 48, 49,
-    )  # fmt: skip
-    assert len(Cell(method="reference", steps=20).full_steps) == 20
+        assert len(TAPConfig(interval=interval).schedule.steps(50)) == passes
+        assert Cell(method="fewer", config=TAPConfig(interval=interval)).setting.steps == passes
+    config = TAPConfig(orders=(0,), full_steps=(0, 7), cooldown_steps=2)
+    assert config.schedule.steps(50) == (0, 7, 48, 49)
+    assert Cell(method="fewer", config=config).setting.steps == 4
 
 
 def test_parts_share_their_reference():

@@ -184,6 +184,28 @@ def test_lists_and_types_of_a_policy_tell_its_images_apart():
     assert len(set(texts)) == 4
 
 
+def test_what_no_text_can_tell_has_one_of_its_own():
+    """Families of somebody's own, functions, modules, and long tensors in lists."""
+
+    class Own(FixedPolicy):
+        def __init__(self, what):
+            super().__init__(1)
+            self.what = what
+
+    class Plain:
+        def __init__(self, value):
+            self.value = value
+
+    longer = [[torch.zeros(3000).index_fill(0, torch.tensor([1500]), value)] for value in (0.0, 1.0)]
+    own = Plain(1.5)
+    others = [Plain(9.0), lambda x: x, lambda x: 2 * x, torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), *longer]
+    texts = [text_of(Own(what)) for what in (own, *others)]
+    assert len(set(texts)) == len(texts)
+    assert text_of(Own(own)) == texts[0]
+    assert text_of(Own(longer[0])) == text_of(Own([longer[0][0].clone()]))
+    assert text_of(FixedPolicy(1)) == text_of(FixedPolicy(1))
+
+
 def test_an_images_own_guidance_holds_and_so_do_its_flops():
     pipe, call = tiny.stable_diffusion_3()
     size = {name: call[name] for name in ("height", "width", "max_sequence_length")}

@@ -19,6 +19,7 @@ from tapstudy.instrument.quantise import quantise
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
 from tests.conftest import make_tiny_pipe
+from tests.training.emoji import tiny_pipe as tiny_text_pipe
 
 
 def test_lines_by_hand():
@@ -42,10 +43,18 @@ def images(model_folder):
 
 
 @pytest.mark.parametrize("kind", CORRECTIONS)
-def test_nothing_to_correct(images, kind):
+@pytest.mark.parametrize("text", [False, True])
+def test_nothing_to_correct(images, kind, text, tmp_path):
+    """Also where guidance branches are two calls, and states are tokens."""
+    if text:
+        tiny_text_pipe().save_pretrained(tmp_path)
+        labels = "apple on a teal background", "dark nurse on a red background"
+        images = ImageSet.of(str(tmp_path), seeds=(4,), labels=labels, steps=6)
     pipe = pipe_of(images.model)
-    lines = Correction(images).fit(pipe, Setting.plain(6), kind)
-    slope, shift = lines[:, 0], lines[:, 1]
+    found = Correction(images).fit(pipe, Setting.plain(6), kind)
+    calls = 2 if text and kind != "cumulative" else 1
+    assert sorted(found) == [(step, call) for step in range(6) for call in range(calls)]
+    slope, shift = torch.stack(list(found.values())).unbind(dim=1)
     assert torch.allclose(slope, torch.ones_like(slope), atol=1e-6)
     assert torch.allclose(shift, torch.zeros_like(shift), atol=1e-6)
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.analysis.claims.finding import ALPHA, MARGIN, Finding, Part
-from tapstudy.analysis.stats import mean_interval
+from tapstudy.analysis.stats import BOUNDS, mean_interval
 from tapstudy.tables import Table
 
 CONTROLS = {
@@ -187,9 +187,6 @@ def _value(part: Part) -> str:
 
 def _p(value: float) -> str:
     return f"{value:.2g}" if value >= 0.001 else "< 0.001"
-
-
-BOUNDS = ("mean", "low", "high")
 
 
 def verdict_table(findings: Sequence[Any]) -> xr.Dataset:

@@ -43,7 +43,7 @@ REFERENCE = "reference"
 QUALITY = {
     **MEASURES,
     "psnr_fine": ("PSNR to the image of many more steps (data range 1)", "dB"),
-    "flops": ("FLOPs of one image (multiply-add = 2, matrix products only)", "1"),
+    "flops": ("FLOPs of one image (multiply-add = 2, matrix products, convolutions and attention)", "1"),
     "flops_ratio": ("FLOPs of the reference over own", "1"),
 }
 
@@ -84,7 +84,9 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
     found = {name: kept(job, results, pipe=pipe) for name, job in jobs.items()}
     # a step costs the same on every schedule and clock: that of the first run that does the same
     first: dict[str, str] = {}
-    alike = {name: first.setdefault(f"{run.method} {run.changes}", name) for name, run in runs.items()}
+    alike = {
+        name: first.setdefault(f"{run.method} {run.changes} {settings[name].kind}", name) for name, run in runs.items()
+    }
     costs = step_costs(pipe, plan, {name: settings[name] for name in first.values()}, results, progress=progress)
     costs = costs.sel(cell=list(alike.values())).assign_coords(cell=list(alike))
     quality = quality_table(plan, found, costs, results, pipe=pipe)

@@ -6,7 +6,7 @@ how they find its constants was not found in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ from tapstudy.bench.image_set import ImageSet
 from tapstudy.instrument.handle import find_transformers
 
 Kind = Literal["variance", "affine", "cumulative"]
-Change = Callable[[int, Tensor], Tensor | None]  # of a step and (..., channel); None leaves it as it is
+Place = tuple[int, int]  # step, and which of its calls of the transformer: guidance branches may have one each
+Change = Callable[[Place, Tensor], Tensor | None]  # of (..., channel); None leaves it as it is
 
 
 class Correction:
@@ -30,8 +31,8 @@ class Correction:
     - cumulative: least squares for the state after the step, to that of the exact trajectory, along the trajectory that
       the corrected steps before have led to. After TCEC, arXiv 2508.12094, whose final form was not found.
 
-    f is what the first layer behind the blocks gives, of all tokens and both guidance branches, so that full and
-    skipped steps are corrected alike; the first two are fitted along exact trajectories.
+    f is what the first layer behind the blocks gives, of all tokens and of both guidance branches if these are one
+    batch, so that full and skipped steps are corrected alike; the first two are fitted along exact trajectories.
 
     Args:
         held_out: images that are fitted to, in one batch.
@@ -39,7 +40,7 @@ class Correction:
 
     def __init__(self, held_out: ImageSet) -> None:
         self.held_out = held_out
-        self._exact: tuple[list[Tensor], list[Tensor]] | None = None
+        self._exact: tuple[dict[Place, Tensor], dict[Place, Tensor]] | None = None
 
     def of(self, setting: Setting, kind: Kind) -> Setting:
         """Return a setting that skips steps, runs on rounded weights, or both, with a correction fitted to it.
@@ -50,33 +51,30 @@ class Correction:
         @contextmanager
         def correct(pipe: Any) -> Iterator[None]:
             lines = self.fit(pipe, setting, kind)
-            with _place(pipe, kind, lambda step, values: _on(lines[step], values)):
+            with _place(pipe, kind, lambda place, values: _on(lines[place], values)):
                 yield
 
         return setting.within(correct, f"{kind} correction fitted to {self.held_out.pairs}")
 
-    def fit(self, pipe: Any, setting: Setting, kind: Kind) -> Tensor:
-        """Fit slopes and shifts, (step, 2, channel)."""
+    def fit(self, pipe: Any, setting: Setting, kind: Kind) -> dict[Place, Tensor]:
+        """Fit slopes and shifts, (2, channel) each."""
         features, states = self._exact = self._exact or self._run_exactly(pipe)
         targets = states if kind == "cumulative" else features
-        lines: list[Tensor] = []
+        lines: dict[Place, Tensor] = {}
 
-        def fit(step: int, values: Tensor) -> Tensor:
-            lines.append(line(values, targets[step], match_variance=kind == "variance"))
-            return _on(lines[-1], values)
+        def fit(place: Place, values: Tensor) -> Tensor:
+            lines[place] = line(values, targets[place], match_variance=kind == "variance")
+            return _on(lines[place], values)
 
         with _place(pipe, kind, fit), setting.attach(pipe):
             _sample(pipe, self.held_out, follow=None if kind == "cumulative" else states)
-        return torch.stack(lines)
+        return lines
 
-    def _run_exactly(self, pipe: Any) -> tuple[list[Tensor], list[Tensor]]:
+    def _run_exactly(self, pipe: Any) -> tuple[dict[Place, Tensor], dict[Place, Tensor]]:
         """Return the features at every step, and the states after it, channels last."""
-        features: list[Tensor] = []
-        states: list[Tensor] = []
-        with (
-            _at_tail(pipe, lambda _, values: features.append(values)),
-            _after_step(pipe, lambda _, values: states.append(values)),
-        ):
+        features: dict[Place, Tensor] = {}
+        states: dict[Place, Tensor] = {}
+        with _at_tail(pipe, features.__setitem__), _after_step(pipe, states.__setitem__):
             _sample(pipe, self.held_out)
         return features, states
 
@@ -107,11 +105,15 @@ def _place(pipe: Any, kind: Kind, change: Change) -> Any:
 
 @contextmanager
 def _at_tail(pipe: Any, change: Change) -> Iterator[None]:
-    """Give `change` what the first layer behind the blocks returns at every step; go on with what it returns."""
+    """Give `change` what the first layer behind the blocks returns at every call; go on with what it returns."""
     ((model, adapter),) = find_transformers(pipe).values()
+    place = (-1, 0)
 
     def hook(_: nn.Module, __: Any, features: Tensor) -> Tensor | None:
-        return change(pipe.scheduler.step_index or 0, features)  # None before the first step
+        nonlocal place
+        step = pipe.scheduler.step_index or 0  # None before the first step
+        place = step, place[1] + 1 if step == place[0] else 0
+        return change(place, features)
 
     hooks = [tail.register_forward_hook(hook) for tail in adapter.modules(model)[1]]
     try:
@@ -127,9 +129,10 @@ def _after_step(pipe: Any, change: Change) -> Iterator[None]:
     scheduler, step = pipe.scheduler, pipe.scheduler.step
 
     def changed(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        at, state = scheduler.step_index or 0, step(*args, **kwargs)[0]  # (batch, channel, row, column)
-        found = change(at, state.movedim(1, -1))
-        return (state if found is None else found.movedim(-1, 1),)
+        at, state = scheduler.step_index or 0, step(*args, **kwargs)[0]
+        axis = _channels(state)
+        found = change((at, 0), state.movedim(axis, -1))
+        return (state if found is None else found.movedim(-1, axis),)
 
     scheduler.step = changed
     try:
@@ -138,11 +141,16 @@ def _after_step(pipe: Any, change: Change) -> Iterator[None]:
         del scheduler.step
 
 
-def _sample(pipe: Any, images: ImageSet, follow: Sequence[Tensor] | None = None) -> None:
+def _channels(state: Tensor) -> int:
+    """Find the axis of the channels: of (batch, channel, row, column), or of (batch, token, channel)."""
+    return 1 if state.ndim == 4 else -1
+
+
+def _sample(pipe: Any, images: ImageSet, follow: Mapping[Place, Tensor] | None = None) -> None:
     """Sample a batch; `follow`: states, channels last, that the steps go on from in place of those they led to."""
 
     def lead(_: Any, step: int, *__: Any) -> dict[str, Tensor]:
-        return {} if follow is None else {"latents": follow[step].movedim(-1, 1)}
+        return {} if follow is None else {"latents": follow[step, 0].movedim(-1, _channels(follow[step, 0]))}
 
     call = images.call
     del call["seed"]

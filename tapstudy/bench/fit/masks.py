@@ -31,7 +31,7 @@ def best_window_mask(
     ridge: float = 1e-6,
     rule: Rule = "sum",
 ) -> tuple[int, ...]:
-    """Return the mask of least cost.
+    """Return the mask of least cost among those with windows of at most three times the mean one, rounded up.
 
     Args:
         gram: inner products of the features at all pairs of steps, (step, step).

@@ -23,6 +23,7 @@ from tapstudy.bench.image_set import pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import CORE, OWN, SEARCHED, Kind, Method, compared_methods
 from tapstudy.bench.results import Results, short_hash
+from tapstudy.models.embedded import small_sibling
 from tapstudy.policies.config import TAPConfig
 
 EVERYWHERE = ("start-dense",)  # run at every number of passes, as S(N, 3) is; other schedules at the fewest only
@@ -157,9 +158,9 @@ def rows_of(
 
 
 def cost_name(row: Row, settings: Mapping[Row, Setting]) -> str:
-    """Return the row whose cost this one has: the same method with as many passes on S(N, 3), if that is there."""
+    """Return the row whose cost this one has: the same method with as many passes on S(N, 3), if it is of one kind."""
     usual = replace(row, schedule=USUAL)
-    return (usual if usual in settings else row).name
+    return (usual if usual in settings and settings[usual].kind == settings[row].kind else row).name
 
 
 def _slot(held: HeldOut, row: Row, method: Method) -> Slot:
@@ -269,18 +270,21 @@ def compared(table: xr.Dataset) -> xr.Dataset:
 
 
 def choose_schedules(table: xr.Dataset) -> list[bool]:
-    """Tell whether a cell's schedule is, by `held_out_psnr`, the best of its method with as many passes."""
-    quality = np.nan_to_num(table["held_out_psnr"].values, nan=-np.inf)
-    methods, passes = table["method"].values, table["passes"].values
+    """Tell whether a cell's schedule is, by `held_out_psnr`, the best of its method with as many passes.
+
+    None of them is where one of several was not measured: NaN compares with nothing.
+    """
+    quality, methods, passes = (table[name].values for name in ("held_out_psnr", "method", "passes"))
+    alike = [np.flatnonzero((methods == methods[i]) & (passes == passes[i])) for i in range(len(quality))]
     return [
-        bool(np.isfinite(quality[i]) and i == max(
-            np.flatnonzero((methods == methods[i]) & (passes == passes[i])), key=lambda j: quality[j]))
-        for i in range(len(quality))
-    ]  # fmt: skip
+        bool(np.isfinite(quality[rows]).all() and i == rows[quality[rows].argmax()]) for i, rows in enumerate(alike)
+    ]
 
 
 def _told(plan: FrontierPlan) -> dict[str, Any]:
     """Tell what the results in a folder depend on; numbers of passes may be added later."""
     told = json.loads(json.dumps(asdict(plan))) | {"weights": weights_fingerprint(plan.model)}
+    if (small := small_sibling(plan.model)) is not None:
+        told["small"] = weights_fingerprint(small)
     told.pop("passes")
     return dict(told)

@@ -35,6 +35,10 @@ def joined(tables: Mapping[str, xr.Dataset]) -> xr.Dataset:
     if not tables:
         raise ValueError("no tables to put together")
     (first_name, first), *others = tables.items()
+    held_out = {row: np.nan for table in tables.values() for row in table["cell"].values.tolist()}
+    for table in tables.values():  # a run measures them where it has several schedules
+        for row, value in zip(table["cell"].values.tolist(), table["held_out_psnr"].values.tolist(), strict=True):
+            held_out[row] = value if np.isnan(held_out[row]) else held_out[row]
     parts, rows = [first], dict.fromkeys(first["cell"].values.tolist(), (first_name, first))
     for name, table in others:
         if differing := [part for part in ("plan", "weights") if _told(table)[part] != _told(first)[part]]:
@@ -55,6 +59,7 @@ def joined(tables: Mapping[str, xr.Dataset]) -> xr.Dataset:
     bare = [part.drop_vars(DERIVED, errors="ignore") for part in parts]
     whole = xr.concat(bare, dim="cell", coords="minimal", compat="override", join="override", combine_attrs="override")
     whole = whole.isel(cell=_order(whole))
+    whole["held_out_psnr"].values = np.array([held_out[row] for row in whole["cell"].values.tolist()])
     passes = sorted({*whole["passes"].values[1:].tolist()}, reverse=True)
     plan = {**json.loads(first.attrs["plan"]), "passes": passes}
     lines = {name: _lines(name, tables) for name in ("commands", "machine")}

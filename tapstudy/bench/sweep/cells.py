@@ -17,8 +17,7 @@ from tapstudy.bench.results import short_hash
 from tapstudy.policies.config import DECISIVE, TAPConfig
 
 _OWN = ("method", "model", "steps", "guidance", "policy_seed", "smooth_time")
-_CONFIG = DECISIVE
-SETTINGS = (*_OWN, *_CONFIG)
+SETTINGS = (*_OWN, *DECISIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ class Cell:
             check_setting(name, (*SETTINGS, "seeds", "labels"))
         reads = find_method(settings["method"]).reads
         config = TAPConfig(**{name: value for name, value in settings.items() if name in reads})
-        return cls(config=config, **{name: value for name, value in settings.items() if name not in _CONFIG})
+        return cls(config=config, **{name: value for name, value in settings.items() if name not in DECISIVE})
 
     @property
     def images(self) -> ImageSet:
@@ -108,11 +107,6 @@ class Cell:
         """Tell how they are sampled."""
         setting = find_method(self.method).setting(self.config, steps=self.steps, seed=self.policy_seed)
         return setting.on_smooth_clock(self.smooth_time)
-
-    @property
-    def full_steps(self) -> tuple[int, ...]:
-        """List the full steps of the schedule."""
-        return tuple(range(self.steps)) if self.method == "reference" else self.config.schedule.steps(self.steps)
 
     @property
     def reference(self) -> Cell:

@@ -25,7 +25,7 @@ from tapstudy.tables import percent
 VARIABLES = {
     **MEASURES,
     "seconds": ("wall time of one image, on the machine that ran it", "s"),
-    "flops": ("FLOPs of one image (multiply-add = 2, matrix products only)", "1"),
+    "flops": ("FLOPs of one image (multiply-add = 2, matrix products, convolutions and attention)", "1"),
     "flops_ratio": ("FLOPs of the reference over own", "1"),
 }
 TEXTS = ("method", "model", "orders", "shifts", "distance", "residual", "differences", "basis", "clip",
@@ -89,7 +89,7 @@ def _measures(cell: Cell, images: ImageSet, own: xr.Dataset, reference: xr.Datas
     sized = alike(images)
     costs = {image: (_flops(cell, image, results), _flops(cell.reference, image, results)) for image in {*sized}}
     each = [float(costs[image][0].of(mask)) for image, mask in zip(sized, own["mask"].values, strict=True)]
-    whole = [costs[image][1].of("F" * cell.steps) for image in sized]
+    whole = [float(costs[image][1].of(mask)) for image, mask in zip(sized, reference["mask"].values, strict=True)]
     return {
         **measures(own, reference, Judge.of(cell.model)),
         "seconds": own["seconds"].values,
@@ -110,7 +110,7 @@ def _flops(cell: Cell, image: ImageSet, results: Results) -> StepFlops:
         config = replace(config, full_steps=None, interval=1, warmup_steps=1, cooldown_steps=0)
     key = {
         "method": cell.method, "config": repr(config), "guided": guided, "weights": weights_fingerprint(cell.model),
-        **({"size": size} if size else {}), **({"steps": cell.steps} if find_method(cell.method).partial else {}),
+        **({"size": size} if size else {}), "steps": cell.steps,
     }  # fmt: skip
 
     def measure() -> list[float]:
