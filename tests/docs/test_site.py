@@ -80,7 +80,7 @@ def test_the_readme_has_the_numbers_of_the_documentation() -> None:
     found = rows(PAGES["docs/your_pipeline.md"].split("## An example: emoji-flux")[1])
     table = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in README.split("## Findings")[1].split("## Documentation")[0].splitlines()
+        for line in README.split("## Findings")[1].split("Who wins")[0].splitlines()
         if line.startswith("|")
     ][2:]
     names = {
