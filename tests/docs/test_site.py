@@ -138,7 +138,7 @@ def test_the_readme_names_the_winner_of_the_comparison() -> None:
 
 def _winner(page: str) -> list[str]:
     """PSNR of the best row, which must be the best fixed predictor, with its bounds, and its gain over TAP there."""
-    lines = PAGES[f"docs/{page}.md"].splitlines()
+    lines = PAGES[f"docs/{page}.md"].split("\n## ")[-1].splitlines()  # at the fewest passes
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     winner, *others = (row for row in rows if row[0] not in ("method", "---"))  # the best first
     tap = next(row for row in others if row[:2] == ["tap", winner[1]])
@@ -175,6 +175,7 @@ def test_pages_have_the_rivals_of_the_comparison() -> None:
         ("tap even N=8", "gain_over_best_fixed", "and {1} [{0}, {2}] below on the even one"),
         ("shuffled N=8", "gain_over_tap", "is worth {1} dB [{0}, {2}] against the probes of other tokens"),
         ("oracle N=8", "gain_over_tap", "Knowing the truth would be worth {1} dB there"),
+        ("tap N=4", "gain_over_best_fixed", "above the best fixed predictor on the same steps by {1} dB [{0}, {2}]"),
     ):
         bounds = sorted(abs(found[difference].sel(cell=cell).values))  # of one sign
         assert says.format(*(f"{bound:.1f}" for bound in bounds)) in told
