@@ -305,8 +305,7 @@ def speed_quality(sources: Sources) -> Drawn:
 
 def speed_quality_timed(sources: Sources) -> Drawn:
     """PSNR and label accuracy against FLOPs and measured wall time, for the methods that were timed."""
-    timed = [method for method in METHODS if method != "oracle"]  # whose time tells nothing: the truth costs a pass
-    found = sources.table("frontier")
+    found, timed = sources.table("frontier"), [one for one in METHODS if one != "oracle"]  # whose truth costs a pass
     return plot_frontier(frontier(found, timed)), _told(found, sources)
 
 
@@ -316,9 +315,8 @@ def rivals(sources: Sources) -> Drawn:
     best = at_fewest_passes(found, best=25)
     titles = [find_method(name).title or name for name in best["method"].values.tolist()]
     on = [SCHEDULE_TITLES.get(name, name) for name in best["schedule"].values.tolist()]
-    best = best.assign_coords(method=("cell", titles), schedule=("cell", on))
-    figure = plot_rivals(best, steps=int(found["passes"].values[0]))
-    return figure, _told(found, sources)
+    named = best.assign_coords(method=("cell", titles), schedule=("cell", on))
+    return plot_rivals(named, steps=int(found["passes"].values[0])), _told(found, sources)
 
 
 def error_buildup(sources: Sources) -> Drawn:
@@ -340,8 +338,7 @@ def quantised(sources: Sources) -> Drawn:
     """Errors of caching, of rounded weights and of both, whether they add, and what corrections leave."""
     table = sources.table("quantised")
     errors = table[["caching", "rounding", "both"]].map(with_interval)
-    figure = plot_quantised(errors, additivity(table), images=table.sizes["sample"])
-    return figure, caption(table, sources.model)
+    return plot_quantised(errors, additivity(table), images=table.sizes["sample"]), caption(table, sources.model)
 
 
 def speed(sources: Sources) -> Drawn:

@@ -132,8 +132,7 @@ class Setting:
 def text_of(policy: Policy) -> str:
     """Return class and settings of a policy that has seen nothing, in six digits; None counts as not set.
 
-    What cannot be told by a text, such as a function, or a module with its weights, gets one that nothing else has:
-    its images are made anew in every process.
+    What no text tells, such as a function or a module's weights, gets one of its own: images are made anew each time.
     """
     settings = {
         name: value for name, value in vars(policy).items() if not (value is None or isinstance(value, Anchors))
@@ -161,10 +160,9 @@ def _told(value: Any) -> str:
         return f"{{{', '.join(sorted(map(_told, value)))}}}"
     if kind is dict:
         return f"{{{', '.join(f'{_told(key)}: {_told(one)}' for key, one in value.items())}}}"
-    if kind is list:
-        return f"[{', '.join(map(_told, value))}]"
-    if kind is tuple:
-        return f"({', '.join(map(_told, value))}{',' * (len(value) == 1)})"
+    if kind in (list, tuple):
+        inside = ", ".join(map(_told, value))
+        return f"[{inside}]" if kind is list else f"({inside}{',' * (len(value) == 1)})"
     if is_dataclass(value) and not isinstance(value, type):
         return (
             f"{kind.__qualname__}({_named({one.name: getattr(value, one.name) for one in fields(value) if one.repr})})"

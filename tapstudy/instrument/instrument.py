@@ -245,7 +245,7 @@ class Instrument:
             relative=policy.residual_site in ("latent", "hidden"),
             grid=run.grid,
             hidden_tokens=ImageTokens(count, first),
-            tail_tokens=ImageTokens(count, adapter.start_in_tail(arguments)),
+            tail_tokens=ImageTokens(count, first if adapter.tail_start is None else adapter.tail_start(arguments)),
             probe_tokens=ImageTokens(count, probe_start(self.presence.probed_list, arguments)),
             model_input=latent,
             return_dict=arguments.get("return_dict", True),

@@ -20,6 +20,7 @@ from tapstudy.policies.base import Policy, Prediction, RunInfo
 from tapstudy.policies.full import FullPolicy
 
 Taking = frozenset[str]
+_HOLDERS = (Mapping, list, tuple)
 
 
 class StepClock:
@@ -341,7 +342,12 @@ def taking_part(arguments: Mapping[str, Any]) -> Taking:
     the blocks add then jumps, and a history from before the jump tells nothing of the steps behind it. To see a zero
     waits for the device, once in a call with such residuals.
     """
-    return frozenset(name for name, value in arguments.items() if _takes_part(value, zero="control" not in name))
+    taking = []
+    for name, value in arguments.items():
+        zero = "control" not in name
+        if isinstance(value, Tensor) if zero and not isinstance(value, _HOLDERS) else _takes_part(value, zero=zero):
+            taking.append(name)
+    return frozenset(taking)
 
 
 def _takes_part(value: Any, *, zero: bool) -> bool:
