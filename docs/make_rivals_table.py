@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from tapstudy.analysis.run_tables import REFERENCE, at_fewest_passes
+from tapstudy.analysis.run_tables import REFERENCE, at_fewest_passes, on_chosen_schedule
 from tapstudy.analysis.study import load_table
 from tapstudy.bench.fit.held_out import SCHEDULE_TITLES, USUAL
 from tapstudy.bench.frontier.table import bounds_text
@@ -44,7 +44,7 @@ def rivals(found: xr.Dataset) -> str:
         rows.append([
             called(row) if rows else f"**{called(row)}**",
             f"{float(row['full_passes'].mean()):.3g}",
-            f"{_flops_ratio(found, name):.2f}",
+            f"{float(best['flops_ratio'].sel(cell=name)):.2f}",
             quality if rows else f"**{quality}**",
             "" if published else bounds_text(row["gain_over_tap"].values, "+", digits=1),
         ])  # fmt: skip
@@ -62,8 +62,7 @@ def winners(tables: dict[str, xr.Dataset]) -> str:
         for passes in sorted({*found["passes"].values[1:].tolist()}, reverse=True):
             there = found.isel(cell=np.flatnonzero(found["passes"].values == passes))
             mean = there["psnr_interval"].sel(bound="mean").values
-            methods, schedules, chosen = (there[name].values for name in ("method", "schedule", "chosen"))
-            chosen = chosen | ~np.isin(methods, methods[chosen])  # on held-out images, or there was no choice
+            methods, schedules, chosen = there["method"].values, there["schedule"].values, on_chosen_schedule(there)
             ratio = np.array([_flops_ratio(found, name) for name in there["cell"].values])
             plain = ratio[methods == "fewer"]  # some partial methods cannot become as cheap
 

@@ -104,13 +104,17 @@ def at_fewest_passes(found: xr.Dataset, *, best: int | None = None) -> xr.Datase
     rows = rows[np.argsort(-mean[rows], kind="stable")]
     if best is not None:
         methods, published = found["method"].values[rows], _as_published(found)[rows]
-        chosen = found["chosen"].values[rows]
-        open_to = chosen | ~np.isin(methods, methods[chosen])
-        first = np.sort(np.unique(np.where(open_to, methods, ""), return_index=True)[1])
-        first = first[open_to[first]][:best]
+        fair = np.flatnonzero(on_chosen_schedule(found.isel(cell=rows)))
+        first = fair[np.sort(np.unique(methods[fair], return_index=True)[1])][:best]
         rows = rows[np.union1d(first, np.flatnonzero(published))]
     table = table.assign_coords(as_published=("cell", _as_published(found)))
     return table.isel(cell=rows).assign_attrs(images=found.sizes["sample"])
+
+
+def on_chosen_schedule(found: xr.Dataset) -> np.ndarray:
+    """Tell which rows, of one number of passes, are on the schedule chosen for their method, or had no such choice."""
+    methods, chosen = found["method"].values, found["chosen"].values
+    return np.asarray(chosen | ~np.isin(methods, methods[chosen]))
 
 
 def _as_published(found: xr.Dataset) -> np.ndarray:
