@@ -15,6 +15,7 @@ from tapstudy_training.recipes import CLASSIFIERS, MODELS, EmbeddedModel
 
 if TYPE_CHECKING:
     from tapstudy.models.machine import Machine
+    from tapstudy_training.emoji_quality import EmojiQuality
 
 TIME_IS_UP = "trained; time is up: the same command measures it and writes its card"
 
@@ -282,14 +283,39 @@ def text_model_command(spec: EmbeddedModel) -> Callable[..., None]:
                 work=work,
                 history=history or f"Started from {'other' if initial else 'random'} weights.",
             )
-            for name, found in rows:
-                typer.echo(
-                    f"{name}: emoji among the judge's first 20 {100 * found.among_20:.1f} %, background "
-                    f"{100 * found.background:.1f} %"
-                )
-            typer.echo(f"written to {out}")
+            _tell_qualities(rows, out)
 
     return command
+
+
+def emoji_quality(
+    data: Data = None,
+    model: Annotated[Path, typer.Option(help="folder of the model, with its card")] = Path("data/models/emoji-flux"),
+    work: Annotated[Path, typer.Option(help="folder that keeps the samples; resumed")] = Path("runs/emoji-quality"),
+    count: Annotated[int, typer.Option(min=1, help="captions of training; as many held-out ones, if there are")] = 500,
+    classifier: Judging = None,
+) -> None:
+    """Measure a finished text-to-image model of emoji again, and replace the table of qualities in its card."""
+    with user_errors():
+        from tapstudy.models.embedded import load, load_classifier
+        from tapstudy_training.captioned import load_emoji
+        from tapstudy_training.emoji_card import check_card, emoji_qualities, write_qualities
+
+        check_card(model / "README.md")
+        pipe, judge = load(model), load_classifier("emoji-flux", folder=classifier)
+        pipe.set_progress_bar_config(disable=True)
+        rows = emoji_qualities(pipe, images=load_emoji(_emoji_folder(data)), judge=judge, count=count, work=work)
+        write_qualities(model / "README.md", rows)
+        _tell_qualities(rows, model)
+
+
+def _tell_qualities(rows: list[tuple[str, EmojiQuality]], out: Path) -> None:
+    for name, found in rows:
+        typer.echo(
+            f"{name}: emoji among the judge's first 20 {100 * found.among_20:.1f} %, background "
+            f"{100 * found.background:.1f} %"
+        )
+    typer.echo(f"written to {out}")
 
 
 def _say_what_makes(name: str) -> Callable[[], None]:
@@ -317,5 +343,6 @@ for _name in CLASSIFIERS:
     app.command(f"{_name}-classifier")(classifier_command(_name))
 for _spec in MODELS.values():
     app.command(_spec.name)((model_command if _spec.text_encoder is None else text_model_command)(_spec))
+app.command("emoji-quality")(emoji_quality)
 _anything = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("mnist-dit-rough", hidden=True, context_settings=_anything)(_say_what_makes("mnist-dit-rough"))

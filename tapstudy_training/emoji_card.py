@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tapstudy_training.tasks import TextTask, task_of
 from tapstudy_training.training import Trained
 
 GUIDANCE = 3.0
+TABLE = re.compile(r"(?<=^## Quality\n)(?:\|.*\n)+", re.MULTILINE)
 
 CARD = """\
 ---
@@ -105,21 +107,65 @@ def measure_emoji_model(
     assert isinstance(task, TextTask)
     pipe = export(task.pipeline(trained.modules), out, dtype=getattr(torch, spec.stored))
     pipe.set_progress_bar_config(disable=True)
-    rows = []
-    kept = work / "quality" / weights_digest(pipe.transformer)
-    for name, held_out in (("training captions", False), ("held-out combinations", True)):
-        many = sum(one.held_out for one in images.emoji) if held_out else spec.count
-        wanted = wanted_pictures(images, min(many, spec.count), held_out=held_out)
-        if not wanted:
-            continue
-        made = sample_pictures(pipe, images, wanted, guidance_scale=GUIDANCE, folder=kept / str(held_out))
-        rows.append((f"this model, {name}", judge_pictures(made, images, wanted, judge)))
-        rows.append((f"real emoji, {name}", judge_pictures(real_pictures(images, wanted), images, wanted, judge)))
+    rows = emoji_qualities(pipe, images=images, judge=judge, count=spec.count, work=work)
     grid = task.sample_grid(pipe)
     make_image_grid(grid, rows=len(grid) // task.columns, cols=task.columns).save(out / "samples.png")
     losses, hours = write_losses(out, work / "loss.csv")
     (out / "README.md").write_text(_card(spec, pipe, rows, images, judge, losses, hours, compute, history))
     return rows
+
+
+def emoji_qualities(
+    pipe: Any, *, images: CaptionedImages, judge: Classifier, count: int, work: Path
+) -> list[tuple[str, EmojiQuality]]:
+    """List what the judge sees in samples of `count` captions of training and of as many held-out ones, if there are.
+
+    Rows of (what was measured, its quality), each model's followed by the real emoji of the same captions. `work` keeps
+    the samples, for a killed run to go on.
+    """
+    rows = []
+    kept = work / "quality" / weights_digest(pipe.transformer)
+    for name, held_out in (("training captions", False), ("held-out combinations", True)):
+        many = sum(one.held_out for one in images.emoji) if held_out else count
+        wanted = wanted_pictures(images, min(many, count), held_out=held_out)
+        if not wanted:
+            continue
+        made = sample_pictures(pipe, images, wanted, guidance_scale=GUIDANCE, folder=kept / str(held_out))
+        rows.append((f"this model, {name}", judge_pictures(made, images, wanted, judge)))
+        rows.append((f"real emoji, {name}", judge_pictures(real_pictures(images, wanted), images, wanted, judge)))
+    return rows
+
+
+def check_card(card: Path) -> list[str]:
+    """Return a card's text before and after its table of qualities.
+
+    Raises:
+        FileNotFoundError: there is no card.
+        ValueError: it has no such table, or several.
+    """
+    if not card.is_file():
+        raise FileNotFoundError(f"no card {card}: name the folder of a model that `tapstudy train` wrote")
+    parts = TABLE.split(card.read_text())
+    if len(parts) != 2:
+        raise ValueError(f"{card}: {len(parts) - 1} tables directly below '## Quality', and it takes one to replace")
+    return parts
+
+
+def write_qualities(card: Path, rows: list[tuple[str, EmojiQuality]]) -> None:
+    """Replace the table of qualities in a card; raises as `check_card`."""
+    before, after = check_card(card)
+    card.write_text(f"{before}{quality_table(rows)}\n{after}")
+
+
+def quality_table(rows: list[tuple[str, EmojiQuality]]) -> str:
+    """Return the qualities as Markdown."""
+    lines = ["| what | pictures | first guess | first 20 | name | tone | background | nearest |", "|---|" + "---|" * 7]
+    lines += [
+        f"| {name} | {found.count} | {_percent(found.first)} | {_percent(found.among_20)} | {_percent(found.name)} | "
+        f"{_percent(found.tone)} | {_percent(found.background)} | {found.nearest:.3f} |"
+        for name, found in rows
+    ]
+    return "\n".join(lines)
 
 
 def _card(
@@ -134,12 +180,6 @@ def _card(
     history: str,
 ) -> str:
     config, recipe = pipe.transformer.config, spec.recipe
-    table = ["| what | pictures | first guess | first 20 | name | tone | background | nearest |", "|---|" + "---|" * 7]
-    table += [
-        f"| {name} | {found.count} | {_percent(found.first)} | {_percent(found.among_20)} | {_percent(found.name)} | "
-        f"{_percent(found.tone)} | {_percent(found.background)} | {found.nearest:.3f} |"
-        for name, found in rows
-    ]
     test = renderings(images, each=1, seed=1)
     guesses, _ = classify(judge, test.batch(torch.arange(len(test)))[0])
     return CARD.format(
@@ -169,7 +209,7 @@ def _card(
         first_loss=sum(losses[:100]) / len(losses[:100]),
         last_loss=sum(losses[-100:]) / len(losses[-100:]),
         stored=spec.stored,
-        table="\n".join(table),
+        table=quality_table(rows),
         guidance=GUIDANCE,
         classes=judge.head.out_features,
         judge=100 * float((guesses == test.labels).float().mean()),

@@ -1,5 +1,6 @@
 """The whole way of `emoji-flux`, from images with names to a loaded model with a card, on a tiny recipe."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -174,6 +175,26 @@ def test_command_trains_goes_on_measures_and_writes_a_card(tmp_path):
     refused = CliRunner().invoke(app, common[2:])
     assert refused.exit_code != 0
     assert "--data is missing" in refused.output
+    judged = CliRunner().invoke(
+        commands.app,
+        ["emoji-quality", "--data", str(tmp_path), "--model", str(out), "--classifier", str(judge), "--count", "5",
+         "--work", str(tmp_path / "judged")],
+    )  # fmt: skip
+    assert judged.exit_code == 0, judged.output
+    table = re.compile(r"^\| (this model|real emoji), .*\n", re.MULTILINE)
+    new = (out / "README.md").read_text()
+    assert table.sub("", new) == table.sub("", card)
+    assert "| this model, training captions | 5 |" in new
+    assert "| this model, training captions | 2 |" in card
+
+
+@each_row(("card", "told"), [(None, "no card"), ("# a model\n", "0 tables"), ("## Quality\n| a |\n" * 2, "2 tables")])
+def test_quality_of_a_folder_without_one_table_to_replace_is_refused_before_sampling(tmp_path, card, told):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    refused = CliRunner().invoke(commands.app, ["emoji-quality", "--model", str(tmp_path)])
+    assert refused.exit_code != 0
+    assert told in refused.output
 
 
 @each_row(("seconds", "rate"), [("0.0", ""), ("36.0", ", 0.1 images a second")])
