@@ -19,6 +19,7 @@ from tapstudy.commands.checks import (
     out_folder,
     seeds_of_noise,
 )
+from tapstudy.commands.claims import verdicts
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.paper import paper
 from tapstudy.tables import Table
@@ -30,6 +31,7 @@ NETCDF, MARKDOWN = (".nc",), (".md",)
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and quality.")
 app.command("paper")(paper)
+app.command("verdicts")(verdicts)
 
 
 @app.command("speed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ from tapstudy.commands.checks import LABELS, at_least, listed, numbers, out_file
 from tapstudy.commands.errors import user_errors
 
 if TYPE_CHECKING:
+    from tapstudy.analysis.claims.finding import Finding
     from tapstudy.bench.claims.runs import Plan
 
 QUICK = "a quick run, from which nothing follows"
+HEADER = "header"  # attribute of a study's table of quality: what the page says of how it was made
 PACKAGES = ("tapstudy", "torch", "diffusers", "xarray", "scipy")
 
 
@@ -50,10 +53,9 @@ def claims(
     """
     with user_errors():
         from tapstudy.analysis.claims.all_claims import all_claims
-        from tapstudy.analysis.claims.evidence import Evidence
         from tapstudy.analysis.claims.finding import judge
         from tapstudy.analysis.claims.report import claims_page
-        from tapstudy.analysis.study import load_study, save_study
+        from tapstudy.analysis.study import save_study
         from tapstudy.bench.claims.evidence import collect
         from tapstudy.bench.claims.runs import Plan
         from tapstudy.instrument.adapters import find_adapter
@@ -63,10 +65,7 @@ def claims(
         study = study and out_folder(study, "--study")
         if quick:
             _keep_published(out, study)
-        others = {
-            Path(folder).name: judge(all_claims(Evidence(**load_study(folder))))
-            for folder in filter(None, beside.split(","))
-        }
+        others = _others(beside)
         at_least(1, steps=steps, untrained=untrained)
         at_least(0, fine_steps=fine_steps)
         test, chosen_on = (
@@ -98,16 +97,59 @@ def claims(
                 tuning=1, fine_steps=0, untrained=1,
             )  # fmt: skip
         evidence = collect(plan, work, scheduler=scheduler)
+        header = _header(plan, quick, pipe.config.get("guidance_stop", 0.0))
+        evidence = replace(evidence, quality=evidence.quality.assign_attrs({HEADER: json.dumps(header)}))
         if study is not None:
             save_study(evidence, study)
         findings = judge(all_claims(evidence))
-        header = _header(plan, quick, pipe.config.get("guidance_stop", 0.0))
-        page = claims_page(findings, evidence, header, others)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page)
-        for finding in findings:
-            typer.echo(f"{finding.claim.name:<4} {finding.verdict:<10} {finding.claim.statement}")
+        _write(out, claims_page(findings, evidence, header, others), findings)
         typer.echo(f"{out}, from the results in {work}")
+
+
+def verdicts(
+    study: Annotated[Path, typer.Argument(help="folder that `tapstudy claims --study` wrote")],
+    out: Annotated[Path, typer.Option(help="page to write")] = Path("docs/claims.md"),
+    beside: Annotated[str, typer.Option(help="folders of other studies, as of `tapstudy claims`")] = "",
+) -> None:
+    """Judge a saved study of `tapstudy claims` again, beside others, and write its page: nothing is run."""
+    with user_errors():
+        from tapstudy.analysis.claims.all_claims import all_claims
+        from tapstudy.analysis.claims.evidence import Evidence
+        from tapstudy.analysis.claims.finding import judge
+        from tapstudy.analysis.claims.report import claims_page
+        from tapstudy.analysis.study import load_study
+
+        out = out_file(out, "--out", (".md",))
+        evidence, others = Evidence(**load_study(study)), _others(beside)
+        if HEADER not in evidence.quality.attrs:
+            raise ValueError(f"{study} does not tell how it was made: make it anew with `tapstudy claims --study`")
+        findings = judge(all_claims(evidence))
+        _write(out, claims_page(findings, evidence, json.loads(evidence.quality.attrs[HEADER]), others), findings)
+        typer.echo(f"{out}, from the study in {study}")
+
+
+def _others(beside: str) -> dict[str, list[Finding]]:
+    """Judge other studies, each by what it is: model, steps, guidance and images."""
+    from tapstudy.analysis.claims.all_claims import all_claims
+    from tapstudy.analysis.claims.evidence import Evidence
+    from tapstudy.analysis.claims.finding import judge
+    from tapstudy.analysis.study import load_study
+
+    found = {}
+    for folder in filter(None, beside.split(",")):
+        evidence = Evidence(**load_study(folder))
+        plan = json.loads(evidence.quality.attrs.get("plan", "{}"))
+        told = f", {plan['steps']} steps, guidance {plan['guidance']:g}" if plan else ""
+        name = f"{plan.get('model', Path(folder).name)}{told}, {evidence.quality.sizes['sample']} images"
+        found[name] = judge(all_claims(evidence))
+    return found
+
+
+def _write(out: Path, page: str, findings: list[Finding]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page)
+    for finding in findings:
+        typer.echo(f"{finding.claim.name:<4} {finding.verdict:<10} {finding.claim.statement}")
 
 
 def _header(plan: Plan, quick: bool, guidance_stop: float) -> dict[str, str]:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.analysis.claims.evidence import Evidence
-from tapstudy.bench.claims.runs import Plan, claim_runs, ranked_settings
+from tapstudy.bench.claims.runs import TOWARD, Plan, claim_runs, ranked_settings
 
 PLAN = Plan(seeds=(1, 2, 3), labels=tuple(range(10)), held_out=(7, 8, 9))
 PASSES = {4: 14, 6: 10, 8: 8}
@@ -15,7 +15,7 @@ BY = ("shuffled", "blind", "table", "other token")
 
 @cache
 def run_names():
-    return [*claim_runs(PLAN), "selected", "token selector", "token selector shuffled", "token selector fixed"]
+    return [*claim_runs(PLAN), *TOWARD, "selected", "token selector", "token selector shuffled", "token selector fixed"]
 
 
 @cache

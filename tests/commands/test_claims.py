@@ -49,6 +49,19 @@ def test_page_and_options(model, tmp_path, collected):
     assert out.read_text() == first
 
 
+def test_a_saved_study_is_judged_again_as_it_was(model, tmp_path, collected):
+    first, again, beside, study = (tmp_path / name for name in ("first.md", "again.md", "beside.md", "study"))
+    assert run(app, ["claims", "--model", model, "--out", str(first), "--study", str(study)]).exit_code == 0
+    assert run(app, ["bench", "verdicts", str(study), "--out", str(again)]).exit_code == 0
+    assert again.read_text() == first.read_text()
+    assert run(app, ["bench", "verdicts", str(study), "--beside", str(study), "--out", str(beside)]).exit_code == 0
+    assert "|  | here | study, 30 images |" in beside.read_text()
+    assert len(collected) == 1
+    refused = run(app, ["bench", "verdicts", str(tmp_path), "--out", str(again)])
+    assert refused.exit_code == 2
+    assert "no study in" in refused.stderr
+
+
 def test_quick_is_small_and_says_so(model, tmp_path, collected):
     out = tmp_path / "claims.md"
     assert run(app, ["claims", "--model", model, "--quick", "--out", str(out)]).exit_code == 0

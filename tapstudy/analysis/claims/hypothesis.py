@@ -27,6 +27,16 @@ class Values(NamedTuple):
     threshold: float = 0.0
     above: bool = True
     measure: str = "psnr"
+    optional: bool = False
+
+    def if_there(self) -> Values:
+        """Return the same for runs that not every model has."""
+        return self._replace(optional=True)
+
+    def there(self, evidence: Evidence) -> bool:
+        """Whether it can be told, or must be: `optional` are runs that not every model has."""
+        runs = () if callable(self.of) or not self.optional else self.of
+        return {*runs} <= {*evidence.quality["cell"].values.tolist()}
 
     def part(self, evidence: Evidence) -> Part:
         """Look the values up."""
@@ -51,7 +61,7 @@ class Hypothesis:
     def tested(self, evidence: Evidence) -> Claim:
         """Fill in what was measured."""
         parts, shown = (
-            tuple(one.part(evidence) for one in (some(evidence) if callable(some) else some))
+            tuple(one.part(evidence) for one in (some(evidence) if callable(some) else some) if one.there(evidence))
             for some in (self.parts, self.shown)
         )
         measure = self.measure(evidence) if callable(self.measure) else self.measure

@@ -27,6 +27,8 @@ CONTROLS = {
     "step": "TAP, one choice per step",
     "tap": "TAP",
     "oracle": "oracle",
+    "oracle-reference": "toward the reference",
+    "oracle-reference-step": "toward the reference, one choice per step",
 }
 
 # what images are compared by, and how many digits are shown
@@ -38,6 +40,7 @@ PLACES = {"N=8": "S(8, 3)", "even": "even", "start-dense": "start-dense", "best"
 AT_PLACES = {
     "order0": "order 0", "order1": "order 1", "order2": "order 2", "best-fixed": "best fixed predictor",
     "step-table": "table", "shuffled": "TAP, shuffled", "step": "TAP, one choice per step", "tap": "TAP",
+    "oracle-reference": "toward the reference", "oracle-reference-step": "toward the reference, per step",
     "order1 {} smooth": "order 1, low-pass", "tap {} smooth": "TAP, low-pass",
 }  # fmt: skip
 
@@ -82,7 +85,7 @@ def claims_page(
         ],
     ).markdown())  # fmt: skip
     if beside:
-        lines += ["", "## Beside other models", "", _beside(findings, beside).markdown()]
+        lines += ["", "## Beside other studies", "", _beside(findings, beside).markdown()]
     lines += ["", "## Controls", "", controls_table(evidence).markdown()]
     lines += ["", f"With as many full passes as S(8, 3) ({_passes(evidence):.0f}), by where they are; PSNR, dB:", ""]
     lines.append(places_table(evidence).markdown())

@@ -24,9 +24,18 @@ from tapstudy.analysis.claims.measure import (
     token_table,
     untrained_table,
 )
-from tapstudy.bench.claims.runs import BEST_FIXED, Plan, Run, claim_runs, propagation_policies, ranked_settings
+from tapstudy.bench.claims.runs import (
+    BEST_FIXED,
+    Plan,
+    Run,
+    claim_runs,
+    propagation_policies,
+    ranked_settings,
+    toward_configs,
+)
 from tapstudy.bench.claims.selectors import selector_runs
 from tapstudy.bench.claims.solver_runs import solver_runs
+from tapstudy.bench.claims.toward_reference import toward_reference
 from tapstudy.bench.engine import Setting, kept, measure_costs, run_all
 from tapstudy.bench.fit.held_out import HeldOut
 from tapstudy.bench.image_error import MEASURES, measures, psnr
@@ -35,6 +44,7 @@ from tapstudy.bench.judge import Judge
 from tapstudy.bench.results import Results, short_hash
 from tapstudy.core.schedule import mask_text
 from tapstudy.models.embedded import EmbeddedPipeline
+from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.recording.record import record
 
 logger = logging.getLogger(__name__)
@@ -88,8 +98,10 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
         name: first.setdefault(f"{run.method} {run.changes} {settings[name].kind}", name) for name, run in runs.items()
     }
     costs = step_costs(pipe, plan, {name: settings[name] for name in first.values()}, results, progress=progress)
+    toward = _toward_reference(pipe, held, plan, results, progress=progress)
+    alike |= dict.fromkeys(toward, alike["order1-output N=8"])  # knowing the reference is counted as free
     costs = costs.sel(cell=list(alike.values())).assign_coords(cell=list(alike))
-    quality = quality_table(plan, found, costs, results, pipe=pipe)
+    quality = quality_table(plan, found | toward, costs, results, pipe=pipe)
     logger.info("[3/6] what is known without a probe of the image")
     clock = clock_of(held.recording)
     logger.info("[4/6] features along exact trajectories")
@@ -109,6 +121,22 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
         table.assign_attrs(about) for table in (quality, ranking, tokens, untrained, propagation)
     )
     return Evidence(quality, ranking, tokens, untrained, propagation, _chosen(held, plan, runs))
+
+
+def _toward_reference(
+    pipe: EmbeddedPipeline, held: HeldOut, plan: Plan, results: Results, *, progress: bool
+) -> dict[str, xr.Dataset]:
+    """Make the images of the choices toward the reference; none where branches are passes of their own."""
+    if not isinstance(pipe, LabelPipeline):
+        return {}
+    configs = toward_configs(held, plan)
+
+    def make() -> xr.Dataset:
+        made = toward_reference(pipe, plan.few_images, configs, progress=progress)
+        return xr.concat(made.values(), dim="cell").assign_coords(cell=list(made))
+
+    found = results.dataset("toward", {name: repr(config) for name, config in configs.items()}, make)
+    return {name: found.sel(cell=name) for name in configs}
 
 
 def quality_table(

@@ -12,6 +12,7 @@ from tapstudy.bench.fit.held_out import HeldOut, Slot
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.plan import StudyPlan
+from tapstudy.core.scoring import Granularity
 from tapstudy.policies.anchored import AnchoredPolicy
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.fixed import FixedPolicy
@@ -44,6 +45,11 @@ ORACLES = {  # name -> what is chosen by, and who chooses together
     "oracle-output": {"residual": "latent"},
     "oracle-output-step": {"residual": "latent", "granularity": "step"},
 }
+# a greedy choice toward the reference: where its images come from is told in `toward_reference`
+TOWARD: dict[str, tuple[str, Granularity]] = {
+    f"oracle-reference{'' if granularity == 'token' else '-step'} {on}": (on, granularity)
+    for on in ("N=8", "best") for granularity in ("token", "step")
+}  # fmt: skip
 # TAP with other settings
 VARIANTS: dict[str, dict[str, Any]] = {
     "tap N=8 l2": {"distance": "l2"},
@@ -174,6 +180,14 @@ def claim_runs(plan: Plan) -> dict[str, Run]:
         add(f"{method} N=8", method, few=True)
     add("first-window N=8", "first-window")
     return runs
+
+
+def toward_configs(held: HeldOut, plan: Plan) -> dict[str, TAPConfig]:
+    """Tell what chooses toward the reference, on the images of `few`."""
+    return {
+        name: replace(Run("oracle", on).slot(held, plan).config, residual="latent", granularity=granularity)
+        for name, (on, granularity) in TOWARD.items()
+    }
 
 
 def ranked_settings(plan: Plan) -> dict[str, Ranked]:

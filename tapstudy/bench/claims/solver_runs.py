@@ -53,7 +53,9 @@ def solver_runs(
 
     Cost: per sample a full pass per step and policy for the exact velocities, beside the runs themselves.
     """
-    _check(pipe, policies)
+    check_sampler(pipe, "solver_runs")
+    if REFERENCE in policies:
+        raise ValueError(f"solver_runs: the name {REFERENCE!r} is taken by the exact run: rename that policy")
     if not len(images):
         raise ValueError("solver_runs: there are no images to sample")
     pipe.set_progress_bar_config(disable=True)
@@ -64,25 +66,24 @@ def solver_runs(
     return xr.concat(parts, dim="sample", coords="minimal", compat="override").transpose("policy", "sample", ...)
 
 
-def _check(pipe: EmbeddedPipeline, policies: Mapping[str, Policy]) -> None:
+def check_sampler(pipe: EmbeddedPipeline, who: str) -> None:
+    """Raise TypeError or ValueError for a pipeline whose steps are not those of a deterministic Euler sampler."""
     if not isinstance(pipe, EmbeddedPipeline):
-        raise TypeError(f"solver_runs needs an embedded pipeline, got {type(pipe).__name__}")
+        raise TypeError(f"{who} needs an embedded pipeline, got {type(pipe).__name__}")
     scheduler = pipe.scheduler
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.get("stochastic_sampling"):
         raise ValueError(
-            f"solver_runs reads velocities off the states: it needs a deterministic FlowMatchEulerDiscreteScheduler, "
+            f"{who} reads velocities off the states: it needs a deterministic FlowMatchEulerDiscreteScheduler, "
             f"got {type(scheduler).__name__}"
         )
-    if REFERENCE in policies:
-        raise ValueError(f"solver_runs: the name {REFERENCE!r} is taken by the exact run: rename that policy")
 
 
 def _run_batch(pipe: EmbeddedPipeline, policies: Mapping[str, Policy], batch: ImageSet, *, bar: Any) -> xr.Dataset:
     noise = pipe.prepare_latents(len(batch), batch.generators())  # (B, C, H, W)
-    exact_path = _sample(pipe, batch, noise)  # (T + 1, B, C, H, W)
+    exact_path = sample_path(pipe, batch, noise)  # (T + 1, B, C, H, W)
     timesteps, sigmas = pipe.scheduler.timesteps, pipe.scheduler.sigmas.double().cpu().numpy()
     gaps = torch.tensor(np.diff(sigmas)).view(-1, 1, 1, 1, 1)
-    to_tokens, columns = _tokens_of(pipe, noise)
+    to_tokens, columns = tokens_of(pipe, noise)
     tokens = lambda path: torch.stack([to_tokens(states) for states in path]).cpu().numpy()  # noqa: E731
     used = lambda after, before: tokens(((after.double() - before.double()).cpu() / gaps).float())  # noqa: E731
 
@@ -91,7 +92,7 @@ def _run_batch(pipe: EmbeddedPipeline, policies: Mapping[str, Policy], batch: Im
         mask, path = "F" * batch.steps, exact_path
         if policy is not None:
             with apply_policy(pipe, policy) as handle:
-                path = _sample(pipe, batch, noise)
+                path = sample_path(pipe, batch, noise)
                 mask = handle.summary().contexts[0].mask
         rows.append(
             xr.Dataset(
@@ -144,12 +145,16 @@ _TEXTS = {
 }
 
 
-def _sample(pipe: EmbeddedPipeline, batch: ImageSet, noise: Tensor) -> Tensor:
-    """Return all states (T + 1, B, C, H, W)."""
+def sample_path(
+    pipe: EmbeddedPipeline, batch: ImageSet, noise: Tensor, told: Callable[[Tensor], None] | None = None
+) -> Tensor:
+    """Return all states (T + 1, B, C, H, W), each `told` as soon as it is there."""
     states = [noise]
 
     def keep(_: Any, __: int, ___: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         states.append(tensors["latents"].clone())
+        if told is not None:
+            told(states[-1])
         return {}
 
     pipe(
@@ -171,7 +176,7 @@ def _velocities(pipe: EmbeddedPipeline, batch: ImageSet, path: Tensor, timesteps
     ]
 
 
-def _tokens_of(pipe: EmbeddedPipeline, noise: Tensor) -> tuple[Callable[[Tensor], Tensor], int]:
+def tokens_of(pipe: EmbeddedPipeline, noise: Tensor) -> tuple[Callable[[Tensor], Tensor], int]:
     """Tell what turns states (B, C, H, W) into tokens (B, N, D), and the columns of their grid."""
     if isinstance(pipe, TextPipeline):
         return lambda states: pack(states, pipe.patch_size), noise.shape[-1] // pipe.patch_size
