@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tapstudy.analysis.ablation import ablate, grid
 from tapstudy.analysis.caption import caption
 from tapstudy.analysis.choice_maps import choice_statistics
-from tapstudy.analysis.claims.report import verdict_table
+from tapstudy.analysis.claims.report import verdict_table, verdicts_by_study
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.analysis.error_propagation import teacher_forced_error
 from tapstudy.analysis.heterogeneity import token_dynamics
@@ -41,6 +41,7 @@ from tapstudy.plots.choice_maps import plot_choice_maps
 from tapstudy.plots.choice_shares import plot_choice_shares
 from tapstudy.plots.choices_over_images import plot_choices_over_images
 from tapstudy.plots.claims import plot_claims
+from tapstudy.plots.claims_by_study import plot_claims_by_study
 from tapstudy.plots.correlation import plot_correlation
 from tapstudy.plots.depths import plot_depths
 from tapstudy.plots.error_buildup import plot_error_buildup
@@ -324,12 +325,9 @@ def error_buildup(sources: Sources) -> Drawn:
     import xarray as xr
 
     table = sources.table("errors")
-    names = ["local_error", "coherence", "feedback_cosine", "deviation"]
-    policies = table["policy"].values.tolist()
-    curves = xr.concat(
-        [summarise(table[names].sel(policy=policy, drop=True), "step") for policy in policies],
-        dim=xr.Variable("policy", policies), join="outer",
-    )  # fmt: skip
+    shown = table[["local_error", "coherence", "feedback_cosine", "deviation"]]
+    each = [summarise(shown.sel(policy=policy, drop=True), "step") for policy in shown["policy"].values]
+    curves = xr.concat(each, dim=shown["policy"], join="outer")
     figure = plot_error_buildup(curves, full_steps=_full_steps(table), images=table.sizes["sample"])
     return figure, f"{caption(table, sources.model)} · S({table.attrs.get('interval', 8)}, 3)"
 
@@ -364,12 +362,14 @@ def published(sources: Sources) -> Drawn:
 
 def claims(sources: Sources) -> Drawn:
     """The verdicts on all claims."""
-    tables = sources.study
-    from tapstudy.analysis.claims.all_claims import all_claims
-    from tapstudy.analysis.claims.evidence import Evidence
-    from tapstudy.analysis.claims.finding import judge
+    study = sources.study
+    return plot_claims(verdict_table(study.findings)), _told(study.evidence.quality, sources)
 
-    return plot_claims(verdict_table(judge(all_claims(Evidence(**tables))))), _told(tables["quality"], sources)
+
+def claims_by_study(sources: Sources) -> Drawn:
+    """The verdicts of all studies: other models, numbers of steps, guidance."""
+    studies = {one.title: one.findings for one in sources.studies}
+    return plot_claims_by_study(verdicts_by_study(studies)), "tapstudy claims; held, failed, undecided below each"
 
 
 def _told(table: xr.Dataset, sources: Sources, run: str = "") -> str:
@@ -395,6 +395,6 @@ FIGURES: dict[str, Callable[[Sources], Drawn]] = {
         heterogeneity, proxy_vs_truth, correlation, choice_maps, choice_windows, choice_shares, choice_entropy, regret,
         fixed_predictors_error, fixed_predictors_psnr, ablations, ablation_errors, controls, low_pass, depth_ablation,
         speed_quality, speed_quality_timed, rivals, error_buildup, quantised, speed, published,
-        claims,
+        claims, claims_by_study,
     )
 }  # fmt: skip

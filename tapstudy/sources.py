@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tapstudy.analysis.study import load_study, load_table
+from tapstudy.analysis.claims.studies import Study, judged, studies_in
+from tapstudy.analysis.study import load_table
 from tapstudy.recording.store import open_recording
 
 if TYPE_CHECKING:
@@ -79,16 +80,26 @@ class Sources:
             raise self._missing(error, name) from None
 
     @cached_property
-    def study(self) -> dict[str, Any]:
-        """All tables that claims are judged by.
+    def study(self) -> Study:
+        """The claims of the model, judged.
 
         Raises:
             MissingData: one is not there.
         """
         try:
-            return load_study(self._study)
+            return judged(self._study)
         except FileNotFoundError as error:
             raise self._missing(error, "quality") from None
+
+    @cached_property
+    def studies(self) -> list[Study]:
+        """All studies of claims that there are, that of the model first.
+
+        Raises:
+            MissingData: the model has none.
+        """
+        others = [judged(folder) for folder in studies_in(self.data / "study") if folder != self._study]
+        return [self.study, *others]
 
     def recording(self, name: str) -> xr.Dataset:
         """Return a recording, lazily.

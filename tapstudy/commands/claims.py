@@ -113,36 +113,23 @@ def verdicts(
 ) -> None:
     """Judge a saved study of `tapstudy claims` again, beside others, and write its page: nothing is run."""
     with user_errors():
-        from tapstudy.analysis.claims.all_claims import all_claims
-        from tapstudy.analysis.claims.evidence import Evidence
-        from tapstudy.analysis.claims.finding import judge
         from tapstudy.analysis.claims.report import claims_page
-        from tapstudy.analysis.study import load_study
+        from tapstudy.analysis.claims.studies import judged
 
         out = out_file(out, "--out", (".md",))
-        evidence, others = Evidence(**load_study(study)), _others(beside)
+        (_, evidence, findings), others = judged(study), _others(beside)
         if HEADER not in evidence.quality.attrs:
             raise ValueError(f"{study} does not tell how it was made: make it anew with `tapstudy claims --study`")
-        findings = judge(all_claims(evidence))
         _write(out, claims_page(findings, evidence, json.loads(evidence.quality.attrs[HEADER]), others), findings)
         typer.echo(f"{out}, from the study in {study}")
 
 
 def _others(beside: str) -> dict[str, list[Finding]]:
     """Judge other studies, each by what it is: model, steps, guidance and images."""
-    from tapstudy.analysis.claims.all_claims import all_claims
-    from tapstudy.analysis.claims.evidence import Evidence
-    from tapstudy.analysis.claims.finding import judge
-    from tapstudy.analysis.study import load_study
+    from tapstudy.analysis.claims.studies import judged
 
-    found = {}
-    for folder in filter(None, beside.split(",")):
-        evidence = Evidence(**load_study(folder))
-        plan = json.loads(evidence.quality.attrs.get("plan", "{}"))
-        told = f", {plan['steps']} steps, guidance {plan['guidance']:g}" if plan else ""
-        name = f"{plan.get('model', Path(folder).name)}{told}, {evidence.quality.sizes['sample']} images"
-        found[name] = judge(all_claims(evidence))
-    return found
+    studies = map(judged, filter(None, beside.split(",")))
+    return {study.title: study.findings for study in studies}
 
 
 def _write(out: Path, page: str, findings: list[Finding]) -> None:

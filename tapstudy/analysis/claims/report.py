@@ -133,6 +133,8 @@ def places_table(evidence: Evidence) -> Table:
     rows = []
     for key, text in AT_PLACES.items():
         cells = [key.format(on) if "{}" in key else f"{key} {on}" for on in PLACES]
+        if not {*cells} & {*names}:
+            continue
         rows.append([text, *(_psnr(evidence, cell) if cell in names else "" for cell in cells)])
     return Table(["", *PLACES.values()], rows)
 
@@ -225,4 +227,16 @@ def verdict_table(findings: Sequence[Any]) -> xr.Dataset:
             **{name: ("claim", np.array(rows, dtype=object)) for name, rows in texts.items()},
         },
         coords={"claim": [finding.claim.name for finding in findings], "bound": list(BOUNDS)},
+    )
+
+
+def verdicts_by_study(studies: Mapping[str, Sequence[Finding]]) -> xr.DataArray:
+    """Return the verdicts of several studies, (claim, study), "" where one has none, with `statement` on claim."""
+    claims = {finding.claim.name: finding.claim.statement for found in studies.values() for finding in found}
+    verdicts = [{finding.claim.name: str(finding.verdict) for finding in found} for found in studies.values()]
+    return xr.DataArray(
+        np.array([[one.get(claim, "") for one in verdicts] for claim in claims], dtype=object),
+        dims=("claim", "study"),
+        coords={"claim": list(claims), "study": list(studies), "statement": ("claim", list(claims.values()))},
+        name="verdict",
     )
