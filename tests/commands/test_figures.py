@@ -24,7 +24,7 @@ run = CliRunner().invoke
 CHANCE = ("heterogeneity", "correlation", "choice_maps", "speed")
 TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "low_pass", "depth_ablation",
           "speed_quality", "speed_quality_timed", "rivals", "error_buildup", "quantised", "speed",
-          "published", "claims"}  # fmt: skip
+          "published", "claims", "claims_by_study"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
