@@ -61,21 +61,16 @@ def winners(tables: dict[str, xr.Dataset]) -> str:
     for found in tables.values():
         for passes in sorted({*found["passes"].values[1:].tolist()}, reverse=True):
             there = found.isel(cell=np.flatnonzero(found["passes"].values == passes))
-            mean = there["psnr_interval"].sel(bound="mean").values
             methods, schedules, chosen = there["method"].values, there["schedule"].values, on_chosen_schedule(there)
             ratio = np.array([_flops_ratio(found, name) for name in there["cell"].values])
             plain = ratio[methods == "fewer"]  # some partial methods cannot become as cheap
-
-            def row(which: np.ndarray, there: xr.Dataset = there, mean: np.ndarray = mean) -> xr.Dataset:
-                return there.isel(cell=int(np.nanargmax(np.where(which, mean, np.nan))))
-
-            best, at_best = row(chosen & (ratio > 0.9 * plain)), row(chosen & (methods == "tap"))
+            best, at_best = (_best(there, chosen & which) for which in (ratio > 0.9 * plain, methods == "tap"))
             rows.append([
                 _told(found, passes),
                 f"**{called(best)}** {_quality(best)}",
                 f"{SCHEDULE_TITLES.get(str(at_best['schedule'].item()), _usual(at_best))}: {_quality(at_best)}",
-                _quality(row((methods == "tap") & (schedules == USUAL))),
-                _quality(row(methods == "fewer")),
+                _quality(_best(there, (methods == "tap") & (schedules == USUAL))),
+                _quality(_best(there, methods == "fewer")),
             ])  # fmt: skip
     columns = (
         "full passes, of 50",
@@ -127,6 +122,12 @@ def pages(texts: dict[str, str]) -> dict[str, str]:
         "readme": {"winners": winners(tables)},
     }
     return {page: _with_tables(page, text, made[page]) for page, text in texts.items()}
+
+
+def _best(rows: xr.Dataset, which: np.ndarray) -> xr.Dataset:
+    """Return the one of these rows whose mean PSNR is highest."""
+    mean = rows["psnr_interval"].sel(bound="mean").values
+    return rows.isel(cell=int(np.nanargmax(np.where(which, mean, np.nan))))
 
 
 def _with_tables(page: str, text: str, made: dict[str, str]) -> str:
