@@ -12,6 +12,7 @@ from tapstudy.analysis.ablation import ablate, grid
 from tapstudy.analysis.caption import caption
 from tapstudy.analysis.choice_maps import choice_statistics
 from tapstudy.analysis.claims.report import verdict_table, verdicts_by_study
+from tapstudy.analysis.claims.studies import by_title
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.analysis.error_propagation import teacher_forced_error
 from tapstudy.analysis.heterogeneity import token_dynamics
@@ -342,11 +343,9 @@ def quantised(sources: Sources) -> Drawn:
 def speed(sources: Sources) -> Drawn:
     """The parts of a skip step, and latency ratios against their bounds."""
     table = sources.table("speed")
-    attrs = table.attrs
-    told = f"{attrs['steps']} steps, S({attrs['interval']}, {attrs['warmup_steps']})"
-    told += f" · {attrs['device']}, threads: {attrs['threads']}"
-    told += f" · torch {attrs['torch']}, diffusers {attrs['diffusers']}"
-    return plot_speed(quartiles(table)), told
+    told = "{steps} steps, S({interval}, {warmup_steps}) · {device}, threads: {threads}"
+    told += " · torch {torch}, diffusers {diffusers}"
+    return plot_speed(quartiles(table)), told.format_map(table.attrs)
 
 
 def published(sources: Sources) -> Drawn:
@@ -368,8 +367,8 @@ def claims(sources: Sources) -> Drawn:
 
 def claims_by_study(sources: Sources) -> Drawn:
     """The verdicts of all studies: other models, numbers of steps, guidance."""
-    studies = {one.title: one.findings for one in sources.studies}
-    return plot_claims_by_study(verdicts_by_study(studies)), "tapstudy claims; held, failed, undecided below each"
+    verdicts = verdicts_by_study(by_title(sources.studies))
+    return plot_claims_by_study(verdicts), "tapstudy claims; held, failed, undecided below each study"
 
 
 def _told(table: xr.Dataset, sources: Sources, run: str = "") -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # table -> the command that makes it, of a model whose tables are in `{study}`
-_CLAIMS = "tapstudy claims{model} --study {study}"
+_CLAIMS = "tapstudy claims{model}{apart} --study {study}"
 FIXED = (  # of `tapstudy ablate`: every single predictor of TAP's family
     "--axis method=fixed0,fixed1-0,fixed1-1,fixed1-2,fixed1-3,fixed1-4,"
     "fixed2-0,fixed2-1,fixed2-2,fixed2-3,fixed2-4,tap,oracle"
@@ -96,10 +96,13 @@ class Sources:
         """All studies of claims that there are, that of the model first.
 
         Raises:
-            MissingData: the model has none.
+            MissingData: the model has none, or another one lacks a table.
         """
-        others = [judged(folder) for folder in studies_in(self.data / "study") if folder != self._study]
-        return [self.study, *others]
+        first = self.study
+        try:
+            return [first, *(judged(folder) for folder in studies_in(self.data / "study") if folder != self._study)]
+        except FileNotFoundError as error:
+            raise MissingData(f"{error}: make that study anew with `tapstudy claims --study`, or remove it") from None
 
     def recording(self, name: str) -> xr.Dataset:
         """Return a recording, lazily.
@@ -124,5 +127,6 @@ class Sources:
         return "" if self.model == MODEL else f" --model {self.model}"
 
     def _missing(self, error: Exception, table: str) -> MissingData:
-        command = COMMANDS[table].format(model=self._option, study=self._study)
+        apart = "" if self.model == MODEL else f" --work claims-{self.model} --out claims-{self.model}.md"
+        command = COMMANDS[table].format(model=self._option, apart=apart, study=self._study)
         return MissingData(f"{error}: make it with `{command}`")

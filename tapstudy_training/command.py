@@ -302,9 +302,10 @@ def emoji_quality(
         from tapstudy_training.emoji_card import check_card, emoji_qualities, write_qualities
 
         check_card(model / "README.md")
+        images = load_emoji(_emoji_folder(data))
         pipe, judge = load(model), load_classifier("emoji-flux", folder=classifier)
         pipe.set_progress_bar_config(disable=True)
-        rows = emoji_qualities(pipe, images=load_emoji(_emoji_folder(data)), judge=judge, count=count, work=work)
+        rows = emoji_qualities(pipe, images=images, judge=judge, count=count, work=work)
         write_qualities(model / "README.md", rows)
         _tell_qualities(rows, model)
 

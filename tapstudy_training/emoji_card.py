@@ -124,7 +124,7 @@ def emoji_qualities(
     the samples, for a killed run to go on.
     """
     rows = []
-    kept = work / "quality" / weights_digest(pipe.transformer)
+    kept = work / "quality" / weights_digest(pipe.transformer, pipe.text_encoder)
     for name, held_out in (("training captions", False), ("held-out combinations", True)):
         many = sum(one.held_out for one in images.emoji) if held_out else count
         wanted = wanted_pictures(images, min(many, count), held_out=held_out)

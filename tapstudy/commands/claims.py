@@ -78,6 +78,8 @@ def claims(
         adapter = find_adapter(pipe.transformer)
         assert adapter is not None
         blocks = len(adapter.modules(pipe.transformer)[0])
+        if blocks < 2:
+            raise ValueError(f"the transformer of {model} has one block: claims compare probes of several depths")
         plan = Plan(
             model=model,
             seeds=test,
@@ -108,7 +110,7 @@ def claims(
 
 def verdicts(
     study: Annotated[Path, typer.Argument(help="folder that `tapstudy claims --study` wrote")],
-    out: Annotated[Path, typer.Option(help="page to write")] = Path("docs/claims.md"),
+    out: Annotated[Path, typer.Option(help="page to write; one that is there is replaced")],
     beside: Annotated[str, typer.Option(help="folders of other studies, as of `tapstudy claims`")] = "",
 ) -> None:
     """Judge a saved study of `tapstudy claims` again, beside others, and write its page: nothing is run."""
@@ -117,7 +119,7 @@ def verdicts(
         from tapstudy.analysis.claims.studies import judged
 
         out = out_file(out, "--out", (".md",))
-        (_, evidence, findings), others = judged(study), _others(beside)
+        (*_, evidence, findings), others = judged(study), _others(beside)
         if HEADER not in evidence.quality.attrs:
             raise ValueError(f"{study} does not tell how it was made: make it anew with `tapstudy claims --study`")
         _write(out, claims_page(findings, evidence, json.loads(evidence.quality.attrs[HEADER]), others), findings)
@@ -126,10 +128,9 @@ def verdicts(
 
 def _others(beside: str) -> dict[str, list[Finding]]:
     """Judge other studies, each by what it is: model, steps, guidance and images."""
-    from tapstudy.analysis.claims.studies import judged
+    from tapstudy.analysis.claims.studies import by_title, judged
 
-    studies = map(judged, filter(None, beside.split(",")))
-    return {study.title: study.findings for study in studies}
+    return by_title(judged(folder) for folder in filter(None, beside.split(",")))
 
 
 def _write(out: Path, page: str, findings: list[Finding]) -> None:

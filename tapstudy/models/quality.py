@@ -107,14 +107,16 @@ def sample_batches(
         sample: an embedded pipeline, with settings.
         device: type of the device it is on.
         half: matrix products in bf16.
-        folder: keeps the batches, for a killed run to go on; of the same weights, settings and conditions alone.
+        folder: keeps the batches, for a killed run to go on; of the same weights and settings alone.
     """
     images = []
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     for start in trange(0, len(conditions), batch_size, desc="sample", unit="batch"):
         batch = conditions[start : start + batch_size]
-        kept = folder / f"{start}-{len(batch)}.safetensors" if folder is not None else None
+        asked = batch.tolist() if isinstance(batch, Tensor) else list(batch)
+        told = hashlib.sha256(repr((seed, half, asked)).encode()).hexdigest()[:12]
+        kept = folder / f"{start}-{told}.safetensors" if folder is not None else None
         if kept is not None and kept.exists():
             images.append(load_file(kept)["images"])
             continue
@@ -128,9 +130,9 @@ def sample_batches(
     return torch.cat(images)
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(*models: nn.Module) -> str:
     """Twelve digits that tell these weights from any others."""
-    weights = (parameter.detach().cpu().numpy().tobytes() for parameter in model.parameters())
+    weights = (parameter.detach().cpu().numpy().tobytes() for model in models for parameter in model.parameters())
     return hashlib.sha256(b"".join(weights)).hexdigest()[:12]
 
 

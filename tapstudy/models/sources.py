@@ -263,6 +263,9 @@ def _fingerprint_of_files(folder: Path, files: tuple[tuple[Path, int, int], ...]
     if _is_embedded(folder):
         for file in weight_files(folder):
             found.update(file.read_bytes())
+        for file, *_ in files:
+            if file.suffix == ".json":  # scheduler, transformer, tokenizer
+                found.update(f"{file.relative_to(folder)} ".encode() + file.read_bytes())
     else:
         for file, size, _ in files:
             _take_in(found, file, f"{file.relative_to(folder)} {size}")

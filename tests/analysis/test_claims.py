@@ -19,7 +19,7 @@ from tapstudy.analysis.claims.measure import (
 )
 from tapstudy.analysis.claims.report import claims_page
 from tapstudy.analysis.rescoring import rescore
-from tapstudy.bench.claims.runs import claim_runs
+from tapstudy.bench.claims.runs import TOWARD, claim_runs
 from tapstudy.policies.config import TAPConfig
 from tests.analysis.synthetic_claims import PLAN, make_evidence
 from tests.table import each_row
@@ -222,6 +222,20 @@ def test_images_that_a_run_lacks_are_left_out():
     assert "## H6" in claims_page(judge(all_claims(evidence)), evidence, {})
 
 
+def test_what_a_model_cannot_run_is_left_out_and_equal_images_count():
+    """Choices toward the reference need both guidance branches in one batch; a PSNR may be infinite."""
+    whole = make_evidence()
+    row = "toward the reference, per token minus per step, best"
+    assert row in claims_page(judge(all_claims(whole)), whole, {})
+    part = replace(whole, quality=whole.quality.drop_sel(cell=list(TOWARD)))
+    assert row not in claims_page(judge(all_claims(part)), part, {})
+    psnr = whole.quality["psnr"].copy()
+    psnr[{"cell": whole.quality["cell"].values.tolist().index("tap N=8"), "sample": 4}] = np.inf
+    found = replace(whole, quality=whole.quality.assign(psnr=psnr)).rows(["tap N=8", "order1 N=8"])
+    assert len(found[0]) == whole.quality.sizes["sample"]
+    assert found[0][4] == 200
+
+
 def test_page_shows_every_verdict():
     evidence = make_evidence(**PLANTED["H14"][0])
     findings = judge(all_claims(evidence))
@@ -231,7 +245,7 @@ def test_page_shows_every_verdict():
         assert finding.claim.statement in page
     assert "| full passes | 14 | 10 | 8 |" in page
     assert page == claims_page(judge(all_claims(evidence)), evidence, {"Model": "m"})
-    assert "Beside other models" not in page
+    assert "Beside other" not in page
     other = judge(all_claims(make_evidence(**PLANTED["H14"][1])))
     both = claims_page(findings, evidence, {"Model": "m"}, {"rough": other})
     (row,) = [line for line in both.splitlines() if line.startswith("| H14 | **")]

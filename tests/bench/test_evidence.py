@@ -70,6 +70,13 @@ def test_held_out_images_are_never_test_images():
     assert plan.few_images.pairs == plan.test.pairs[: len(plan.few_images)]
 
 
+@pytest.mark.parametrize("steps", [20, 28, 50])
+def test_the_schedule_with_as_many_passes_as_n_8_is_that_of_n_8(steps):
+    plan = Plan(steps=steps)
+    assert plan.interval(plan.passes) == 8
+    assert plan.interval(len(plan.usual_mask(4))) <= 4
+
+
 def test_runs_are_what_their_names_say():
     runs = claim_runs(Plan())
     for name, run in runs.items():

@@ -10,6 +10,7 @@ from tapstudy.bench.claims.solver_runs import sample_path, tokens_of
 from tapstudy.bench.claims.toward_reference import TowardReferencePolicy, toward_reference
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.instrument.handle import apply_policy
+from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.policies.fixed import FixedPolicy
 from tests.table import each_row
 from tests.training.emoji import tiny_pipe as tiny_text_pipe
@@ -27,8 +28,10 @@ def tokens_after(pipe, images, policy):
     return tokens_of(pipe, noise)[0](path[FIRST + 1]), path[-1]
 
 
-@each_row(("guidance", "granularity"), [(3.0, "token"), (1.0, "token"), (3.0, "step")])
-def test_every_token_takes_what_ends_the_step_nearest_to_the_reference(tiny_pipe, guidance, granularity):
+@each_row(("guidance", "granularity", "stop"), [(3.0, "token", 0.0), (1.0, "token", 0.0), (3.0, "step", 0.0),
+                                                (3.0, "token", 0.9), (3.0, "token", 0.3)])  # fmt: skip
+def test_every_token_takes_what_ends_the_step_nearest_to_the_reference(tiny_pipe, guidance, granularity, stop):
+    tiny_pipe = LabelPipeline(tiny_pipe.transformer, tiny_pipe.scheduler, guidance_stop=stop)
     images = ImageSet(IMAGES.model, IMAGES.pairs, steps=7, guidance=guidance)
     noise = tiny_pipe.prepare_latents(2, images.generators())
     to_tokens, _ = tokens_of(tiny_pipe, noise)
@@ -60,7 +63,8 @@ def aim(pipe, images, path, seen):
     def wanted(step):
         now = seen[-1]
         velocity = (path[step + 1] - now) / (sigmas[step + 1] - sigmas[step])
-        return to_tokens(velocity - now), images.guidance
+        acts = float(sigmas[step]) > pipe.config.guidance_stop  # the noise level before the step
+        return to_tokens(velocity - now), images.guidance if acts else 1.0
 
     return wanted
 

@@ -97,6 +97,7 @@ def test_quick_keeps_the_published_page_and_tables(model, tmp_path, collected, m
         (["--model", "nothing"], "no model 'nothing'"),
         (["--labels", "3", "--tuning", "1"], "at least two labels"),
         (["--labels", "3,4", "--images", "3"], "--images 3 is more than the 2 labels"),
+        (["--steps", "5"], "5 steps leave 2 to skip on S(8, 3)"),
     ],
 )
 def test_bad_input_ends_with_one_line(model, tmp_path, collected, arguments, message):

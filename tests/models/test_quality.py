@@ -1,10 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 
 from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import LabelledImages
 from tapstudy.models.pipeline import LabelPipeline
-from tapstudy.models.quality import Judge, frechet_distance, measure_quality
+from tapstudy.models.quality import SEED, Judge, frechet_distance, measure_quality, sample_batches
 from tapstudy_training.classifier import train_classifier
 from tapstudy_training.make import against_before
 from tapstudy_training.recipes import ClassifierRecipe
@@ -59,11 +61,14 @@ def test_samples_are_kept_batch_by_batch(judged, tiny_pipe, tmp_path):
     judge = Judge(*judged)
     found, samples = measure_quality(tiny_pipe, judge, count=200, steps=2, folder=tmp_path)
     batches = sorted(tmp_path.glob("*/*"))
-    assert [batch.name for batch in batches] == [f"{i}-50.safetensors" for i in (0, 100, 150, 50)]
+    assert [batch.name.split("-")[0] for batch in batches] == ["0", "100", "150", "50"]
     batches[1].unlink()
     again, same = measure_quality(tiny_pipe, judge, count=200, steps=2, folder=tmp_path)
     assert again == found
     assert torch.equal(same, samples)
+    other = sample_batches(partial(tiny_pipe, num_inference_steps=2), torch.full((50,), 3), device="cpu", seed=SEED,
+                           batch_size=50, folder=batches[0].parent)  # fmt: skip
+    assert not torch.equal(other, samples[:50])  # the same noise for other labels is kept beside
     measure_quality(tiny_pipe, judge, count=200, steps=1, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2  # other settings have a folder of their own
 

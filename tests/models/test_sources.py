@@ -64,6 +64,9 @@ def test_other_weights_are_noticed(tmp_path):
         file.write_bytes(content)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
         assert fingerprint(str(tmp_path / name)) != before
+    before, config = fingerprint(str(tmp_path / "ours")), tmp_path / "ours" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"shift": 1.0', '"shift": 3.0'))
+    assert fingerprint(str(tmp_path / "ours")) != before
     assert fingerprint(f"{tmp_path / 'sd3'}?dtype=bfloat16") != fingerprint(str(tmp_path / "sd3"))
     assert pipe_of(str(tmp_path / "ours")) is pipe_of(str(tmp_path / "ours"))
     first = pipe_of(str(tmp_path / "ours"))

@@ -1,6 +1,10 @@
+import json
+
+import pytest
+
 from tapstudy.analysis.claims.report import verdicts_by_study
-from tapstudy.analysis.claims.studies import judged, studies_in
-from tapstudy.analysis.study import save_study
+from tapstudy.analysis.claims.studies import by_title, judged, studies_in
+from tapstudy.analysis.study import save_study, save_table
 from tapstudy.plots.claims_by_study import plot_claims_by_study
 from tests.analysis.synthetic_claims import make_evidence
 
@@ -10,10 +14,18 @@ def test_every_verdict_has_its_mark_in_its_column(tmp_path):
     for name, evidence in (("", make_evidence()), ("other", make_evidence(psnr={"step N=6": -2}))):
         (tmp_path / name).mkdir(exist_ok=True)
         save_study(evidence, tmp_path / name)
+    plan = {"model": "mnist-dit", "steps": 28, "guidance": 2.0}
+    save_table(make_evidence().quality.assign_attrs(plan=json.dumps(plan)), tmp_path, "quality")
     (tmp_path / "none").mkdir()
     assert studies_in(tmp_path) == [tmp_path, tmp_path / "other"]
     first, second = map(judged, studies_in(tmp_path))
+    assert first.title == "mnist-dit, 28 steps, guidance 2, 30 images"
     assert second.title == "other, 30 images"
+    assert list(by_title([first, second, second._replace(folder="there")])) == [
+        first.title, f"{second.title}, {tmp_path / 'other'}", f"{second.title}, there"]  # fmt: skip
+    save_table(make_evidence().quality.drop_sel(cell="tap N=8"), tmp_path / "other", "quality")
+    with pytest.raises(ValueError, match=f"study in {tmp_path}/other cannot be judged"):
+        judged(tmp_path / "other")
     verdicts = verdicts_by_study({"model, 50 steps": first.findings, second.title: second.findings[1:]})
     assert verdicts.sel(study=second.title, claim="H15") == "fails"
     assert verdicts.sel(study=second.title)[0].item() == ""

@@ -100,8 +100,8 @@ CLAIMS = (
         "H5", "The oracle of every single step is no upper bound: TAP ends closer to the reference.",
         "PSNR of TAP minus that of the oracle in hidden space, which takes for every token the predictor whose "
         "residual is truly closest; same images, N = 4 and 8. Oracles in output space take the predictor of the "
-        "output's residual; the one toward the reference, unavailable to any method, what ends the step nearest to the "
-        "unaccelerated sampler's state.",
+        "output's residual. Toward the reference, if shown: a greedy choice that no method has, what ends the step "
+        "nearest to the unaccelerated sampler's state, on the output, the same for both guidance branches.",
         [psnr(f"PSNR, TAP minus hidden oracle at N = {n}", f"tap N={n}", f"oracle N={n}") for n in (4, 8)],
         [
             psnr("PSNR, hidden oracle minus random choice at N = 8", "oracle N=8", "random N=8"),
@@ -294,7 +294,7 @@ CLAIMS = (
         "even, start-dense and the best mask; with the low-pass and without.",
         [psnr("PSNR, selected minus TAP on S(8, 3)", "selected", "tap N=8", 8.0)],
         [psnr("PSNR of what was selected", "selected"), psnr("PSNR of TAP on S(8, 3)", "tap N=8"),
-         psnr("PSNR, selected minus best fixed on its best mask", "selected", "token selector fixed")],
+         psnr("PSNR, selected minus best fixed where the token selector is best", "selected", "token selector fixed")],
         lambda evidence, _: f"Selected: {evidence.chosen.get('selected', 'not told')}.",
     ),
     Hypothesis(
@@ -310,9 +310,9 @@ CLAIMS = (
               "oracle-output-step best"),
          *TOWARD_REFERENCE],
         lambda evidence, _: f"Token selector: {evidence.chosen.get('token selector', 'not told')}; fixed: "
-        f"{evidence.chosen.get('token selector fixed', 'not told')}. The oracles, which no method has, bound what a "
-        "choice for every token can add to one for every step. That toward the reference is unavailable to any method: "
-        "it takes the predictor of the output that ends the step nearest to the unaccelerated sampler's state.",
+        f"{evidence.chosen.get('token selector fixed', 'not told')}. The oracles and the choice toward the "
+        "reference (see H5), which no method has, tell what knowing more would be worth to a greedy choice for every "
+        "token, against one for every step; they are no bounds.",
     ),
     Hypothesis(
         "P1", "The orders {0, 1, 2} together beat every single order.",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tapstudy.analysis.require import require
 
+SAME = 200.0  # dB: equal images, whose PSNR is infinite
 Array = NDArray[np.floating]
 
 
@@ -66,6 +67,8 @@ class Evidence:
         """List a measure of the runs, or of the ranking table, on the images that all of these have, (image,) each."""
         table = (self.quality if measure in self.quality else self.ranking)[measure]
         found = np.stack([_row(table, cell) for cell in cells])  # (cell, image)
+        if measure == "psnr":
+            found = found.clip(max=SAME)
         return list(found[:, np.isfinite(found).all(axis=0)])
 
     def cells(self, prefix: str, *, ranked: bool = False) -> list[str]:

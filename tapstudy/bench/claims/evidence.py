@@ -34,10 +34,10 @@ from tapstudy.bench.claims.runs import (
     toward_configs,
 )
 from tapstudy.bench.claims.selectors import selector_runs
-from tapstudy.bench.claims.solver_runs import solver_runs
+from tapstudy.bench.claims.solver_runs import check_sampler, solver_runs
 from tapstudy.bench.claims.toward_reference import toward_reference
-from tapstudy.bench.engine import Setting, kept, measure_costs, run_all
-from tapstudy.bench.fit.held_out import HeldOut
+from tapstudy.bench.engine import Setting, kept, measure_costs, run_all, text_of
+from tapstudy.bench.fit.held_out import OPTIONS, HeldOut
 from tapstudy.bench.image_error import MEASURES, measures, psnr
 from tapstudy.bench.image_set import UNTRAINED, pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
@@ -79,6 +79,7 @@ def collect(plan: Plan, folder: str | Path, *, scheduler: str | None = None, pro
     results = Results(folder)
     results.belongs_to(_told(plan))
     pipe = pipe_of(plan.model)
+    check_sampler(pipe, "claims")  # before hours of other runs
     held = HeldOut(pipe, plan, results, progress=progress)
 
     logger.info("[1/6] what is fitted and chosen on held-out images")
@@ -166,6 +167,8 @@ def quality_table(
         count, cost = run.sizes["sample"], costs.sel(cell=name)  # the costly images are the first ones
         for measure, column in measures(run, reference.isel(sample=slice(count)), judge).items():
             values[measure][row, :count] = column
+        if lost := [plan.test.pairs[i] for i in np.flatnonzero(np.isnan(values["psnr"][row, :count]))]:
+            raise ValueError(f"the run {name!r} made values that are no numbers of {lost}: load the model in float32")
         if fine is not None:
             values["psnr_fine"][row, : len(fine)] = psnr(torch.from_numpy(run["image"].values[: len(fine)]), fine)
         full = values["full_passes"][row]
@@ -267,4 +270,6 @@ def _told(plan: Plan) -> dict[str, Any]:
         **asdict(plan),
         "weights": weights_fingerprint(plan.model),
         "settings": {name: repr(one) for name, one in ranked_settings(plan).items()},
+        "options": OPTIONS,
+        "propagation": {name: text_of(policy) for name, policy in propagation_policies().items()},
     }

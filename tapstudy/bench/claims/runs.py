@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tapstudy.analysis.claims.measure import Ranked
+from tapstudy.analysis.claims.measure import PHASES, Ranked
 from tapstudy.bench.engine import Setting
 from tapstudy.bench.fit.held_out import HeldOut, Slot
 from tapstudy.bench.image_set import ImageSet
@@ -87,8 +87,17 @@ class Plan(StudyPlan):
         super().__post_init__()
         if len(self.labels) < 2:
             raise ValueError(f"Plan: intervals over images need at least two labels, got {self.labels}")
+        if (skipped := self.steps - len(self.usual_mask(8))) < len(PHASES):
+            raise ValueError(
+                f"Plan: {self.steps} steps leave {skipped} to skip on S(8, 3), fewer than the {len(PHASES)} parts of a "
+                "trajectory that are told apart: take more steps"
+            )
         if not 1 <= self.few <= len(self.seeds):
             raise ValueError(f"Plan: needs at least {self.few} test seeds, got {self.seeds}")
+
+    def interval(self, passes: int) -> int:
+        """Return the N of S(N, 3) with so many full steps; of several, 8 before the least: the claims are about it."""
+        return 8 if passes == self.passes else super().interval(passes)
 
     @property
     def few_images(self) -> ImageSet:

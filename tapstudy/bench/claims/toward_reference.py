@@ -1,7 +1,9 @@
-"""The greedy choice toward the unaccelerated trajectory: the bound of every choice among a family, which no method has.
+"""The greedy choice toward the unaccelerated trajectory, which no method has: what knowing where to go can be worth.
 
 At a skip step it knows the state that the unaccelerated sampler has next, and chooses, for every token, the predictor
 that takes the accelerated sampler nearest to it: past what skip steps did wrong before, unlike a choice by true errors.
+It is no bound: step by step the nearest state need not lead to the nearest image, and both guidance branches take the
+same predictor.
 """
 
 from __future__ import annotations

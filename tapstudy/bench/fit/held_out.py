@@ -42,6 +42,8 @@ SCHEDULES = (
     USUAL, "even", "start-dense", "end-dense", "dp-order1", "dp-best", "window-order1-latent", "window-fitted-hidden",
     "growth-order1-latent", "growth-fitted-hidden", "lemica", "dpcache",
 )  # fmt: skip
+# what is chosen from: results that were chosen from anything else are others
+OPTIONS = {"schedules": SCHEDULES, "sigmas": SIGMAS, "fixed": FIXED, "rows": ROWS, "trials": TRIALS}
 SCHEDULE_TITLES = {  # of those that the comparison is usually run on
     "even": "evenly spaced", "start-dense": "dense at the start", "window-fitted-hidden": "fitted steps",
     "lemica": "LeMiCa's steps", "dpcache": "DPCache's steps",

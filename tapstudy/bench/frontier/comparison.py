@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from tapstudy.analysis.stats import BOUNDS, interval_where_finite, paired_interval
 from tapstudy.bench.engine import Setting, kept, measure_costs
-from tapstudy.bench.fit.held_out import SCHEDULES, USUAL, HeldOut, Slot
+from tapstudy.bench.fit.held_out import OPTIONS, SCHEDULES, USUAL, HeldOut, Slot
 from tapstudy.bench.frontier.distance import distribution_distance
 from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.image_error import MASK, MEASURES, measures
@@ -287,4 +287,5 @@ def _told(plan: FrontierPlan) -> dict[str, Any]:
     if (small := small_sibling(plan.model)) is not None:
         told["small"] = weights_fingerprint(small)
     told.pop("passes")
+    told["options"] = OPTIONS
     return dict(told)
