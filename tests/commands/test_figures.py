@@ -126,7 +126,9 @@ def test_other_models_have_folders_of_their_own(data, tmp_path):
     sources = Sources(tmp_path / "data", "mine")
     assert show("choice_shares", sources, tmp_path) is not None
     assert (tmp_path / "mine" / "choice_shares.png").is_file()
-    assert "tapstudy claims --model mine --study" in str(dict(draw_all(sources, tmp_path, names=["controls"])))
+    assert "tapstudy claims --model mine --work claims-mine --out claims-mine.md --study" in str(
+        dict(draw_all(sources, tmp_path, names=["controls"]))
+    )
     told = run(app, ["figures", "choice_shares", "--data", str(tmp_path / "data"), "--model", "other"])
     assert "other --bundled --model other" in told.output.replace("\n", "")
 
