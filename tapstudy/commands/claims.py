@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,7 @@ def _header(plan: Plan, quick: bool, guidance_stop: float) -> dict[str, str]:
                "tuning": plan.tuning, "labels": _join(plan.labels), "steps": plan.steps,
                "guidance": f"{plan.guidance:g}", "fine-steps": plan.fine_steps,
                "untrained": plan.untrained}  # fmt: skip
-    command = "tapstudy claims " + " ".join(f"--{name} {value}" for name, value in options.items())
+    command = "tapstudy claims " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())
     found = {
         "Made by": f"`{command}{' --quick' if quick else ''}`",
         "Model": f"{plan.model}, {plan.steps} steps, guidance {plan.guidance:g} down to noise level {guidance_stop:g}",

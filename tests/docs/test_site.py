@@ -108,7 +108,8 @@ def test_the_readme_has_the_numbers_of_the_documentation() -> None:
 @pytest.mark.parametrize(
     ("page", "says"),
     [("claims", r"of 30, .*?, (\d+) hold, (\d+) fail and (\d+) are undecided on `mnist-dit`"),
-     ("claims-mnist-dit-rough", r"; (\d+), (\d+) and (\d+) on `mnist-dit-rough`")],
+     ("claims-mnist-dit-rough", r"; (\d+), (\d+) and (\d+) on `mnist-dit-rough`"),
+     ("claims-emoji-flux", r"; (\d+), (\d+) and (\d+) on `emoji-flux`")],
 )  # fmt: skip
 def test_the_readme_counts_verdicts_as_the_claims_do(page: str, says: str) -> None:
     counted = re.search(r"^(\d+) hold, (\d+) fail, (\d+) are undecided", PAGES[f"docs/{page}.md"], re.M)
