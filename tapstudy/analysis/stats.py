@@ -13,6 +13,7 @@ from scipy import stats
 Array = NDArray[np.floating]
 Interval = tuple[float, float, float]
 
+EQUAL_IMAGES = 200.0  # dB: what counts for the PSNR of equal images, which is infinite
 BOUNDS = ["mean", "low", "high"]
 RESAMPLES = 2000
 SIGN_FLIPS = 2**14  # with up to 14 images all flips of signs are counted

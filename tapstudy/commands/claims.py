@@ -164,9 +164,11 @@ def _header(plan: Plan, quick: bool, guidance_stop: float) -> dict[str, str]:
 
 def _keep_published(page: Path, study: Path | None) -> None:
     """Raises ValueError when a quick run would replace the page or the tables of a whole one."""
+    from tapstudy.analysis.study import CHOSEN
+
     if page.is_file() and QUICK not in page.read_text(errors="replace"):
         raise ValueError(f"--quick would replace {page}, which is no quick run's: name another file with --out")
-    if study is not None and (study / "chosen.json").exists():
+    if study is not None and (study / CHOSEN).exists():
         raise ValueError(f"--quick would replace the tables in {study}: name another folder with --study")
 
 

@@ -10,8 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from tapstudy.analysis.require import require
+from tapstudy.analysis.stats import EQUAL_IMAGES
 
-SAME = 200.0  # dB: equal images, whose PSNR is infinite
 Array = NDArray[np.floating]
 
 
@@ -68,7 +68,7 @@ class Evidence:
         table = (self.quality if measure in self.quality else self.ranking)[measure]
         found = np.stack([_row(table, cell) for cell in cells])  # (cell, image)
         if measure == "psnr":
-            found = found.clip(max=SAME)
+            found = found.clip(max=EQUAL_IMAGES)
         return list(found[:, np.isfinite(found).all(axis=0)])
 
     def cells(self, prefix: str, *, ranked: bool = False) -> list[str]:

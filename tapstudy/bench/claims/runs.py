@@ -194,7 +194,7 @@ def claim_runs(plan: Plan) -> dict[str, Run]:
 def toward_configs(held: HeldOut, plan: Plan) -> dict[str, TAPConfig]:
     """Tell what chooses toward the reference, on the images of `few`."""
     return {
-        name: replace(Run("oracle", on).slot(held, plan).config, residual="latent", granularity=granularity)
+        name: Run("oracle", on, {"residual": "latent", "granularity": granularity}).slot(held, plan).config
         for name, (on, granularity) in TOWARD.items()
     }
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tapstudy.analysis.schedules import best_mask, end_dense_mask, even_mask, start_dense_mask, step_gram
+from tapstudy.analysis.stats import EQUAL_IMAGES
 from tapstudy.bench.engine import Setting, run
 from tapstudy.bench.fit.amplification import measure_amplification
 from tapstudy.bench.fit.masks import best_window_mask, dpcache_mask, lemica_mask
@@ -136,8 +137,8 @@ class HeldOut:
 
     def quality(self, setting: Setting) -> float:
         """Return the mean PSNR over the tuning images."""
-        found = run(self.pipe, self.plan.tuned_on, setting)
-        return float(psnr(torch.from_numpy(found["image"].values), self.exact, data_range=1.0).clamp(max=200).mean())
+        found = torch.from_numpy(run(self.pipe, self.plan.tuned_on, setting)["image"].values)
+        return float(psnr(found, self.exact, data_range=1.0).clamp(max=EQUAL_IMAGES).mean())
 
     def kept_quality(self, name: str, setting: Setting) -> float:
         """Return what `quality` returns, kept under a name."""

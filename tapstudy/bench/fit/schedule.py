@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tapstudy.analysis.schedules import even_mask, masks, start_dense_mask
+from tapstudy.analysis.stats import EQUAL_IMAGES
 from tapstudy.bench.conditions import Condition
 from tapstudy.bench.engine import Setting, kept, one_at_a_time, run_all, spread
 from tapstudy.bench.fit.masks import best_window_mask
@@ -236,7 +237,7 @@ class _Search:
         setting = Setting.fitted(replace(schedule, smooth_time=sigma))
         self._on_workers([setting])
         self.spent += len(schedule.full_steps) * self.tuning
-        return float(psnr(self._images(setting), exact, data_range=1.0).clamp(max=200).mean())
+        return float(psnr(self._images(setting), exact, data_range=1.0).clamp(max=EQUAL_IMAGES).mean())
 
     def _erta(self, paths: Sequence[Trajectory]) -> ErtaCalibration | None:
         latents, outputs = (
