@@ -1,17 +1,21 @@
-"""Where dask computes: threads of this process, or the workers of a cluster."""
+"""Where dask computes: threads of this process, or the workers of a cluster; and jobs on these."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import dask
+import torch
 
 from tapstudy.extras import need
 
 if TYPE_CHECKING:
     from distributed import Client
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -58,3 +62,45 @@ def scheduler(address: str | None = None, *, timeout: float = 30) -> Iterator[Cl
             ) from error
         with client.as_current(), dask.config.set(scheduler=client):
             yield client
+
+
+def on_cluster(
+    run: Callable[[Job], Result], jobs: Sequence[Job], address: str
+) -> Iterator[tuple[Job, Result | BaseException]]:
+    """Run `run` of every job on all workers; this process gets the results as they come.
+
+    The work of a worker that dies is done again by another; a job that kills `distributed.scheduler.allowed-failures`
+    (3) workers and one more has failed.
+
+    Raises:
+        ConnectionError: no scheduler or no workers there, or it went away.
+    """
+    with scheduler(address) as client:
+        from distributed import as_completed
+
+        assert client is not None
+        futures = {client.submit(run_on_worker, run, job, pure=False): job for job in jobs}
+        for future in as_completed(futures):
+            if future.status == "cancelled":
+                raise ConnectionError(
+                    f"the dask scheduler at {address} went away; what is finished is kept, and the same command resumes"
+                )
+            job, error = futures.pop(future), future.exception()
+            yield job, error or future.result()
+            future.release()
+
+
+def run_on_worker(run: Callable[[Job], Result], job: Job) -> Result:
+    """Run a job as a task of a worker of `dask.distributed`.
+
+    A worker process loads a model once and runs one job at a time, with as many torch threads as dask gave the worker.
+    So one thread to a worker is best: `dask worker ADDRESS --nworkers 8 --nthreads 1`.
+    """
+    from distributed import get_worker
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(get_worker().state.nthreads)
+    try:
+        return run(job)
+    finally:
+        torch.set_num_threads(before)

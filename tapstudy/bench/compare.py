@@ -79,7 +79,7 @@ def compare(
         folder: keeps the results; the same call resumes, and further methods are added. None keeps nothing.
         page: HTML file to write: images side by side, differences, and the table.
         scheduler: address of a `dask.distributed` scheduler whose workers sample, each with a pipeline of its own (see
-            `bench.cluster`), which they load: `pipe` must be a folder or a hub id. None samples here.
+            `analysis.cluster`), which they load: `pipe` must be a folder or a hub id. None samples here.
         progress: show a bar.
 
     Returns:

@@ -19,7 +19,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from tapstudy.bench.cluster import on_cluster
+from tapstudy.analysis.cluster import on_cluster
 from tapstudy.bench.flops import StepFlops, transformer_flops
 from tapstudy.bench.image_set import BATCH, ImageSet, pipe_of, weights_fingerprint
 from tapstudy.bench.results import Results, short_hash
@@ -247,8 +247,8 @@ def run_all(
     A job that fails does not stop the others.
 
     Args:
-        scheduler: address of a `dask.distributed` scheduler whose workers run the jobs, see `bench.cluster`; None runs
-            them here.
+        scheduler: address of a `dask.distributed` scheduler whose workers run the jobs, see `analysis.cluster`; None
+            runs them here.
 
     Returns:
         Why jobs failed: of one unit each, as in `split`.

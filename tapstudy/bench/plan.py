@@ -84,3 +84,22 @@ class StudyPlan:
     def tuned_on(self) -> ImageSet:
         """Return held-out images that settings are chosen on."""
         return self.images(self.held_out)[-self.tuning :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPlan(StudyPlan):
+    """Hold images and costs of the comparison; further arguments as of `StudyPlan`.
+
+    Args:
+        passes: numbers of full passes to compare at; each must be that of a schedule S(N, 3).
+
+    Raises:
+        ValueError: a number of passes that no interval gives.
+    """
+
+    passes: tuple[int, ...] = (14, 10, 8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for passes in self.passes:
+            self.interval(passes)

@@ -177,7 +177,7 @@ def record(
 ) -> None:
     """Tell what recording adds to the time of sampling."""
     with user_errors():
-        from tapstudy.bench.speed.recording_overhead import recording_overhead
+        from tapstudy.bench.speed.recordings import recording_overhead
 
         pipe = labelled(model)
         labels = [i % 10 for i in range(batch_size)]
@@ -242,7 +242,7 @@ def frontier(
         import sys
 
         from tapstudy.bench.frontier.comparison import frontier as run
-        from tapstudy.bench.frontier.plan import FrontierPlan
+        from tapstudy.bench.plan import FrontierPlan
         from tapstudy.models.machine import Machine
 
         out, work = out_file(out, "--out", NETCDF), out_folder(work, "--work")
@@ -376,7 +376,7 @@ def rescoring(
 ) -> None:
     """Tell how fast recorded features are rescored, with 15 and with 150 candidates."""
     with user_errors():
-        from tapstudy.bench.speed.rescoring import rescoring_speed
+        from tapstudy.bench.speed.recordings import rescoring_speed
 
         found = rescoring_speed(samples=samples, repeats=repeats)
         for output in found["output"].values.tolist():

@@ -18,9 +18,9 @@ from tapstudy.bench.frontier import comparison as module
 from tapstudy.bench.frontier.comparison import EVERYWHERE, Row, compared, frontier, rows_of
 from tapstudy.bench.frontier.distance import distribution_distance, kernel_distance
 from tapstudy.bench.frontier.join import joined
-from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.frontier.table import COLUMNS, tables
 from tapstudy.bench.methods import CORE, OWN, compared_methods
+from tapstudy.bench.plan import FrontierPlan
 from tapstudy.bench.results import Results
 from tapstudy.models.quality import frechet_distance
 from tapstudy.policies.config import TAPConfig

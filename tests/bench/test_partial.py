@@ -10,8 +10,8 @@ from tapstudy.bench.fit import attention
 from tapstudy.bench.fit.attention import foreground, foreground_attention, groups_of
 from tapstudy.bench.frontier import comparison
 from tapstudy.bench.frontier.comparison import frontier
-from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.methods import METHODS
+from tapstudy.bench.plan import FrontierPlan
 from tests.conftest import make_tiny_pipe
 
 PLAN = {"seeds": (3,), "held_out": (4,), "labels": (1, 2, 3), "passes": (5,), "steps": 12, "tuning": 1}

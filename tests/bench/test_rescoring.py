@@ -1,7 +1,7 @@
 import numpy as np
 
 from tapstudy.analysis.rescoring import rescore
-from tapstudy.bench.speed.rescoring import FAMILIES, rescoring_speed, synthetic_features
+from tapstudy.bench.speed.recordings import FAMILIES, rescoring_speed, synthetic_features
 from tapstudy.policies.config import TAPConfig
 from tapstudy.predictors.taylor import TaylorFamily
 from tests.table import each_row

@@ -8,8 +8,8 @@ from tapstudy.bench.fit import router
 from tapstudy.bench.fit.router import Budget, learn_gates
 from tapstudy.bench.flops import transformer_flops
 from tapstudy.bench.frontier.comparison import frontier
-from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.image_set import ImageSet
+from tapstudy.bench.plan import FrontierPlan
 from tapstudy.policies.blocks.bac import ModuleTablePolicy
 from tests.conftest import make_tiny_pipe
 from tests.training.emoji import tiny_pipe

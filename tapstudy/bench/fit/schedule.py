@@ -115,7 +115,7 @@ def fit_schedule(
         sigmas: widths of `smooth_time` to try on what won; each costs one more accelerated run a tuning prompt.
         folder: keeps the results; the same call resumes. None keeps nothing.
         scheduler: address of a `dask.distributed` scheduler whose workers record and sample, each with a pipeline of
-            its own (see `bench.cluster`), which they load: `pipe` must be a folder or a hub id. None does it here.
+            its own (see `analysis.cluster`), which they load: `pipe` must be a folder or a hub id. None does it here.
         progress: show bars.
 
     Returns:

@@ -17,11 +17,11 @@ from tapstudy.analysis.stats import BOUNDS, interval_where_finite, paired_interv
 from tapstudy.bench.engine import Setting, kept, measure_costs
 from tapstudy.bench.fit.held_out import OPTIONS, SCHEDULES, USUAL, HeldOut, Slot
 from tapstudy.bench.frontier.distance import distribution_distance
-from tapstudy.bench.frontier.plan import FrontierPlan
 from tapstudy.bench.image_error import MASK, MEASURES, measures
 from tapstudy.bench.image_set import pipe_of, weights_fingerprint
 from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import CORE, OWN, SEARCHED, Kind, Method, compared_methods
+from tapstudy.bench.plan import FrontierPlan
 from tapstudy.bench.results import Results, short_hash
 from tapstudy.models.embedded import small_sibling
 from tapstudy.policies.config import TAPConfig

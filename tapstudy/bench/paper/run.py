@@ -54,7 +54,7 @@ def run_paper(
         weights: folder of their weights.
         coefficients: of TeaCache's polynomial, see `Protocol.rows`.
         device: of the metrics.
-        scheduler: address of a `dask.distributed` scheduler whose workers sample (see `bench.cluster`); None does it
+        scheduler: address of a `dask.distributed` scheduler whose workers sample (see `analysis.cluster`); None does it
             here. Metrics are computed here, once the images are there.
         progress: show bars of images; the pipeline shows its steps on a terminal.
 

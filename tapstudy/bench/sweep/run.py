@@ -31,8 +31,8 @@ def sweep(
     Args:
         cells: what to run.
         folder: keeps the results; `sweep.nc` in it is the dataset that is returned.
-        scheduler: address of a `dask.distributed` scheduler; its workers run the cells (see `bench.cluster`) and this
-            process writes. None runs them here.
+        scheduler: address of a `dask.distributed` scheduler; its workers run the cells (see `analysis.cluster`) and
+            this process writes. None runs them here.
         progress: show a bar.
 
     Returns:
