@@ -195,12 +195,14 @@ def _opening(data: xr.Dataset) -> int:
 
 
 def _names(chosen: xr.Dataset) -> list[str]:
-    """Tell what the recording says of every sample: `label 3, seed 0`; `draw` only where samples share a seed's."""
+    """Tell what the recording says of every sample: `label 3, seed 0`; `draw` only where samples share that of a seed."""
     alone = "draws" in chosen.coords and bool((chosen["draws"] == 1).all())
     silent = {"sample", "draw", "draws"} if alone else {"sample"}
     told = [name for name, coord in chosen.coords.items() if coord.dims == ("sample",) and name not in silent]
     told.sort(key=str)
-    columns = [[f"{name} {value}" for value in chosen[name].values.tolist()] for name in told]
+    rows = {name: chosen[name].values.tolist() for name in told}
+    words = {name: "prompt" if name == "label" and isinstance(rows[name][0], str) else name for name in told}
+    columns = [[f"{words[name]} {value}" for value in rows[name]] for name in told]
     return [", ".join(row) for row in zip(*columns, strict=True)] if told else [""] * chosen.sizes["sample"]
 
 

@@ -14,6 +14,8 @@ def test_scores_are_those_of_the_recording(tiny):
     assert data["name"].values.tolist() == ["label 3, seed 6", "label 1, seed 4"]
     shared = prepare(tiny.assign_coords(draw=("sample", [0, 1, 0]), draws=("sample", [2, 2, 1])), samples=[1])
     assert shared["name"].values.tolist() == ["draw 1, draws 2, label 2, seed 5"]
+    prompts = prepare(tiny.assign_coords(label=("sample", ["red apple", "sun", "fox"])), samples=[1])
+    assert prompts["name"].values.tolist() == ["prompt sun, seed 5"]
     assert data.attrs["grid"] == [1, 4, 4]
     for name in ("choice", "proxy_loss", "true_error", "is_full", "distance", "is_distinct"):
         np.testing.assert_array_equal(data[name].values, tiny[name].values[[2, 0]])
