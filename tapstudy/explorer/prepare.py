@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from math import ceil
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -195,15 +196,18 @@ def _opening(data: xr.Dataset) -> int:
 
 
 def _names(chosen: xr.Dataset) -> list[str]:
-    """Tell what the recording says of every sample: `label 3, seed 0`; `draw` only where samples share that of a seed."""
+    """Tell what the recording says of every sample: `label 3, seed 0`; `draw` only where samples share a seed's."""
     alone = "draws" in chosen.coords and bool((chosen["draws"] == 1).all())
     silent = {"sample", "draw", "draws"} if alone else {"sample"}
     told = [name for name, coord in chosen.coords.items() if coord.dims == ("sample",) and name not in silent]
     told.sort(key=str)
-    rows = {name: chosen[name].values.tolist() for name in told}
-    words = {name: "prompt" if name == "label" and isinstance(rows[name][0], str) else name for name in told}
-    columns = [[f"{words[name]} {value}" for value in rows[name]] for name in told]
+    columns = [[f"{_word(name, value)} {value}" for value in chosen[name].values.tolist()] for name in told]
     return [", ".join(row) for row in zip(*columns, strict=True)] if told else [""] * chosen.sizes["sample"]
+
+
+def _word(name: Hashable, value: Any) -> str:
+    """Name what is told; recordings write labels and prompts alike."""
+    return "prompt" if name == "label" and not str(value).isdecimal() else str(name)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
