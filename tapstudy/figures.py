@@ -270,6 +270,9 @@ def controls(sources: Sources) -> Drawn:
     names = [str(name).removeprefix("tap ") for name in quality["cell"].values if str(name).startswith("tap ")]
     at = {one: f"N = {one[2:]}" for one in names if re.fullmatch(r"N=\d+", one)}
     at |= {one: text for one, text in MASKS.items() if one in names}
+    if "best" in at:  # which may be one of the others
+        schedule = sources.chosen["best mask"].split(":")[0]
+        at["best"] += f": {SCHEDULE_TITLES.get(schedule, schedule)}"
     groups = {
         title: gains(quality, {text: f"{name} {one}" for text, name in CONTROLS.items()}, f"tap {one}")
         for one, title in at.items()
@@ -286,7 +289,8 @@ def low_pass(sources: Sources) -> Drawn:
         title: gains(quality, {text: (f"{run} {on} smooth", f"{run} {on}") for text, on in places.items()})
         for title, run in (("TAP", "tap"), ("order 0", "order0"), ("order 1", "order1"), ("order 2", "order2"))
     }
-    return plot_gains(groups, baseline="the same without the low-pass"), _told(quality, sources)
+    told = f"{_told(quality, sources)} · {sources.chosen['smooth']} of 1000, chosen on held-out images"
+    return plot_gains(groups, baseline="the same without the low-pass"), told
 
 
 def depth_ablation(sources: Sources) -> Drawn:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapstudy.analysis.claims.studies import Study, judged, studies_in
-from tapstudy.analysis.study import load_table
+from tapstudy.analysis.study import load_chosen, load_table
 from tapstudy.recording.store import open_recording
 
 if TYPE_CHECKING:
@@ -78,6 +78,18 @@ class Sources:
             return load_table(self.data / "study" if name in SHARED else self._study, name)
         except FileNotFoundError as error:
             raise self._missing(error, name) from None
+
+    @cached_property
+    def chosen(self) -> dict[str, str]:
+        """What was chosen on held-out images of the study, as text.
+
+        Raises:
+            MissingData: there is none.
+        """
+        try:
+            return load_chosen(self._study)
+        except FileNotFoundError as error:
+            raise self._missing(error, "quality") from None
 
     @cached_property
     def study(self) -> Study:

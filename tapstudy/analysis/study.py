@@ -30,10 +30,17 @@ def load_study(folder: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: a table is missing.
     """
+    chosen = load_chosen(folder)
+    return {name: load_table(folder, name) for name in TABLES} | {"chosen": chosen}
+
+
+def load_chosen(folder: str | Path) -> dict[str, str]:
+    """Return what was chosen on held-out images; FileNotFoundError where there is no study."""
     chosen = Path(folder) / CHOSEN
     if not chosen.is_file():
         raise FileNotFoundError(f"no study in {folder}: there is no {CHOSEN}")
-    return {name: load_table(folder, name) for name in TABLES} | {"chosen": json.loads(chosen.read_text())}
+    found: dict[str, str] = json.loads(chosen.read_text())
+    return found
 
 
 def save_table(table: xr.Dataset, folder: str | Path, name: str) -> Path:

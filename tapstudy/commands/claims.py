@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,7 +100,8 @@ def claims(
                 tuning=1, fine_steps=0, untrained=1,
             )  # fmt: skip
         evidence = collect(plan, work, scheduler=scheduler)
-        header = _header(plan, quick, pipe.config.get("guidance_stop", 0.0))
+        places = {"out": out, "study": study, "beside": beside}
+        header = _header(plan, quick, pipe.config.get("guidance_stop", 0.0), places)
         evidence = replace(evidence, quality=evidence.quality.assign_attrs({HEADER: json.dumps(header)}))
         if study is not None:
             save_study(evidence, study)
@@ -123,7 +124,10 @@ def verdicts(
         (*_, evidence, findings), others = judged(study), _others(beside)
         if HEADER not in evidence.quality.attrs:
             raise ValueError(f"{study} does not tell how it was made: make it anew with `tapstudy claims --study`")
-        _write(out, claims_page(findings, evidence, json.loads(evidence.quality.attrs[HEADER]), others), findings)
+        command = f"tapstudy bench verdicts {shlex.quote(str(study))} --out {shlex.quote(str(out))}"
+        command += f" --beside {shlex.quote(beside)}" if beside else ""
+        header = {**json.loads(evidence.quality.attrs[HEADER]), "Judged again by": f"`{command}`"}
+        _write(out, claims_page(findings, evidence, header, others), findings)
         typer.echo(f"{out}, from the study in {study}")
 
 
@@ -141,14 +145,15 @@ def _write(out: Path, page: str, findings: list[Finding]) -> None:
         typer.echo(f"{finding.claim.name:<4} {finding.verdict:<10} {finding.claim.statement}")
 
 
-def _header(plan: Plan, quick: bool, guidance_stop: float) -> dict[str, str]:
+def _header(plan: Plan, quick: bool, guidance_stop: float, places: Mapping[str, object]) -> dict[str, str]:
+    """Say how a page was made, so that the same command makes it again, where it is."""
     from importlib.metadata import version
 
     few = len(plan.few_images)
     options = {"model": plan.model, "seeds": _join(plan.seeds), "held-out": _join(plan.held_out),
                "tuning": plan.tuning, "labels": _join(plan.labels), "steps": plan.steps,
                "guidance": f"{plan.guidance:g}", "fine-steps": plan.fine_steps,
-               "untrained": plan.untrained}  # fmt: skip
+               "untrained": plan.untrained, **{name: value for name, value in places.items() if value}}  # fmt: skip
     command = "tapstudy claims " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())
     found = {
         "Made by": f"`{command}{' --quick' if quick else ''}`",

@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from tapstudy.plots.style import bar_lengths, look_of, style, subplots
 
-COSTS = {"flops": ("FLOPs of one image", "FLOP"), "seconds": ("wall time of one image, this machine", "s")}
+COSTS = {"flops": ("FLOPs of one image", "FLOP"), "seconds": ("wall time of one image: median, least, most", "s")}
 QUALITIES = {"psnr": "PSNR to the reference (dB)", "accuracy": "label accuracy (1)"}
 
 

@@ -39,9 +39,8 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None, image
         len(rows), count, figsize=(side * count, side * len(rows)), squeeze=False,
         gridspec_kw={"wspace": 0.05, "hspace": 0.08, "left": 0, "right": 1, "top": 1, "bottom": 0},
     )  # fmt: skip
-    for axis, label in zip(axes[0], shown["label"].values, strict=True):
-        whole_number = str(label).isdigit()
-        axis.set_title(fill(str(label), 20, max_lines=4), fontsize=8 if whole_number else 5.5, pad=2)
+    for axis, title in zip(axes[0], _titles(shown["label"].values.tolist()), strict=True):
+        axis.set_title(fill(title, round(22 * side), max_lines=4), fontsize=8 if title.isdigit() else 5.5, pad=2)
     drawn = None
     for line, (kind, i) in zip(axes, rows, strict=True):
         for axis, image, off in zip(line, pictures[i], difference[i], strict=True):
@@ -59,6 +58,13 @@ def plot_image_grid(comparison: xr.Dataset, *, samples: int | None = None, image
     bar.set_label(f"absolute difference to the reference, of images in [0, 1]{told}", fontsize=7)
     bar.outline.set_visible(False)
     return figure
+
+
+def _titles(labels: list[object]) -> list[str]:
+    """Title every sample: by its label or prompt, without what else the calls were given if that tells none apart."""
+    titles = [str(label) for label in labels]
+    prompts = [title.partition(' {"')[0] for title in titles]
+    return prompts if len(set(prompts)) == len(set(titles)) else titles
 
 
 def _name(line: list[Axes], run: xr.Dataset, kind: str, images: bool) -> None:

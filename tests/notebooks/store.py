@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-WIDTH, COLOURS = 900, 96  # of stored images
+WIDTH, COLOURS = 900, 256  # of stored images
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -88,7 +88,9 @@ def _bar(output: Any) -> bool:
 def _small_image(encoded: str) -> str:
     image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
     image.thumbnail((WIDTH, 10 * WIDTH))
-    few, file = image.quantize(COLOURS, dither=Image.Dither.NONE), io.BytesIO()
+    # by coverage, as the colours of thin lines carry meaning, however few pixels have them
+    few = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    file = io.BytesIO()
     few.save(file, "png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 

@@ -1,15 +1,21 @@
 """Every notebook runs and says what is stored, cells that make figures show them; and again in the same kernel."""
 
+import base64
+import io
 import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
 
-from tests.notebooks.store import FOLDER, execute, kernel, same, text
+from tapstudy.plots import style
+from tests.notebooks.store import FOLDER, _small_image, execute, kernel, same, text
 
 # what a figure comes from; the explorer shows a page instead
-FIGURES = re.compile(r"^(show\(|plot_|figure$|plt\.)", re.MULTILINE)
+FIGURES = re.compile(r"^\s*(show\(|plot_|figure$|plt\.)", re.MULTILINE)
 # one that shows figures of the study, and one that registers classes
 AGAIN = ("02_predictor_maps", "08_your_own")
 
@@ -52,6 +58,18 @@ def test_notebook_runs(path: Path, running):
             assert images(cell) == 1, f"{cell['id']}: {cell['source']}\n{text(cell)}"
         said = stored.get(cell["id"].removesuffix("-again"))
         assert said is None or same(said, text(cell)), f"{cell['id']}: stored\n{said}\nnow\n{text(cell)}"
+
+
+@pytest.mark.parametrize("figure", ["claims", "rivals", "speed_quality_timed"])
+def test_stored_pictures_keep_the_colours_that_tell_lines_apart(figure):
+    picture = (FOLDER.parent / "figures" / f"{figure}.png").read_bytes()
+    stored = Image.open(io.BytesIO(base64.b64decode(_small_image(base64.b64encode(picture).decode())))).convert("RGB")
+    drawn = Image.open(io.BytesIO(picture)).convert("RGB").resize(stored.size)
+    before, after = (np.asarray(one).reshape(-1, 3).astype(int) for one in (drawn, stored))
+    for name in ("BLACK", "ORANGE", "SKY", "GREEN", "BLUE", "VERMILION", "PURPLE"):
+        colour = np.array(to_rgb(getattr(style, name))) * 255
+        has_it = abs(before - colour).max(axis=1) <= 2
+        assert has_it.sum() < 15 or abs(after[has_it] - colour).max() <= 20, name
 
 
 def test_same():

@@ -17,7 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).parent
-CARRIED = ("tapstudy/py.typed", "tapstudy/explorer/web/page.html", "tapstudy/_data/models/mnist-dit/model_index.json")
+CARRIED = (
+    "tapstudy/py.typed", "tapstudy/explorer/web/page.html", "tapstudy/_data/models/mnist-dit/model_index.json",
+    "tapstudy/_data/study/emoji-flux/schedule.json",
+)  # fmt: skip
 
 
 def run(*command: str | Path, cwd: Path, code: int = 0) -> str:

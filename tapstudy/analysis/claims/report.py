@@ -12,6 +12,7 @@ import xarray as xr
 
 from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.analysis.claims.finding import ALPHA, MARGIN, Finding, Part
+from tapstudy.analysis.run_tables import gains
 from tapstudy.analysis.stats import BOUNDS, mean_interval
 from tapstudy.tables import Table
 
@@ -89,7 +90,14 @@ def claims_page(
     lines += ["", "## Controls", "", controls_table(evidence).markdown()]
     lines += ["", f"With as many full passes as S(8, 3) ({_passes(evidence):.0f}), by where they are; PSNR, dB:", ""]
     lines.append(places_table(evidence).markdown())
+    lines += ["", "TAP minus a control on the same full steps and the same images, dB:", ""]
+    lines.append(differences_table(evidence.quality).markdown())
     lines += ["", "By other measures, at N = 8:", "", distances_table(evidence).markdown()]
+    if "psnr_fine" in evidence.quality and (finer := evidence.quality["psnr_fine"].sel(cell="tap N=8").notnull()).any():
+        same = evidence.quality.isel(sample=finer.values)
+        lines += ["", f"TAP minus a control on the {same.sizes['sample']} images that have a finer reference, by the "
+                  "usual one, dB:", "", differences_table(same).markdown(), "", "and by the finer one:", "",
+                  differences_table(same.assign(psnr=same["psnr_fine"])).markdown()]  # fmt: skip
     lines += ["", "Chosen on held-out seeds: " + "; ".join(f"{k}: `{v}`" for k, v in evidence.chosen.items()) + "."]
     for finding in findings:
         lines += ["", *_section(finding)]
@@ -137,6 +145,20 @@ def places_table(evidence: Evidence) -> Table:
             continue
         rows.append([text, *(_psnr(evidence, cell) if cell in names else "" for cell in cells)])
     return Table(["", *PLACES.values()], rows)
+
+
+def differences_table(quality: xr.Dataset) -> Table:
+    """Return PSNR of TAP minus that of every control, paired by image, at every interval and placement."""
+    names = quality["cell"].values[quality["psnr"].notnull().sum("sample").values > 1].tolist()
+    at = [name.removeprefix("tap ") for name in names if re.fullmatch(r"tap (N=\d+|even|start-dense|best)", name)]
+    rows = []
+    for key, text in CONTROLS.items():
+        there = {one: (f"tap {one}", f"{key} {one}") for one in at if f"{key} {one}" in names and key != "tap"}
+        if there:
+            found = gains(quality, there)["gain"]
+            cells = {one: "{:+.2f} [{:+.2f}, {:+.2f}]".format(*found.sel(run=one).values) for one in there}
+            rows.append([text, *(cells.get(one, "") for one in at)])
+    return Table(["TAP minus", *(one.replace("=", " = ") for one in at)], rows)
 
 
 def distances_table(evidence: Evidence) -> Table:
