@@ -15,6 +15,7 @@ import yaml
 import tapstudy
 import tapstudy.policies
 import tapstudy.predictors
+from tapstudy.analysis.stats import mean_interval, paired_interval
 from tapstudy.analysis.study import load_table
 from tapstudy.bench.methods import METHODS
 from tests.docs.pages import PAGES, ROOT
@@ -29,6 +30,8 @@ MADE = {
     "reference/commands.md",
 }  # by docs/site_hooks.py
 NUMBERS = re.compile(r"-?\d+\.\d+")
+# rows that name no method
+ALONE = (("tap", "TAP, as `fit-schedule` chose it / fitted"), ("fixed1", "Taylor order 1 / fitted"))
 
 
 def navigation() -> list[str]:
@@ -86,6 +89,7 @@ def test_the_readme_has_the_numbers_of_the_documentation() -> None:
     names = {
         "8 plain steps": ("8 plain steps / ", None),
         "Taylor order 1": ("Taylor order 1 / S(8, 3)", "Taylor order 1 / fitted"),
+        "Taylor order 1, one step less": (None, "Taylor order 1, one step less (`fixed1-1`) / fitted"),
         "TAP": ("TAP / S(8, 3)", "TAP, as `fit-schedule` chose it / fitted"),
         **{
             f"TAP{rest}": (None, f"TAP{rest} (`{method}`) / fitted")
@@ -117,6 +121,20 @@ def test_the_readme_counts_verdicts_as_the_claims_do(page: str, says: str) -> No
     assert counted
     assert told
     assert told.groups() == counted.groups()
+
+
+def test_predictors_on_fitted_steps_are_those_of_the_table() -> None:
+    told = rows(PAGES["docs/your_pipeline.md"].split("## An example: emoji-flux")[1])
+    table = load_table(ROOT / "data" / "study" / "emoji-flux", "fitted_steps")
+    psnr = dict(zip(table["method"].values.tolist(), table["psnr"].values, strict=True))
+    for method, values in psnr.items():
+        row = next(row for name, row in told.items() if f"(`{method}`)" in name or (method, name) in ALONE)
+        assert row == [f"{value:.2f}" for value in mean_interval(values)], method
+    text = " ".join(PAGES["docs/your_pipeline.md"].split())
+    for method, what in (("random", "beats a random one by {:.2f} dB"), ("fixed1-1", "TAP minus it {:.2f}"),
+                         ("step", "(TAP minus it: {:.2f}"), ("shuffled", "to within {:.2f} dB")):  # fmt: skip
+        mean, low, high = paired_interval(psnr["tap"], psnr[method])
+        assert f"{what.format(mean)} [{low:.2f}, {high:.2f}]" in text, method
 
 
 def test_the_readme_ranks_as_the_claims_do() -> None:
