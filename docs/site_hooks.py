@@ -27,7 +27,6 @@ OTHERS = {
     "demo_images": "tapstudy demo",
     "demo_prompts": "tapstudy demo",
     "demo_proxy_vs_truth": "tapstudy demo",
-    "quickstart": "notebooks/00_quickstart.ipynb",
     "clock": "tapstudy roughness mnist-dit-rough --labels 0,1,2 --figure clock.png",
     "explorer_page": "a screenshot of the page that `tapstudy explore` writes",
 }

@@ -53,9 +53,9 @@ def _run(out: Path, seeds: int, model: str) -> None:
         ).load()
     scores = scores.assign(clean_image=clean_images(scores))
     correlation = summarise(proxy_correlation(scores, measures=("spearman",)), "distance")
-    told = f"{caption(scores)} · TAP on S(8, 3), exact trajectories"
-    _save(plot_choice_maps(scores, sample=1), out, "demo_choice_maps", told)
-    _save(plot_proxy_vs_truth(scores, correlation["spearman"]), out, "demo_proxy_vs_truth", told)
+    on = "TAP on S(8, 3), exact trajectories"
+    _save(plot_choice_maps(scores, sample=1), out, "demo_choice_maps", f"{caption(scores.isel(sample=[1]))} · {on}")
+    _save(plot_proxy_vs_truth(scores, correlation["spearman"]), out, "demo_proxy_vs_truth", f"{caption(scores)} · {on}")
     if model == MODEL:
         _prompts(out)
 

@@ -32,7 +32,7 @@ def plot_claims_by_study(verdicts: xr.DataArray) -> Figure:
         axis.plot(columns, rows, color=colour, marker=marker, markersize=6, linestyle="none", label=verdict)
     statements = verdicts["statement"].values
     labels = [
-        f"{name}  {textwrap.shorten(text, WIDTH, placeholder=' ...')}"
+        f"{name}  {textwrap.fill(text, WIDTH, max_lines=2, placeholder=' ...')}"
         for name, text in zip(claims, statements, strict=True)
     ]
     axis.set_yticks(np.arange(len(claims)), labels, fontsize=6.5)

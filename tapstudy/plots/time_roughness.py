@@ -65,10 +65,11 @@ def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") ->
     share.set_ylabel("share of the clock in a step's\nsecond difference (%)")
     share.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=3, fontsize=7)
 
-    greys = ("0.75", "0.5", "0.2")
     for index, order in enumerate(mean["order"].values):
         values = mean["forecast_error"].sel(order=order).values
-        forecast.bar(places + 0.25 * (index - 1), values, 0.22, color=greys[index], label=f"order {order}")
+        look = {"color": ("0.7", "0.5", "0.2")[index], "marker": "v^D"[index], "linestyle": "none"}
+        forecast.plot(places + 0.15 * (index - 1), values, label=f"order {order}", **look)
+    forecast.set_xlim(-0.5, len(places) - 0.5)
     forecast.set(xticks=places, xticklabels=labels)
     forecast.set_ylabel(f"error of Taylor forecasts of the\nresidual on S({roughness.attrs['interval']}, 3), relative")
     plain_log_scale(forecast.yaxis)
@@ -76,5 +77,7 @@ def plot_time_roughness(roughness: xr.Dataset, *, quantity: str = "residual") ->
 
     low_pass = roughness.attrs["smooth_time"]
     under = f", low-pass of the clock of sigma {low_pass:g}" if low_pass else ""
-    figure.suptitle(f"roughness in time (mean over {roughness.sizes['sample']} images{under})", fontsize=9)
+    images = roughness.sizes["sample"]
+    of = f"mean over {images} images" if images > 1 else "1 image"
+    figure.suptitle(f"roughness in time ({of}{under})", fontsize=9)
     return figure

@@ -42,11 +42,11 @@ def test_what_is_drawn():
     crosses = [line for line in steps.lines if line.get_marker() == "x" and len(line.get_xdata())]
     assert [len(line.get_xdata()) for line in crosses] == [2, 1]  # one point was not measured
     np.testing.assert_allclose(crosses[0].get_xdata(), own["time"].sel(steps=6)[[2, 3]])
-    bars = {container.get_label(): [bar.get_height() for bar in container] for container in share.containers}
+    points = {container.get_label(): [bar.get_height() for bar in container] for container in share.containers}
     for name in ("probe", "residual", "output"):
-        np.testing.assert_allclose(bars[name], 100 * mean["clock_share"].sel(quantity=name))
-    bars = {container.get_label(): [bar.get_height() for bar in container] for container in forecast.containers}
-    np.testing.assert_allclose(bars["order 2"], mean["forecast_error"].sel(order=2))
+        np.testing.assert_allclose(points[name], 100 * mean["clock_share"].sel(quantity=name))
+    points = {line.get_label(): line.get_ydata().tolist() for line in forecast.lines}
+    np.testing.assert_allclose(points["order 2"], mean["forecast_error"].sel(order=2))
     assert "S(8, 3)" in forecast.get_ylabel()
     assert "low-pass of the clock of sigma 40" in figure.get_suptitle()
     assert "2 images" in figure.get_suptitle()
