@@ -53,12 +53,16 @@ def roughness(
         if out is not None:
             write_netcdf(found, out)
         if figure is not None:
-            from tapstudy.plots.style import style
+            from tapstudy.analysis.caption import caption
+            from tapstudy.plots.style import small_print, style
             from tapstudy.plots.time_roughness import plot_time_roughness
 
             figure.parent.mkdir(parents=True, exist_ok=True)
             with style():
-                plot_time_roughness(found).savefig(figure)
+                drawn = plot_time_roughness(found)
+                images = caption(found[["seed", "label"]], of or subject.model)
+                small_print(drawn, images, "" if scale is None else f"guidance {scale:g}")
+                drawn.savefig(figure, bbox_inches="tight")
         _tell(found)
         for path in (out, figure):
             if path is not None:
