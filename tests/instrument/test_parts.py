@@ -176,10 +176,12 @@ def test_what_a_control_net_adds_between_blocks_is_part_of_a_group():
     assert relative_error(without, plain) > 0.01
 
 
-@pytest.mark.parametrize(("cut", "whole"), [("middle", True), ("branches", False)])
-def test_in_a_compiled_model(cut, whole):
+@pytest.mark.parametrize(
+    ("name", "cut", "whole"), [("DiT", "middle", True), ("DiT", "branches", True), ("Flux", "branches", False)]
+)
+def test_in_a_compiled_model(name, cut, whole):
     """Decisions stay in Python; what runs is compiled."""
-    tiny, compiled = make("Flux"), make("Flux")
+    tiny, compiled = make(name), make(name)
     compiled.model.compile(backend="eager") if whole else compiled.model.compile_repeated_blocks(backend="eager")
     found = []
     for each in (tiny, compiled):

@@ -221,6 +221,7 @@ plan = st.lists(
 def test_runs_in_any_sequence_are_as_alone(name, runs):
     """Windows, lengths, interruptions, with and without a scheduler: as on fresh handles, to the last bit."""
     tiny = make(name)
+    del tiny.model.get_submodule(ADAPTERS[type(tiny.model).__name__].blocks[0])[1:]  # one block is as good as three
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipe = SimpleNamespace(components={"transformer": tiny.model}, scheduler=scheduler)
 
