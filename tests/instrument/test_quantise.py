@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import tapstudy
+from tapstudy.instrument.adapters import find_adapter
 from tapstudy.instrument.quantise import rounded_weight
 from tests.conftest import make_tiny_pipe
 from tests.instrument.tiny_models import make
@@ -34,6 +35,7 @@ def test_rounds_blocks_alone_and_leaves_no_trace(name):
     with tapstudy.quantise(model, 4) as handle:
         changed = {path for path, value in model.state_dict().items() if not torch.equal(value, before[path])}
         assert changed <= {f"{path}.weight" for path in handle.layers}
+        assert {path.partition(".")[0] for path in handle.layers} == {*find_adapter(model).blocks}
         for path in handle.layers:
             rows = model.get_submodule(path).weight
             assert max(len(row.unique()) for row in rows) <= 15
