@@ -36,11 +36,8 @@ HIDDEN, LATENT, DEEP = {}, {"residual": "latent"}, {"probe_depth": 2}
 
 @pytest.mark.parametrize(
     ("name", "when", "settings"),
-    [
-        ("Flux", "before", HIDDEN), ("Flux", "after", LATENT), ("Flux", "before", DEEP),
-        ("Wan", "after", HIDDEN), ("Wan", "before", LATENT), ("Wan", "after", DEEP),
-    ],
-)  # fmt: skip
+    [("Flux", "before", HIDDEN), ("Wan", "before", LATENT), ("Flux", "after", DEEP), ("Wan", "after", HIDDEN)],
+)
 def test_a_split_model_runs_under_a_handle_put_on(gpus, name, when, settings):
     tiny = make(name)
     with gpus() as trace:

@@ -16,6 +16,7 @@ from tapstudy.instrument.caution import draws_noise, too_short
 from tapstudy.policies.base import RunInfo
 from tests.instrument.replay import Replay
 from tests.instrument.tiny_models import make
+from tests.table import each_row
 
 
 def pipeline(tiny, scheduler, steps):
@@ -35,7 +36,7 @@ def flow():
 # Other caches
 
 
-@pytest.mark.parametrize(
+@each_row(
     "config",
     [
         FirstBlockCacheConfig(),

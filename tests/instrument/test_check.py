@@ -11,7 +11,7 @@ import torch
 import tapstudy
 from tapstudy.instrument import hooks, instrument
 from tapstudy.instrument.adapters import ADAPTERS
-from tests.instrument.tiny_models import KINDS, VARIANTS, make
+from tests.instrument.tiny_models import VARIANTS, make
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -117,33 +117,24 @@ def full_step_that_changes_the_tail(monkeypatch):
     monkeypatch.setattr(instrument.Instrument, "_observe", change)
 
 
-HOOK_MUTATIONS = {
-    probe_that_does_not_stop: "nothing was skipped",
-    probe_that_stops_too_late: "should not have run",
-    blocks_that_run_anyway: "should not have run",
-    residual_a_thousandth_off: "is off by",
-    residual_of_the_neighbouring_token: "is off by",
-    residual_of_the_other_sample: "is off by",
-}
-
-
-EACH = list(HOOK_MUTATIONS)
-
-
 @pytest.mark.parametrize(
-    ("name", "mutate"),
+    ("name", "mutate", "told"),
     [
-        *((name, EACH[number % len(EACH)]) for number, name in enumerate(KINDS) if name != "Flux2"),
-        *(("Flux2", one) for one in EACH),
+        ("Kandinsky5", probe_that_does_not_stop, "nothing was skipped"),
+        ("CogVideoX", probe_that_stops_too_late, "should not have run"),
+        ("Lumina2", blocks_that_run_anyway, "should not have run"),
+        ("Flux2", residual_a_thousandth_off, "is off by"),
+        ("Wan", residual_of_the_neighbouring_token, "is off by"),
+        ("ZImage", residual_of_the_other_sample, "is off by"),
     ],
 )
-def test_finds_broken_hooks(monkeypatch, name, mutate):
+def test_finds_broken_hooks(monkeypatch, name, mutate, told):
     tiny = make(name)
     mutate(monkeypatch)
     report = tapstudy.check(tiny.model, tiny.inputs)
     assert not report.ok
     assert "does NOT work" in str(report)
-    assert any(HOOK_MUTATIONS[mutate] in problem for problem in report.problems), report
+    assert any(told in problem for problem in report.problems), report
 
 
 def test_finds_a_changed_full_step(monkeypatch):
@@ -158,12 +149,9 @@ def test_finds_a_changed_full_step(monkeypatch):
 
 
 ROW_MUTATIONS = {
-    ("SD3", "streams", (None,)): "image stream",
     ("Flux2", "streams", (0, None)): "image stream",
-    ("Wan", "streams", (0,)): "image stream",
     ("Wan", "attention", "attn2"): "should not have run",
     ("Lumina2", "image_start", (None,)): "is off by",
-    ("ZImage", "image_start", (lambda arguments: 1,)): "is off by",
     ("Wan", "grid", lambda model, arguments: (1, 2, 3)): "is off by",
     ("Wan", "grid", lambda model, arguments: (3, 3, 3)): "nothing was skipped",
     ("Wan", "tail", "patch_embedding"): "nothing was skipped",

@@ -28,7 +28,7 @@ def masks(handle):
     return {context.context: context.mask for context in handle.summary().contexts}
 
 
-@pytest.mark.parametrize("name", ["DiT", "Flux", "Lumina2", "SD3", "ZImage"])  # labels, tensors, lists
+@pytest.mark.parametrize("name", ["DiT", "SD3", "ZImage"])  # labels, tensors, lists
 def test_branches_without_names_are_told_apart_by_their_conditioning(name):
     """Two alternating calls give what each gives alone: no history is mixed."""
     tiny = make(name)
@@ -75,10 +75,9 @@ def test_equal_conditioning_in_two_branches_of_one_step():
         assert masks(handle) == {"default": "F...", "context-1": "F..."}
 
 
-@pytest.mark.parametrize("name", ["Flux", "Wan", "QwenImage", "LTX"])
-def test_names_from_cache_context(name):
+def test_names_from_cache_context():
     """Names win over conditioning, and three branches are as good as two."""
-    tiny = make(name)
+    tiny = make("Flux")
     with tapstudy.apply_policy(tiny.model, Replay(full=(0, 2))) as handle:
         for step in range(4):
             for branch in ("cond", "uncond", "third"):
@@ -238,7 +237,7 @@ def test_an_exception_leaves_no_half_done_step():
 # References and layers: only the image being made has tokens
 
 
-@pytest.mark.parametrize(("build", "site"), [(flux, "hidden"), (qwen, "hidden"), (qwen, "latent")])
+@pytest.mark.parametrize(("build", "site"), [(flux, "hidden"), (qwen, "latent")])
 def test_reference_images_are_not_part_of_the_grid(build, site):
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -81,11 +81,8 @@ def test_image_numbers_that_come_back_tell_no_image_from_another():
 STRANGE = {
     "interpolated": lambda ids: ids * torch.tensor([1, 0.5, 0.5]),
     "centred": lambda ids: ids - torch.tensor([0, 1.5, 2.5]),
-    "negative": lambda ids: -ids,
-    "offset": lambda ids: ids + torch.tensor([0, 64.0, 32.0]),
     "other image": lambda ids: ids + torch.tensor([3.0, 0, 0]),
     "permuted": lambda ids: ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))],
-    "transposed": lambda ids: ids[:, [0, 2, 1]],
     "columns first": lambda ids: ids.view(4, 6, -1).transpose(0, 1).flatten(0, 1),
     "all alike": torch.zeros_like,
     "two images of one number": lambda ids: torch.cat([ids[:12], ids[:12]]),
@@ -109,11 +106,12 @@ def with_ids(name, change, references=0) -> Tiny:
 @pytest.mark.parametrize(
     ("name", "case", "references"),
     [
-        *(("Flux", case, 10) for case in STRANGE),
-        ("Flux", "centred", 0), ("Flux", "permuted", 0),
-        ("Flux2", "interpolated", 0), ("Flux2", "columns first", 10), ("Flux2", "permuted", 10),
+        *(("Flux", case, 10) for case in ("other image", "columns first", "all alike", "two images of one number")),
+        ("Flux", "centred", 0),
+        ("Flux2", "interpolated", 0),
+        ("Flux2", "permuted", 10),
     ],
-)  # fmt: skip
+)
 def test_every_token_gets_its_residual(name, case, references):
     tiny = with_ids(name, STRANGE[case], references)
     plain = tiny()

@@ -24,8 +24,9 @@ def away(policy, device):
     return policy
 
 
-@pytest.mark.parametrize("residual", ["hidden", "latent"])
-@pytest.mark.parametrize("make", [TAPPolicy, lambda config: FixedPolicy(1, config=config)])
+@pytest.mark.parametrize(
+    ("make", "residual"), [(TAPPolicy, "hidden"), (lambda config: FixedPolicy(1, config=config), "latent")]
+)
 def test_the_sample_is_bit_equal(monkeypatch, tiny_pipe, sample, make, residual):
     """`meta` stands for host memory; copies come as late as they may."""
     config = TAPConfig(interval=4, residual=residual)

@@ -27,7 +27,7 @@ from tests.instrument.tiny_models import make
 from tests.pipelines.tiny import FACTORIES, sample
 
 CONFIG = tapstudy.TAPConfig(interval=4, warmup_steps=2)
-OFFLOADED = [("flux", "policy"), ("wan", "offload"), ("sana", "policy"), ("z_image", "offload")]
+OFFLOADED = [("flux", "policy"), ("wan", "offload")]
 
 
 def masks(handle):
@@ -152,9 +152,7 @@ def instead(model):
     model.forward = types.MethodType(forward, model)
 
 
-@pytest.mark.parametrize(
-    ("name", "replace"), [("DiT", around), ("Flux", instead), ("SD3", around), ("Wan", instead), ("ZImage", around)]
-)
+@pytest.mark.parametrize(("name", "replace"), [("DiT", around), ("Flux", instead)])
 def test_a_replaced_forward(name, replace):
     """Refused if it was there before; else the policy stands aside and says so, until it is gone."""
     tiny = make(name)
@@ -190,10 +188,9 @@ def test_a_forward_of_the_class_replaced(monkeypatch):
         tapstudy.apply_policy(tiny.model, Replay())
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "wan"])
-def test_a_forward_put_back_behind_our_back(name):
+def test_a_forward_put_back_behind_our_back():
     """One call runs without the policy, which says so, and is in force at the next."""
-    pipe, call = FACTORIES[name]()
+    pipe, call = FACTORIES["wan"]()
     plain = sample(pipe, call)
     with tapstudy.apply_tap(pipe, CONFIG) as handle:
         expected, mask = sample(pipe, call), masks(handle)
@@ -252,7 +249,7 @@ def test_a_forward_compiled_in_place():
         assert not handle.summary().notes
 
 
-@pytest.mark.parametrize("path", ["transformer_blocks.0", "transformer_blocks.1", "transformer_blocks.0.attn"])
+@pytest.mark.parametrize("path", ["transformer_blocks.0", "transformer_blocks.0.attn"])
 def test_a_forward_of_a_part_replaced(path):
     """Whatever stands there, the policy stands on top of it."""
     tiny = make("SD3")
@@ -320,7 +317,7 @@ def test_one_of_two_transformers_is_another():
 # Copies
 
 
-@pytest.mark.parametrize("name", ["DiT", "Flux", "LTX", "SD3", "ZImage"])
+@pytest.mark.parametrize("name", ["Flux", "ZImage"])
 def test_copies_are_free_of_the_policy(name):
     tiny = make(name)
     plain, signature = tiny(), inspect.signature(tiny.model.forward)
@@ -411,16 +408,14 @@ def test_a_stand_in_gives_nothing_of_itself_to_those_who_wrap_it():
 
 
 @pytest.mark.parametrize("removed", [True, False])
-@pytest.mark.parametrize("counted", [True, False])
-def test_nothing_outlives_a_handle_or_a_model(removed, counted):
+def test_nothing_outlives_a_handle_or_a_model(removed):
     """Whatever is kept for the next policy: hooks of one that came back, and FLOPs that were counted."""
 
     def run(tiny):
         tapstudy.apply_tap(tiny.model, CONFIG).remove()
         handle = tapstudy.apply_tap(tiny.model, CONFIG)
         tiny()
-        if counted:
-            assert handle.summary().flops_ratio == 1
+        assert handle.summary().flops_ratio == 1
         if removed:
             handle.remove()
         return weakref.ref(next(iter(handle._instruments.values())).policy)

@@ -36,12 +36,11 @@ def test_numbers():
     assert "50 % of the passes skipped; the transformer was 1.00 times as fast" in str(summary)
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
-def test_choices_may_be_of_any_integers(dtype):
+def test_choices_may_be_of_any_integers():
     class Narrow(TAPPolicy):
         def predict(self, step, probe, truth=None):
             found = super().predict(step, probe, truth)
-            return replace(found, choice=found.choice.to(dtype))
+            return replace(found, choice=found.choice.to(torch.int16))
 
     config, tiny, found = tapstudy.TAPConfig(interval=3, warmup_steps=1), make("DiT"), []
     for policy in (TAPPolicy(config), Narrow(config)):
