@@ -18,6 +18,7 @@ import tapstudy.predictors
 from tapstudy.analysis.study import load_table
 from tapstudy.bench.methods import METHODS
 from tests.docs.pages import PAGES, ROOT
+from tests.table import each_row
 
 README = PAGES["README.md"]
 MADE = {
@@ -105,7 +106,7 @@ def test_the_readme_has_the_numbers_of_the_documentation() -> None:
     assert f"TAP ends {rounded([str(fitted - mean['Taylor order 1 / fitted'])])[0]} dB above order 1" in README
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("page", "says"),
     [("claims", r"of 30, .*?, (\d+) hold, (\d+) fail and (\d+) are undecided on `mnist-dit`"),
      ("claims-mnist-dit-rough", r"; (\d+), (\d+) and (\d+) on `mnist-dit-rough`"),
