@@ -51,7 +51,7 @@ def window_cost(features, lengths, mask, family):
     return total
 
 
-@pytest.mark.parametrize(("passes", "family"), [(2, ORDER1), (3, None), (4, ORDER1)])
+@each_row(("passes", "family"), [(2, ORDER1), (3, None), (4, ORDER1)])
 def test_the_window_mask_is_the_best_of_all(passes, family):
     rng = np.random.default_rng(passes)
     features, lengths = rng.standard_normal((9, 12)).cumsum(axis=0), rng.uniform(-2, -1, 9)

@@ -34,21 +34,15 @@ def test_flux_dev_by_hand():
     assert history_bytes(FLUX_DEV, anchors=3, history_dtype=torch.float32) == 226_492_416
     assert history_bytes(FLUX_DEV, anchors=3, history_dtype=torch.bfloat16) == 150_994_944
     assert history_bytes(FLUX_DEV, anchors=3, history_dtype=torch.float32) == one_sample_bytes(4096, 3072)
-
-
-def test_latent_residuals_by_hand():
-    """64 channels of the packed latent in place of 3072."""
-    shape = Features(1, 4096, 3072, 64, torch.bfloat16)
-    assert history_bytes(shape, anchors=3, history_dtype=torch.float32) == 3 * 4096 * (3072 * 2 + 64 * 4)
+    latent = Features(1, 4096, 3072, 64, torch.bfloat16)  # 64 channels of the packed latent in place of 3072
+    assert history_bytes(latent, anchors=3, history_dtype=torch.float32) == 3 * 4096 * (3072 * 2 + 64 * 4)
 
 
 @pytest.mark.parametrize(
     ("steps", "interval", "warmup", "residual", "dtype"),
     [
-        (12, 8, 3, "hidden", torch.float32),
         (12, 8, 3, "latent", torch.bfloat16),
-        (3, 3, 1, "hidden", torch.bfloat16),
-        (4, 4, 2, "latent", torch.float64),
+        (3, 3, 1, "hidden", torch.float32),
     ],
 )
 def test_a_model_that_runs(tiny_pipe, sample, steps, interval, warmup, residual, dtype):

@@ -19,7 +19,7 @@ from tapstudy.bench.speed.example_inputs import example_inputs
 from tapstudy.bench.speed.methods import EXTRA, TAP_VARIANTS, TEXTS, Plan, find_methods, setting_of, why_not_compiled
 from tapstudy.bench.speed.real_sizes import RealSize
 from tapstudy.bench.speed.run import _loop, speed, time_subject, with_ratios
-from tapstudy.bench.speed.steps import PARTS, MarkedTAP, Marks, middle, plain_steps, tap_steps
+from tapstudy.bench.speed.steps import PARTS, Marks, middle, plain_steps, tap_steps
 from tapstudy.bench.speed.subjects import PRESETS, EulerLoop, Preset, Subject, make_subject, split_name
 from tapstudy.cli import app
 from tapstudy.models.machine import find_device
@@ -313,16 +313,9 @@ def test_a_gpu_that_is_not_there():
     assert find_device("auto") == CPU
 
 
-@each_row(
-    ("name", "parts"),
-    [("mnist-dit", ("mnist-dit", None)), ("mnist-dit@32", ("mnist-dit", 32)), ("flux-dev@2", ("flux-dev", 2))],
-)
-def test_names_with_images(name, parts):
-    assert split_name(name) == parts
-
-
 def test_images_of_a_name(tmp_path):
     """They go before the batch size; a folder may have an @ of its own."""
+    assert [split_name(name) for name in ("mnist-dit", "mnist-dit@32")] == [("mnist-dit", None), ("mnist-dit", 32)]
     make_tiny_pipe().save_pretrained(tmp_path / "a@b")
     folder = str(tmp_path / "a@b")
     assert split_name(folder) == (folder, None)
@@ -357,11 +350,6 @@ def test_a_compiled_step_has_no_assembly_of_its_own():
     parts = found["part_seconds"].isel(model=0, skip=0, repeat=0)
     assert [part for part in PARTS if not parts.sel(part=part)] == ["assembly"]
     assert "- assembly" not in speed_table.page(found)
-
-
-def test_copies_of_a_policy_share_their_marks():
-    marks = Marks(CPU)
-    assert MarkedTAP(TAPConfig(), marks).fresh().marks is marks
 
 
 def test_quartiles_and_tables(measured):
