@@ -198,15 +198,17 @@ def test_no_result_in_a_recording_or_in_place_of_a_folder(scored, tmp_path):
     assert not (recording / "a").exists()
 
 
-@pytest.mark.parametrize("where", [".", "../here/run.zarr", "~/here/run.zarr"])
-def test_beside_the_recording_however_it_is_named(scored, tmp_path, monkeypatch, where):
-    (tmp_path / "here").mkdir()
-    recording = shutil.copytree(scored, tmp_path / "here" / "run.zarr")
+@each_row(("where", "asked_in"), [(".", "here/run.zarr"), ("../here/run.zarr", "here"), ("~/here/run.zarr", ".")])
+def test_beside_the_recording_however_it_is_named(scored, tmp_path, monkeypatch, where, asked_in):
+    recording = tmp_path / "here" / "run.zarr"
+    if not recording.exists():
+        shutil.copytree(scored, recording)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(recording if where == "." else recording.parent)
+    monkeypatch.chdir(tmp_path / asked_in)
     result = run(app, ["analyze", where, "--analysis", "choice-maps"])
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in recording.parent.iterdir()) == ["run.choice-maps.nc", "run.zarr"]
+    (recording.parent / "run.choice-maps.nc").unlink()
 
 
 @each_row(

@@ -41,14 +41,7 @@ def saved(name: str, folder: Path) -> tuple[str, str]:
     return str(folder / name), str(folder / f"{name}.csv")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "flux",
-        "wan",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("stable_diffusion_3", "qwen_image")),
-    ],
-)
+@pytest.fixture(scope="module", params=["flux", "wan", pytest.param("qwen_image", marks=pytest.mark.slow)])
 def asked(request, tmp_path_factory):
     return saved(request.param, tmp_path_factory.mktemp("pipelines"))
 

@@ -4,6 +4,7 @@ from typer.testing import CliRunner
 from tapstudy.bench.claims import evidence
 from tapstudy.cli import app
 from tests.analysis.synthetic_claims import make_evidence
+from tests.table import each_row
 
 run = CliRunner().invoke
 
@@ -89,7 +90,7 @@ def test_quick_keeps_the_published_page_and_tables(model, tmp_path, collected, m
     assert len(collected) == 3
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         (["--seeds", "a"], "--seeds must be numbers"),

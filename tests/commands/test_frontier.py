@@ -1,9 +1,9 @@
-import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
 from tapstudy.bench.frontier.table import COLUMNS
 from tapstudy.cli import app
+from tests.table import each_row
 
 run = CliRunner().invoke
 
@@ -40,7 +40,7 @@ def test_table_and_file(model, tmp_path):
     assert "no table" in result.output
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("options", "message"),
     [
         (["--seeds", "41"], "both tested and held out"),

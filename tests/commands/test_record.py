@@ -17,6 +17,7 @@ from tapstudy.cli import app
 from tapstudy.commands.info_run import describe_run
 from tapstudy.commands.record import make_bundled
 from tapstudy.recording.store import SampleWriter
+from tests.table import each_row
 
 run = CliRunner().invoke
 
@@ -192,7 +193,7 @@ def test_bundled(model, tmp_path):
     np.testing.assert_allclose(exact["image"].load().swap_dims(sample="label").sel(same), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         ([], "say where to record"),

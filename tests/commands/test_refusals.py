@@ -99,7 +99,7 @@ def words(command, recording):
     return [*(recording if word == "RECORDING" else word for word in command.split()), *data]
 
 
-@pytest.mark.parametrize("command", OUTPUTS)
+@each_row("command", OUTPUTS)
 def test_outputs_that_cannot_be(place, recording, command):
     """In a place that takes no files, in a recording, where a folder or a file of another kind is."""
     option, suffix = OUTPUTS[command]
@@ -224,7 +224,7 @@ def test_no_scheduler_leaves_no_folder(place):
     assert "no dask scheduler answers" in result.stderr.splitlines()[-1]  # below the bar
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x.nc"), RuntimeError("out of\nmemory")])
+@each_row("error", [OSError(28, "No space left on device", "x.nc"), RuntimeError("out of\nmemory")])
 def test_what_fails_later_is_one_line_too(model, monkeypatch, tmp_path, error):
     def fails(*_, **__):
         raise error

@@ -1,4 +1,3 @@
-import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -8,7 +7,7 @@ from tapstudy.models.embedded import MADE_BY
 from tests.table import each_row
 
 
-@pytest.mark.parametrize("words", [[], ["mnist-dit", "--steps", "3"]])
+@each_row("words", [[], ["mnist-dit", "--steps", "3"]])
 def test_without_the_package_that_trains(monkeypatch, words):
     monkeypatch.setattr(train, "find_spec", lambda name: None)
     app = typer.Typer()
