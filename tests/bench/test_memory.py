@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from tapstudy import TAPConfig, apply_policy
 from tapstudy.bench.speed.memory import (
@@ -16,6 +15,7 @@ from tapstudy.bench.speed.methods import THIRD_PARTY, Plan
 from tapstudy.bench.speed.real_sizes import history_bytes as one_sample_bytes
 from tapstudy.cli import app
 from tapstudy.policies.tap import TAPPolicy
+from tests.command_line import invoke
 from tests.conftest import make_tiny_pipe
 from tests.instrument.tiny_models import make
 
@@ -107,9 +107,9 @@ def test_table(model):
 
 
 def test_command(model, tmp_path):
-    run, out = CliRunner().invoke, tmp_path / "memory.nc"
+    out = tmp_path / "memory.nc"
     options = ["--model", "flux-dev,hunyuan-video", "--device", "cpu", "--out", str(out)]
-    result = run(app, ["bench", "memory", *options, "--markdown"])
+    result = invoke(app, ["bench", "memory", *options, "--markdown"])
     assert result.exit_code == 0, result.output
     assert "| flux-dev | tap float32 | 226.492 | 226.492 |" in result.output
     assert "| hunyuan-video | tap bfloat16 | 4379.443 | 4379.443 |" in result.output
@@ -118,6 +118,6 @@ def test_command(model, tmp_path):
         (["--model", "flux-devv"], "did you mean 'flux-dev'"),
         (["--history-dtypes", "int8"], "--history-dtypes must be"),
     ):
-        result = run(app, ["bench", "memory", *arguments])
+        result = invoke(app, ["bench", "memory", *arguments])
         assert result.exit_code == 2
         assert message in result.output

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from typer.testing import CliRunner
 
 mpl.use("Agg")
 
@@ -25,6 +24,7 @@ from tapstudy.cli import app
 from tapstudy.models.machine import find_device
 from tapstudy.plots.speed import plot_speed
 from tapstudy.policies.tap import TAPPolicy
+from tests.command_line import invoke
 from tests.conftest import make_tiny_pipe
 from tests.table import each_row
 
@@ -385,15 +385,14 @@ def test_command(tmp_path):
     make_tiny_pipe().save_pretrained(tmp_path / "model")
     options = ["--steps", "6", "--interval", "3", "--repeats", "1", "--batch-size", "1", "--methods", "tap"]
     out = tmp_path / "new" / "speed.nc"
-    run = CliRunner().invoke
-    result = run(app, ["bench", "speed", "--model", str(tmp_path / "model"), *options, "--out", str(out)])
+    result = invoke(app, ["bench", "speed", "--model", str(tmp_path / "model"), *options, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "TAP, 15 candidates" in result.output
     table = load_table(out.parent, "speed")
     assert table["mask"].values.tolist() == [["FFFFFF", "FFF..F"]]
-    again = run(app, ["bench", "speed", "--table", str(out), "--markdown"])
+    again = invoke(app, ["bench", "speed", "--table", str(out), "--markdown"])
     assert again.output.strip() == speed_table.page(table).strip()
     for arguments, message in ((["--model", "nope"], "no model 'nope'"), (["--dtype", "int8"], "--dtype must be")):
-        result = run(app, ["bench", "speed", *arguments])
+        result = invoke(app, ["bench", "speed", *arguments])
         assert result.exit_code == 2
         assert message in result.output

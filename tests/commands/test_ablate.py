@@ -1,10 +1,9 @@
 import xarray as xr
-from typer.testing import CliRunner
 
 from tapstudy.cli import app
+from tests.command_line import invoke as run
 from tests.table import each_row
 
-run = CliRunner().invoke
 FEW = ["--labels", "3", "--seeds", "0,1", "--steps", "6", "--guidance", "1"]
 
 

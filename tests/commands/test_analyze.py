@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from distributed import LocalCluster
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.analysis.clean_image import clean_images
@@ -14,11 +13,11 @@ from tapstudy.analysis.result import means
 from tapstudy.cli import app
 from tapstudy.commands.analyze import ANALYSES, Analysis
 from tapstudy.models.embedded import data_folder
+from tests.command_line import invoke as run
 from tests.conftest import make_tiny_pipe
 from tests.recording.runs import ALL
 from tests.table import each_row
 
-run = CliRunner().invoke
 SCORES = data_folder() / "recordings" / "closed_loop.zarr"
 
 

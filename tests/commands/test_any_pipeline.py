@@ -14,18 +14,18 @@ import pytest
 import xarray as xr
 from distributed import LocalCluster, get_worker
 from PIL import Image
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.bench import engine
 from tapstudy.cli import app
+from tests.command_line import invoke
 from tests.pipelines import tiny
 
 FEW = ("--steps", 6, "--interval", 3, "--warmup-steps", 1)
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments)])
+    return invoke(app, [*map(str, arguments)])
 
 
 def saved(name: str, folder: Path) -> tuple[str, str]:

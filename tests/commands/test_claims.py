@@ -1,17 +1,16 @@
 import pytest
-from typer.testing import CliRunner
 
 from tapstudy.bench.claims import evidence
 from tapstudy.cli import app
-from tests.analysis.synthetic_claims import make_evidence
+from tests.analysis.synthetic_claims import make_evidence, remember_statistics
+from tests.command_line import invoke as run
 from tests.table import each_row
-
-run = CliRunner().invoke
 
 
 @pytest.fixture
 def collected(monkeypatch):
     """The plans that evidence was asked for; what is found is planted."""
+    remember_statistics(monkeypatch)
     plans = []
 
     def collect(plan, folder, *, scheduler=None):

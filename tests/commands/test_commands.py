@@ -1,13 +1,11 @@
 import pytest
 from PIL import Image
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.cli import app
+from tests.command_line import invoke as run
 from tests.table import each_row
-
-run = CliRunner().invoke
 
 
 def image_size(path):

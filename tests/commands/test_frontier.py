@@ -1,11 +1,9 @@
 import xarray as xr
-from typer.testing import CliRunner
 
 from tapstudy.bench.frontier.table import COLUMNS
 from tapstudy.cli import app
+from tests.command_line import invoke as run
 from tests.table import each_row
-
-run = CliRunner().invoke
 
 
 def test_table_and_file(model, tmp_path):

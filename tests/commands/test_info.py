@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from typer.testing import CliRunner
-
 from tapstudy.cli import app
 from tapstudy.instrument.adapters import ADAPTERS
+from tests.command_line import invoke
 from tests.conftest import make_tiny_pipe
 from tests.instrument.tiny_models import make
 from tests.table import each_row
 
 
 def info(target):
-    return CliRunner().invoke(app, ["info", str(target)])
+    return invoke(app, ["info", str(target)])
 
 
 def test_class():

@@ -8,16 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.cli import app
 from tapstudy.models.pipeline import LabelPipeline
+from tests.command_line import invoke as run
 from tests.conftest import make_tiny_pipe
 from tests.instrument.tiny_models import make
 from tests.table import each_row
-
-run = CliRunner().invoke
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +265,6 @@ def test_compare_and_fit_refuse_before_they_load_a_model(tmp_path, monkeypatch):
         (("fit-schedule", "--full-passes", "60"), "--full-passes must be below the 50 --steps"),
         (("fit-schedule", "--sigmas", "3,-1"), "--sigmas must be a finite number of at least 0"),
     ]:
-        done = CliRunner().invoke(app, arguments)
+        done = run(app, arguments)
         assert done.exit_code == 2
         assert message in " ".join(done.output.split())

@@ -21,10 +21,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.cli import app
+from tests.command_line import invoke
 from tests.commands.test_any_pipeline import saved
 from tests.docs.pages import COMMANDS, PAGES, ROOT, Block, blocks, find_command, options
 from tests.pipelines import tiny
@@ -138,7 +138,7 @@ def run_bash(block: Block) -> None:
             at = rest.index("--steps") if "--steps" in rest else len(rest)
             if "--resume" not in rest:
                 rest[at : at + 2] = ["--steps", str(STEPS)]
-        done = CliRunner().invoke(app, [*words[1 : len(words) - len(find_command(words)[1])], *rest])
+        done = invoke(app, [*words[1 : len(words) - len(find_command(words)[1])], *rest])
         assert done.exit_code == 0, f"{block.place}: {' '.join(words)}\n{done.output}"
 
 
