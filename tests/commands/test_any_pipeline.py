@@ -141,6 +141,7 @@ def test_a_schedule_for_other_steps_is_refused(tmp_path):
         tapstudy.FittedSchedule.load(tmp_path / "other.json")
 
 
+@pytest.mark.slow
 def test_a_killed_recording_of_given_images_resumes(tmp_path):
     """The image that the prompts edit is in the recording: its file need not be there any more."""
     folder, prompts = saved_with_image("flux_kontext", tmp_path)

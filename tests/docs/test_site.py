@@ -183,6 +183,7 @@ def test_pages_have_the_rivals_of_the_comparison() -> None:
         assert says.format(*(f"{bound:.1f}" for bound in bounds)) in told
 
 
+@pytest.mark.slow  # half a minute
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
