@@ -41,7 +41,9 @@ def saved(name: str, folder: Path) -> tuple[str, str]:
     return str(folder / name), str(folder / f"{name}.csv")
 
 
-@pytest.fixture(scope="module", params=["flux", "wan", pytest.param("qwen_image", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wan", "qwen_image"))]
+)
 def asked(request, tmp_path_factory):
     return saved(request.param, tmp_path_factory.mktemp("pipelines"))
 
