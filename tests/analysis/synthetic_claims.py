@@ -5,8 +5,19 @@ from functools import cache
 import numpy as np
 import xarray as xr
 
+from tapstudy.analysis.claims import finding
 from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.bench.claims.runs import TOWARD, Plan, claim_runs, ranked_settings
+
+_PVALUE, _INTERVAL = (cache(lambda *values, made=made: made(np.array(values)))
+                      for made in (finding.sign_flip_pvalue, finding.mean_interval))  # fmt: skip
+
+
+def remember_statistics(monkeypatch):
+    """Let the same values be tested once, wherever they are judged again: that takes most of the time of claims."""
+    monkeypatch.setattr(finding, "sign_flip_pvalue", lambda values: _PVALUE(*values.tolist()))
+    monkeypatch.setattr(finding, "mean_interval", lambda values: _INTERVAL(*values.tolist()))
+
 
 PLAN = Plan(seeds=(1, 2, 3), labels=tuple(range(10)), held_out=(7, 8, 9))
 PASSES = {4: 14, 6: 10, 8: 8}

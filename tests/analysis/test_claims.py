@@ -21,7 +21,7 @@ from tapstudy.analysis.claims.report import claims_page
 from tapstudy.analysis.rescoring import rescore
 from tapstudy.bench.claims.runs import TOWARD, claim_runs
 from tapstudy.policies.config import TAPConfig
-from tests.analysis.synthetic_claims import PLAN, make_evidence
+from tests.analysis.synthetic_claims import PLAN, make_evidence, remember_statistics
 from tests.table import each_row
 
 DEPTHS = [f"tap N=8 depth={depth}" for depth in (1, 2, 4)]
@@ -30,6 +30,11 @@ BY_RANK = dict(zip(RANKED, (0.25, 0.2, 0.15, 0.1, 0.05, -0.1), strict=True))
 MASKED = ("order0", "order1", "tap", "step")
 PLACES = ("N=8", "even", "start-dense", "best")
 KNOWN = {name: -0.3 for space in ("", " output") for name in (f"shuffled N=8{space}", f"other token N=8{space}")}
+
+
+@pytest.fixture(autouse=True)
+def statistics(monkeypatch):
+    remember_statistics(monkeypatch)
 
 
 def runs(method, *places, by):

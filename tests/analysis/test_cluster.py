@@ -9,6 +9,7 @@ from distributed import Client, LocalCluster, get_worker
 from tapstudy.analysis.cluster import scheduler
 from tapstudy.analysis.result import means, open_result, shares, summary_rows
 from tapstudy.netcdf import write_netcdf
+from tests.table import each_row
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_workers_compute_inside_the_block_only(cluster):
     assert dask.delayed(where)().compute(scheduler=None) is None
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x"])
+@each_row("address", ["tcp://127.0.0.1:1", "nonsense://x"])
 def test_nobody_there(address):
     message = r"no dask scheduler answers at '.*start one with `dask scheduler`"
     with pytest.raises(ConnectionError, match=message), scheduler(address, timeout=0.5):

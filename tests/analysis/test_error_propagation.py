@@ -12,6 +12,7 @@ from tapstudy.analysis.error_propagation import (
     teacher_forced_error,
 )
 from tapstudy.analysis.stats import with_interval
+from tests.table import each_row
 
 
 def linear_runs(rate, errors, *, start=1.0):
@@ -139,7 +140,7 @@ def test_lazy_and_interval():
     assert (table.sel(bound="low") <= table.sel(bound="high")).all()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("change", "message"),
     [
         (lambda d: d.drop_vars("velocity_exact"), r"\['velocity_exact'\] are missing"),

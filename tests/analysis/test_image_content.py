@@ -94,11 +94,6 @@ def test_otsu_is_the_best_cut(values):
     assert between(cut) >= max(between(at) for at in values) - 1e-12
 
 
-def test_otsu_separates_two_groups():
-    rng = np.random.default_rng(0)
-    assert 0.25 < otsu_threshold(np.r_[rng.normal(0.1, 0.02, 100), rng.normal(0.8, 0.05, 20)] * 1.0 + 0.15) < 0.9
-
-
 def test_real_digits_are_lazy():
     scores = tapstudy.open_recording("data/recordings/scores.zarr")
     found = image_content(scores)

@@ -2,6 +2,7 @@ import pytest
 import xarray as xr
 
 from tapstudy.analysis.require import require
+from tests.table import each_row
 
 
 def test_what_is_there_passes():
@@ -10,7 +11,7 @@ def test_what_is_there_passes():
     require(dataset, "study", a=())
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("variables", "text"),
     [
         ({"b": ()}, r"study needs the variables \['b'\], but \['b'\] are missing \(there are \['a'\]\)"),
@@ -20,8 +21,5 @@ def test_what_is_there_passes():
 def test_what_is_missing_is_named(variables, text):
     with pytest.raises(ValueError, match=text):
         require(xr.Dataset({"a": (("step", "token"), [[1.0]])}), "study", **variables)
-
-
-def test_an_array_is_no_dataset():
     with pytest.raises(TypeError, match=r"study needs an xarray\.Dataset, got DataArray"):
         require(xr.DataArray([1.0]), "study")

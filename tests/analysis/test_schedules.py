@@ -62,7 +62,7 @@ def naive_cost(data, mask, order):
     return total
 
 
-@pytest.mark.parametrize("order", [0, 1, 2, "best"])
+@pytest.mark.parametrize("order", [0, 2, "best"])
 def test_no_mask_is_cheaper(order):
     data = make_features(samples=2, contexts=0, steps=8, tokens=2, channels=3, seed=1)
     costs = {(0, *rest): naive_cost(data, (0, *rest), order) for rest in combinations(range(1, 8), 2)}

@@ -81,7 +81,7 @@ def test_paired_difference_is_for_the_same_images():
         paired_difference(a, b.drop_vars("seed").isel(sample=slice(5)))
 
 
-@pytest.mark.parametrize("size", [2, 5, 9])
+@each_row("size", [2, 5, 9])
 def test_sign_flips_are_all_counted(size):
     differences = np.random.default_rng(size).normal(0.4, 1, size)
     means = np.array([np.mean(differences * flip) for flip in product([-1, 1], repeat=size)])
@@ -123,7 +123,7 @@ def test_adjusted_values_are_ordered(p):
         assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= -1e-12).all()
 
 
-@pytest.mark.parametrize("p", [[0.1, 1.5], [0.1, np.nan]])
+@each_row("p", [[0.1, 1.5], [0.1, np.nan]])
 def test_adjusting_needs_probabilities(p):
     with pytest.raises(ValueError, match=r"p-values must be in \[0, 1\]"):
         holm(p)

@@ -51,7 +51,7 @@ def test_labels_over_fewer_dims_and_text():
     np.testing.assert_array_equal(image_means(small(), new)["a"], found["a"])
 
 
-@pytest.mark.parametrize("by", ["distance", "step", "context"])
+@pytest.mark.parametrize("by", ["distance", "context"])
 def test_equals_a_loop(by):
     per_token = proxy_correlation(planted_scores(0.6, samples=4))
     found = summarise(per_token, by)

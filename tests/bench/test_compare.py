@@ -20,6 +20,7 @@ from tapstudy.instrument.time_features import time_embedders
 from tapstudy.models.sources import name_of
 from tapstudy.policies import CalibratedPolicy, FixedPolicy, TAPPolicy
 from tests.pipelines import tiny
+from tests.table import each_row
 
 QUIET = {"progress": False}
 
@@ -151,7 +152,7 @@ def test_fits_what_it_says(tiny_pipe, tmp_path):
     ) == found  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("changes", "message"),
     [
         ({"prompts": [1]}, "needs a prompt to fit to and another to choose on"),
@@ -217,7 +218,7 @@ def test_an_images_own_guidance_holds_and_so_do_its_flops():
         tapstudy.compare(pipe, [prompts[0], prompts[1] | {"height": 24}], ["tap"], steps=4, **QUIET)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("asked", "changes", "message"),
     [
         ([0, 0], {}, "'0' stands there twice"),

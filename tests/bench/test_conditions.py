@@ -19,6 +19,7 @@ from tapstudy.bench.conditions import (
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.models.sources import name_of
 from tests.pipelines import tiny
+from tests.table import each_row
 
 
 def written(folder, name, text):
@@ -54,7 +55,7 @@ def test_columns_are_arguments(tmp_path):
         arguments_of([one])
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "text", "message"),
     [
         ("a.txt", "# nothing\n", "holds no prompts"),

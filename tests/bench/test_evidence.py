@@ -70,7 +70,7 @@ def test_held_out_images_are_never_test_images():
     assert plan.few_images.pairs == plan.test.pairs[: len(plan.few_images)]
 
 
-@pytest.mark.parametrize("steps", [20, 28, 50])
+@each_row("steps", [20, 28, 50])
 def test_the_schedule_with_as_many_passes_as_n_8_is_that_of_n_8(steps):
     plan = Plan(steps=steps)
     assert plan.interval(plan.passes) == 8
@@ -99,7 +99,7 @@ def test_runs_are_what_their_names_say():
             assert all(getattr(ranked.config, key) == value for key, value in changes.items())
 
 
-@pytest.mark.parametrize("on", ["even", "start-dense", "best"])
+@each_row("on", ["even", "start-dense", "best"])
 def test_masks_have_equally_many_full_steps(plan, held, on):
     setting = Run("tap", on).setting(held, plan)
     with setting.attach(held.pipe) as told:

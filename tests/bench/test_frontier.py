@@ -51,7 +51,7 @@ def window_cost(features, lengths, mask, family):
     return total
 
 
-@pytest.mark.parametrize(("passes", "family"), [(2, ORDER1), (3, None), (4, ORDER1)])
+@each_row(("passes", "family"), [(2, ORDER1), (3, None), (4, ORDER1)])
 def test_the_window_mask_is_the_best_of_all(passes, family):
     rng = np.random.default_rng(passes)
     features, lengths = rng.standard_normal((9, 12)).cumsum(axis=0), rng.uniform(-2, -1, 9)
@@ -262,6 +262,10 @@ NAMES = ["fewer", "order1", "best-fixed", "first-block", "magcache", "ertacache"
          "fitted", "step-table", "oracle", "peer-first-block", "peer-magcache", "peer-taylorseer"]  # fmt: skip
 
 
+# beside S(N, 3) and those that methods bring along: one by rule, one fitted, and one found by search
+ON = ["even", "growth-fitted-hidden", "searched"]
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
@@ -269,7 +273,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(plan, work):
-    return frontier(plan, work, methods=NAMES, repeats=1, progress=False)
+    return frontier(plan, work, methods=NAMES, schedules=ON, repeats=1, progress=False)
 
 
 def test_what_a_run_measures(found, plan):
@@ -378,7 +382,7 @@ def test_a_second_call_samples_nothing(found, plan, work, monkeypatch):
         raise AssertionError("sampled again")
 
     monkeypatch.setattr(engine.ImageSet, "sample", refuse)
-    again = frontier(plan, work, methods=NAMES, repeats=1, progress=False)
+    again = frontier(plan, work, methods=NAMES, schedules=ON, repeats=1, progress=False)
     xr.testing.assert_identical(again, found)
 
 

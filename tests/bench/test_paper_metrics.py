@@ -9,6 +9,7 @@ from tapstudy.bench.image_set import ImageSet
 from tapstudy.bench.paper.metrics import Lpips, VBench, find_metrics, load_metrics, metric_fingerprint
 from tapstudy.bench.paper.pixels import normalised_for_clip
 from tests.bench import tiny_metrics
+from tests.table import each_row
 
 
 def images(*shape, seed=0):
@@ -138,7 +139,7 @@ class VideoWriter:
 """
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "message"),
     [
         ("clip", r"CLIP score: .* has no config\.json; get it: hf download openai/clip-vit-large-patch14 --local-dir"),

@@ -92,12 +92,9 @@ def test_states_of_a_model_of_text():
     assert float(gap.max()) < 1e-5 * float(abs(runs.state).max())
 
 
-def test_no_images(tiny_pipe):
+def test_what_cannot_be_run(tiny_pipe):
     with pytest.raises(ValueError, match="no images"):
         solver_runs(tiny_pipe, {}, IMAGES[:0], progress=False)
-
-
-def test_bad_pipelines(tiny_pipe):
     with pytest.raises(TypeError, match="needs an embedded pipeline"):
         solver_runs(tiny_pipe.transformer, {}, IMAGES)
     with pytest.raises(ValueError, match="'reference' is taken"):

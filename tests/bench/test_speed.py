@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from typer.testing import CliRunner
 
 mpl.use("Agg")
 
@@ -19,12 +18,13 @@ from tapstudy.bench.speed.example_inputs import example_inputs
 from tapstudy.bench.speed.methods import EXTRA, TAP_VARIANTS, TEXTS, Plan, find_methods, setting_of, why_not_compiled
 from tapstudy.bench.speed.real_sizes import RealSize
 from tapstudy.bench.speed.run import _loop, speed, time_subject, with_ratios
-from tapstudy.bench.speed.steps import PARTS, MarkedTAP, Marks, middle, plain_steps, tap_steps
+from tapstudy.bench.speed.steps import PARTS, Marks, middle, plain_steps, tap_steps
 from tapstudy.bench.speed.subjects import PRESETS, EulerLoop, Preset, Subject, make_subject, split_name
 from tapstudy.cli import app
 from tapstudy.models.machine import find_device
 from tapstudy.plots.speed import plot_speed
 from tapstudy.policies.tap import TAPPolicy
+from tests.command_line import invoke
 from tests.conftest import make_tiny_pipe
 from tests.table import each_row
 
@@ -313,16 +313,9 @@ def test_a_gpu_that_is_not_there():
     assert find_device("auto") == CPU
 
 
-@each_row(
-    ("name", "parts"),
-    [("mnist-dit", ("mnist-dit", None)), ("mnist-dit@32", ("mnist-dit", 32)), ("flux-dev@2", ("flux-dev", 2))],
-)
-def test_names_with_images(name, parts):
-    assert split_name(name) == parts
-
-
 def test_images_of_a_name(tmp_path):
     """They go before the batch size; a folder may have an @ of its own."""
+    assert [split_name(name) for name in ("mnist-dit", "mnist-dit@32")] == [("mnist-dit", None), ("mnist-dit", 32)]
     make_tiny_pipe().save_pretrained(tmp_path / "a@b")
     folder = str(tmp_path / "a@b")
     assert split_name(folder) == (folder, None)
@@ -359,11 +352,6 @@ def test_a_compiled_step_has_no_assembly_of_its_own():
     assert "- assembly" not in speed_table.page(found)
 
 
-def test_copies_of_a_policy_share_their_marks():
-    marks = Marks(CPU)
-    assert MarkedTAP(TAPConfig(), marks).fresh().marks is marks
-
-
 def test_quartiles_and_tables(measured):
     short = speed_table.quartiles(measured)
     assert short["latency_ratio"].dims == ("model", "method", "quartile")
@@ -397,15 +385,14 @@ def test_command(tmp_path):
     make_tiny_pipe().save_pretrained(tmp_path / "model")
     options = ["--steps", "6", "--interval", "3", "--repeats", "1", "--batch-size", "1", "--methods", "tap"]
     out = tmp_path / "new" / "speed.nc"
-    run = CliRunner().invoke
-    result = run(app, ["bench", "speed", "--model", str(tmp_path / "model"), *options, "--out", str(out)])
+    result = invoke(app, ["bench", "speed", "--model", str(tmp_path / "model"), *options, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "TAP, 15 candidates" in result.output
     table = load_table(out.parent, "speed")
     assert table["mask"].values.tolist() == [["FFFFFF", "FFF..F"]]
-    again = run(app, ["bench", "speed", "--table", str(out), "--markdown"])
+    again = invoke(app, ["bench", "speed", "--table", str(out), "--markdown"])
     assert again.output.strip() == speed_table.page(table).strip()
     for arguments, message in ((["--model", "nope"], "no model 'nope'"), (["--dtype", "int8"], "--dtype must be")):
-        result = run(app, ["bench", "speed", *arguments])
+        result = invoke(app, ["bench", "speed", *arguments])
         assert result.exit_code == 2
         assert message in result.output

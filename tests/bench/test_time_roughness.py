@@ -177,12 +177,6 @@ def test_half_precision():
     assert np.isfinite(found["clock_share"]).all()
 
 
-def test_under_a_policy_it_is_refused():
-    pipe = make_tiny_pipe()
-    with tapstudy.tap(pipe), pytest.raises(RuntimeError, match="already"):
-        tapstudy.time_roughness(pipe, CALL, **FEW)
-
-
 def test_cost_and_layout():
     """293 full passes as stated, of one call a step; the model is as it was, to the bit."""
     pipe = make_tiny_pipe()
@@ -240,6 +234,12 @@ def test_other_trajectories(name):
     assert np.isfinite(found["clock_change"]).all()
 
 
+def under_a_policy():
+    pipe = make_tiny_pipe()
+    tapstudy.apply_tap(pipe)
+    return pipe
+
+
 @each_row(
     ("changes", "error", "message"),
     [
@@ -249,6 +249,7 @@ def test_other_trajectories(name):
         ({"offsets": (0.0,)}, ValueError, "offsets must be above 0"),
         ({"call": {"class_labels": [1]}}, ValueError, "needs 'seed'"),
         ({"pipe": make_tiny_pipe().transformer}, TypeError, "needs a pipeline"),
+        ({"pipe": under_a_policy()}, RuntimeError, "already"),
     ],
 )
 def test_refusals(changes, error, message):

@@ -1,10 +1,9 @@
-import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
 from tapstudy.cli import app
+from tests.command_line import invoke as run
+from tests.table import each_row
 
-run = CliRunner().invoke
 FEW = ["--labels", "3", "--seeds", "0,1", "--steps", "6", "--guidance", "1"]
 
 
@@ -41,7 +40,7 @@ def test_a_failure_is_told_once(tmp_path):
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         (["--axis", "intervall=4"], "no setting 'intervall'; did you mean 'interval'"),

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from distributed import LocalCluster
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.analysis.clean_image import clean_images
@@ -14,11 +13,11 @@ from tapstudy.analysis.result import means
 from tapstudy.cli import app
 from tapstudy.commands.analyze import ANALYSES, Analysis
 from tapstudy.models.embedded import data_folder
+from tests.command_line import invoke as run
 from tests.conftest import make_tiny_pipe
 from tests.recording.runs import ALL
 from tests.table import each_row
 
-run = CliRunner().invoke
 SCORES = data_folder() / "recordings" / "closed_loop.zarr"
 
 
@@ -198,15 +197,17 @@ def test_no_result_in_a_recording_or_in_place_of_a_folder(scored, tmp_path):
     assert not (recording / "a").exists()
 
 
-@pytest.mark.parametrize("where", [".", "../here/run.zarr", "~/here/run.zarr"])
-def test_beside_the_recording_however_it_is_named(scored, tmp_path, monkeypatch, where):
-    (tmp_path / "here").mkdir()
-    recording = shutil.copytree(scored, tmp_path / "here" / "run.zarr")
+@each_row(("where", "asked_in"), [(".", "here/run.zarr"), ("../here/run.zarr", "here"), ("~/here/run.zarr", ".")])
+def test_beside_the_recording_however_it_is_named(scored, tmp_path, monkeypatch, where, asked_in):
+    recording = tmp_path / "here" / "run.zarr"
+    if not recording.exists():
+        shutil.copytree(scored, recording)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(recording if where == "." else recording.parent)
+    monkeypatch.chdir(tmp_path / asked_in)
     result = run(app, ["analyze", where, "--analysis", "choice-maps"])
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in recording.parent.iterdir()) == ["run.choice-maps.nc", "run.zarr"]
+    (recording.parent / "run.choice-maps.nc").unlink()
 
 
 @each_row(

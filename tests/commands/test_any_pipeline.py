@@ -14,18 +14,18 @@ import pytest
 import xarray as xr
 from distributed import LocalCluster, get_worker
 from PIL import Image
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.bench import engine
 from tapstudy.cli import app
+from tests.command_line import invoke
 from tests.pipelines import tiny
 
 FEW = ("--steps", 6, "--interval", 3, "--warmup-steps", 1)
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments)])
+    return invoke(app, [*map(str, arguments)])
 
 
 def saved(name: str, folder: Path) -> tuple[str, str]:
@@ -42,12 +42,7 @@ def saved(name: str, folder: Path) -> tuple[str, str]:
 
 
 @pytest.fixture(
-    scope="module",
-    params=[
-        "flux",
-        "wan",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("stable_diffusion_3", "qwen_image")),
-    ],
+    scope="module", params=["flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wan", "qwen_image"))]
 )
 def asked(request, tmp_path_factory):
     return saved(request.param, tmp_path_factory.mktemp("pipelines"))
@@ -148,6 +143,7 @@ def test_a_schedule_for_other_steps_is_refused(tmp_path):
         tapstudy.FittedSchedule.load(tmp_path / "other.json")
 
 
+@pytest.mark.slow
 def test_a_killed_recording_of_given_images_resumes(tmp_path):
     """The image that the prompts edit is in the recording: its file need not be there any more."""
     folder, prompts = saved_with_image("flux_kontext", tmp_path)

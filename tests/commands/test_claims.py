@@ -1,16 +1,16 @@
 import pytest
-from typer.testing import CliRunner
 
 from tapstudy.bench.claims import evidence
 from tapstudy.cli import app
-from tests.analysis.synthetic_claims import make_evidence
-
-run = CliRunner().invoke
+from tests.analysis.synthetic_claims import make_evidence, remember_statistics
+from tests.command_line import invoke as run
+from tests.table import each_row
 
 
 @pytest.fixture
 def collected(monkeypatch):
     """The plans that evidence was asked for; what is found is planted."""
+    remember_statistics(monkeypatch)
     plans = []
 
     def collect(plan, folder, *, scheduler=None):
@@ -89,7 +89,7 @@ def test_quick_keeps_the_published_page_and_tables(model, tmp_path, collected, m
     assert len(collected) == 3
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         (["--seeds", "a"], "--seeds must be numbers"),

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.analysis.study import load_table, save_table
@@ -16,10 +15,10 @@ from tapstudy.figures import FIGURES, draw_all, show
 from tapstudy.plots import style
 from tapstudy.sources import MissingData, Sources
 from tests.analysis.test_run_tables import ranking
+from tests.command_line import invoke as run
 from tests.conftest import make_tiny_pipe
 from tests.test_architecture import ROOT
 
-run = CliRunner().invoke
 # what draws numbers at random (intervals, shuffles), or lays out what it is given: two of each
 CHANCE = ("heterogeneity", "correlation", "choice_maps", "speed")
 TABLES = {"correlation", "fixed_predictors_psnr", "ablations", "controls", "low_pass", "depth_ablation",

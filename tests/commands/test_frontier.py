@@ -1,11 +1,9 @@
-import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
 from tapstudy.bench.frontier.table import COLUMNS
 from tapstudy.cli import app
-
-run = CliRunner().invoke
+from tests.command_line import invoke as run
+from tests.table import each_row
 
 
 def test_table_and_file(model, tmp_path):
@@ -40,7 +38,7 @@ def test_table_and_file(model, tmp_path):
     assert "no table" in result.output
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("options", "message"),
     [
         (["--seeds", "41"], "both tested and held out"),

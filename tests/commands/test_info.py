@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import pytest
-from typer.testing import CliRunner
-
 from tapstudy.cli import app
 from tapstudy.instrument.adapters import ADAPTERS
+from tests.command_line import invoke
 from tests.conftest import make_tiny_pipe
 from tests.instrument.tiny_models import make
+from tests.table import each_row
 
 
 def info(target):
-    return CliRunner().invoke(app, ["info", str(target)])
+    return invoke(app, ["info", str(target)])
 
 
 def test_class():
@@ -108,12 +107,11 @@ def broken_weights(folder):
     return "restore its files"
 
 
-@pytest.mark.parametrize(
-    "spoil", [no_model, not_json, not_an_object, other_class, no_class, no_weights, broken_weights]
-)
+@each_row("spoil", [no_model, not_json, not_an_object, other_class, no_class, no_weights, broken_weights])
 def test_bad_folder_ends_with_one_line(spoil, tmp_path):
-    message = spoil(tmp_path)
-    result = info(tmp_path)
+    (folder := tmp_path / spoil.__name__).mkdir()
+    message = spoil(folder)
+    result = info(folder)
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1

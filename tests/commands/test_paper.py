@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from typer.testing import CliRunner
 
 from tapstudy.bench.image_set import forget_pipelines
 from tapstudy.bench.paper import run as running
@@ -22,13 +21,14 @@ from tapstudy.bench.paper.prompts import read_drawbench
 from tapstudy.bench.paper.protocol import PROTOCOLS, find_protocol
 from tapstudy.cli import app
 from tests.bench import tiny_metrics
+from tests.command_line import invoke
 from tests.commands.test_any_pipeline import saved
 
 STEPS = ("--steps", 10)
 
 
 def run(*arguments: object):
-    return CliRunner().invoke(app, ["bench", "paper", *map(str, arguments)])
+    return invoke(app, ["bench", "paper", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_lpips_in_the_table(weights, tmp_path, monkeypatch):
     page = (tmp_path / "paper.md").read_text()
     assert "Left out: TeaCache (l=0.8): no polynomial of TeaCache is known for this model" in page
     assert "LPIPS" in page
-    done = CliRunner().invoke(app, [
+    done = invoke(app, [
         "compare", "--pipeline", folder, "--prompts", prompts, "--steps", "8", "--methods", "order1", "--metrics",
         "lpips,clip", "--weights", str(weights), "--out", str(tmp_path / "page.html"), "--table",
         str(tmp_path / "table.nc"),

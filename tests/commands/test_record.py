@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.cli import app
 from tapstudy.commands.info_run import describe_run
 from tapstudy.commands.record import make_bundled
 from tapstudy.recording.store import SampleWriter
-
-run = CliRunner().invoke
-
+from tests.command_line import invoke as run
+from tests.table import each_row
 
 OPTIONS = "--labels 1,2 --seeds 3,4 --steps 8 --guidance 1.5 --interval 4 --warmup-steps 2 --batch-size 2"
 ROOT = Path(__file__).parents[2]
@@ -192,7 +190,7 @@ def test_bundled(model, tmp_path):
     np.testing.assert_allclose(exact["image"].load().swap_dims(sample="label").sel(same), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [
         ([], "say where to record"),

@@ -8,16 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.cli import app
 from tapstudy.models.pipeline import LabelPipeline
+from tests.command_line import invoke as run
 from tests.conftest import make_tiny_pipe
 from tests.instrument.tiny_models import make
 from tests.table import each_row
-
-run = CliRunner().invoke
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +97,7 @@ def words(command, recording):
     return [*(recording if word == "RECORDING" else word for word in command.split()), *data]
 
 
-@pytest.mark.parametrize("command", OUTPUTS)
+@each_row("command", OUTPUTS)
 def test_outputs_that_cannot_be(place, recording, command):
     """In a place that takes no files, in a recording, where a folder or a file of another kind is."""
     option, suffix = OUTPUTS[command]
@@ -224,7 +222,7 @@ def test_no_scheduler_leaves_no_folder(place):
     assert "no dask scheduler answers" in result.stderr.splitlines()[-1]  # below the bar
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x.nc"), RuntimeError("out of\nmemory")])
+@each_row("error", [OSError(28, "No space left on device", "x.nc"), RuntimeError("out of\nmemory")])
 def test_what_fails_later_is_one_line_too(model, monkeypatch, tmp_path, error):
     def fails(*_, **__):
         raise error
@@ -267,6 +265,6 @@ def test_compare_and_fit_refuse_before_they_load_a_model(tmp_path, monkeypatch):
         (("fit-schedule", "--full-passes", "60"), "--full-passes must be below the 50 --steps"),
         (("fit-schedule", "--sigmas", "3,-1"), "--sigmas must be a finite number of at least 0"),
     ]:
-        done = CliRunner().invoke(app, arguments)
+        done = run(app, arguments)
         assert done.exit_code == 2
         assert message in " ".join(done.output.split())

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.bench.compare import compare_images
 from tapstudy.bench.image_set import ImageSet
 from tapstudy.cli import app
 from tapstudy.plots.image_grid import plot_image_grid
+from tests.command_line import invoke
 from tests.training.emoji import tiny_pipe
 
 
@@ -27,7 +27,7 @@ def pixels(path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [*map(str, arguments)])
+    return invoke(app, [*map(str, arguments)])
 
 
 def test_samples_one_image_a_prompt(model, tmp_path):

@@ -21,13 +21,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import tapstudy
 from tapstudy.cli import app
+from tests.command_line import invoke
 from tests.commands.test_any_pipeline import saved
 from tests.docs.pages import COMMANDS, PAGES, ROOT, Block, blocks, find_command, options
 from tests.pipelines import tiny
+from tests.table import each_row
 
 STEPS = 9  # of every run
 TINY = {"FluxPipeline": "flux", "DiTPipeline": "dit", "QwenImagePipeline": "qwen_image", "WanPipeline": "wan"}
@@ -137,7 +138,7 @@ def run_bash(block: Block) -> None:
             at = rest.index("--steps") if "--steps" in rest else len(rest)
             if "--resume" not in rest:
                 rest[at : at + 2] = ["--steps", str(STEPS)]
-        done = CliRunner().invoke(app, [*words[1 : len(words) - len(find_command(words)[1])], *rest])
+        done = invoke(app, [*words[1 : len(words) - len(find_command(words)[1])], *rest])
         assert done.exit_code == 0, f"{block.place}: {' '.join(words)}\n{done.output}"
 
 
@@ -162,7 +163,7 @@ def check_bash(block: Block) -> None:
             assert words[0].startswith(SHELL), where
 
 
-@pytest.mark.parametrize("page", PAGES)
+@each_row("page", PAGES)
 def test_commands_in_the_text_exist(page: str) -> None:
     """Commands in the running text: their names and options; capitals stand for what the reader puts there."""
     for text in re.findall(r"`(tapstudy [^`]+)`", re.sub(r"^ *```.*?^ *```$", "", PAGES[page], flags=re.M | re.S)):

@@ -19,6 +19,7 @@ from tapstudy.analysis.stats import mean_interval, paired_interval
 from tapstudy.analysis.study import load_table
 from tapstudy.bench.methods import METHODS
 from tests.docs.pages import PAGES, ROOT
+from tests.table import each_row
 
 README = PAGES["README.md"]
 MADE = {
@@ -109,7 +110,7 @@ def test_the_readme_has_the_numbers_of_the_documentation() -> None:
     assert f"TAP ends {rounded([str(fitted - mean['Taylor order 1 / fitted'])])[0]} dB above order 1" in README
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("page", "says"),
     [("claims", r"of 30, .*?, (\d+) hold, (\d+) fail and (\d+) are undecided on `mnist-dit`"),
      ("claims-mnist-dit-rough", r"; (\d+), (\d+) and (\d+) on `mnist-dit-rough`"),
@@ -200,6 +201,7 @@ def test_pages_have_the_rivals_of_the_comparison() -> None:
         assert says.format(*(f"{bound:.1f}" for bound in bounds)) in told
 
 
+@pytest.mark.slow  # half a minute
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]

@@ -47,21 +47,23 @@ def test_all_outputs_are_small():
 
 
 @every_notebook
+def test_cells_are_short_and_their_ids_stable(name, cells):
+    assert [cell["id"] for cell in cells] == [f"cell-{i:02d}" for i in range(len(cells))]
+    assert max(len(cell["source"]) for cell in cells if cell["cell_type"] == "code") <= 30
+
+
+@every_notebook
 def test_story_opens_with_a_question_and_ends_with_the_answer(name, cells):
-    assert cells[0]["source"][0].endswith("?\n")
+    title = cells[0]["source"][0]
+    assert cells[0]["cell_type"] == "markdown"
+    assert title.startswith("# ")
+    assert title.endswith("?\n")
     words = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     assert "## The answer" in words[-1]  # a cell that reads it from the tables may follow
 
 
 @every_notebook
-def test_cell_ids_are_stable(name, cells):
-    assert [cell["id"] for cell in cells] == [f"cell-{i:02d}" for i in range(len(cells))]
-
-
-@every_notebook
-def test_story_begins_with_a_title_and_one_switch_which_is_off(name, cells):
-    assert cells[0]["cell_type"] == "markdown"
-    assert cells[0]["source"][0].startswith("# ")
+def test_one_switch_which_is_off(name, cells):
     tree = ast.parse(code(cells))
     switches = [
         node.value.value
@@ -105,8 +107,3 @@ def test_commands_of_the_shell_exist(name, cells):
         known = {option for parameter in command.params for option in parameter.opts}
         asked = {word for word in words if word.startswith("--")}
         assert asked <= known, line
-
-
-@every_notebook
-def test_cells_are_short(name, cells):
-    assert max(len(cell["source"]) for cell in cells if cell["cell_type"] == "code") <= 30

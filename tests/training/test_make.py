@@ -29,6 +29,7 @@ from tapstudy_training.make import Machine, make_classifier, measure_model, trai
 from tapstudy_training.recipes import CLASSIFIERS, MODELS
 from tapstudy_training.tasks import task_of
 from tests.models.test_data import jpeg_set
+from tests.table import each_row
 
 CIFAR = MODELS["cifar10-dit"]
 TINY = replace(
@@ -223,7 +224,7 @@ def test_initial_weights_of_the_recipe(data, judge, tmp_path, monkeypatch):
     assert seen == [model_folder("mnist-dit-rough"), tmp_path, None]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("options", "message"),
     [
         (["--count", "256"], "--count 256 is too few: the Frechet distance needs more .* features, 256"),
@@ -241,7 +242,7 @@ def test_too_few_samples_for_the_judge_are_refused_before_training(data, tmp_pat
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("options", "message"),
     [
         (["--device", "cuda"], "--device cuda: no GPU is visible to torch"),

@@ -39,11 +39,9 @@ def test_folded_weights_compute_what_was_trained(kind):
     assert torch.allclose(velocity(), attenuated, atol=1e-2)
 
 
-def test_no_clock_is_said():
+def test_models_that_cannot_be_attenuated():
+    """One without a clock, and one whose projection is shared with guidance."""
     with pytest.raises(ValueError, match="Linear has no timestep embedding"):
         attenuate(nn.Linear(2, 2), 30.0)
-
-
-def test_a_projection_shared_with_guidance_is_not_attenuated():
     with pytest.raises(ValueError, match="makes no features for the timestep alone"):
         attenuate(make("Flux").model, 30.0)
