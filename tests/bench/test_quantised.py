@@ -58,6 +58,17 @@ def test_nothing_to_correct(images, kind, text, tmp_path):
     slope, shift = torch.stack(list(found.values())).unbind(dim=1)
     assert torch.allclose(slope, torch.ones_like(slope), atol=1e-6)
     assert torch.allclose(shift, torch.zeros_like(shift), atol=1e-6)
+    if kind == "cumulative":  # of states, whose channels come first where they are no tokens
+        assert slope.shape[-1] == pipe.transformer.config.in_channels
+
+
+def test_lines_match_the_spread_or_are_least_squares(images):
+    pipe = pipe_of(images.model)
+    rounded = Setting.plain(6).within(lambda pipe: quantise(pipe, 3), "weights of 3 bits")
+    spread, affine = (Correction(images).fit(pipe, rounded, kind) for kind in ("variance", "affine"))
+    assert all((lines[0] > 0).all() for lines in spread.values())  # a ratio of deviations
+    assert all((lines[0] <= spread[place][0] + 1e-9).all() for place, lines in affine.items())  # times a correlation
+    assert any((lines[0] < spread[place][0] - 1e-3).any() for place, lines in affine.items())
 
 
 @pytest.mark.parametrize("kind", CORRECTIONS)
