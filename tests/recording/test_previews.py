@@ -89,9 +89,10 @@ def test_schedulers_that_do_not_tell(made, settings, reason):
 # Pictures
 
 
+# of every way to lay out, pack and scale latents
 NAMES = (
-    "dit", "stable_diffusion_3", "stable_diffusion_3_heun", "flux", "flux_img2img", "flux_kontext", "flux2",
-    "qwen_image", "wan", "cogvideox", "ltx", "sana", "z_image",
+    "dit", "stable_diffusion_3_heun", "flux_img2img", "flux_kontext", "flux2", "qwen_image", "wan", "cogvideox", "ltx",
+    "z_image",
 )  # fmt: skip
 
 
@@ -162,11 +163,10 @@ def test_chosen_steps_small_and_resumed(tmp_path, monkeypatch):
         record(pipe, tmp_path / "cut", **arguments | {"preview_size": 16})
 
 
-@pytest.mark.parametrize("component", ["transformer", "transformer_2"])
-def test_transformers_that_share_the_steps(tmp_path, component):
+def test_transformers_that_share_the_steps(tmp_path):
     pipe, call = FACTORIES["wan22"]()
     call = {**call, "seed": 1, "output_type": "np"}
-    run = record(pipe, tmp_path / "run", [call], transformer=component)
+    run = record(pipe, tmp_path / "run", [call], transformer="transformer_2")
     assert 0 < run.sizes["step"] < 12
     assert run.sizes["preview_step"] == run.sizes["step"]
     assert run["preview_video"].max(["sample", "time", "preview_y", "preview_x", "band"]).values.min() > 0
