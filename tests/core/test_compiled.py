@@ -68,7 +68,7 @@ def test_what_makes_no_graph(wrong):
         CompiledStep(**wrong)
 
 
-@pytest.mark.parametrize(("distance", "dtype"), [("cosine", torch.bfloat16), ("l1", torch.float16)])
+@each_row(("distance", "dtype"), [("cosine", torch.bfloat16), ("l1", torch.float16)])
 def test_probes_stored_in_half_precision(distance, dtype):
     """The same as if the model had shown rounded probes at full steps, and exact ones in between."""
     config = TAPConfig(interval=5, distance=distance)

@@ -85,7 +85,7 @@ def test_without_memory_smoothing_is_tap(run):
     assert_same(drive(SmoothedPolicy(CONFIG, decay=0), *run)[1], drive(TAPPolicy(CONFIG), *run)[1])
 
 
-@pytest.mark.parametrize("decay", [0.5, 1.0])
+@each_row("decay", [0.5, 1.0])
 def test_smoothing_adds_up_the_window(run, decay):
     """The choice is the argmin of the decayed sum since the last full step, label by label."""
     mask, predictions = drive(SmoothedPolicy(CONFIG, decay=decay), *run)
@@ -185,7 +185,7 @@ def test_without_a_threshold_the_windows_are_tap_s(run):
     assert_same(predictions, tap)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.7])
+@each_row("share", [0.2, 0.7])
 def test_a_window_ends_when_the_best_losses_add_up(run, share):
     """Against a loop that scores every step from the anchors the mask implies."""
     config = TAPConfig(interval=9, distance="l2", history_dtype=torch.float64)

@@ -44,16 +44,13 @@ PROBES = [tokens(value) for value in (100.0, 110.0, 121.0, 133.1, 146.41, 161.05
 
 
 def test_teacache_adds_up_changes_between_neighbours():
+    """And runs the last step in full where it is known."""
     residuals = [tokens(float(i)) for i in range(6)]
     for threshold, mask in ((0.05, "FFFFFF"), (0.15, "F.F.F."), (0.25, "F..F.."), (0.35, "F...F."), (9, "F.....")):
         found, predictions = drive(TeaCachePolicy(threshold), PROBES, residuals)
         assert found == mask
         for step, prediction in predictions.items():
             assert torch.equal(prediction.residual.double(), residuals[mask[:step].rindex("F")])
-
-
-def test_teacache_runs_the_last_step_in_full_where_it_is_known():
-    residuals = [tokens(0.0)] * 6
     assert drive(TeaCachePolicy(9), PROBES, residuals, num_steps=6)[0] == "F....F"
 
 
@@ -149,12 +146,9 @@ def test_magcache_decides_ties_as_diffusers(ratios, threshold, max_skips, retent
     assert "".join("F" if policy.wants_full(step) else "." for step in range(steps)) == expected
 
 
-def test_magcache_retention_is_rounded():
+def test_magcache_rounds_the_retention_and_resamples_the_curve():
     assert min(magnitude_skips([1.0] * 28, 1, max_skips=3, retention=0.2)) == int(28 * 0.2 + 0.5) == 6
     assert min(magnitude_skips([1.0] * 28, 1, max_skips=3, retention=0.0)) == 1, "nothing to reuse at step 0"
-
-
-def test_magcache_resamples_the_curve():
     assert resampled((1.0, 2.0, 3.0), 5) == (1.0, 1.0, 2.0, 3.0, 3.0)  # 0, 0.5, 1, 1.5, 2: halves to even
     assert resampled((1.0, 2.0, 3.0), 1) == (3.0,)
 

@@ -8,6 +8,7 @@ from tapstudy.policies.base import RunInfo
 from tapstudy.policies.shuffled import ShuffledPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tapstudy.policies.wiener import ShuffledWienerPolicy, WienerPolicy, clean_power, wiener_filtered
+from tests.table import each_row
 
 GRID, CHANNELS, STEPS = (4, 6), 3, 12
 CONFIG = TAPConfig(interval=4, history_dtype=torch.float64)
@@ -39,7 +40,7 @@ def test_the_power_adds_up_to_the_mean_square():
     )
 
 
-@pytest.mark.parametrize("sigma", [0.2, 0.8])
+@each_row("sigma", [0.2, 0.8])
 def test_no_other_gain_comes_closer_to_the_clean_image(sigma):
     """On many images: closer than the noisy ones, than any constant gain, and than the filter of a wrong spectrum."""
     clean = images(3000)
