@@ -163,10 +163,11 @@ def test_chosen_steps_small_and_resumed(tmp_path, monkeypatch):
         record(pipe, tmp_path / "cut", **arguments | {"preview_size": 16})
 
 
-def test_transformers_that_share_the_steps(tmp_path):
+@pytest.mark.parametrize("component", ["transformer", "transformer_2"])
+def test_transformers_that_share_the_steps(tmp_path, component):
     pipe, call = FACTORIES["wan22"]()
     call = {**call, "seed": 1, "output_type": "np"}
-    run = record(pipe, tmp_path / "run", [call], transformer="transformer_2")
+    run = record(pipe, tmp_path / "run", [call], transformer=component)
     assert 0 < run.sizes["step"] < 12
     assert run.sizes["preview_step"] == run.sizes["step"]
     assert run["preview_video"].max(["sample", "time", "preview_y", "preview_x", "band"]).values.min() > 0
