@@ -48,15 +48,6 @@ def test_room_is_that_of_the_oldest_of_a_full_history():
     assert [int(p[0, 0, 0]) for p in anchors.probes] == [2, 1]
 
 
-def test_probes_in_a_dtype_of_their_own():
-    anchors = Anchors(2, probe_dtype=torch.bfloat16)
-    probe = torch.full((1, 2, 3), 1 / 3)
-    anchors.push(0, probe, probe)
-    assert torch.equal(anchors.probes[0], probe.bfloat16())
-    assert torch.equal(anchors.residuals[0], probe)
-    assert anchors.nbytes == 6 * (2 + 4)
-
-
 def test_steps_must_grow():
     anchors = Anchors(3)
     anchors.push(4, None, torch.zeros(1, 1, 1))

@@ -9,6 +9,7 @@ from tapstudy.core.compiled import CompiledStep
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.config import TAPConfig
 from tapstudy.policies.tap import TAPPolicy
+from tests.table import each_row
 
 
 def features(seed, batch=2):
@@ -61,15 +62,13 @@ def test_goes_on_without_a_compiler():
         assert torch.equal(one.residual, expected.residual)
 
 
-@pytest.mark.parametrize("wrong", [{"distance": "l1"}, {"granularity": "region"}])
+@each_row("wrong", [{"distance": "l1"}, {"granularity": "region"}])
 def test_what_makes_no_graph(wrong):
     with pytest.raises(ValueError, match="leave compile out"):
         CompiledStep(**wrong)
 
 
-@pytest.mark.parametrize(
-    ("distance", "dtype"), [("cosine", torch.bfloat16), ("l2", torch.float16), ("l1", torch.bfloat16)]
-)
+@each_row(("distance", "dtype"), [("cosine", torch.bfloat16), ("l1", torch.float16)])
 def test_probes_stored_in_half_precision(distance, dtype):
     """The same as if the model had shown rounded probes at full steps, and exact ones in between."""
     config = TAPConfig(interval=5, distance=distance)

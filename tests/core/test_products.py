@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,7 +84,7 @@ def test_choices_of_several_steps_obey_the_rule(seed, distance, closeness, scale
         assert (taken <= truth.min(axis=-1) * (1 + 1e-6)).all()
 
 
-@pytest.mark.parametrize("distance", ["cosine", "l2"])
+@each_row("distance", ["cosine", "l2"])
 def test_tokens_much_smaller_than_the_anchors_keep_their_precision(distance):
     anchors, (actual, *_) = steps(1, 1e-2)
     actual[0, 3:5] *= torch.tensor([[1e-4], [1e-6]])

@@ -3,9 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapstudy.core.schedule import Schedule, mask_text
+from tests.table import each_row
 
 
-@pytest.mark.parametrize(("interval", "count", "ratio"), [(4, 14, 3.57), (6, 10, 4.98), (8, 8, 6.24)])
+@each_row(("interval", "count", "ratio"), [(4, 14, 3.57), (6, 10, 4.98), (8, 8, 6.24)])
 def test_published_full_passes(interval, count, ratio):
     steps = Schedule(interval, 3).steps(50)
     assert len(steps) == count

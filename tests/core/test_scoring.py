@@ -170,14 +170,9 @@ def test_least_is_the_first_least(count):
     np.testing.assert_array_equal(index, losses.numpy().argmin(axis=1))
 
 
-def test_ties_go_to_the_first():
-    losses = torch.tensor([[[2.0, 1.0, 1.0], [0.5, 0.5, 0.5]]])
-    assert select(losses).tolist() == [[1, 0]]
-
-
-def test_not_a_number_is_never_chosen():
-    losses = torch.tensor([[[float("nan"), 3.0, 2.0]]])
-    assert select(losses).item() == 2
+def test_ties_go_to_the_first_and_what_is_no_number_is_never_chosen():
+    losses = torch.tensor([[[2.0, 1.0, 1.0], [0.5, 0.5, 0.5], [torch.nan, 3.0, 2.0]]])
+    assert select(losses).tolist() == [[1, 0, 2]]
 
 
 @each_row(("distance", "granularity"), list(product(["cosine", "l2", "l1"], ["token", "region", "step", "global"])))
@@ -201,7 +196,7 @@ def test_granularities_by_hand():
     assert select(losses, granularity="global").tolist() == [[0] * 8, [0] * 8]
 
 
-def test_regions_do_not_cross_frames_and_may_be_ragged():
+def test_regions_do_not_cross_frames_may_be_ragged_and_need_the_grid():
     losses = torch.rand(1, 2 * 3 * 5, 4, generator=torch.Generator().manual_seed(0))
     choice = select(losses, granularity="region", grid=(2, 3, 5), region_size=2).view(2, 3, 5)
     cube = losses.view(2, 3, 5, 4)
@@ -210,9 +205,6 @@ def test_regions_do_not_cross_frames_and_may_be_ragged():
             for c in (0, 2, 4):
                 block = cube[f, r : r + 2, c : c + 2].reshape(-1, 4)
                 assert (choice[f, r : r + 2, c : c + 2] == block.mean(0).argmin()).all()
-
-
-def test_regions_need_the_grid():
     with pytest.raises(ValueError, match="token grid"):
         select(torch.rand(1, 6, 2), granularity="region", grid=(1, 2, 2))
 

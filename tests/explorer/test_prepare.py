@@ -50,23 +50,17 @@ def test_large_images_shrink(tiny):
     assert set(np.unique(image.values)) <= {127, 128}
 
 
-def test_without_contexts(tiny):
+def test_without_contexts_in_frames_and_tokens_in_any_order(tiny):
     one = prepare(tiny.isel(context=0, drop=True))
     assert one["context"].values.tolist() == ["all"]
     np.testing.assert_array_equal(one["regret"].values[:, 0], prepare(tiny)["regret"].values[:, 0])
-
-
-def test_tokens_in_any_order(tiny):
     shuffled = tiny.isel(token=np.random.default_rng(0).permutation(16))
     np.testing.assert_array_equal(prepare(shuffled)["choice"], prepare(tiny)["choice"])
-
-
-def test_frames(tiny):
     token = np.arange(16)
-    film = tiny.drop_vars(["image", "latent"]).assign_coords(
+    frames = tiny.drop_vars(["image", "latent"]).assign_coords(
         frame=("token", token // 8), row=("token", token // 4 % 2), col=("token", token % 4)
     )
-    assert prepare(film).attrs["grid"] == [2, 2, 4]
+    assert prepare(frames).attrs["grid"] == [2, 2, 4]
 
 
 def test_previews_of_a_video(film):
@@ -142,18 +136,10 @@ def test_plain_predictors_have_the_longest_horizon(bundled):
     assert [(int(data["order"][p]), float(data["shift"][p])) for p in data.attrs["plain"]] == [(0, 0), (1, 0), (2, 0)]
 
 
-def test_only_the_asked_samples_are_read(bundled):
-    assert prepare(bundled, samples=[3]).sizes["sample"] == 1
-    assert prepare(bundled)["number"].values.tolist() == [0, 1, 2, 3]
-
-
-@each_row("samples", [[3], [-1], [0, 0], []])
-def test_unknown_samples(tiny, samples):
-    with pytest.raises(ValueError, match="different numbers from 0 to 2"):
-        prepare(tiny, samples=samples)
-
-
-def test_bad_recordings(tiny):
+def test_bad_recordings_and_unknown_samples(tiny):
+    for samples in ([3], [-1], [0, 0], []):
+        with pytest.raises(ValueError, match="different numbers from 0 to 2"):
+            prepare(tiny, samples=samples)
     with pytest.raises(ValueError, match=r"\['choice', 'proxy_loss'\] are missing"):
         prepare(tiny.drop_vars(["choice", "proxy_loss"]))
     with pytest.raises(ValueError, match="do not fill a grid of 1 x 4 x 4"):

@@ -20,7 +20,7 @@ def test_reads_a_folder(tmp_path):
     np.testing.assert_allclose(images[0, 0].numpy(), pixels[1] / 127.5 - 1, rtol=1e-6)
 
 
-def test_missing_and_damaged_folders(tmp_path):
+def test_unknown_missing_and_damaged_sets(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no image set at .*mnist_test.npz.*leave the folder out"):
         load_images("mnist", "test", tmp_path)
     save(tmp_path, images=np.zeros((1, 4, 4), np.uint8))
@@ -31,6 +31,10 @@ def test_missing_and_damaged_folders(tmp_path):
         load_images("mnist", "test", tmp_path)
     with pytest.raises(ValueError, match="one label per image"):
         LabelledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="no image set 'svhn' with labels: the known ones are mnist, cifar10"):
+        load_images("svhn", "test", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no image set at .*cifar10_train.npz.*cifar10_train_jpeg.npz"):
+        load_images("cifar10", "train", tmp_path)
 
 
 def test_hub_loader_on_a_local_repository(tmp_path, monkeypatch):
@@ -88,10 +92,3 @@ def test_damaged_jpeg_names_the_image(tmp_path):
     np.savez(tmp_path / "cifar10_test_jpeg.npz", jpeg=np.zeros(1, np.uint8))
     with pytest.raises(ValueError, match=r"arrays \['labels', 'offsets'\] are missing"):
         load_images("cifar10", "test", tmp_path)
-
-
-def test_unknown_set_and_missing_colour_folder(tmp_path):
-    with pytest.raises(ValueError, match="no image set 'svhn' with labels: the known ones are mnist, cifar10"):
-        load_images("svhn", "test", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no image set at .*cifar10_train.npz.*cifar10_train_jpeg.npz"):
-        load_images("cifar10", "train", tmp_path)

@@ -7,6 +7,7 @@ import tapstudy
 from tapstudy.instrument.flops import count_flops
 from tapstudy.models.classifier import classify
 from tapstudy.models.embedded import WEIGHTS, data_folder, load_classifier, small_sibling, untrained_like
+from tests.table import each_row
 
 
 @pytest.fixture(scope="module")
@@ -18,24 +19,19 @@ def digits():
 
 def test_samples_are_the_digits_asked_for(digits):
     labels = torch.arange(10)
-    images = digits(labels, 10, 2.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    images = digits(labels, 5, 2.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
     assert (classify(load_classifier(), images)[0] == labels).sum() >= 9
     assert digits.transformer.dtype == torch.float32
 
 
-def test_untrained_control_has_the_shape_but_not_the_weights(digits):
-    control = untrained_like(digits, seed=1)
-    again = untrained_like(digits, seed=1)
+def test_untrained_control_is_not_trivial(digits):
+    """Weights of its own; activations of sane size, blocks that matter, an output that depends on all inputs."""
+    control, again = untrained_like(digits, seed=1), untrained_like(digits, seed=1)
     a, b, c = (p.transformer.proj_out_2.weight for p in (control, again, digits))
     assert torch.equal(a, b)
     assert a.shape == c.shape
     assert not torch.equal(a, c)
-
-
-def test_untrained_control_is_not_trivial(digits):
-    """Activations of sane size, blocks that matter, an output that depends on image, noise level and label."""
-    model = untrained_like(digits).transformer
-    added = []
+    model, added = control.transformer, []
     for block in model.transformer_blocks:
         block.register_forward_hook(lambda _, given, out: added.append(((out - given[0]).std() / out.std()).item()))
     image = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -73,14 +69,14 @@ def test_the_small_model_is_of_the_same_family_and_a_fifth_of_the_cost(digits, t
     ]
     assert costs[0] < 0.25 * costs[1]
     labels = torch.arange(10)
-    images = small(labels, 10, 2.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
+    images = small(labels, 5, 2.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
     assert (classify(load_classifier(), images)[0] == labels).sum() >= 7
     (tmp_path / "model-small").mkdir()
     assert small_sibling(tmp_path / "model") == f"{tmp_path / 'model-small'}"
     assert small_sibling(f"{tmp_path}/model/") == f"{tmp_path / 'model-small'}"
 
 
-@pytest.mark.parametrize("name", ["mnist-dit", "mnist-dit-small", "mnist-dit-rough"])
+@each_row("name", ["mnist-dit", "mnist-dit-small", "mnist-dit-rough"])
 def test_size_and_format(name):
     folder = data_folder() / "models" / name
     assert (folder / "transformer" / WEIGHTS).stat().st_size < 20e6
@@ -90,26 +86,19 @@ def test_size_and_format(name):
         assert part in card
 
 
-def test_unknown_missing_and_corrupt(tmp_path):
+def test_unknown_missing_corrupt_and_other_weights(tmp_path, tiny_pipe):
     with pytest.raises(FileNotFoundError, match=r"no model 'mnist-dot': the embedded models are .*mnist-dit"):
         tapstudy.load("mnist-dot")
     folder = tmp_path / "model"
     shutil.copytree(data_folder() / "models" / "mnist-dit", folder)
     weights = folder / "transformer" / WEIGHTS
     intact = weights.read_bytes()
-    for damaged in (intact[:1000], b"\xff" * 64 + intact[64:], b""):
+    tiny_pipe.save_pretrained(tmp_path / "tiny")
+    others = (tmp_path / "tiny" / "transformer" / WEIGHTS).read_bytes()
+    for damaged in (intact[:1000], b"\xff" * 64 + intact[64:], b"", others):
         weights.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"weights in .* cannot be used"):
             tapstudy.load(folder)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=rf"not a complete model: transformer/{WEIGHTS} is missing"):
-        tapstudy.load(folder)
-
-
-def test_weights_of_another_model(tmp_path, tiny_pipe):
-    folder = tmp_path / "model"
-    shutil.copytree(data_folder() / "models" / "mnist-dit", folder)
-    tiny_pipe.save_pretrained(tmp_path / "tiny")
-    shutil.copy(tmp_path / "tiny" / "transformer" / WEIGHTS, folder / "transformer" / WEIGHTS)
-    with pytest.raises(ValueError, match=r"weights in .* cannot be used"):
         tapstudy.load(folder)

@@ -7,8 +7,8 @@ from tapstudy.models.classifier import Classifier, classify
 from tapstudy.models.data import LabelledImages
 from tapstudy.models.pipeline import LabelPipeline
 from tapstudy.models.quality import SEED, Judge, frechet_distance, measure_quality, sample_batches
+from tapstudy_training import make
 from tapstudy_training.classifier import train_classifier
-from tapstudy_training.make import against_before
 from tapstudy_training.recipes import ClassifierRecipe
 
 
@@ -19,9 +19,6 @@ def test_frechet_distance_of_known_gaussians():
     b = 2 * torch.randn(200_000, 3, generator=generator, dtype=torch.float64) + 1
     assert frechet_distance(a, b) == pytest.approx(3 + 3, rel=0.01)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-
-
-def test_frechet_distance_needs_rows():
     with pytest.raises(ValueError, match="the second set has 3 rows of 4 features"):
         frechet_distance(torch.randn(9, 4), torch.randn(3, 4))
 
@@ -73,12 +70,13 @@ def test_samples_are_kept_batch_by_batch(judged, tiny_pipe, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2  # other settings have a folder of their own
 
 
-def test_a_model_is_held_against_what_it_was(judged, tiny_pipe):
+def test_a_model_is_held_against_what_it_was(judged, tiny_pipe, monkeypatch):
+    monkeypatch.setattr(make, "measure_quality", partial(measure_quality, steps=4))
     pipe = LabelPipeline(tiny_pipe.transformer, tiny_pipe.scheduler, guidance_stop=0.5)
     pipe.set_progress_bar_config(disable=True)
     pixels = torch.randint(0, 256, (200, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     real = LabelledImages(pixels, torch.arange(200) % 10)
-    rows = against_before(pipe, pipe, Judge(*judged), real=real, count=150, stops=(0.5, 0.0))
+    rows = make.against_before(pipe, pipe, Judge(*judged), real=real, count=150, stops=(0.5, 0.0))
     assert [(name, row.guidance_stop) for name, row in rows] == [
         ("this model", 0.5), ("its initial weights", 0.5), ("this model", 0.0), ("its initial weights", 0.0),
         ("training images", 0.0),

@@ -24,6 +24,7 @@ def test_a_source_is_a_text():
     assert Source.parse(str(source)) == source
     assert str(Source("mnist-dit")) == "mnist-dit"
     assert Source.parse("mnist-dit") == Source("mnist-dit")
+    assert Source.parse("x?dtype=bfloat16").with_options(device="cpu", dtype="") == Source("x", "cpu", "bfloat16")
     with pytest.raises(ValueError, match="no option size"):
         Source.parse("x?size=3")
     with pytest.raises(ValueError, match="dtype must be one of float32"):
@@ -33,6 +34,7 @@ def test_a_source_is_a_text():
 
 
 def test_opens_a_folder(folder):
+    assert pipeline_folder("mnist-dit").name == "mnist-dit"
     pipe = open_pipeline(folder)
     assert type(pipe).__name__ == "StableDiffusion3Pipeline"
     assert pipe.transformer.dtype == torch.float32
@@ -89,10 +91,6 @@ def test_a_loaded_pipeline_has_a_name():
         given("LabelPipeline in memory, 0123456789abcdef")
 
 
-def test_embedded_names_are_folders():
-    assert pipeline_folder("mnist-dit").name == "mnist-dit"
-
-
 def test_settings_that_no_configuration_tells_are_noticed():
     pipe, call = tiny.stable_diffusion_3()
     name = name_of(pipe)
@@ -112,7 +110,3 @@ def test_a_pipeline_that_was_changed_does_not_stand_in_for_an_equal_one():
         next(changed.transformer.parameters()).add_(1)
     assert name_of(fresh) == name
     assert given(name) is fresh
-
-
-def test_options_go_with_those_behind_the_name():
-    assert Source.parse("x?dtype=bfloat16").with_options(device="cpu", dtype="") == Source("x", "cpu", "bfloat16")

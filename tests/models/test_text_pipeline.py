@@ -24,16 +24,13 @@ def sample(pipe, *arguments, **named):
     return pipe(*arguments, **{"num_inference_steps": 3, "output_type": "latent", **named}).images
 
 
-def test_packing_by_hand():
-    """Row by row; pixel by pixel in a token; unpacking undoes it."""
+def test_packing_and_positions_by_hand():
+    """Row by row; pixel by pixel in a token; unpacking undoes it. Positions of a coarser grid lie between."""
     image = torch.arange(2 * 4 * 4).view(1, 2, 4, 4)
     tokens = pack(image, 2)
     assert tokens.shape == (1, 4, 8)
     assert tokens[0, 1].tolist() == [2, 18, 3, 19, 6, 22, 7, 23]
     assert torch.equal(unpack(tokens, 2, 4, 4), image)
-
-
-def test_positions_of_a_coarser_grid_lie_between():
     assert position_ids(2, 2, frame=2).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     assert position_ids(2, 2, frame=4)[:, 1:].tolist() == [[0.5, 0.5], [0.5, 2.5], [2.5, 0.5], [2.5, 2.5]]
 
@@ -105,14 +102,12 @@ def test_saved_and_loaded_both_ways(pipe, tmp_path):
         assert torch.equal(sample(quiet(again), PROMPTS, generator=generators(0, 1)), reference)
         assert again.config.smooth_sigma == 30
         assert again.unknown_words("Apple zebra on a teal background") == ["zebra"]
+    captions = conditions(pipe, 12)
+    assert captions[0] == captions[10] == "woman firefighter medium-dark skin tone noto on a teal background"
     assert tapstudy.load(tmp_path, dtype=torch.bfloat16).text_encoder.dtype == torch.bfloat16
     (tmp_path / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"text_encoder/model\.safetensors is missing"):
         tapstudy.load(tmp_path)
-
-
-def test_a_pipeline_of_another_kind_is_refused(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path)
     index = (tmp_path / "model_index.json").read_text()
     (tmp_path / "model_index.json").write_text(index.replace("TextPipeline", "FluxPipeline"))
     with pytest.raises(ValueError, match="holds a FluxPipeline, not an embedded model"):
@@ -140,11 +135,6 @@ def test_untrained_control_is_not_trivial(pipe):
     assert 0.2 < found[0].std() < 5
     assert (found[1] - found[0]).std() > 0.1 * found[0].std()
     assert (found[2] - found[0]).std() > 0.01 * found[0].std()
-
-
-def test_conditions_go_round(pipe):
-    found = conditions(pipe, 12)
-    assert found[0] == found[10] == "woman firefighter medium-dark skin tone noto on a teal background"
 
 
 def test_recorded_latents_are_read_as_pixels(pipe, tmp_path):

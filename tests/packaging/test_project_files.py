@@ -26,15 +26,12 @@ def jobs():
     return read(".github", "workflows", "ci.yml")["jobs"]
 
 
-def test_the_workflow_tries_every_python_that_is_promised(jobs):
+def test_the_workflow_tries_every_python_and_the_ends_of_diffusers(jobs):
     promised = {found[1] for line in PROJECT["classifiers"] if (found := re.search(r"Python :: (3\.\d+)$", line))}
     assert set(jobs["tests"]["strategy"]["matrix"]["python"]) == promised
     oldest = min(promised, key=lambda text: int(text.split(".")[1]))
     assert PROJECT["requires-python"] == f">={oldest}"
     assert set(jobs["wheel"]["strategy"]["matrix"]["python"]) <= promised
-
-
-def test_the_workflow_tries_the_oldest_and_the_newest_diffusers(jobs):
     matrix = jobs["tests"]["strategy"]["matrix"]
     told = [*matrix["diffusers"], *(one["diffusers"] for one in matrix["include"])]
     tried = {text.removesuffix(".*") for text in told}

@@ -5,7 +5,7 @@ import pytest
 from tests.pipelines.tiny import FACTORIES, Built
 
 
-@pytest.fixture(scope="session", params=FACTORIES)
+@pytest.fixture(scope="session")
 def built(request: pytest.FixtureRequest) -> Built:
-    """Every pipeline with the arguments of a call; a test leaves it as it was."""
+    """The pipeline that a test names, with the arguments of a call; a test leaves it as it was."""
     return FACTORIES[request.param]()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 CONFIG = tapstudy.TAPConfig(interval=4, warmup_steps=2, cooldown_steps=1)
 
 
-class Stop(Exception):
+class Stop(KeyboardInterrupt):
     pass
 
 
@@ -61,7 +61,7 @@ def alone(pipe: Any, call: Call) -> tuple[torch.Tensor, dict[tuple[str, str], st
 # Shared transformers
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "wan", "dit"])
+@pytest.mark.parametrize("name", ["wan", "dit"])
 def test_pipelines_with_copied_schedulers(name: str) -> None:
     first, call = FACTORIES[name]()
     second, longer = another(first), call | {"num_inference_steps": 15}
@@ -77,10 +77,8 @@ def test_pipelines_with_copied_schedulers(name: str) -> None:
             assert masks(handle) == mask
 
 
-@pytest.mark.parametrize(
-    ("name", "after"), [("stable_diffusion_3", 0), ("flux", 1), ("wan", 4), ("lumina2", 1), ("dit", 4)]
-)
-def test_a_pipeline_cut_short_by_an_exception(name: str, after: int) -> None:
+@pytest.mark.parametrize(("name", "after"), [("stable_diffusion_3", 0), ("wan", 4), ("lumina2", 1), ("dit", 6)])
+def test_a_pipeline_cut_short(name: str, after: int) -> None:
     first, call = FACTORIES[name]()
     second = another(first)
     wanted = alone(second, call)
@@ -102,9 +100,8 @@ def test_a_pipeline_cut_short_by_an_exception(name: str, after: int) -> None:
             assert masks(handle) == wanted[1]
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "lumina2"])
-def test_a_pipeline_run_within_a_step_of_another(name: str) -> None:
-    outer, call = FACTORIES[name]()
+def test_a_pipeline_run_within_a_step_of_another() -> None:
+    outer, call = FACTORIES["lumina2"]()
     inner, shorter = another(outer), call | {"num_inference_steps": 7}
     wanted, wanted_inner = alone(outer, call), alone(inner, shorter)
     images = []
@@ -234,9 +231,8 @@ def test_video_to_video_whose_scheduler_is_not_told_where_it_begins(name: str, m
     assert {(run.num_steps, run.first, run.total) for run in spy.told} == {(6, 6, 12)}
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion_3", "sana"])
-def test_a_solver_that_evaluates_twice_is_one_context(name: str) -> None:
-    pipe, call = FACTORIES[name]()
+def test_a_solver_that_evaluates_twice_is_one_context() -> None:
+    pipe, call = FACTORIES["sana"]()
     pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
     with tapstudy.apply_tap(pipe, CONFIG) as handle:
         sample(pipe, call | {"num_inference_steps": 7})

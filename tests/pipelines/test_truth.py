@@ -57,7 +57,7 @@ WAYS = [("hidden", 0), ("latent", 2), ("hidden", 2), ("latent", 0)]
 # early, with layers left out; tokens beside those of the image; a solver that calls twice; two transformers
 NAMES = [
     "dit", "stable_diffusion_3_skip_layer_guidance", "stable_diffusion_3_heun", "flux_true_cfg", "flux_kontext",
-    "qwen_image", "wan22", "cogvideox", "lumina2", "z_image_truncated",
+    "wan22", "cogvideox", "lumina2", "z_image_truncated",
 ]  # fmt: skip
 
 

@@ -62,9 +62,6 @@ from tests.instrument.tiny_models import make
 STEPS = 10
 CONFIG = TAPConfig(interval=4, warmup_steps=3)
 SKIPS = (3, 4, 5, 7, 8, 9)
-# options of arithmetic that a model has no part in
-ALONE = {"tap l2", "tap l1", "tap region", "tap step", "tap global", "tap narrow", "tap union", "dicache difference",
-         "nonlinear tc-pade", "nonlinear fft"}  # fmt: skip
 NONLINEAR = (DynamicModes(least=3), TokenLeastSquares(), Pade(), FrequencySplit(cutoff=0.3))
 ERTA = ErtaCalibration(
     frozenset({0, 1, 2, 6}), dict.fromkeys(SKIPS, (0.1, -0.1)), dict.fromkeys(SKIPS, 1.0)

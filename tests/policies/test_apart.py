@@ -15,10 +15,9 @@ from tapstudy.policies.base import Policy, RunInfo, apart
 from tapstudy.policies.tap import TAPPolicy
 from tests.instrument.replay import relative_error
 from tests.instrument.tiny_models import make
-from tests.policies.every import ALONE, CONFIG, STEPS, every_partial_policy, every_policy
+from tests.policies.every import CONFIG, STEPS, every_policy
 
 WIDTH = 16  # of the tiny SD3
-NAMES = list(every_policy(WIDTH))
 MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 
 
@@ -56,9 +55,10 @@ def run(policy, modes):
         return torch.stack(outputs), handle.summary().contexts[0].mask
 
 
-# those that run some of the model, and of the others one for every way to ask the instrument for something
-IN_A_MODEL = [*every_partial_policy(), "full", "tap", "tap latent", "tap deep", "dicache", "diffusers taylor",
-              "first block", "oracle", "teacache"]  # fmt: skip
+# those that run some of the model, one for every way to keep what ran; and one for every way to ask the instrument
+IN_A_MODEL = ["dbcache", "delta dit", "modules", "similarity", "temporal delta", "hsa", "model switch", "ras",
+              "tap tokens", "toca", "full", "tap", "tap latent", "tap deep", "diffusers taylor", "first block",
+              "oracle"]  # fmt: skip
 PLANS = [
     ["grad"],
     ["inference"] * 3 + ["no_grad"],
@@ -114,7 +114,14 @@ def assert_same(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*every_partial_policy(), *ALONE}])
+# those that decide or take in a step in a way of their own, and of the others one for every kind of prediction: rows
+# chosen or given, solved for, mixed, of many candidates or of the truth
+ALONE = ["adaptive", "class rows", "cg taylor", "dicache", "drift", "easycache", "first block", "full", "seacache",
+         "smoothed", "teacache", "wiener", "tap", "calibrated", "ridge", "blended", "nonlinear dmd", "nonlinear tap",
+         "oracle"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_called_directly(name):
     """In any mode, and under autocast."""
     expected = drive(every_policy(WIDTH)[name], ["no_grad"])
@@ -163,10 +170,9 @@ def test_apart_leaves_the_mode_as_it_was():
 def test_the_compiled_step_in_every_mode_and_under_autocast():
     torch.compiler.reset()
     expected = drive(TAPPolicy(CONFIG), ["no_grad"])
-    for plan in (["grad"], ["inference", "grad", "no_grad"]):
-        policy = TAPPolicy(CONFIG, compile=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = drive(policy, plan)
-        assert policy.compiled._compiled is not None
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    policy = TAPPolicy(CONFIG, compile=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = drive(policy, ["inference", "grad", "no_grad"])
+    assert policy.compiled._compiled is not None
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

@@ -17,6 +17,7 @@ from tapstudy.policies.ridge import RidgePolicy, ridge_rows
 from tapstudy.policies.smoothed import SmoothedPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tests.policies.loop import drive, tokens
+from tests.table import each_row
 
 CONFIG = TAPConfig(interval=5, history_dtype=torch.float64)
 
@@ -53,10 +54,9 @@ def test_margin_of_one_is_tap_and_of_zero_the_default(run):
     assert_same(drive(MarginPolicy(CONFIG, default=(2, 1), factor=0), *run)[1], fixed)
 
 
-@pytest.mark.parametrize("factor", [0.7])
-def test_margin_leaves_the_default_only_for_a_clear_win(run, factor):
+def test_margin_leaves_the_default_only_for_a_clear_win(run):
     """Against a loop over tokens."""
-    policy = MarginPolicy(CONFIG, factor=factor)
+    policy = MarginPolicy(CONFIG, factor=0.7)
     members = [(label.order, label.shift) for label in policy.labels]
     default, left = members.index((1, 0)), 0
     for prediction in drive(policy, *run)[1].values():
@@ -64,7 +64,7 @@ def test_margin_leaves_the_default_only_for_a_clear_win(run, factor):
             prediction.proxy_loss.flatten(0, 1).tolist(), prediction.choice.flatten().tolist(), strict=True
         ):
             best = min(range(len(losses)), key=losses.__getitem__)
-            expected = best if losses[best] < factor * losses[default] else default
+            expected = best if losses[best] < 0.7 * losses[default] else default
             assert choice == expected
             left += choice != default
     assert 0 < left < 2 * 6 * 9
@@ -78,13 +78,6 @@ def test_margin_ties_stay_with_the_default():
     assert names == {"m=2 s=0"}
 
 
-def test_margin_refuses():
-    with pytest.raises(ValueError, match="no predictor of order 3 and shift 0"):
-        MarginPolicy(default=(3, 0))
-    with pytest.raises(ValueError, match="factor must lie in"):
-        MarginPolicy(factor=1.5)
-
-
 # Smoothing
 
 
@@ -92,7 +85,7 @@ def test_without_memory_smoothing_is_tap(run):
     assert_same(drive(SmoothedPolicy(CONFIG, decay=0), *run)[1], drive(TAPPolicy(CONFIG), *run)[1])
 
 
-@pytest.mark.parametrize("decay", [0.5, 1.0])
+@each_row("decay", [0.5, 1.0])
 def test_smoothing_adds_up_the_window(run, decay):
     """The choice is the argmin of the decayed sum since the last full step, label by label."""
     mask, predictions = drive(SmoothedPolicy(CONFIG, decay=decay), *run)
@@ -110,11 +103,6 @@ def test_smoothing_adds_up_the_window(run, decay):
         torch.testing.assert_close(prediction.proxy_loss, losses[step])
         differs += int((prediction.choice != losses[step].argmin(dim=-1)).sum())
     assert differs > 0
-
-
-def test_smoothing_refuses():
-    with pytest.raises(ValueError, match="decay must lie in"):
-        SmoothedPolicy(decay=1.1)
 
 
 # Blending
@@ -147,13 +135,6 @@ def test_a_blend_is_the_average_of_the_predictions(run):
         expected = sum(s[..., None] * distinct[step][m] for s, m in zip(shares, members, strict=True))
         expected = expected / sum(shares)[..., None]
         torch.testing.assert_close(prediction.residual, expected, rtol=1e-8, atol=1e-10)
-
-
-def test_blend_refuses():
-    with pytest.raises(ValueError, match="power must be at least 0"):
-        BlendedPolicy(power=-1)
-    with pytest.raises(ValueError, match="weighs per token"):
-        BlendedPolicy(TAPConfig(granularity="step"))
 
 
 # Ridge
@@ -194,13 +175,6 @@ def test_ridge_without_spread_is_the_default():
         torch.testing.assert_close(prediction.residual, tokens(1.0, 2.0))
 
 
-def test_ridge_refuses():
-    with pytest.raises(ValueError, match="strength must be above 0"):
-        RidgePolicy(strength=0)
-    with pytest.raises(ValueError, match=r"num_anchors at least order \+ 1 = 3"):
-        RidgePolicy(default=(2, 0), num_anchors=2)
-
-
 # Adaptive windows
 
 
@@ -211,7 +185,7 @@ def test_without_a_threshold_the_windows_are_tap_s(run):
     assert_same(predictions, tap)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.7])
+@each_row("share", [0.2, 0.7])
 def test_a_window_ends_when_the_best_losses_add_up(run, share):
     """Against a loop that scores every step from the anchors the mask implies."""
     config = TAPConfig(interval=9, distance="l2", history_dtype=torch.float64)
@@ -248,11 +222,23 @@ def test_adaptive_windows_on_a_model(tiny_pipe, sample):
     assert summary.fail_opens == {}
 
 
-def test_adaptive_refuses():
-    with pytest.raises(ValueError, match="threshold must be at least 0"):
-        AdaptiveTAPPolicy(-1)
-    with pytest.raises(ValueError, match="leave full_steps out"):
-        AdaptiveTAPPolicy(1, TAPConfig(full_steps=(0, 1, 2)))
+@each_row(
+    ("make", "message"),
+    [
+        (lambda: MarginPolicy(default=(3, 0)), "no predictor of order 3 and shift 0"),
+        (lambda: MarginPolicy(factor=1.5), "factor must lie in"),
+        (lambda: SmoothedPolicy(decay=1.1), "decay must lie in"),
+        (lambda: BlendedPolicy(power=-1), "power must be at least 0"),
+        (lambda: BlendedPolicy(TAPConfig(granularity="step")), "weighs per token"),
+        (lambda: RidgePolicy(strength=0), "strength must be above 0"),
+        (lambda: RidgePolicy(default=(2, 0), num_anchors=2), r"num_anchors at least order \+ 1 = 3"),
+        (lambda: AdaptiveTAPPolicy(-1), "threshold must be at least 0"),
+        (lambda: AdaptiveTAPPolicy(1, TAPConfig(full_steps=(0, 1, 2))), "leave full_steps out"),
+    ],
+)
+def test_settings_that_cannot_be_meant(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_copies_for_other_contexts_start_empty(run):

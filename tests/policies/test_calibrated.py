@@ -63,11 +63,6 @@ def test_times_add_up():
     assert adjusted_times(4, range(4), {}) == pytest.approx((0, 0.25, 0.5, 0.75, 1))
 
 
-def test_ertacache_refuses():
-    with pytest.raises(ValueError, match="step 0 a full step"):
-        ERTACachePolicy(ErtaCalibration(frozenset({1}), {}, {}))
-
-
 def test_linear_rectification_helps_on_the_run_it_was_fitted_on(tiny_pipe, sample):
     """One step ahead of a full pass, least squares cannot do worse than no correction."""
     inputs, outputs, errors = [], [], {}
@@ -141,7 +136,9 @@ def test_best_members_against_a_loop():
     assert best_members(features, groups, config=config) == tuple(errors.argmin(axis=0))
 
 
-def test_channel_groups_refuse():
+def test_what_cannot_be_meant():
+    with pytest.raises(ValueError, match="step 0 a full step"):
+        ERTACachePolicy(ErtaCalibration(frozenset({1}), {}, {}))
     with pytest.raises(ValueError, match="2 groups need as many members, each below 15"):
         ChannelGroupsPolicy(torch.tensor([0, 1]), [3])
     with pytest.raises(ValueError, match="needs three steps"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tapstudy import TAPConfig
+from tests.table import each_row
 
 
 def test_bad_settings():
@@ -61,7 +62,7 @@ def test_family_has_fifteen_members_in_order_of_preference():
     assert [(label.order, label.shift) for label in labels[:6]] == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@each_row("dtype", [None, torch.bfloat16])
 def test_plain_settings_and_back(dtype):
     """By way of JSON; where nothing was set they are those of before there was a dtype of stored probes."""
     config = TAPConfig(interval=5, shifts=(0, 0.5), full_steps=(0, 1, 4), probe_dtype=dtype, history_device="cpu")

@@ -6,9 +6,10 @@ from tapstudy.policies.base import RunInfo
 from tapstudy.policies.first_window import FirstWindowPolicy
 from tapstudy.policies.fixed import FixedPolicy
 from tapstudy.policies.tap import TAPPolicy
+from tests.table import each_row
 
 
-@pytest.mark.parametrize(("order", "shift"), [(1, 0), (2, 3), (0, 2)])
+@each_row(("order", "shift"), [(1, 0), (2, 3)])
 def test_tap_in_the_first_window_and_fixed_later(order, shift):
     """Three windows of N = 4 after a warm-up of 3: step for step the residual of the one policy or of the other."""
     config = TAPConfig(interval=4)

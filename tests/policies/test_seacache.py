@@ -6,10 +6,10 @@ import torch
 from tapstudy.policies.base import RunInfo
 from tapstudy.policies.seacache import SeaCachePolicy, sea_filtered
 from tests.policies.loop import drive, tokens
+from tests.table import each_row
 
 
-@pytest.mark.parametrize("grid", [(1, 4, 6), (3, 4, 5)])
-@pytest.mark.parametrize("sigma", [0.0, 0.3, 0.95, 1.0])
+@each_row(("grid", "sigma"), [((1, 4, 6), 0.0), ((3, 4, 5), 0.3), ((1, 4, 6), 0.95), ((3, 4, 5), 1.0)])
 def test_the_filter_is_diffusers(grid, sigma):
     sea_cache = pytest.importorskip("diffusers.hooks.sea_cache")
     generator = torch.Generator().manual_seed(0)

@@ -10,11 +10,8 @@ from tests.reference import tap as reference_tap
 
 @pytest.mark.parametrize(
     ("interval", "warmup", "residual", "distance"),
-    [
-        (3, 3, "hidden", "cosine"), (5, 1, "latent", "cosine"), (5, 3, "hidden", "l2"), (8, 3, "latent", "l2"),
-        (3, 1, "hidden", "l1"),
-    ],
-)  # fmt: skip
+    [(5, 1, "latent", "cosine"), (8, 3, "hidden", "l2"), (3, 1, "hidden", "l1")],
+)
 def test_choices_and_image(interval, warmup, residual, distance):
     pipe = make_tiny_pipe(seed=3, dtype=torch.float64)
     labels, steps = torch.tensor([4, 7]), 20

@@ -59,7 +59,7 @@ def test_tap_runs_the_tokens_that_were_off_at_the_last_full_step():
 
 @pytest.mark.parametrize(
     ("name", "names"),
-    [("SD3", "probe"), ("SD3", "error"), ("SD3", "random"), ("DiT", "probe"), ("Flux", "error"), ("Wan", "probe")],
+    [("SD3", "random"), ("DiT", "probe"), ("Flux", "error"), ("Wan", "probe")],
 )
 def test_tap_with_tokens_in_a_model(name, names):
     """None of them: TAP. All of them: the model. Some: nearer to it than TAP."""
@@ -106,7 +106,7 @@ def test_ras_by_hand():
     assert [inverse.wants_full(step) for step in range(1, 8)] == [False] * 3 + [True] + [False] * 3
 
 
-@pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
+@pytest.mark.parametrize("name", ["DiT", "Flux"])
 def test_ras_in_a_model(name):
     """At the steps between, tokens that do not run have the output of the step before, to the last bit."""
     tiny = make(name)
@@ -145,7 +145,7 @@ def test_hsa_by_hand():
         HSAPolicy((1, 0))
 
 
-@pytest.mark.parametrize("name", ["DiT", "Flux", "SD3", "Wan"])
+@pytest.mark.parametrize("name", ["SD3", "Wan"])
 def test_hsa_in_a_model(name):
     """Half of the tokens run at every second step behind the dense ones, all at every fourth as in the model."""
     tiny = make(name)
@@ -193,7 +193,7 @@ def test_toca_by_hand():
     assert [duca.decision(step).parts[part] is None for step in range(1, 4)] == [True, False, True]
 
 
-@pytest.mark.parametrize(("name", "score"), [("DiT", "norm"), ("SD3", "norm"), ("SD3", "random"), ("Wan", "norm")])
+@pytest.mark.parametrize(("name", "score"), [("DiT", "norm"), ("SD3", "random"), ("Wan", "norm")])
 def test_toca_in_a_model(name, score):
     """A feed-forward layer sees as many tokens as run, and what it gives them is what it gives in a full pass."""
     tiny, sizes, exact = make(name), [], {}

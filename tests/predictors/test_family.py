@@ -91,6 +91,7 @@ def test_rows_may_be_any_numbers(rows):
 
     assert rows_of(Family(), (1, 0), 2) == [*GOOD]
     assert candidates(Family(), (1, 0), 2).weights.tolist() == [list(row) for row in GOOD]
+    assert first_skip(TAPPolicy(CONFIG, family=Union(Reuse(), Family()))).residual.shape == (1, 3, 4)
 
 
 @dataclass
@@ -130,11 +131,7 @@ class Narrow:
         return values[0].mean(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("policy", [NonlinearPolicy(Narrow(), CONFIG), NonlinearTAPPolicy([Narrow()], CONFIG)])
+@each_row("policy", [NonlinearPolicy(Narrow(), CONFIG), NonlinearTAPPolicy([Narrow()], CONFIG)])
 def test_a_nonlinear_predictor_keeps_the_shape(policy):
     with pytest.raises(ValueError, match=r"Narrow.predict at step 2 gave shape \(1, 1, 4\) for values of shape"):
         first_skip(policy)
-
-
-def test_families_that_are_right_still_work():
-    assert first_skip(TAPPolicy(CONFIG, family=Union(Reuse(), Given(GOOD)))).residual.shape == (1, 3, 4)

@@ -217,7 +217,7 @@ def test_pade_agrees_with_taylor_to_second_order():
     assert 0 < gap < 1e-6  # D_1 q^2 with q about 1e-4
 
 
-@pytest.mark.parametrize("order", ["printed", "newest-first"])
+@each_row("order", ["printed", "newest-first"])
 def test_tc_pade_as_printed(order):
     predictor = TCPade(num_steps=20, alpha=1.4, beta=0.3, order=order)
     r1, r2, r3 = (noise(2, 3, 4, seed=s) * 0.2 + 1 for s in range(3))

@@ -1,10 +1,9 @@
-import pytest
-
 from tapstudy.predictors.family import candidates
 from tapstudy.predictors.taylor import TaylorFamily
+from tests.table import each_row
 
 
-@pytest.mark.parametrize(("distance", "distinct"), [(1, 9), (4, 9), (5, 11), (7, 11)])
+@each_row(("distance", "distinct"), [(1, 9), (4, 9), (5, 11), (7, 11)])
 def test_distinct_members(distance, distinct):
     """Order 0 counts once; while a horizon is 0, orders 1 and 2 there equal order 0."""
     found = candidates(TaylorFamily(), (18, 10, 2), 18 + distance)
@@ -21,14 +20,11 @@ def test_few_anchors_cap_the_order():
     assert len(two.first) == 5
 
 
-def test_clip():
+def test_clip_and_fractions():
     family = TaylorFamily(orders=(1,), shifts=(0, 3), clip="zero")
     assert family.rows((1, 0), 2) == [(2.0, -1.0), (1.0, 0.0)]
     family = TaylorFamily(orders=(1,), shifts=(0, 3), clip="one")
     assert family.rows((1, 0), 2) == [(2.0, -1.0), (2.0, -1.0)]
     family = TaylorFamily(orders=(1,), shifts=(0, 3))
     assert family.rows((1, 0), 2) == [(2.0, -1.0), (-1.0, 2.0)]
-
-
-def test_fractional_shifts():
     assert TaylorFamily(orders=(1,), shifts=(0.5,)).rows((1, 0), 2) == [(1.5, -0.5)]

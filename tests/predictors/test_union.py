@@ -8,6 +8,7 @@ from tapstudy.predictors.least_squares import LeastSquares
 from tapstudy.predictors.reuse import Reuse
 from tapstudy.predictors.taylor import TaylorFamily
 from tapstudy.predictors.union import Union
+from tests.table import each_row
 
 
 def test_members_keep_their_order_names_and_rows():
@@ -22,12 +23,10 @@ def test_members_keep_their_order_names_and_rows():
     rows = union.rows(anchors, 23)
     assert rows[:6] == [row + (0.0,) for row in taylor.rows(anchors[:3], 23)]
     assert rows[6] == squares.rows(anchors, 23)[0]
-
-
-def test_each_family_sees_only_its_own_window():
+    # each family sees its own window alone
     narrow = LeastSquares((1,), window=3)
-    rows = Union(narrow, LeastSquares((1,), window=5)).rows((20, 12, 4, 2, 1), 23)
-    assert rows[0] == narrow.rows((20, 12, 4), 23)[0] + (0.0, 0.0)
+    wider = Union(narrow, LeastSquares((1,), window=5)).rows((20, 12, 4, 2, 1), 23)
+    assert wider[0] == narrow.rows((20, 12, 4), 23)[0] + (0.0, 0.0)
 
 
 def test_equal_predictors_of_different_families_count_once():
@@ -48,7 +47,7 @@ def test_names_and_hash():
     assert str(Label(1, 0.5)) == "m=1 s=0.5"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("arguments", "message"),
     [(((), ()), "at least one family"), (((Reuse(),), ("a", "b")), "got 2 names for 1 families")],
 )

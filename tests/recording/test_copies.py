@@ -33,26 +33,50 @@ SELECTIONS = {
 FEW = ("all", "samples reordered", "steps by a mask", "one value")  # where a chunk holds all steps
 
 
-@pytest.fixture(scope="module", params=["a chunk per sample", "several chunks along the steps"])
-def run(request, tmp_path_factory):
+CALLS = calls_of([(3, 2**63 + 1), (1, 2**64 - 1)], [(4, 7)])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A chunk per sample."""
     path = tmp_path_factory.mktemp("copies") / "run.zarr"
-    calls = calls_of([(3, 2**63 + 1), (1, 2**64 - 1)], [(4, 7)])
+    tapstudy.record(make_tiny_pipe(), CALLS, path, fields=FIELDS, config=CONFIG, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def in_chunks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("copies") / "run.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        if request.param != "a chunk per sample":
-            patch.setattr(schema, "CHUNK_BYTES", 2000)
-        tapstudy.record(make_tiny_pipe(), calls, path, fields=FIELDS, config=CONFIG, progress=False)
-        yield path
+        patch.setattr(schema, "CHUNK_BYTES", 6000)
+        tapstudy.record(make_tiny_pipe(), CALLS, path, fields=FIELDS, config=CONFIG, progress=False)
+    assert len([path for path in (path / "true_error" / "c" / "0").rglob("*") if path.is_file()]) > 2
+    return path
 
 
-@each_row("what", SELECTIONS)
-def test_our_writer(request, run, tmp_path, what):
-    if request.node.callspec.params["run"] == "a chunk per sample" and what not in FEW:
-        return
-    selected = SELECTIONS[what](tapstudy.open_recording(run))
+@pytest.fixture
+def run(in_chunks, monkeypatch):
+    """Several chunks along the steps, in copies too."""
+    monkeypatch.setattr(schema, "CHUNK_BYTES", 6000)
+    return in_chunks
+
+
+def copied(path, tmp_path, what):
+    selected = SELECTIONS[what](tapstudy.open_recording(path))
     out = to_zarr(selected, tmp_path / f"{what}.zarr")
     back = tapstudy.open_recording(out)
     xr.testing.assert_identical(back.load(), selected.load())
     assert all(back[name].dtype == selected[name].dtype for name in selected.variables)
+
+
+@each_row("what", SELECTIONS)
+def test_our_writer(run, tmp_path, what):
+    copied(run, tmp_path, what)
+
+
+@each_row("what", FEW)
+def test_our_writer_of_a_chunk_per_sample(plain, tmp_path, what):
+    copied(plain, tmp_path, what)
 
 
 def test_our_writer_twice(run, tmp_path):
@@ -67,11 +91,12 @@ def test_nothing_selected(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "zarr_format"), [("one sample", 2), ("samples reordered", 3), ("steps by a mask", 3), ("one context", 2)]
+    ("of", "what", "zarr_format"),
+    [("run", "one sample", 2), ("plain", "samples reordered", 3), ("run", "steps by a mask", 3)],
 )
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
-def test_the_writer_of_xarray(run, tmp_path, what, zarr_format):
-    selected = SELECTIONS[what](tapstudy.open_recording(run))
+def test_the_writer_of_xarray(request, tmp_path, of, what, zarr_format):
+    selected = SELECTIONS[what](tapstudy.open_recording(request.getfixturevalue(of)))
     whole = selected.chunk(dict.fromkeys(selected.sizes, -1))  # it takes only equal chunks, whatever they hold
     whole.to_zarr(tmp_path / "copy.zarr", zarr_format=zarr_format)
     with xr.open_zarr(tmp_path / "copy.zarr") as back:
@@ -106,9 +131,8 @@ def test_copies_in_memory_and_netcdf(run, tmp_path):
 
 def test_an_excerpt_is_no_recording_to_go_on_with(run, tmp_path):
     out = to_zarr(tapstudy.open_recording(run).isel(sample=[1]), tmp_path / "copy.zarr")
-    calls = calls_of([(3, 2**63 + 1), (1, 2**64 - 1)], [(4, 7)])
     with pytest.raises(tapstudy.RecordingError, match="a part of a recording, which cannot be resumed"):
-        tapstudy.record(make_tiny_pipe(), calls, out, fields=FIELDS, config=CONFIG, progress=False)
+        tapstudy.record(make_tiny_pipe(), CALLS, out, fields=FIELDS, config=CONFIG, progress=False)
     assert tapstudy.open_recording(out)["seed"].values.tolist() == [2**64 - 1]
 
 

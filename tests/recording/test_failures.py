@@ -38,21 +38,16 @@ def run(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "run")
 
 
-def test_file_in_the_way(tmp_path):
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+def test_what_is_in_the_way_stays(tmp_path):
+    """A file, a folder of something else, another zarr store."""
+    file = tmp_path / "thesis.txt"
+    file.write_text("draft")
+    for path in (file, file / "run"):
         with pytest.raises(tapstudy.RecordingError, match="cannot write a recording at"):
             record(path)
-
-
-def test_folder_of_something_else(tmp_path):
-    (tmp_path / "thesis.txt").write_text("draft")
     with pytest.raises(tapstudy.RecordingError, match=r"already holds something else \(thesis.txt\)"):
         record(tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "draft"
-
-
-def test_other_zarr_store(tmp_path):
+    assert file.read_text() == "draft"
     xr.Dataset({"a": ("x", [1, 2])}).to_zarr(tmp_path / "other", consolidated=False)
     with pytest.raises(tapstudy.RecordingError, match="not a tapstudy recording"):
         record(tmp_path / "other")
@@ -93,13 +88,6 @@ def test_changed_chunk(run, whole, damage):
     xr.testing.assert_identical(record(run).load(), tapstudy.open_recording(whole).load())
 
 
-def test_missing_chunk(run, whole):
-    chunk_of(run, "choice", 0).unlink()
-    with pytest.raises(tapstudy.RecordingError, match=r"damaged: choice of sample 0 .* is missing"):
-        tapstudy.open_recording(run)
-    xr.testing.assert_identical(record(run).load(), tapstudy.open_recording(whole).load())
-
-
 def test_changed_coordinate(run):
     flip(run / "seed" / "c" / "0")
     with pytest.raises(tapstudy.RecordingError, match=r"damaged: seed \(seed/c/0\)"):
@@ -108,15 +96,10 @@ def test_changed_coordinate(run):
         record(run)
 
 
-def test_whole_recording_is_verified(run):
-    assert "every chunk matches its checksum" in describe_run(run, verify=True)
-
-
 def test_newer_schema(run):
-    for path in (run / "zarr.json",):
-        metadata = json.loads(path.read_text())
-        metadata["attributes"]["schema_version"] = 2
-        path.write_text(json.dumps(metadata))
+    metadata = json.loads((run / "zarr.json").read_text())
+    metadata["attributes"]["schema_version"] = 2
+    (run / "zarr.json").write_text(json.dumps(metadata))
     for use in (tapstudy.open_recording, record, describe_run):
         with pytest.raises(tapstudy.RecordingError, match="schema version 2, this tapstudy reads up to 1"):
             use(run)
@@ -144,11 +127,7 @@ def spoil(pipe, value):
 
 @pytest.mark.parametrize(
     ("value", "dtype", "hint"),
-    [
-        (float("nan"), "float32", "model's dtype"),
-        (float("inf"), "float32", "model's dtype"),
-        (1e6, "float16", "float32"),
-    ],
+    [(float("nan"), "float32", "model's dtype"), (1e6, "float16", "float32")],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_values_that_are_not_finite(tmp_path, value, dtype, hint):

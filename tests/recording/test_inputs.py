@@ -62,11 +62,6 @@ def img2img_of_embeddings():
     return pipe, {name: value for name, value in call.items() if name != "prompt"}, 9
 
 
-def kontext():
-    pipe, call = flux("Kontext")
-    return pipe, several(call, text.PROMPTS[:1], image=photo(), max_area=16 * 24, _auto_resize=False), STEPS
-
-
 def inpaint():
     pipe, call = flux("Inpaint")
     mask = Image.fromarray(np.pad(np.full((8, 12), 255, dtype=np.uint8), ((0, 8), (12, 0))))
@@ -101,7 +96,7 @@ def encoded(call):
     return {"prompt": None, "prompt_embeds": words, "negative_prompt": None, "negative_prompt_embeds": negative}
 
 
-@pytest.mark.parametrize("make", [img2img, img2img_of_embeddings, kontext, inpaint, video_to_video, image_to_video])
+@pytest.mark.parametrize("make", [img2img, img2img_of_embeddings, inpaint, video_to_video, image_to_video])
 def test_pipelines_of_images(make, tmp_path):
     """What the pipeline makes is recorded, with the steps it makes; and what it was given comes back."""
     pipe, call, steps = make()

@@ -248,8 +248,8 @@ def test_opens_without_tapstudy(recorded):
 
 @pytest.mark.parametrize(
     ("seeds", "dtype"),
-    [([1, 2**63 + 1], "uint64"), ([2**64 - 1, 7], "uint64"), ([2**53 + 1, 2**63], "uint64"), ([2**63 - 1, 0], "int64"),
-     ([-1, 2**63 - 1], "int64"), ([-(2**63), 2**53 + 1], "int64"), ([2**64 - 1, 2**64 - 2], "uint64")],
+    [([1, 2**63 + 1], "uint64"), ([2**64 - 1, 2**64 - 2], "uint64"), ([2**63 - 1, 0], "int64"),
+     ([-(2**63), 2**53 + 1], "int64")],
 )  # fmt: skip
 def test_seeds_are_exact(tiny_pipe, tmp_path, seeds, dtype):
     """Written, opened, selected and resumed."""

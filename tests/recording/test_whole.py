@@ -189,7 +189,7 @@ def lose_from(pipe, call, step):
     kept.register_forward_pre_hook(swap)
 
 
-@pytest.mark.parametrize(("step", "seen"), [(0, 0), (1, 1), (7, 7)])
+@pytest.mark.parametrize(("step", "seen"), [(0, 0), (7, 7)])
 def test_steps_that_nobody_saw(tmp_path, step, seen):
     """All but some, and none."""
     pipe = make_tiny_pipe()
@@ -226,11 +226,10 @@ def test_a_context_that_nobody_saw(tmp_path):
     assert read(tmp_path / "run")["seed"].values.tolist() == [0]
 
 
-@pytest.mark.parametrize("component", ["transformer", "transformer_2"])
-def test_two_transformers_share_the_steps(tmp_path, component):
+def test_two_transformers_share_the_steps(tmp_path):
     pipe, call = FACTORIES["wan22"]()
     calls = [{**call, "output_type": "latent", "seed": seed} for seed in (0, 1)]
-    run = record(tmp_path / "run", calls=calls, pipe=pipe, fields=("residual",), transformer=component).load()
+    run = record(tmp_path / "run", calls=calls, pipe=pipe, fields=("residual",), transformer="transformer").load()
     told = np.isfinite(run["residual"]).all(["token", "channel"])
     assert told.any("step").all()
     assert (told == told[0, 0]).all()
