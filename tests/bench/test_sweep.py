@@ -223,8 +223,8 @@ def test_nothing_to_do(tmp_path):
         sweep([], tmp_path)
 
 
+def test_nobody_at_the_address(tmp_path, cells, monkeypatch):
     monkeypatch.setattr(cluster, "scheduler", partial(cluster.scheduler, timeout=0.5))
-    monkeypatch.setattr(cluster, "dask_scheduler", partial(cluster.dask_scheduler, timeout=0.5))
     with pytest.raises(ConnectionError, match=r"no dask scheduler answers at 'tcp://127.0.0.1:1'.*dask scheduler"):
         sweep(cells, tmp_path, scheduler="tcp://127.0.0.1:1", progress=False)
 
