@@ -55,7 +55,7 @@ class FittedSchedule:
         return TAPConfig.of({"orders": tuple(range(min(3, len(self.full_steps)))), **settings, **fixed})
 
     def policy(self) -> AnchoredPolicy:
-        """Return what was found best: the fitted rows, or TAP."""
+        """Return what was found best: rows of weights, be they fitted or those of one predictor, or TAP."""
         if not self.rows:
             return TAPPolicy(self.config())
         return CalibratedPolicy(self.rows, TAPConfig(residual=self.residual, num_steps=self.num_steps))
@@ -105,7 +105,7 @@ class FittedSchedule:
         mask = "".join("F" if step in self.full_steps else "." for step in range(self.num_steps))
         ranked = sorted(self.quality.items(), key=lambda item: -item[1])
         lines = [f"{len(self.full_steps)} full passes of {self.num_steps} steps: {mask}",
-                 f"between them: {'fitted rows, residual ' + self.residual if self.rows else 'TAP'}"]  # fmt: skip
+                 f"between them: {'rows of weights, residual ' + self.residual if self.rows else 'TAP'}"]  # fmt: skip
         if self.smooth_time:
             lines.append(f"low-pass of the clock: sigma {self.smooth_time:g}")
         lines += [f"  {value:6.2f} dB  {name}" for name, value in ranked[:5]]

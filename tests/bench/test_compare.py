@@ -136,9 +136,14 @@ def test_fits_what_it_says(tiny_pipe, tmp_path):
     with tapstudy.tap(tiny_pipe, schedule=found):
         fast = images()
     assert max(found.quality.values()) == pytest.approx(psnr(fast, exact).mean(), abs=1e-3)
+    alone = [f"order {m}, horizon k - {s}" if s else f"order {m}" for m in (1, 2) for s in range(5)]
     assert {name.rpartition(": ")[2] for name in found.quality if "sigma" not in name} == {
-        "TAP", "rows, hidden", "rows, output"
+        "TAP", "rows, hidden", "rows, output", "order 0", *alone
     }  # fmt: skip
+    (single,) = (name for name in found.quality if name.endswith(": order 2, horizon k - 3"))
+    config = tapstudy.TAPConfig(full_steps=found.full_steps)
+    with tapstudy.apply_policy(tiny_pipe, FixedPolicy(2, 3, config=config)):
+        assert found.quality[single] == pytest.approx(psnr(images(), exact).mean(), abs=1e-3)
     assert sum("sigma 30" in name for name in found.quality) == 1
     candidates = len(found.quality)
     assert found.passes_spent == 10 * 2 + 10 * 2 + 4 * 2 * candidates

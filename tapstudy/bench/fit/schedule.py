@@ -18,6 +18,7 @@ from tapstudy.analysis.schedules import even_mask, masks, start_dense_mask
 from tapstudy.analysis.stats import EQUAL_IMAGES
 from tapstudy.bench.conditions import Condition
 from tapstudy.bench.engine import Setting, kept, one_at_a_time, run_all, spread
+from tapstudy.bench.fit.held_out import FIXED
 from tapstudy.bench.fit.masks import best_window_mask
 from tapstudy.bench.fit.tuning import Tuner, best_of
 from tapstudy.bench.image_error import psnr, unit_images
@@ -27,7 +28,7 @@ from tapstudy.instrument.belongs import weights_digits
 from tapstudy.instrument.call import StepEvent
 from tapstudy.instrument.handle import apply_policy, find_transformers
 from tapstudy.policies.base import ResidualSite
-from tapstudy.policies.calibrated import fit_rows
+from tapstudy.policies.calibrated import best_rows, fit_rows
 from tapstudy.policies.ertacache import ErtaCalibration, calibrate_erta
 from tapstudy.policies.fitted_schedule import FittedSchedule
 from tapstudy.policies.full import FullPolicy
@@ -96,12 +97,13 @@ def fit_schedule(
     scheduler: str | None = None,
     progress: bool = True,
 ) -> FittedSchedule:
-    """Find which steps should run in full on a pipeline, and whether TAP or fitted rows should predict the others.
+    """Find which steps should run in full on a pipeline, and whether TAP, fitted rows or one predictor should follow.
 
     Trajectories of the first prompts are recorded in full; of them only inner products of steps are kept. They give
     masks (dynamic programs over the error that every window adds to the solver's state) and, on every mask, least
-    squares weights of the last three anchors for the hidden residual and for the output. Every mask with every
-    predictor, TAP among them, then samples the last prompts; what is closest to the full images wins.
+    squares weights of the last three anchors for the hidden residual and for the output. Every mask with TAP and with
+    either weights then samples the last prompts, and on the mask that ends closest to the full images so does every
+    single predictor of TAP's family; what is closest wins.
 
     Args:
         pipe: a pipeline with one supported transformer; or its folder or hub id.
@@ -127,9 +129,9 @@ def fit_schedule(
         ValueError: too few prompts, numbers that do not fit, a run that the model began or ended elsewhere.
 
     Cost in full passes: T an image for the first prompts; for every tuning prompt T, and about `full_passes` for each
-    candidate, three a mask: 24 of them at T = 50 and 8 passes take 192, as 4 images do. Memory: the
-    hidden residuals of one image at all steps, in the model's precision, on the CPU (FLUX at 1024 pixels: 1.3 GB a
-    branch in bfloat16).
+    candidate, three a mask and 11 on the best one: 35 of them at T = 50 and 8 passes take 280, as 6 images do. Memory:
+    the hidden residuals of one image at all steps, in the model's precision, on the CPU (FLUX at 1024 pixels: 1.3 GB
+    a branch in bfloat16).
     """
     images = ImageSet.asked(pipe, prompts, seeds=(seed,), steps=steps, guidance=guidance)
     tuning = len(images) // 2 if tuning is None else tuning
@@ -172,11 +174,12 @@ class _Search:
         self._on_workers([plain, *map(Setting.fitted, candidates.values())])
         exact = self._images(plain)
         self.spent += steps * self.tuning
-        quality: dict[str, float] = {}
-        for name, found in tqdm(candidates.items(), desc="choose", unit="candidate", disable=not self.progress):
-            quality[name] = self._quality(found, exact)
+        quality = self._judged(candidates, exact)
+        singles = self._singles(best_of(quality), candidates, grams["hidden"])
+        self._on_workers([*map(Setting.fitted, singles.values())])
+        quality |= self._judged(singles, exact)
         name = best_of(quality)
-        best = candidates[name]
+        best = (candidates | singles)[name]
         sigma, at = 0.0, max(quality.values())
         for width in sigmas:
             value = self._quality(best, exact, width)
@@ -228,6 +231,20 @@ class _Search:
                 rows = fit_rows(torch.from_numpy(grams[site]), mask, num_anchors=ANCHORS)
                 candidates[f"{name}: rows, {site}"] = on(rows=rows, residual=site)
         return candidates
+
+    def _singles(self, name: str, candidates: Mapping[str, FittedSchedule], gram: Any) -> dict[str, FittedSchedule]:
+        """Return every single predictor of TAP's family on the full steps of a candidate."""
+        on, found = candidates[name], {}
+        for order, shift in FIXED:
+            if order < self.passes:
+                rows = best_rows(torch.from_numpy(gram), on.full_steps, TaylorFamily((order,), (shift,)))
+                title = f"{name.split(':')[0]}: order {order}" + (f", horizon k - {shift}" if shift else "")
+                found[title] = replace(on, rows=rows, residual="hidden")
+        return found
+
+    def _judged(self, candidates: Mapping[str, FittedSchedule], exact: Tensor) -> dict[str, float]:
+        bar = tqdm(candidates.items(), desc="choose", unit="candidate", disable=not self.progress)
+        return {name: self._quality(found, exact) for name, found in bar}
 
     def _images(self, setting: Setting) -> Tensor:
         return unit_images(kept((self.images[-self.tuning :], setting), self.results, progress=self.progress))
