@@ -261,6 +261,32 @@ def test_page_shows_every_verdict():
     assert h14.parts[0].interval[0] == pytest.approx(5, abs=0.1)
 
 
+def test_page_pairs_tap_with_its_controls_by_both_references():
+    evidence = make_evidence(psnr={"random N=8": -2.0, "step best": 1.0})
+    quality, few = evidence.quality, 6
+    better = quality["psnr"] + (quality["cell"] == "random N=8")
+    fine = better.where(xr.DataArray(np.arange(quality.sizes["sample"]) < few, dims="sample"))
+    evidence = replace(evidence, quality=quality.assign(psnr_fine=fine))
+    page = claims_page(judge(all_claims(evidence)), evidence, {"Model": "m"})
+
+    def pairs(title):
+        rows = page.split(title)[1].lstrip(":\n ").split("\n\n")[0].splitlines()
+        columns, _, *rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+        return {(row[0], column): cell for row in rows for column, cell in zip(columns[1:], row[1:], strict=True)}
+
+    whole = pairs("TAP minus a control on the same full steps and the same images, dB")
+    usual = pairs(f"TAP minus a control on the {few} images that have a finer reference, by the usual one, dB")
+    finer = pairs("and by the finer one")
+    psnr = quality["psnr"]
+    for found, taken, more in ((whole, slice(None), 0), (usual, slice(few), 0), (finer, slice(few), 1)):
+        for text, run, on in (("random choice", "random", "N=8"), ("TAP, one choice per step", "step", "best")):
+            differences = psnr.sel(cell=f"tap {on}", drop=True) - psnr.sel(cell=f"{run} {on}", drop=True)
+            wanted = differences[taken].mean() - more * (run == "random")
+            assert found[text, on.replace("=", " = ")].split(" ")[0] == f"{float(wanted):+.2f}"
+    assert ("TAP", "N = 8") not in whole
+    assert whole["random choice", "best"] == ""
+
+
 STEPS, TOKENS, CHANNELS = 23, 12, 6
 
 
