@@ -151,10 +151,7 @@ def heterogeneity(sources: Sources) -> Drawn:
     dynamics = token_dynamics(one)[["relative_velocity", "effective_order"]].load()
     content = image_content(one).load()
     speed, order = dynamics["relative_velocity"], dynamics["effective_order"]
-    shares = {
-        "log relative speed": variance_shares(speed, log=True),
-        "effective order": variance_shares(order),
-    }
+    shares = {"log relative speed": variance_shares(speed, log=True), "effective order": variance_shares(order)}
     figure = plot_heterogeneity(by_class(speed, content), shares_by_class(order, content), shares)
     return figure, f"{caption(sources.features)} · conditional branch of guidance"
 
