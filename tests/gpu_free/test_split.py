@@ -1,4 +1,4 @@
-"""Models split over two GPUs, as accelerate does it."""
+"""Models split over two GPUs, as accelerate does it and by hand."""
 
 from __future__ import annotations
 
@@ -32,6 +32,27 @@ def split(trace, model: nn.Module) -> None:
 
 
 HIDDEN, LATENT, DEEP = {}, {"residual": "latent"}, {"probe_depth": 2}
+
+
+def test_a_model_split_by_hooks_of_torch(gpus):
+    """They come before those of the handle: nothing brings to the tail's GPU what takes the place of its input."""
+    tiny = make("SD3")
+    with gpus() as trace:
+        model = trace.on(tiny.model)
+        loop = EulerLoop(model, trace.on(tiny.inputs), time_scale=tiny.start)
+        later = [model.transformer_blocks[-1], model.norm_out, model.proj_out]
+        for module in later:
+            trace.on(module, "cuda:1")
+            module.register_forward_pre_hook(bring, with_kwargs=True)
+        model.register_forward_hook(lambda module, args, output: (output[0].to("cuda:0"),))
+        with tapstudy.apply_tap(loop, TAPConfig(interval=4)) as handle:
+            assert loop(5).device == torch.device("cuda:0")
+        assert handle.summary().mask == "FFF.."
+
+
+def bring(module, args, kwargs):
+    """Bring what a module is given to the second GPU."""
+    return accelerate.utils.send_to_device((args, kwargs), "cuda:1")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tapstudy import apply_policy
 from tapstudy.instrument.adapters import find_adapter
 from tests.instrument.replay import Replay, steps
 from tests.instrument.tiny_models import VARIANTS, make
@@ -249,7 +250,13 @@ def test_probe_is_the_modulated_input(name):
 
 @pytest.mark.parametrize(("name", "formula"), [("HunyuanVideo", text_then_image), ("Flux2", flux2)])
 def test_probe_of_a_single_stream_block_is_its_image_part(name, formula):
+    """Also where a recording asks for it beside one of the first stack."""
     probe, block, seen = observed(name, 3)
     with torch.no_grad():
         expected = formula(block, seen)
     torch.testing.assert_close(probe, expected, rtol=1e-5, atol=2e-6)
+    tiny, events = make(name), []
+    with apply_policy(tiny.model, Replay()) as handle:
+        handle.record(events.append, depths=(1, 3))
+        tiny()
+    torch.testing.assert_close(events[0].probes[3], probe)

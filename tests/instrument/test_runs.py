@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import tapstudy
 from tapstudy.instrument.adapters import ADAPTERS
-from tapstudy.instrument.driver import Driver, Value
+from tapstudy.instrument.driver import Driver, StepWatch, Value
 from tests.instrument.tiny_models import make
 
 CONFIG = tapstudy.TAPConfig(interval=3, warmup_steps=2)
@@ -311,6 +311,16 @@ def test_a_step_is_found_by_its_timestep():
         for step, t in enumerate(scheduler.timesteps[:6]):
             assert driver.index(Value(shown(t)), after=step) == step
     assert Driver(scheduler).index(Value(torch.tensor(123.0))) is None
+
+
+def test_a_run_may_give_its_timesteps_in_another_scaling():
+    """Values that would mean other steps of the last run, which has no say; also those rounded before the turn."""
+    scheduler, watch = diffusers.FlowMatchEulerDiscreteScheduler(), StepWatch()
+    for shown in (lambda t: t / 1000, lambda t: 1 - (t / 1000).bfloat16(), lambda t: t):
+        scheduler.set_timesteps(sigmas=[0.9, 0.7, 0.5, 0.3, 0.1])
+        for step, t in enumerate(scheduler.timesteps):
+            assert watch.look(Driver(scheduler), Value(shown(t))) == (step == 0)
+            assert watch.index == step
 
 
 def test_a_context_that_joins_late_has_the_steps_that_are_left():

@@ -119,10 +119,14 @@ def test_other_tokens_do_not_run(name):
 
     with apply_policy(tiny.model, Some([2])):
         full, one = count_flops(tiny), count_flops(tiny)
+    with apply_policy(tiny.model, Some([2], kind="modulated")):
+        tiny()
+        probed = count_flops(tiny)
     with apply_policy(tiny.model, Some([])):
         tiny()
         none = count_flops(tiny)
     assert none < one < full
+    assert one <= probed < one + (full - one) / 10  # the probed block begins anew, with its modulation
     text = 5 if name == "Flux" else 0
     if name == "DiT":  # no text, no cross-attention: modulation aside, a block costs as many tokens as run
         blocks = 3 * 2 * 2 * (4 * 16 * 16 + 2 * 16 * 64 + 2 * 16 * 16)  # layers, batch, multiply-add

@@ -12,6 +12,7 @@ import torch
 import tapstudy.policies
 from tapstudy import apply_policy
 from tapstudy.policies.base import Policy, RunInfo, apart
+from tapstudy.policies.full import FullPolicy
 from tapstudy.policies.tap import TAPPolicy
 from tests.instrument.replay import relative_error
 from tests.instrument.tiny_models import make
@@ -133,26 +134,23 @@ def test_called_directly(name):
         assert_same(found, expected)
 
 
+# what is given features of the model, or makes some
+SEEING = ("decision", "observe", "observe_part", "predict", "predict_part", "ran", "skipped", "wants_full_given")
+
+
 def test_a_policy_of_ones_own_is_apart_too():
-    seen = []
+    def see(self, tensor):
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        return modes, tensor @ tensor.mT
 
-    class Mine(Policy):
-        def wants_full(self, step):
-            return step == 0
-
-        def observe(self, step, probe, residual):
-            seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
-            self.product = residual @ residual.mT
-
-        def predict(self, step, probe, truth=None): ...
-
+    mine = type("Mine", (FullPolicy,), dict.fromkeys(SEEING, see))()
     for mode in MODES.values():
-        with mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            policy = Mine()
-            policy.observe(0, None, torch.ones(1, 2, 3))
-        assert policy.product.dtype == torch.float32
-        assert not policy.product.is_inference()
-    assert seen == [(False, False, False)] * 3
+        for method in SEEING:
+            with mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+                modes, product = getattr(mine, method)(torch.ones(1, 2, 3))
+            assert modes == (False, False, False), method
+            assert product.dtype == torch.float32
+            assert not product.is_inference()
 
 
 def test_apart_leaves_the_mode_as_it_was():

@@ -6,19 +6,24 @@ import torch
 from tapstudy import apply_policy
 from tapstudy.core.anchors import Anchors
 from tapstudy.policies.base import CachePolicy
+from tapstudy.policies.first_block import FirstBlockPolicy
+from tapstudy.policies.teacache import TeaCachePolicy
 from tests.instrument.tiny_models import make
 from tests.policies.every import STEPS, every_policy
 
 CHANNELS = 16
+# of which policies that decide by the probe run in full more than once
+THRESHOLDS = {"first block": FirstBlockPolicy(0.2), "teacache": TeaCachePolicy(0.2)}
 
 
 def sample(name):
     tiny = make("SD3")
-    with apply_policy(tiny.model, every_policy(CHANNELS)[name]) as handle:
+    with apply_policy(tiny.model, (every_policy(CHANNELS) | THRESHOLDS)[name]) as handle:
         outputs = torch.stack([tiny(**tiny.at(step, STEPS)) for step in range(STEPS)])
         (context,) = handle.summary().contexts
     assert not context.fail_opens
     assert {*context.mask} - {"F"}
+    assert context.mask.count("F") > 1
     return outputs, context.mask
 
 
