@@ -35,7 +35,7 @@ def test_page_and_options(model, tmp_path, collected):
     page = out.read_text()
     command = f"tapstudy claims --model {model} --seeds 5,6,7 --held-out 8 --tuning 3 --labels 0,1,2,3 --steps 30"
     for text in (
-        f"`{command} --guidance 1 --fine-steps 400 --untrained 5`",
+        f"`{command} --guidance 1 --fine-steps 400 --untrained 5 --out {out}`",
         "12 (seeds 5,6,7 x labels 0,1,2,3)",
         "torch 2",
         "## H15: fails",
@@ -53,7 +53,9 @@ def test_a_saved_study_is_judged_again_as_it_was(model, tmp_path, collected):
     first, again, beside, study = (tmp_path / name for name in ("first.md", "again.md", "beside.md", "study"))
     assert run(app, ["claims", "--model", model, "--out", str(first), "--study", str(study)]).exit_code == 0
     assert run(app, ["bench", "verdicts", str(study), "--out", str(again)]).exit_code == 0
-    assert again.read_text() == first.read_text()
+    command = f"* Judged again by: `tapstudy bench verdicts {study} --out {again}`\n"
+    assert again.read_text().replace(command, "") == first.read_text() != again.read_text()
+    assert f" --study {study}`" in first.read_text()
     assert run(app, ["bench", "verdicts", str(study), "--beside", str(study), "--out", str(beside)]).exit_code == 0
     assert "|  | here | study, 30 images |" in beside.read_text()
     assert len(collected) == 1

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import tapstudy
-from tapstudy.analysis.study import load_table, save_table
+from tapstudy.analysis.study import CHOSEN, load_table, save_table
 from tapstudy.cli import app
 from tapstudy.figures import FIGURES, draw_all, show
 from tapstudy.plots import style
@@ -49,6 +49,7 @@ def data(tmp_path_factory, model_folder):
     study = folder / "study"
     save_table(quality(), study, "quality")
     save_table(ranking(), study, "ranking")
+    (study / CHOSEN).write_text(json.dumps({"best mask": "even: F..F..", "smooth": "sigma 40"}))
     fixed = quality().sel(cell=["order0 N=8", "order1 N=8", "tap N=8"])
     save_table(fixed.assign_coords(method=("cell", ["fixed0", "fixed1-0", "tap"])), study, "fixed")
     options = ["--seeds", "3", "--held-out", "4", "--labels", "1,2", "--passes", "6,5", "--steps", "12",
@@ -101,7 +102,7 @@ def test_all_figures_and_some_twice(data, tmp_path):
     assert made == sorted(
         f"{name}.{kind}" for name in FIGURES if not name.startswith("claims") for kind in ("png", "svg")
     )
-    assert "claims left out: no study" in result.output
+    assert "claims left out: no table" in result.output
     assert "make it with `tapstudy claims" in result.output
     found = dict(draw_all(Sources(data), tmp_path / "b", names=CHANCE))
     assert list(found) == list(CHANCE)
