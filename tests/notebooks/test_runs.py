@@ -16,7 +16,7 @@ from tests.notebooks.store import FOLDER, _small_image, execute, kernel, same, t
 
 # what a figure comes from; the explorer shows a page instead
 FIGURES = re.compile(r"^\s*(show\(|plot_|figure$|plt\.)", re.MULTILINE)
-# one that shows figures of the study, and one that registers classes
+# one that shows figures of the study, and one that registers classes: the others are slow
 AGAIN = ("02_predictor_maps", "08_your_own")
 
 
@@ -33,14 +33,10 @@ def images(cell):
     return sum("image/png" in output.get("data", {}) for output in cell["outputs"])
 
 
-# it samples two models many times over, for half a minute and more
-SLOW = ("09_clock",)
-
-
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        pytest.param(path, id=path.stem, marks=[] if path.stem in AGAIN else [pytest.mark.slow])
         for path in sorted(FOLDER.glob("*.ipynb"))
     ],
 )
