@@ -23,10 +23,9 @@ LINKS = {"docs/": "", "examples/README.md": "examples.md", **{source: page for p
 LATER = ("gpu.md",)  # pages that the navigation names and that may not be there yet
 # figures that `tapstudy figures` does not draw -> what makes them
 OTHERS = {
-    "demo_choice_maps": "tapstudy demo",
-    "demo_images": "tapstudy demo",
-    "demo_prompts": "tapstudy demo",
-    "demo_proxy_vs_truth": "tapstudy demo",
+    **dict.fromkeys(
+        ("demo_choice_maps", "demo_images", "demo_prompts", "demo_proxy_vs_truth"), "tapstudy demo --out figures"
+    ),
     "clock": "tapstudy roughness mnist-dit-rough --labels 0,1,2 --figure clock.png",
     "explorer_page": "a screenshot of the page that `tapstudy explore` writes",
 }

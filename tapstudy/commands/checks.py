@@ -134,7 +134,10 @@ def conditions_of(
     elif not all(isinstance(one, str) for one in asked):
         found = list(asked)
     elif isinstance(pipe, LabelPipeline) or ("class_labels" in taken and not isinstance(pipe, TextPipeline)):
-        found = list(numbers(",".join(asked), int, option))
+        try:
+            found = list(numbers(",".join(asked), int, option))
+        except ValueError as error:
+            raise ValueError(f"{error}: this model takes labels; for prompts, say --model emoji-flux") from None
     elif option == "--labels":
         found = [part.strip() for text in asked for part in text.split(";") if part.strip()]
     else:

@@ -14,7 +14,7 @@ from tapstudy.tables import Table
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("figures"),
+    out: Annotated[Path, typer.Option(help="folder for the figures")] = Path("demo"),
     seeds: Annotated[int, typer.Option(min=1, help="images per label or prompt")] = 1,
     model: Annotated[str, typer.Option(help="embedded model or model folder")] = "mnist-dit",
 ) -> None:
@@ -58,6 +58,10 @@ def _run(out: Path, seeds: int, model: str) -> None:
     _save(plot_proxy_vs_truth(scores, correlation["spearman"]), out, "demo_proxy_vs_truth", f"{caption(scores)} · {on}")
     if model == MODEL:
         _prompts(out)
+        typer.echo(
+            "Few and easy images: what holds on more of them, on other full steps and against controls is told in "
+            "docs/findings.md."
+        )
 
 
 def _prompts(out: Path, *, model: str = "emoji-flux", count: int = 3) -> None:

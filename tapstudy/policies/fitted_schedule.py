@@ -108,7 +108,8 @@ class FittedSchedule:
                  f"between them: {'rows of weights, residual ' + self.residual if self.rows else 'TAP'}"]  # fmt: skip
         if self.smooth_time:
             lines.append(f"low-pass of the clock: sigma {self.smooth_time:g}")
-        lines += [f"  {value:6.2f} dB  {name}" for name, value in ranked[:5]]
+        usual = next((one for one in ranked[5:] if one[0].startswith("S(") and one[0].endswith(": TAP")), None)
+        lines += [f"  {value:6.2f} dB  {name}" for name, value in [*ranked[:5], *filter(None, [usual])]]
         return "\n".join([*lines, f"search: {self.passes_spent:g} full passes"])
 
 
