@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from tapstudy.analysis.run_tables import (
     fixed_quality,
     frontier,
     gains,
+    placements,
     published_table,
     rank_by_depth,
 )
@@ -264,9 +264,7 @@ def ablation_errors(sources: Sources) -> Drawn:
 def controls(sources: Sources) -> Drawn:
     """PSNR of TAP's controls minus that of TAP, at every N and on every other mask."""
     quality = sources.table("quality")
-    names = [str(name).removeprefix("tap ") for name in quality["cell"].values if str(name).startswith("tap ")]
-    at = {one: f"N = {one[2:]}" for one in names if re.fullmatch(r"N=\d+", one)}
-    at |= {one: text for one, text in MASKS.items() if one in names}
+    at = {one: MASKS.get(one, one.replace("=", " = ")) for one in placements(quality)}
     if "best" in at:  # which may be one of the others
         schedule = sources.chosen["best mask"].split(":")[0]
         at["best"] += f": {SCHEDULE_TITLES.get(schedule, schedule)}"

@@ -49,11 +49,16 @@ def _images(data: xr.Dataset) -> str:
     count, parts = data.sizes["sample"], []
     if "label" in data.coords:
         labels = {str(label) for label in data["label"].values}
-        kind = "label" if all(label.isdigit() for label in labels) else "prompt"
+        kind = "label" if all(kind_of(label) == "label" for label in labels) else "prompt"
         parts.append(f"{len(labels)} {kind}{'s' * (len(labels) > 1)}")
     if "seed" in data.coords:
         parts.append(_seeds(np.unique(data["seed"].values).tolist()))
     return f"{count} image{'s' * (count > 1)}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def kind_of(label: object) -> str:
+    """Tell "label" from "prompt": recordings and tables write both as `label`."""
+    return "label" if str(label).isdigit() else "prompt"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

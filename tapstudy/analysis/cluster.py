@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import dask
-import torch
 
 from tapstudy.extras import need
 
@@ -96,6 +95,7 @@ def run_on_worker(run: Callable[[Job], Result], job: Job) -> Result:
     A worker process loads a model once and runs one job at a time, with as many torch threads as dask gave the worker.
     So one thread to a worker is best: `dask worker ADDRESS --nworkers 8 --nthreads 1`.
     """
+    import torch
     from distributed import get_worker
 
     before = torch.get_num_threads()

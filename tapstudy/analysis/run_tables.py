@@ -160,6 +160,12 @@ def gains(quality: xr.Dataset, runs: Mapping[str, str | tuple[str, str]], baseli
     )
 
 
+def placements(quality: xr.Dataset) -> list[str]:
+    """List where TAP's full steps are in its plain runs, "N=8" or the name of a mask: run "tap N=8", "tap even"."""
+    found = [re.fullmatch(r"tap (N=\d+|even|start-dense|best)", str(name)) for name in quality["cell"].values]
+    return [match[1] for match in found if match]
+
+
 def cost_and_quality(quality: xr.Dataset, runs: Sequence[str]) -> xr.Dataset:
     """Return `psnr` (run, bound), and mean `flops` (run), of the runs that are there, on the images that all have."""
     require(quality, "cost_and_quality", psnr=TABLE, flops=TABLE)

@@ -124,8 +124,8 @@ def verdicts(
         (*_, evidence, findings), others = judged(study), _others(beside)
         if HEADER not in evidence.quality.attrs:
             raise ValueError(f"{study} does not tell how it was made: make it anew with `tapstudy claims --study`")
-        command = f"tapstudy bench verdicts {shlex.quote(str(study))} --out {shlex.quote(str(out))}"
-        command += f" --beside {shlex.quote(beside)}" if beside else ""
+        options = ["--out", str(out), *(["--beside", beside] if beside else [])]
+        command = shlex.join(["tapstudy", "bench", "verdicts", str(study), *options])
         header = {**json.loads(evidence.quality.attrs[HEADER]), "Judged again by": f"`{command}`"}
         _write(out, claims_page(findings, evidence, header, others), findings)
         typer.echo(f"{out}, from the study in {study}")

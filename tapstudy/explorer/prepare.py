@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from tapstudy.analysis.caption import kind_of
 from tapstudy.analysis.clean_image import clean_images
 from tapstudy.analysis.explorer_layers import explorer_layers
 from tapstudy.analysis.require import require
@@ -206,8 +207,7 @@ def _names(chosen: xr.Dataset) -> list[str]:
 
 
 def _word(name: Hashable, value: Any) -> str:
-    """Name what is told; recordings write labels and prompts alike."""
-    return "prompt" if name == "label" and not str(value).isdecimal() else str(name)
+    return kind_of(value) if name == "label" else str(name)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:

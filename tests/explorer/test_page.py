@@ -5,13 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from tapstudy.cli import app
 from tapstudy.explorer.page import page, write_page
 from tapstudy.explorer.prepare import prepare, prepare_pair
 from tapstudy.plots.style import predictor_colour
 from tapstudy.recording.export import to_zarr
+from tests.command_line import invoke
 from tests.explorer.decode import dequantise, unpack
 
 
@@ -103,7 +103,7 @@ def test_two_recordings_in_one_page(tiny, accelerated, tmp_path):
         "-o",
         str(tmp_path / "page.html"),
     ]
-    result = CliRunner().invoke(app, arguments)
+    result = invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert data_of((tmp_path / "page.html").read_text())["beside"]["title"] == about["beside"]["title"]
 
@@ -113,7 +113,7 @@ def test_command(bundled, tmp_path):
 
     out = tmp_path / "page.html"
     recordings = data_folder() / "recordings"
-    run = CliRunner().invoke
+    run = invoke
     result = run(app, ["explore", str(recordings / "scores.zarr"), "-o", str(out), "--samples", "5,1"])
     assert result.exit_code == 0, result.output
     assert [sample["number"] for sample in data_of(out.read_text())["samples"]] == [5, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import xarray as xr
 
 from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.analysis.claims.finding import ALPHA, MARGIN, Finding, Part
-from tapstudy.analysis.run_tables import gains
+from tapstudy.analysis.run_tables import gains, placements
 from tapstudy.analysis.stats import BOUNDS, mean_interval
 from tapstudy.tables import Table
 
@@ -150,13 +150,13 @@ def places_table(evidence: Evidence) -> Table:
 def differences_table(quality: xr.Dataset) -> Table:
     """Return PSNR of TAP minus that of every control, paired by image, at every interval and placement."""
     names = quality["cell"].values[quality["psnr"].notnull().sum("sample").values > 1].tolist()
-    at = [name.removeprefix("tap ") for name in names if re.fullmatch(r"tap (N=\d+|even|start-dense|best)", name)]
+    at = [one for one in placements(quality) if f"tap {one}" in names]
     rows = []
     for key, text in CONTROLS.items():
         there = {one: (f"tap {one}", f"{key} {one}") for one in at if f"{key} {one}" in names and key != "tap"}
         if there:
             found = gains(quality, there)["gain"]
-            cells = {one: "{:+.2f} [{:+.2f}, {:+.2f}]".format(*found.sel(run=one).values) for one in there}
+            cells = {one: _interval(found.sel(run=one).values, "+.2f") for one in there}
             rows.append([text, *(cells.get(one, "") for one in at)])
     return Table(["TAP minus", *(one.replace("=", " = ") for one in at)], rows)
 
@@ -199,7 +199,7 @@ def _section(finding: Finding) -> list[str]:
 def _psnr(evidence: Evidence, cell: str) -> str:
     values: xr.DataArray = evidence.quality["psnr"].sel(cell=cell)
     found = values.values[np.isfinite(values.values)]
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*mean_interval(found))
+    return _interval(mean_interval(found), ".1f")
 
 
 def _bound(part: Part) -> str:
@@ -207,9 +207,12 @@ def _bound(part: Part) -> str:
 
 
 def _value(part: Part) -> str:
-    digits = 2 if part.unit else 3
-    mean, low, high = part.interval
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]{' ' + part.unit if part.unit else ''}"
+    return _interval(part.interval, ".2f" if part.unit else ".3f") + (f" {part.unit}" if part.unit else "")
+
+
+def _interval(bounds: Iterable[float], form: str) -> str:
+    mean, low, high = (format(float(value), form) for value in bounds)
+    return f"{mean} [{low}, {high}]"
 
 
 def _p(value: float) -> str:
