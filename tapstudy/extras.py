@@ -7,8 +7,8 @@ from importlib.util import find_spec
 # extra -> what is imported of the packages it brings
 EXTRAS = {
     "study": (
-        "accelerate", "dask", "google_crc32c", "matplotlib", "netCDF4", "rich", "scipy", "seaborn", "torchmetrics",
-        "transformers", "typer", "xarray", "zarr",
+        "accelerate", "dask", "google_crc32c", "h5netcdf", "h5py", "matplotlib", "rich", "scipy", "seaborn",
+        "torchmetrics", "transformers", "typer", "xarray", "zarr",
     ),
     "notebooks": ("ipywidgets", "jupyterlab"),
     "bench": ("cache_dit",),

@@ -1,4 +1,4 @@
-"""Datasets as netCDF files."""
+"""Datasets as netCDF files, by way of h5netcdf: threads may read and write at once, which netCDF4 does not survive."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ if TYPE_CHECKING:
 
 
 def read_netcdf(path: str | Path) -> xr.Dataset:
-    """Return the dataset in a file, in memory; threads may read at once, and while one writes.
-
-    The library under netCDF crashes when two threads are in it. `xarray` holds its lock while it reads and writes
-    values, but not while it reads names and attributes: here it is held all along.
-    """
+    """Return the dataset in a file, in memory."""
     import xarray as xr
-    from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
-    with NETCDF4_PYTHON_LOCK, xr.open_dataset(path, engine="netcdf4", lock=False) as file:
+    with xr.open_dataset(path, engine="h5netcdf") as file:
         return file.load()
 
 
@@ -41,6 +36,8 @@ def write_netcdf(dataset: xr.Dataset, out: str | Path, *, packed: bool = False) 
             stored[name] = variable.copy(data=variable.values.astype(object))
         elif variable.dtype == np.float16:
             stored[name] = variable.astype(np.float32)
+    for one in (stored, *stored.variables.values()):  # texts of numpy are no texts to h5py
+        one.attrs = {name: str(value) if isinstance(value, str) else value for name, value in one.attrs.items()}
     for variable in stored.variables.values():
         plain = variable.dtype.kind == "O"  # has no missing values, and cannot be compressed
         variable.encoding = {} if plain else {"_FillValue": None}
@@ -48,7 +45,7 @@ def write_netcdf(dataset: xr.Dataset, out: str | Path, *, packed: bool = False) 
             variable.encoding |= {"zlib": True, "complevel": 9}
     partial = out.with_name(out.name + ".partial")
     try:
-        stored.to_netcdf(partial, engine="netcdf4", format="NETCDF4")
+        stored.to_netcdf(partial, engine="h5netcdf")
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)

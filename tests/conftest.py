@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers side by side, one core each; before torch looks
+# The profiler of dask's workers reads the frames of all threads, in which Python 3.11 can lock up (cpython#106883).
+os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "False")
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ import pytest
 import tapstudy
 from tests.table import each_row
 
-HEAVY = {"dask", "matplotlib", "netCDF4", "pandas", "scipy", "torchmetrics", "transformers", "xarray", "zarr"}
+HEAVY = {"dask", "matplotlib", "h5netcdf", "pandas", "scipy", "torchmetrics", "transformers", "xarray", "zarr"}
 PACKAGES = ["tapstudy"]
 
 

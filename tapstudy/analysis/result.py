@@ -56,7 +56,7 @@ def described(found: Mapping[str, Described]) -> xr.Dataset:
 
 def open_result(path: str | Path) -> xr.Dataset:
     """Return a written result, lazily, an image at a time."""
-    found = xr.open_dataset(path, engine="netcdf4", chunks={})
+    found = xr.open_dataset(path, engine="h5netcdf", chunks={})
     return found.chunk(sample=1) if "sample" in found.dims else found
 
 

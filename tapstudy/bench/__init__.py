@@ -2,4 +2,4 @@
 
 from tapstudy.extras import need
 
-need(__name__, "netCDF4", "torchmetrics", "xarray", "zarr")
+need(__name__, "h5netcdf", "h5py", "torchmetrics", "xarray", "zarr")

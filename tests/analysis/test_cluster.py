@@ -72,6 +72,7 @@ def result():
             "nothing": ("sample", np.full(3, np.nan)),
         },
         coords={"label": ("sample", np.array(["one", "two", "é"], dtype=np.dtypes.StringDType()))},
+        attrs={"model": np.str_("é"), "parts": ["one", "two"], "count": 3},
     ).chunk(sample=1)
 
 
@@ -86,6 +87,7 @@ def test_results_are_written_and_read_back(result, cluster, tmp_path, where):
         assert found["value"].attrs == result["value"].attrs
         assert found["mask"].values.tolist() == ["F.", "FF", ""]
         assert found["label"].values.tolist() == ["one", "two", "é"]
+        assert (found.attrs["model"], found.attrs["parts"], found.attrs["count"]) == ("é", ["one", "two"], 3)
     assert [path.name for path in out.parent.iterdir()] == ["result.nc"]
 
 

@@ -238,7 +238,8 @@ def test_cluster_with_a_killed_worker(tmp_path, cells, finished):
     victims = []
 
     def kill_one(client):
-        while not files(tmp_path):
+        deadline = time.monotonic() + 300
+        while not files(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.02)
         for address, keys in client.processing().items():
             if keys and not victims:
@@ -251,7 +252,7 @@ def test_cluster_with_a_killed_worker(tmp_path, cells, finished):
         Client(cluster) as client,
     ):
         before = set(client.run(os.getpid).values())
-        killer = threading.Thread(target=kill_one, args=(client,))
+        killer = threading.Thread(target=kill_one, args=(client,), daemon=True)
         killer.start()
         found = sweep(cells[1:4], tmp_path, scheduler=cluster.scheduler_address, progress=False)
         killer.join()

@@ -66,6 +66,7 @@ def test_memory_does_not_grow_with_samples(processes, tmp_path):
     ours, theirs = processes.Pipe()
     process = processes.Process(target=peak_memory, args=(tmp_path, (10, 200), theirs))
     process.start()
+    theirs.close()  # else a process that dies leaves this one waiting
     few = ours.recv()
     many = ours.recv()
     finish(process)
