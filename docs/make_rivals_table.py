@@ -16,9 +16,8 @@ import xarray as xr
 from tapstudy.analysis.run_tables import REFERENCE, at_fewest_passes, on_chosen_schedule
 from tapstudy.analysis.study import load_table
 from tapstudy.bench.fit.held_out import SCHEDULE_TITLES, USUAL
-from tapstudy.bench.frontier.table import bounds_text
 from tapstudy.bench.methods import OWN, find_method
-from tapstudy.tables import Table
+from tapstudy.tables import Table, interval_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"findings": ROOT / "docs" / "findings.md", "readme": ROOT / "README.md"}
@@ -40,13 +39,13 @@ def rivals(found: xr.Dataset) -> str:
         row = found.sel(cell=name)
         if not (str(row["schedule"].item()) in (OWN, USUAL) or bool(row["chosen"])):
             continue
-        quality = bounds_text(row["psnr_interval"].values, digits=1)
+        quality = interval_text(row["psnr_interval"].values, ".1f")
         rows.append([
             called(row) if rows else f"**{called(row)}**",
             f"{float(row['full_passes'].mean()):.3g}",
             f"{float(best['flops_ratio'].sel(cell=name)):.2f}",
             quality if rows else f"**{quality}**",
-            "" if published else bounds_text(row["gain_over_tap"].values, "+", digits=1),
+            "" if published else interval_text(row["gain_over_tap"].values, "+.1f"),
         ])  # fmt: skip
     columns = (_told(found, passes), "full passes", "FLOPs ratio", "PSNR [95 %], dB", f"minus TAP on {usual}")
     return Table(columns, rows).markdown()
@@ -97,7 +96,7 @@ def _usual(rows: xr.Dataset) -> str:
 
 
 def _quality(row: xr.Dataset) -> str:
-    return bounds_text(row["psnr_interval"].values, digits=1)
+    return interval_text(row["psnr_interval"].values, ".1f")
 
 
 def _flops_ratio(found: xr.Dataset, name: str) -> float:

@@ -36,7 +36,8 @@ def write_netcdf(dataset: xr.Dataset, out: str | Path, *, packed: bool = False) 
             stored[name] = variable.copy(data=variable.values.astype(object))
         elif variable.dtype == np.float16:
             stored[name] = variable.astype(np.float32)
-    for one in (stored, *stored.variables.values()):  # texts of numpy are no texts to h5py
+    described: list[xr.Dataset | xr.Variable] = [stored, *stored.variables.values()]
+    for one in described:  # texts of numpy are no texts to h5py
         one.attrs = {name: str(value) if isinstance(value, str) else value for name, value in one.attrs.items()}
     for variable in stored.variables.values():
         plain = variable.dtype.kind == "O"  # has no missing values, and cannot be compressed

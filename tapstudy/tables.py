@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,15 @@ class Table:
     def __len__(self) -> int:
         """Return the number of columns."""
         return len(self.columns)
+
+
+def interval_text(interval: Iterable[float], form: str = ".2f", unit: str = "") -> str:
+    """Write mean, low and high as "1.00 [0.50, 1.50]": the mean alone without limits, "-" without a mean."""
+    mean, low, high = (float(value) for value in interval)
+    if not isfinite(mean):
+        return "-"
+    limits = f" [{low:{form}}, {high:{form}}]" if isfinite(low) and isfinite(high) else ""
+    return f"{mean:{form}}{unit}{limits}"
 
 
 def percent(share: float) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import xarray as xr
 
-from tapstudy.tables import percent
+from tapstudy.tables import interval_text, percent
 
 COLUMNS = (
     "N", "method", "full passes", "step mask (F full, . skipped)", "FLOPs ratio", "latency ratio",
@@ -38,8 +37,6 @@ def comparison_table(table: xr.Dataset) -> tuple[list[str], list[list[str]]]:
 def _row(table: xr.Dataset, i: int, further: Sequence[str]) -> list[str]:
     run = table.isel(run=i)
     masks = list(dict.fromkeys(run["mask"].values.tolist()))
-    mean, low, high = run["psnr_interval"].values
-    bounds = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
     means = {name: float(run[name].mean()) for name in further}
     return [
         f"{int(run['interval'])}" if int(run["interval"]) else "",
@@ -48,7 +45,7 @@ def _row(table: xr.Dataset, i: int, further: Sequence[str]) -> list[str]:
         masks[0] if len(masks) == 1 else f"{masks[0]} and {len(masks) - 1} others",
         f"{float(run['flops_ratio'].mean()):.2f}",
         f"{float(table['seconds'].isel(run=0).sum() / run['seconds'].sum()):.2f}",
-        "-" if i == 0 or not np.isfinite(mean) else f"{mean:.2f}{bounds}",
+        "-" if i == 0 else interval_text(run["psnr_interval"].values),
         f"{float(run['ssim'].mean()):.3f}",
         *(percent(value) if name == "correct" else f"{value:.4g}" for name, value in means.items()),
     ]

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.analysis.stats import BOUNDS, ratio_interval
+from tapstudy.tables import interval_text
 
 COLUMNS = ("method", "N", "bits", "caching", "rounding", "both", "both / sum [95 %]", "cosine", "variance", "affine",
            "cumulative")  # fmt: skip
@@ -41,8 +42,8 @@ def table_rows(found: xr.Dataset) -> list[list[str]]:
                 errors = (own["caching"], own["rounding"], own["both"].sel(correction="none"))
                 rows.append([
                     method, str(interval), str(bits), *(f"{1000 * float(value):.3g}" for value in errors),
-                    _bounds(told["sum_ratio"]), f"{float(own['cosine']):+.2f}",
-                    *(_bounds(one) for one in told["corrected_ratio"]),
+                    interval_text(told["sum_ratio"]), f"{float(own['cosine']):+.2f}",
+                    *(interval_text(one) for one in told["corrected_ratio"]),
                 ])  # fmt: skip
     return rows
 
@@ -55,7 +56,7 @@ def step_rows(found: xr.Dataset) -> list[list[str]]:
         [
             str(bits), when, str(int(found["rounded"].sel(when=when))),
             f"{1000 * float(error.sel(bits=bits, when=when).mean()):.3g}",
-            *(_bounds(one.sel(bits=bits, when=when)) for one in ratios),
+            *(interval_text(one.sel(bits=bits, when=when)) for one in ratios),
         ]
         for bits in found["bits"].values.tolist()
         for when in found["when"].values.tolist()
@@ -71,8 +72,3 @@ def _ratio(a: xr.DataArray, b: xr.DataArray) -> xr.DataArray:
         vectorize=True,
     )
     return found.assign_coords(bound=BOUNDS)
-
-
-def _bounds(values: xr.DataArray) -> str:
-    mean, low, high = (float(values.sel(bound=name)) for name in BOUNDS)
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"

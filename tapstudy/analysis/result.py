@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.analysis.stats import mean_interval
+from tapstudy.tables import interval_text
 
 Described = tuple[xr.DataArray, str, str]  # an array, its long name and its units
 
@@ -117,5 +118,5 @@ def _mean_text(values: xr.DataArray) -> str:
     if not finite.size:
         return "no value"
     if "sample" in values.dims and len(finite) > 1:
-        return "{:.4g} [{:.4g}, {:.4g}]".format(*mean_interval(finite))
+        return interval_text(mean_interval(finite), ".4g")
     return f"{finite.mean():.4g}"

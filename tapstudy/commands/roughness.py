@@ -11,7 +11,7 @@ import typer
 from tapstudy.commands.checks import at_least, numbers, out_file, seeds_of_noise, usual_guidance
 from tapstudy.commands.errors import user_errors
 from tapstudy.commands.subject import Asked, takes_subject
-from tapstudy.tables import Table
+from tapstudy.tables import Table, interval_text
 
 
 @takes_subject
@@ -98,5 +98,4 @@ def _percent(values: Any) -> str:
 
     if len(values) < 2:
         return f"{100 * values[0]:.0f} %"
-    mean, low, high = (100 * value for value in mean_interval(values))
-    return f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
+    return interval_text((100 * value for value in mean_interval(values)), ".0f", " %")

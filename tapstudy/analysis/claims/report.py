@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from tapstudy.analysis.claims.evidence import Evidence
 from tapstudy.analysis.claims.finding import ALPHA, MARGIN, Finding, Part
 from tapstudy.analysis.run_tables import gains, placements
 from tapstudy.analysis.stats import BOUNDS, mean_interval
-from tapstudy.tables import Table
+from tapstudy.tables import Table, interval_text
 
 CONTROLS = {
     "fewer": "fewer plain steps",
@@ -156,7 +156,7 @@ def differences_table(quality: xr.Dataset) -> Table:
         there = {one: (f"tap {one}", f"{key} {one}") for one in at if f"{key} {one}" in names and key != "tap"}
         if there:
             found = gains(quality, there)["gain"]
-            cells = {one: _interval(found.sel(run=one).values, "+.2f") for one in there}
+            cells = {one: interval_text(found.sel(run=one).values, "+.2f") for one in there}
             rows.append([text, *(cells.get(one, "") for one in at)])
     return Table(["TAP minus", *(one.replace("=", " = ") for one in at)], rows)
 
@@ -199,7 +199,7 @@ def _section(finding: Finding) -> list[str]:
 def _psnr(evidence: Evidence, cell: str) -> str:
     values: xr.DataArray = evidence.quality["psnr"].sel(cell=cell)
     found = values.values[np.isfinite(values.values)]
-    return _interval(mean_interval(found), ".1f")
+    return interval_text(mean_interval(found), ".1f")
 
 
 def _bound(part: Part) -> str:
@@ -207,12 +207,7 @@ def _bound(part: Part) -> str:
 
 
 def _value(part: Part) -> str:
-    return _interval(part.interval, ".2f" if part.unit else ".3f") + (f" {part.unit}" if part.unit else "")
-
-
-def _interval(bounds: Iterable[float], form: str) -> str:
-    mean, low, high = (format(float(value), form) for value in bounds)
-    return f"{mean} [{low}, {high}]"
+    return interval_text(part.interval, ".2f" if part.unit else ".3f") + (f" {part.unit}" if part.unit else "")
 
 
 def _p(value: float) -> str:

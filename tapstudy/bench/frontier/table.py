@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from tapstudy.bench.frontier.comparison import VARIABLES
-from tapstudy.tables import Table, percent
+from tapstudy.tables import Table, interval_text, percent
 
 COLUMNS = (
     "method", "schedule", "full passes", "FLOPs ratio", "time ratio", "history MiB", "PSNR [95 %], dB", "SSIM",
@@ -45,25 +44,17 @@ def _row(cell: xr.Dataset, flops: float, seconds: float) -> list[str]:
         f"{flops / float(own['flops']):.2f}",
         f"{seconds / float(own['seconds']):.2f}",
         _number(float(own["cache_bytes"]) / 2**20, 2),
-        bounds_text(cell["psnr_interval"].values),
+        interval_text(cell["psnr_interval"].values),
         f"{float(own['ssim']):.3f}",
         percent(float(own["correct"])),
         _number(float(cell["distance"]), 4),
-        bounds_text(cell["gain_over_tap"].values, sign="+"),
-        bounds_text(cell["gain_over_best_fixed"].values, sign="+"),
+        interval_text(cell["gain_over_tap"].values, "+.2f"),
+        interval_text(cell["gain_over_best_fixed"].values, "+.2f"),
     ]
 
 
 def _number(value: float, digits: int) -> str:
     return "-" if np.isnan(value) else f"{value:.{digits}f}"
-
-
-def bounds_text(values: Any, sign: str = "", digits: int = 2) -> str:
-    """Write mean, low and high as "1.00 [0.50, 1.50]", "-" where there are none."""
-    if np.isnan(values).any():
-        return "-"
-    mean, low, high = (format(float(value), f"{sign}.{digits}f") for value in values)
-    return f"{mean} [{low}, {high}]"
 
 
 PAGE = """\

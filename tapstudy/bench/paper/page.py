@@ -10,7 +10,7 @@ import xarray as xr
 from tapstudy.analysis.stats import mean_interval
 from tapstudy.bench.paper.prompts import COUNT
 from tapstudy.bench.paper.protocol import DIFFERENCES, SOURCE, STEPS, UNKNOWN
-from tapstudy.tables import Table
+from tapstudy.tables import Table, interval_text
 
 # measure -> head of the column, and digits
 SHOWN = {
@@ -110,8 +110,7 @@ def _here(run: xr.Dataset, name: str, *, reference: bool) -> str:
         return f"{np.isinf(values).sum()} of {len(values)} equal" if np.isinf(values).any() else "-"
     if len(values) < 2:
         return f"{values[0]:.{digits}f}"
-    mean, low, high = mean_interval(values)
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return interval_text(mean_interval(values), f".{digits}f")
 
 
 def _known(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 
-from tapstudy.tables import Table
+from tapstudy.tables import Table, interval_text
 
 QUARTILES = (0.25, 0.5, 0.75)
 LOOP_COLUMNS = ("method", "seconds a loop", "full passes", "latency ratio", "bound", "share of the bound")
@@ -102,4 +102,4 @@ def page(table: xr.Dataset) -> str:
 
 def _spread(values: xr.DataArray, form: str, unit: str = "") -> str:
     low, mid, high = values.values.tolist()
-    return f"{mid:{form}}{unit} [{low:{form}}, {high:{form}}]"
+    return interval_text((mid, low, high), form, unit)

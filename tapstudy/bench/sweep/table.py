@@ -20,7 +20,7 @@ from tapstudy.bench.judge import Judge
 from tapstudy.bench.methods import find_method
 from tapstudy.bench.results import Results, short_hash
 from tapstudy.bench.sweep.cells import SETTINGS, Cell
-from tapstudy.tables import percent
+from tapstudy.tables import interval_text, percent
 
 VARIABLES = {
     **MEASURES,
@@ -144,7 +144,7 @@ def table_rows(
         values = cell["psnr"].dropna("sample").values
         dB = f"{values.mean():.2f}"
         if len(values) > 1 and np.isfinite(values).all():
-            dB = "{:.2f} [{:.2f}, {:.2f}]".format(*interval_of(values))
+            dB = interval_text(interval_of(values))
         row += [
             f"{float(cell['full_passes'].mean()):g}",
             f"{float(cell['flops_ratio'].mean()):.2f}",
