@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     import xarray as xr
 
+ENGINE: Final = "h5netcdf"  # as xarray calls it
+
 
 def read_netcdf(path: str | Path) -> xr.Dataset:
     """Return the dataset in a file, in memory."""
     import xarray as xr
 
-    with xr.open_dataset(path, engine="h5netcdf") as file:
+    with xr.open_dataset(path, engine=ENGINE) as file:
         return file.load()
 
 
@@ -46,7 +48,7 @@ def write_netcdf(dataset: xr.Dataset, out: str | Path, *, packed: bool = False) 
             variable.encoding |= {"zlib": True, "complevel": 9}
     partial = out.with_name(out.name + ".partial")
     try:
-        stored.to_netcdf(partial, engine="h5netcdf")
+        stored.to_netcdf(partial, engine=ENGINE)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,12 +2,11 @@
 
 from math import inf, nan
 
-import pytest
-
 from tapstudy.tables import interval_text
+from tests.table import each_row
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("interval", "form", "unit", "expected"),
     [
         ((1, 0.5, 1.504), ".2f", "", "1.00 [0.50, 1.50]"),

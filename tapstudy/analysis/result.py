@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from tapstudy.analysis.stats import mean_interval
+from tapstudy.netcdf import ENGINE
 from tapstudy.tables import interval_text
 
 Described = tuple[xr.DataArray, str, str]  # an array, its long name and its units
@@ -57,7 +58,7 @@ def described(found: Mapping[str, Described]) -> xr.Dataset:
 
 def open_result(path: str | Path) -> xr.Dataset:
     """Return a written result, lazily, an image at a time."""
-    found = xr.open_dataset(path, engine="h5netcdf", chunks={})
+    found = xr.open_dataset(path, engine=ENGINE, chunks={})
     return found.chunk(sample=1) if "sample" in found.dims else found
 
 
